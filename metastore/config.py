@@ -1,0 +1,245 @@
+"""Configuration: one documented dataclass per process.
+
+Precedence: command line flag, then environment, then TOML file (``--config``), then default.
+Unknown names are refused, and settings that contradict each other are told with what to change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from metastore.errors import ConfigError
+
+T = TypeVar("T", bound="BaseConfig")
+
+
+def setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
+    """A field with its documentation and bounds; ``default`` ... = required."""
+    metadata = {"help": text, "low": low, "high": high}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """Bounds are checked on construction. Raises ConfigError."""
+
+    log_level: str = setting("info", "debug, info, warning or error")
+    log_format: str = setting("human", "human or json")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            if low is not None and value < low:
+                raise ConfigError(f"{f.name} = {value} is below {low}: {f.metadata['help']}")
+            if high is not None and value > high:
+                raise ConfigError(f"{f.name} = {value} is above {high}: {f.metadata['help']}")
+        self.check()
+
+    def check(self) -> None:
+        """Checks across settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig(BaseConfig):
+    """A storage node (``metastore-node``)."""
+
+    cluster: str = setting("metastore", "name of the cluster; all its processes share it")
+    cell: str = setting(..., "name of the cell this node belongs to")
+    node: str = setting(..., "name of this node, unique in the cluster")
+    data_dir: str = setting(..., "data folder; locked while the node runs")
+    rpc: str = setting(..., "host:port to serve clients and peers on, as they reach it")
+    http: str = setting(..., "host:port of the node's own HTTP: /livez /readyz /v1/status /metrics")
+    etcd: list[str] = setting(["127.0.0.1:2379"], "etcd endpoints, host:port, separated by commas")
+    zone: str = setting("", "failure zone; replicas spread over zones")
+    lease_ttl_s: float = setting(5.0, "time to live of the node's etcd lease, in seconds", 1, 600)
+    heartbeat_ms: int = setting(150, "how often a leader sends heartbeats to each peer", 10, 10_000)
+    grant_ms: int = setting(
+        900, "how long an acknowledged heartbeat lets a leader read locally (R8)", 30, 60_000
+    )
+    suspect_after_ms: int = setting(1000, "silence after which a leader counts as lost (R9)", 30, 60_000)
+    settle_ms: int = setting(50, "step between replicas that would campaign, by their order (R9)", 1, 10_000)
+    clock_rate_error_ppm: int = setting(
+        500, "how far clock rates may differ, in parts per million (R4)", 0, 100_000
+    )
+    tick_ms: int = setting(20, "how often time-driven work is looked at", 1, 1000)
+    segment_mib: int = setting(32, "size of one log segment", 18, 1024)
+    log_retention_mib: int = setting(
+        128, "log kept for followers that lag; beyond it they get a snapshot", 36, 1 << 20
+    )
+    overlay_mib: int = setting(
+        64, "committed changes not in the state yet; beyond it writers wait", 1, 1 << 16
+    )
+    map_size_gib: int = setting(
+        64, "upper bound of the state's size on disk (address space only)", 1, 1 << 14
+    )
+    max_pending_writes: int = setting(8192, "writes that may wait per partition; beyond it 503", 1, 1 << 20)
+    max_connections: int = setting(4096, "client connections; beyond it they are refused", 1, 1 << 20)
+
+    def check(self) -> None:
+        if self.grant_ms < 3 * self.heartbeat_ms:
+            raise ConfigError(
+                f"grant_ms = {self.grant_ms} is below 3 heartbeats of {self.heartbeat_ms} ms: one late heartbeat "
+                f"would stop local reads; raise grant_ms to {3 * self.heartbeat_ms} or lower heartbeat_ms"
+            )
+        if self.suspect_after_ms < 3 * self.heartbeat_ms:
+            raise ConfigError(
+                f"suspect_after_ms = {self.suspect_after_ms} is below 3 heartbeats of {self.heartbeat_ms} ms: healthy "
+                f"leaders would be replaced; raise it to {3 * self.heartbeat_ms} or lower heartbeat_ms"
+            )
+        if self.lease_ttl_s * 1000 < 3 * self.heartbeat_ms or self.lease_ttl_s * 1000 < self.suspect_after_ms:
+            raise ConfigError(
+                f"lease_ttl_s = {self.lease_ttl_s} is shorter than 3 heartbeats or than suspect_after_ms = "
+                f"{self.suspect_after_ms}: leases would lapse before a leader is even suspected; raise lease_ttl_s"
+            )
+        if self.tick_ms > self.heartbeat_ms:
+            raise ConfigError(
+                f"tick_ms = {self.tick_ms} is above heartbeat_ms = {self.heartbeat_ms}; lower tick_ms"
+            )
+        if self.log_retention_mib < 2 * self.segment_mib:
+            raise ConfigError(
+                f"log_retention_mib = {self.log_retention_mib} holds less than two segments of {self.segment_mib} MiB; "
+                f"raise it to {2 * self.segment_mib}"
+            )
+        _check_address("rpc", self.rpc)
+        _check_address("http", self.http)
+        for endpoint in self.etcd:
+            _check_address("etcd", endpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig(BaseConfig):
+    """A router (``metastore-router``)."""
+
+    cluster: str = setting("metastore", "name of the cluster")
+    http: str = setting("127.0.0.1:8080", "host:port to serve HTTP on")
+    etcd: list[str] = setting(["127.0.0.1:2379"], "etcd endpoints, host:port, separated by commas")
+    nodes: list[str] = setting([], "host:port of nodes to learn the topology from when etcd is away")
+    snapshot_path: str = setting("", "file that keeps the topology for a start without etcd; empty = none")
+    deadline_s: float = setting(5.0, "longest time a request may take", 0.05, 120)
+    max_inflight: int = setting(4096, "requests under way; beyond it 503", 1, 1 << 20)
+    max_inflight_per_cell: int = setting(1024, "requests under way to one cell; beyond it 503", 1, 1 << 20)
+
+    def check(self) -> None:
+        _check_address("http", self.http)
+        for name, addresses in (("etcd", self.etcd), ("nodes", self.nodes)):
+            for address in addresses:
+                _check_address(name, address)
+        if self.max_inflight_per_cell > self.max_inflight:
+            raise ConfigError(
+                f"max_inflight_per_cell = {self.max_inflight_per_cell} is above max_inflight = {self.max_inflight}: "
+                "one cell could use up everything; lower it"
+            )
+
+
+def _check_address(name: str, address: str) -> None:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{name} = {address!r} is not host:port")
+
+
+def _convert(name: str, kind: Any, raw: Any) -> Any:
+    try:
+        if kind == list[str]:
+            items = raw.split(",") if isinstance(raw, str) else list(raw)
+            return [str(item).strip() for item in items if str(item).strip()]
+        if kind is int and isinstance(raw, float | bool):
+            raise ValueError
+        return kind(raw)
+    except (TypeError, ValueError):
+        wanted = (
+            "a list" if kind == list[str] else {int: "a whole number", float: "a number"}.get(kind, "text")
+        )
+        raise ConfigError(f"{name} = {raw!r} is not {wanted}") from None
+
+
+def _refuse_unknown(name: str, known: Sequence[str], where: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+        raise ConfigError(f"unknown setting {name!r} {where}{hint}")
+
+
+def _from_flags(argv: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    flags: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"unexpected argument {flag!r}; settings are given as --name value")
+        name, equals, value = flag[2:].partition("=")
+        name = name.replace("-", "_")
+        _refuse_unknown(name, [*known, "config", "help"], "on the command line")
+        if not equals:
+            if not rest and name != "help":
+                raise ConfigError(f"--{name} needs a value")
+            value = rest.pop(0) if rest else ""
+        flags[name] = value
+    return flags
+
+
+def load_config(cls: type[T], argv: Sequence[str], env_prefix: str, section: str) -> T:
+    """The configuration from ``argv``, the environment (``PREFIX_NAME``) and a TOML file with a
+    table ``[section]``. Raises ConfigError; ``--help`` prints the settings and exits."""
+    hints = get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    flags = _from_flags(argv, list(fields))
+    if "help" in flags:
+        print(describe(cls, env_prefix))
+        raise SystemExit(0)
+    raw: dict[str, Any] = {}
+    path = flags.pop("config", None) or os.environ.get(f"{env_prefix}_CONFIG")
+    if path:
+        try:
+            with open(path, "rb") as f:
+                table = tomllib.load(f).get(section, {})
+        except (OSError, tomllib.TOMLDecodeError) as e:
+            raise ConfigError(f"configuration file {path}: {e}") from None
+        for name in table:
+            _refuse_unknown(name, list(fields), f"in [{section}] of {path}")
+        raw.update(table)
+    for name in fields:
+        value = os.environ.get(f"{env_prefix}_{name.upper()}")
+        if value is not None:
+            raw[name] = value
+    raw.update(flags)
+    values = {name: _convert(name, hints[name], value) for name, value in raw.items()}
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"missing settings: {', '.join('--' + m.replace('_', '-') for m in missing)}")
+    return cls(**values)
+
+
+def describe(cls: type[BaseConfig], env_prefix: str) -> str:
+    """Every setting as a Markdown table."""
+    hints = get_type_hints(cls)
+    lines = ["| setting | environment | type | default | bounds | meaning |", "|---|---|---|---|---|---|"]
+    for f in sorted(dataclasses.fields(cls), key=lambda f: f.name):
+        if f.default is not dataclasses.MISSING:
+            default = f"`{f.default}`" if f.default != "" else "empty"
+        elif f.default_factory is not dataclasses.MISSING:
+            default = f"`{','.join(f.default_factory())}`" if f.default_factory() else "empty"
+        else:
+            default = "required"
+        kind = "list" if hints[f.name] == list[str] else hints[f.name].__name__
+        low, high = f.metadata["low"], f.metadata["high"]
+        bounds = f"{low} to {high}" if low is not None else ""
+        lines.append(
+            f"| `{f.name}` | `{env_prefix}_{f.name.upper()}` | {kind} | {default} | {bounds} | {f.metadata['help']} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""What the rest of the store may ask of the coordination service (etcd), and nothing more.
+
+Two implementations: ``etcd`` and ``memory``; one conformance suite runs on both. Every call is
+bounded in time; nothing here can block or end the data plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class KV:
+    """A key as etcd has it."""
+
+    key: str
+    value: bytes
+    mod_revision: int
+    create_revision: int
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key before and after; ``new`` None = deleted."""
+
+    key: str
+    old: KV | None
+    new: KV | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """One condition of a transaction."""
+
+    key: str
+    what: Literal["mod", "value"]
+    revision: int = 0
+    value: bytes = b""
+
+    @classmethod
+    def absent(cls, key: str) -> Compare:
+        return cls(key, "mod", 0)
+
+    @classmethod
+    def mod_revision_is(cls, key: str, revision: int) -> Compare:
+        return cls(key, "mod", revision)
+
+    @classmethod
+    def value_is(cls, key: str, value: bytes) -> Compare:
+        return cls(key, "value", 0, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    key: str
+
+
+Op = Put | Delete | Get
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """``kvs``: what the Gets of the branch taken found, in order."""
+
+    succeeded: bool
+    revision: int
+    kvs: list[KV | None]
+
+
+class Session(Protocol):
+    """A lease that is kept alive and made anew when lost."""
+
+    on_change: Callable[[Session], None]
+
+    @property
+    def lease_id(self) -> int:
+        """0 while there is none."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """By this side's own clock: granted or renewed (when sent) less than the TTL ago."""
+        ...
+
+    def start(self) -> None: ...
+
+    async def close(self) -> None:
+        """Revoke, best effort, within a second."""
+        ...
+
+
+class Watch(Protocol):
+    """A mirror of a prefix. ``ready`` is set once its first content was delivered."""
+
+    ready: asyncio.Event
+    kvs: dict[str, KV]
+    revision: int
+
+    def close(self) -> None: ...
+
+
+OnChange = Callable[[int, list[Change]], None]
+
+
+class Coordinator(Protocol):
+    """See the module. Raises CoordinationUnavailable (certainly without effect) and
+    CoordinationUnknown (sent, and no answer came)."""
+
+    @property
+    def cluster_id(self) -> int | None: ...
+
+    @property
+    def revision(self) -> int:
+        """The highest seen."""
+        ...
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def get(self, key: str) -> KV | None: ...
+
+    async def range(self, prefix: str) -> tuple[int, list[KV]]: ...
+
+    async def txn(
+        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
+    ) -> TxnResult: ...
+
+    def session(self, ttl_s: float) -> Session: ...
+
+    def watch(self, prefix: str, on_change: OnChange) -> Watch:
+        """Mirror ``prefix``; every net change is delivered once, in order, deletes too, across
+        disconnects and compaction. The first delivery is the content found (maybe none)."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,106 @@
+"""What the core asks its driver to do. Plain data, carried out in the order given.
+
+``Persist`` effects go to the log in order. A ``Send`` with ``durable=True`` leaves only when
+everything this partition persisted before it is durable (R1, R5); to the process itself it
+comes back as a received message, which is how a leader counts its own copy (R6).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from metastore.core.messages import Process
+from metastore.layout import ConfigRecord
+
+
+class PersistEntries(NamedTuple):
+    p: int
+    blobs: list[bytes]
+    commit: int
+
+
+class PersistSeal(NamedTuple):
+    """R1: sealed epoch, owner and that epoch's config, in one record."""
+
+    p: int
+    epoch: int
+    owner: Process
+    config: bytes
+
+
+class PersistTruncate(NamedTuple):
+    p: int
+    keep_index: int
+
+
+class PersistConfig(NamedTuple):
+    p: int
+    config: bytes
+
+
+class Send(NamedTuple):
+    node: str
+    message: Any
+    durable: bool = False
+
+
+class Committed(NamedTuple):
+    """Entries up to ``upto`` are committed: apply them in order (R6)."""
+
+    p: int
+    upto: int
+
+
+class RoleChanged(NamedTuple):
+    """For logs, for pending operations and for whoever watches. ``role`` as in Replica."""
+
+    p: int
+    role: str
+    epoch: int
+    reason: str
+
+
+class Campaign(NamedTuple):
+    """R2: run the election transaction. ``replace``: the leader value that R9 allows to
+    replace (raw), None = the key must be absent. Answer with NodeCore.campaign_done."""
+
+    p: int
+    expect_mod_revision: int
+    new: ConfigRecord
+    replace: bytes | None
+    reason: str
+
+
+class StartSnapshot(NamedTuple):
+    """R17: ``node`` needs more than the log holds; stream it a snapshot under ``epoch``."""
+
+    p: int
+    node: str
+    epoch: int
+
+
+class InstallSnapshot(NamedTuple):
+    """R17: switch the staged snapshot in; answer with NodeCore.snapshot_installed."""
+
+    p: int
+    at_index: int
+    at_epoch: int
+
+
+class DiscardSnapshot(NamedTuple):
+    p: int
+
+
+Effect = (
+    PersistEntries
+    | PersistSeal
+    | PersistTruncate
+    | PersistConfig
+    | Send
+    | Committed
+    | RoleChanged
+    | Campaign
+    | StartSnapshot
+    | InstallSnapshot
+    | DiscardSnapshot
+)

@@ -1,0 +1,193 @@
+"""When a replica tries to become the owner of a new epoch: R2, R9, R11, R12. Pure.
+
+Only liveness hangs on this module: whoever campaigns, etcd's transaction decides (R2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from metastore.core import effects as fx
+from metastore.core import messages as m
+from metastore.core.leading import LeadingReplica
+from metastore.core.messages import Process
+from metastore.core.quorum import is_quorum
+from metastore.core.replica import LEADING_ROLES, RESIGNED, pack_config
+from metastore.layout import ConfigRecord, first_epoch, term_of
+
+MAX_RESTART = 0xFFFF
+CAMPAIGN_TIMEOUT_FACTOR = 20
+
+
+class PartitionReplica(LeadingReplica):
+    """The whole state machine of one replica."""
+
+    resigned_epoch = 0
+    config_changed_ns = 0
+
+    # --- what the control plane says ------------------------------------------------------
+
+    def on_config(self, now: int, config: ConfigRecord, mod_revision: int) -> None:
+        """A newer ``config(p)`` from etcd. Made durable; may name this process owner of a term."""
+        if mod_revision <= self.config_mod_revision:
+            return
+        known = self.config
+        if known is not None and config.epoch < known.epoch:
+            return  # R13: etcd went back; its adapter refuses to be trusted until mended
+        self.config_mod_revision = mod_revision
+        if known != config:
+            self.config, self.config_changed_ns = config, now
+            self.emit(fx.PersistConfig(self.p, pack_config(config)))
+        if config.leader == self.ctx.me.node and self.is_member():
+            if term_of(config.epoch) > term_of(self.sealed_epoch):
+                self.begin_term(now, config.epoch, config, "named owner by etcd", self.resigned_epoch)
+            elif self.term is None:
+                self.resume(now)
+
+    def on_leader_value(self, value: bytes | None) -> None:
+        """``leader(p)`` as etcd has it now; None = gone (resigned or the lease expired)."""
+        self.leader_value, self.leader_value_known = value, True
+
+    # --- R12 --------------------------------------------------------------------------
+
+    def resume(self, now: int) -> bool:
+        """A restarted owner of the newest epoch it knows goes on as ``restart + 1``."""
+        owner, config = self.owner, self.config
+        if owner is None or config is None or self.term is not None or not self.is_member():
+            return False
+        if (owner.node, owner.store) != self.ctx.me[:2] or owner.incarnation == self.ctx.me.incarnation:
+            return False
+        if term_of(config.epoch) != term_of(self.sealed_epoch):
+            return False
+        if self.sealed_epoch & MAX_RESTART == MAX_RESTART:
+            return False
+        self.begin_term(now, self.sealed_epoch + 1, config, "restarted owner goes on (R12)")
+        return True
+
+    # --- R9 -----------------------------------------------------------------------------
+
+    def leader_is_lost(self, now: int) -> bool:
+        """Nobody known to lead: never elected, connection reset, or silent for too long."""
+        if self.role in LEADING_ROLES:
+            return False
+        config, patience = self.config, self.ctx.settings.suspect_after_ns
+        if config is not None and config.leader and term_of(config.epoch) > term_of(self.sealed_epoch):
+            # somebody won a newer term and is about to seal: give it the time to
+            if config.leader == self.ctx.me.node or config.leader in self.ctx.down:
+                return True
+            return now - self.config_changed_ns > patience
+        if self.owner is None:
+            return True
+        if self.owner.node == self.ctx.me.node:
+            return self.role != RESIGNED or self.handoff_is_over(now)
+        if self.owner.node in self.ctx.down:
+            return True
+        return now - self.contact_ns > patience
+
+    def handoff_is_over(self, now: int) -> bool:
+        term = self.term
+        return term is None or now - term.handoff_since_ns > self.ctx.settings.handoff_timeout_ns
+
+    def tick_electing(self, now: int) -> None:
+        if (
+            self.config is None
+            or not self.config_mod_revision
+            or not self.leader_value_known
+            or not self.is_member()
+            or self.installing
+            or not self.leader_is_lost(now)
+        ):
+            self.lost_since_ns = 0
+            return
+        settings = self.ctx.settings
+        if self.lost_since_ns == 0:
+            self.lost_since_ns = now
+            self.campaign_at_ns = now + self.election_delay_ns(now)
+            self.prevotes, self.prevote_sent_ns = set(), 0
+        if self.campaigning_since_ns:
+            if now - self.campaigning_since_ns < CAMPAIGN_TIMEOUT_FACTOR * settings.campaign_retry_ns:
+                return
+            self.campaigning_since_ns = 0
+        if now < self.campaign_at_ns:
+            return
+        if self.leader_value is None:
+            self.campaign(now, "leader key is gone" if self.config.leader else "first election")
+        elif now - self.prevote_sent_ns >= settings.prevote_timeout_ns:
+            self.start_prevote(now)
+
+    def election_delay_ns(self, now: int) -> int:
+        """Settle time by replica order, jitter, and flap damping (R9)."""
+        config, settings = self.config, self.ctx.settings
+        assert config is not None
+        lost = self.leader_node
+        order = [node for node, _ in config.members() if node != lost]
+        rank = order.index(self.ctx.me.node) if self.ctx.me.node in order else len(order)
+        step = settings.settle_ns * (4 if config.leader is None else 1)
+        delay = rank * step + self.ctx.random.randrange(settings.settle_ns // 2 + 1)
+        recent = [t for t in self.elections_ns if now - t < settings.damping_window_ns]
+        excess = len(recent) - settings.damping_free_elections
+        if excess > 0:
+            delay += min(settings.settle_ns << min(excess, 20), settings.damping_max_ns)
+        return delay
+
+    def start_prevote(self, now: int) -> None:
+        assert self.config is not None
+        self.prevote_round += 1
+        self.prevote_sent_ns = now
+        self.prevotes = {self.ctx.me.node}
+        for node, _ in self.config.members():
+            if node != self.ctx.me.node:
+                self.send(node, m.PreVote(self.p, self.sealed_epoch, self.prevote_round))
+        self.count_prevotes(now)
+
+    def on_prevote(self, now: int, src: Process, msg: m.PreVote) -> None:
+        lost = self.leader_is_lost(now) and not self.installing
+        self.send(src.node, m.PreVoteReply(self.p, msg.epoch, msg.round, lost))
+
+    def on_prevote_reply(self, now: int, src: Process, msg: m.PreVoteReply) -> None:
+        if msg.round == self.prevote_round and msg.epoch == self.sealed_epoch and msg.lost:
+            self.prevotes.add(src.node)
+            self.count_prevotes(now)
+
+    def count_prevotes(self, now: int) -> None:
+        if (
+            self.config is not None
+            and self.lost_since_ns
+            and not self.campaigning_since_ns
+            and self.leader_is_lost(now)
+            and is_quorum(self.config, self.prevotes)
+        ):
+            self.prevotes = set()
+            self.campaign(now, "a majority has lost the leader")
+
+    # --- R2 -----------------------------------------------------------------------------
+
+    def campaign(self, now: int, reason: str, resigned_epoch: int = 0) -> None:
+        config = self.config
+        if config is None or not self.config_mod_revision or self.campaigning_since_ns:
+            return
+        if term_of(self.sealed_epoch) > term_of(config.epoch):
+            return  # etcd has yet to show the term that is sealed here; or it went back (R13)
+        self.campaigning_since_ns = now
+        self.resigned_epoch = resigned_epoch
+        new = dataclasses.replace(
+            config, epoch=first_epoch(term_of(config.epoch) + 1), leader=self.ctx.me.node
+        )
+        self.emit(fx.Campaign(self.p, self.config_mod_revision, new, self.leader_value, reason))
+
+    def on_campaign_done(self, now: int, won: ConfigRecord | None, mod_revision: int) -> None:
+        """The election transaction ended: ``won`` is the new config, None = lost or no etcd."""
+        self.campaigning_since_ns = 0
+        settings = self.ctx.settings
+        if won is None or self.sealed_epoch >= won.epoch:
+            jitter = self.ctx.random.randrange(settings.campaign_retry_ns // 2 + 1)
+            self.campaign_at_ns = now + settings.campaign_retry_ns // 2 + jitter
+            self.prevotes = set()
+            return
+        self.config, self.config_mod_revision = won, max(mod_revision, self.config_mod_revision)
+        self.begin_term(now, won.epoch, won, "won the election", self.resigned_epoch)
+
+    def on_handoff(self, now: int, src: Process, msg: m.HandOff) -> None:
+        """R11: the leader resigned in our favour: campaign at once."""
+        if self.obeys(now, src, msg.epoch) and self.is_member() and not self.installing:
+            self.campaign(now, f"handed over by {src.node}", msg.epoch)

@@ -1,0 +1,54 @@
+"""The log entry as bytes: made once by the leader, stored and forwarded verbatim. Pure.
+
+``index (u64) | epoch (u64) | crc32 of the payload (u32)`` little endian, then the payload. An
+empty payload is the no-op with which a leader begins its epoch (R3).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Final
+
+from metastore.errors import CorruptLog
+
+HEAD: Final = struct.Struct("<QQI")
+MAX_ENTRY_BYTES: Final = 8 << 20
+
+
+def pack_entry(index: int, epoch: int, payload: bytes) -> bytes:
+    return HEAD.pack(index, epoch, zlib.crc32(payload)) + payload
+
+
+def entry_position(blob: bytes) -> tuple[int, int]:
+    """``(index, epoch)``; raises CorruptLog when the blob is too short."""
+    if len(blob) < HEAD.size:
+        raise CorruptLog(f"entry of {len(blob)} bytes is shorter than its header of {HEAD.size}")
+    index, epoch, _ = HEAD.unpack_from(blob)
+    return index, epoch
+
+
+def entry_payload(blob: bytes) -> bytes:
+    """The payload, checked. Raises CorruptLog when the checksum does not match."""
+    index, epoch, crc = HEAD.unpack_from(blob)
+    payload = blob[HEAD.size :]
+    if zlib.crc32(payload) != crc:
+        raise CorruptLog(f"entry {index} of epoch {epoch} does not match its checksum")
+    return payload
+
+
+def check_entries(blobs: list[bytes], first_index: int) -> str | None:
+    """Why ``blobs`` are not intact, contiguous entries from ``first_index`` on, or None."""
+    expect, last_epoch = first_index, 0
+    for blob in blobs:
+        if len(blob) < HEAD.size:
+            return f"entry {expect} is {len(blob)} bytes, shorter than its header"
+        index, epoch, crc = HEAD.unpack_from(blob)
+        if index != expect:
+            return f"entry {index} where {expect} was due"
+        if epoch < last_epoch:
+            return f"entry {index} has epoch {epoch}, below {last_epoch} before it"
+        if zlib.crc32(memoryview(blob)[HEAD.size :]) != crc:
+            return f"entry {index} does not match its checksum"
+        expect, last_epoch = index + 1, epoch
+    return None

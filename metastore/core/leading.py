@@ -1,0 +1,400 @@
+"""What the owner of an epoch does: seal, adopt, activate, append, commit, hand off. Pure.
+
+R3, R4, R6, R8 (grants held), R11 and the sending side of R5 and R17.
+"""
+
+from __future__ import annotations
+
+from metastore.core import effects as fx
+from metastore.core import messages as m
+from metastore.core.entry import HEAD, MAX_ENTRY_BYTES, check_entries, pack_entry
+from metastore.core.messages import Process
+from metastore.core.replica import (
+    ACTIVATING,
+    ACTIVE,
+    ADOPTING,
+    LEADING_ROLES,
+    RESIGNED,
+    RESIGNING,
+    SEALING,
+    InvariantBroken,
+    Replica,
+    pack_config,
+)
+from metastore.core.term import Progress, SealAnswer, Term
+from metastore.errors import ProtocolError
+from metastore.layout import ConfigRecord
+
+
+class LeadingReplica(Replica):
+    """Adds leadership to Replica."""
+
+    # --- becoming active: R1 (owner's side), R3, R4 -------------------------------------
+
+    def begin_term(
+        self, now: int, epoch: int, config: ConfigRecord, reason: str, resigned_epoch: int = 0
+    ) -> None:
+        """Start reigning. Sealed epoch, owner and config become durable in one record before
+        the first message leaves, which the ``durable`` sends see to (R1)."""
+        packed = pack_config(config)
+        self.seal(now, epoch, self.ctx.me, packed)
+        self.term = Term(epoch, config, self.ctx.me.node, now, resigned_epoch)
+        self.campaigning_since_ns = 0
+        self.set_role(SEALING, reason)
+        for node in self.term.progress:
+            self.send_seal(now, node)
+
+    def send_seal(self, now: int, node: str) -> None:
+        term = self.term
+        assert term is not None
+        term.progress[node].last_seal_ns = now
+        self.send(
+            node, m.Seal(self.p, term.epoch, pack_config(term.config), term.resigned_epoch), durable=True
+        )
+
+    def my_term(self, src: Process, epoch: int) -> Term | None:
+        """The current term if this answer belongs to it and comes from a member's own store."""
+        term = self.term
+        if term is None or epoch != term.epoch or (src.node, src.store) not in term.config.members():
+            return None
+        return term
+
+    def on_sealed(self, now: int, src: Process, msg: m.Sealed) -> None:
+        term = self.my_term(src, msg.epoch)
+        if term is None:
+            return
+        progress = term.progress[src.node]
+        newly = not progress.sealed
+        progress.sealed = True
+        if self.role in (SEALING, ADOPTING, ACTIVATING) and src.node not in term.answers:
+            term.answers[src.node] = SealAnswer(
+                msg.last_epoch, msg.last_index, msg.commit, msg.remaining_grant_ns, now
+            )
+        if self.role == SEALING:
+            if term.sealed_quorum():
+                self.adopt(now, term)
+        elif self.role != ADOPTING and newly and src.node != self.ctx.me.node:
+            self.start_replication(now, src.node, (msg.last_epoch, msg.last_index))
+        self.try_activate(now)
+
+    def adopt(self, now: int, term: Term) -> None:
+        best = term.best_answer()
+        if best == self.ctx.me.node:
+            self.finish_adoption(now, term)
+            return
+        answer = term.answers[best]
+        term.pull_from, term.pull_target = best, (answer.last_epoch, answer.last_index)
+        self.set_role(ADOPTING, f"pulls the log of {best}")
+        self.send_pull(now, term, self.floor_position(*term.pull_target))
+
+    def floor_position(self, epoch: int, index: int) -> tuple[int, int]:
+        """Our last position at or below the given one, never below what is committed."""
+        position = self.log.position_at_or_below(epoch, index)
+        floor = max(self.commit_index, self.log.base_index)
+        return position if position[1] >= floor else (self.log.epoch_at(floor), floor)
+
+    def send_pull(self, now: int, term: Term, prev: tuple[int, int]) -> None:
+        assert term.pull_from is not None
+        term.pull_sent_ns = now
+        self.send(term.pull_from, m.Pull(self.p, term.epoch, *prev), durable=True)
+
+    def on_pulled(self, now: int, src: Process, msg: m.Pulled) -> None:
+        term = self.my_term(src, msg.epoch)
+        if term is None or self.role != ADOPTING or src.node != term.pull_from or self.installing:
+            return
+        log = self.log
+        if not (log.base_index <= msg.prev_index <= log.last_index):
+            return
+        if log.epoch_at(msg.prev_index) != msg.prev_epoch:
+            return
+        why = check_entries(msg.entries, msg.prev_index + 1)
+        if why:
+            raise ProtocolError(f"partition {self.p}: entries pulled from {src.node}: {why}")
+        self.store_entries(msg.entries, msg.prev_index, self.commit_index)
+        if log.last_position() == term.pull_target:
+            self.finish_adoption(now, term)
+        elif msg.entries:
+            self.send_pull(now, term, self.floor_position(*term.pull_target))
+
+    def on_pull_missed(self, now: int, src: Process, msg: m.PullMissed) -> None:
+        term = self.my_term(src, msg.epoch)
+        if term is None or self.role != ADOPTING or src.node != term.pull_from or self.installing:
+            return
+        self.send_pull(now, term, self.floor_position(msg.hint_epoch, msg.hint_index))
+
+    def finish_adoption(self, now: int, term: Term) -> None:
+        """R3: append the no-op of this epoch and replicate."""
+        self.set_role(ACTIVATING, "log adopted")
+        term.pull_from = None
+        term.noop_index = self.append_own(pack_entry(self.log.last_index + 1, term.epoch, b""))
+        for node in term.others():
+            if term.progress[node].sealed:
+                a = term.answers.get(node)
+                position = (a.last_epoch, a.last_index) if a else self.log.last_position()
+                self.start_replication(now, node, position)
+
+    def try_activate(self, now: int) -> None:
+        """R4."""
+        term = self.term
+        if (
+            term is not None
+            and self.role == ACTIVATING
+            and self.commit_index >= term.noop_index
+            and term.grants_passed(now, self.ctx.settings)
+        ):
+            term.answers.clear()
+            term.last_quorum_ns = now
+            self.set_role(ACTIVE, "activated")
+
+    # --- R5, sending side, and R6 -----------------------------------------------------
+
+    def append_own(self, blob: bytes) -> int:
+        index = self.log.last_index + 1
+        self.log.append(index, self.sealed_epoch)
+        self.emit(fx.PersistEntries(self.p, [blob], self.commit_index))
+        # comes back when durable: the leader counts its own copy only then (R6)
+        self.send(self.ctx.me.node, m.Appended(self.p, self.sealed_epoch, index), durable=True)
+        return index
+
+    def propose(self, now: int, payload: bytes) -> int:
+        """Append one entry and send it on; returns its index. Only for an active leader."""
+        term = self.term
+        if term is None or self.role != ACTIVE:
+            raise InvariantBroken(f"R4: partition {self.p} proposes as {self.role}")
+        if len(payload) + HEAD.size > MAX_ENTRY_BYTES:
+            raise ValueError(f"entry of {len(payload)} bytes is over the limit of {MAX_ENTRY_BYTES}")
+        prev = self.log.last_position()
+        blob = pack_entry(prev[1] + 1, term.epoch, payload)
+        index = self.append_own(blob)
+        append = None
+        window = self.ctx.settings.max_inflight_entries
+        for node in term.others():
+            pr = term.progress[node]
+            if pr.sealed and not pr.probing and pr.next == index and index - pr.match <= window:
+                if append is None:
+                    append = m.Append(self.p, term.epoch, *prev, self.commit_index, [blob])
+                self.send(node, append)
+                pr.next, pr.last_send_ns, pr.sent_commit = index + 1, now, self.commit_index
+        return index
+
+    def start_replication(self, now: int, node: str, position: tuple[int, int]) -> None:
+        term = self.term
+        assert term is not None
+        pr = term.progress[node]
+        prev = self.log.position_at_or_below(*position)
+        pr.match, pr.probing, pr.next, pr.snapshotting_since_ns = 0, True, prev[1] + 1, 0
+        pr.last_ack_ns = now
+        self.send_entries(now, node, pr)
+
+    def send_entries(self, now: int, node: str, pr: Progress) -> None:
+        """Send what ``node`` still needs: one message while probing, a window of them after."""
+        term, log, settings = self.term, self.log, self.ctx.settings
+        assert term is not None
+        if not pr.sealed or pr.snapshotting_since_ns or self.installing:
+            return
+        while True:
+            if pr.next <= log.base_index:
+                pr.snapshotting_since_ns = now
+                self.emit(fx.StartSnapshot(self.p, node, term.epoch))
+                return
+            prev_index = pr.next - 1
+            blobs: list[bytes] = []
+            if pr.next <= log.last_index:
+                blobs = self.ctx.read_log(self.p, pr.next, settings.max_append_bytes)
+            self.send(
+                node,
+                m.Append(self.p, term.epoch, log.epoch_at(prev_index), prev_index, self.commit_index, blobs),
+            )
+            pr.last_send_ns, pr.sent_commit = now, self.commit_index
+            if pr.probing:
+                return
+            pr.next += len(blobs)
+            if pr.next > log.last_index or pr.next - pr.match > settings.max_inflight_entries:
+                return
+
+    def on_appended(self, now: int, src: Process, msg: m.Appended) -> None:
+        term = self.my_term(src, msg.epoch)
+        if term is None or not term.noop_index or msg.match > self.log.last_index:
+            return
+        pr = term.progress[src.node]
+        pr.last_ack_ns = now
+        if msg.match > pr.match:
+            pr.match = msg.match
+            if self.log.epoch_at(msg.match) == term.epoch:
+                self.maybe_commit(now, term)
+        if src.node == self.ctx.me.node:
+            return
+        if pr.snapshotting_since_ns and msg.match >= self.log.base_index:
+            pr.snapshotting_since_ns = 0
+            pr.probing, pr.next = False, msg.match + 1
+        if pr.probing and msg.match >= pr.next - 1:
+            pr.probing = False
+            pr.next = max(pr.next, msg.match + 1)
+        if not pr.probing and pr.next <= self.log.last_index:
+            self.send_entries(now, src.node, pr)
+        self.continue_handoff(now)
+
+    def maybe_commit(self, now: int, term: Term) -> None:
+        """R6: a quorum under this epoch, and the entry itself of this epoch."""
+        index = term.committed_index()
+        if index > self.commit_index and self.log.epoch_at(index) == term.epoch:
+            self.advance_commit(index)
+            self.try_activate(now)
+
+    def on_missed(self, now: int, src: Process, msg: m.Missed) -> None:
+        term = self.my_term(src, msg.epoch)
+        if term is None or not term.noop_index:
+            return
+        pr = term.progress[src.node]
+        if msg.hint_index < pr.match:
+            return  # late: the follower has acknowledged more since
+        pr.last_ack_ns, pr.probing = now, True
+        pr.next = self.log.position_at_or_below(msg.hint_epoch, msg.hint_index)[1] + 1
+        pr.next = max(pr.next, pr.match + 1)
+        self.send_entries(now, src.node, pr)
+
+    def on_refused(self, now: int, src: Process, msg: m.Refused) -> None:
+        term = self.my_term(src, msg.epoch)
+        if term is None:
+            return
+        if msg.sealed >= term.epoch:
+            self.step_down(f"{src.node} has sealed epoch {msg.sealed}")
+            return
+        pr = term.progress[src.node]
+        pr.sealed = False
+        if now - pr.last_seal_ns >= self.ctx.settings.retry_ns:
+            self.send_seal(now, src.node)
+
+    # --- R8, holding side ---------------------------------------------------------------
+
+    def on_grant(self, src: Process, epoch: int, number: int, sent_ns: int, grant_ns: int) -> None:
+        """An acknowledgement of heartbeat ``number``, sent at ``sent_ns``, covers this epoch."""
+        term = self.my_term(src, epoch)
+        if term is None:
+            return
+        node = src.node
+        until = sent_ns + self.ctx.settings.shrunk(grant_ns)
+        term.hold_until[node] = max(term.hold_until.get(node, 0), until)
+        term.acked[node] = max(term.acked.get(node, 0), number)
+        term.acked_at_ns[node] = max(term.acked_at_ns.get(node, 0), sent_ns)
+        term.count_grants()
+
+    def can_read(self, now: int) -> bool:
+        """R8: an active leader that holds a quorum's unexpired grants."""
+        return self.role == ACTIVE and self.term is not None and now < self.term.read_until_ns
+
+    def confirmed_since(self, mark: int) -> bool:
+        """R8: a quorum has acknowledged heartbeats sent after the one named ``mark``
+        (NodeCore.last_sent when the read arrived)."""
+        return self.role == ACTIVE and self.term is not None and self.term.quorum_acked() > mark
+
+    def is_healthy(self, now: int) -> bool:
+        """Whether this leader, or leader to be, gets on; said in its heartbeats (R9)."""
+        term = self.term
+        if term is None or self.role not in LEADING_ROLES:
+            return False
+        if self.role in (ACTIVE, RESIGNING):
+            return self.has_quorum(now)
+        return now - term.started_ns < self.ctx.settings.activation_patience_ns
+
+    def has_quorum(self, now: int) -> bool:
+        """Whether a quorum answered lately; without one new writes are refused at once."""
+        term = self.term
+        if term is None:
+            return False
+        heard = max(term.last_quorum_ns, term.quorum_acked_at_ns())
+        return now - heard < 2 * self.ctx.settings.suspect_after_ns
+
+    # --- R11 ------------------------------------------------------------------------------
+
+    def transfer(self, now: int, to: str) -> bool:
+        """Begin to hand leadership to ``to``; False when that is not possible now."""
+        term = self.term
+        if self.role != ACTIVE or term is None or to not in term.others() or not term.progress[to].sealed:
+            return False
+        term.handoff_to, term.handoff_since_ns = to, now
+        self.set_role(RESIGNING, f"hands over to {to}")
+        self.continue_handoff(now)
+        return True
+
+    def continue_handoff(self, now: int) -> None:
+        """R11: once the follower has the whole log, stop for good under this epoch."""
+        term = self.term
+        if term is None or self.role != RESIGNING or term.handoff_to is None:
+            return
+        last = self.log.last_index
+        if term.progress[term.handoff_to].match == last and self.commit_index == last:
+            term.handoff_since_ns = now
+            self.set_role(RESIGNED, f"resigned for {term.handoff_to}")
+            self.send(term.handoff_to, m.HandOff(self.p, term.epoch))
+
+    # --- time ---------------------------------------------------------------------------
+
+    def tick_leading(self, now: int) -> None:
+        term, settings = self.term, self.ctx.settings
+        if term is None or self.role == RESIGNED:
+            return
+        for node, pr in term.progress.items():
+            if not pr.sealed and now - pr.last_seal_ns >= settings.seal_retry_ns:
+                self.send_seal(now, node)
+        if self.role == ADOPTING:
+            self.tick_adopting(now, term)
+        elif self.role == RESIGNING and now - term.handoff_since_ns > settings.handoff_timeout_ns:
+            term.handoff_to = None
+            self.set_role(ACTIVE, "hand-off timed out before resigning")
+        self.try_activate(now)
+        if term.noop_index and self.role in LEADING_ROLES:
+            for node in term.others():
+                self.tick_progress(now, node, term.progress[node])
+
+    def tick_adopting(self, now: int, term: Term) -> None:
+        if self.installing:
+            return
+        if self.log.last_position() == term.pull_target:
+            self.finish_adoption(now, term)
+        elif term.pull_from in self.ctx.down:
+            # The others may be a quorum without it. What was pulled is ours now: say so.
+            del term.answers[term.pull_from]
+            term.progress[term.pull_from].sealed = False
+            own = term.answers[self.ctx.me.node]
+            last_epoch, last_index = self.log.last_position()
+            term.answers[self.ctx.me.node] = own._replace(last_epoch=last_epoch, last_index=last_index)
+            term.pull_from = None
+            self.set_role(SEALING, "the replica it pulled from is gone")
+            if term.sealed_quorum():
+                self.adopt(now, term)
+        elif now - term.pull_sent_ns >= self.ctx.settings.retry_ns:
+            self.send_pull(now, term, self.floor_position(*term.pull_target))
+
+    def tick_progress(self, now: int, node: str, pr: Progress) -> None:
+        settings = self.ctx.settings
+        if not pr.sealed:
+            return
+        if pr.snapshotting_since_ns:
+            if now - pr.snapshotting_since_ns > settings.snapshot_timeout_ns:
+                pr.snapshotting_since_ns, pr.probing = 0, True
+                self.send_entries(now, node, pr)
+            return
+        waiting = pr.probing or pr.match < pr.next - 1
+        if waiting:
+            if now - max(pr.last_ack_ns, pr.last_send_ns) >= settings.retry_ns:
+                pr.probing = True
+                if pr.match:
+                    pr.next = pr.match + 1
+                self.send_entries(now, node, pr)
+        elif pr.next <= self.log.last_index or pr.sent_commit < self.commit_index:
+            self.send_entries(now, node, pr)
+
+    def peer_is_back(self, now: int, node: str) -> None:
+        """A connection to ``node`` opened: what was in flight before it is lost."""
+        term = self.term
+        if term is None or node not in term.progress or node == self.ctx.me.node:
+            return
+        pr = term.progress[node]
+        if not pr.sealed:
+            self.send_seal(now, node)
+        elif term.noop_index:
+            pr.probing, pr.snapshotting_since_ns = True, 0
+            if pr.match:
+                pr.next = pr.match + 1
+            self.send_entries(now, node, pr)

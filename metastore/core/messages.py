@@ -1,0 +1,220 @@
+"""Messages between replicas. Pure data; the wire packs each as an array.
+
+``p`` is the partition, ``epoch`` the sender's epoch in that partition (R1). Every message
+travels on a connection that named both processes (node, store, incarnation) when it opened,
+so each names the store that it is for (R13) without carrying it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Process(NamedTuple):
+    """One run of one node on one store. Owners of epochs are processes (R1, R12)."""
+
+    node: str
+    store: str
+    incarnation: str
+
+
+Beat = tuple[int, int, int, int]
+"""``(p, epoch, healthy, commit)``."""
+
+
+class Heartbeat(NamedTuple):
+    """Leader to peer, for all partitions it leads there (R8).
+
+    ``number`` names the message; ``beats`` = [(p, epoch, healthy, commit), ...]: healthy 0 says
+    that the leader hears no quorum itself, so that it keeps nobody from electing (R9); commit
+    tells a follower how far behind it is and never raises its own (R6)."""
+
+    number: int
+    beats: list[Beat]
+
+
+class HeartbeatAck(NamedTuple):
+    """Grants reads for ``grant_ns`` to every beat but the refused [(p, sealed_epoch), ...] (R8)."""
+
+    number: int
+    grant_ns: int
+    refused: list[tuple[int, int]]
+
+
+class Seal(NamedTuple):
+    """R3. ``config``: packed config of the epoch; ``resigned``: the epoch handed over (R11), 0 if none."""
+
+    p: int
+    epoch: int
+    config: bytes
+    resigned: int
+
+
+class Sealed(NamedTuple):
+    """R3: the replica's position, commit index and remaining grant, read as it sealed."""
+
+    p: int
+    epoch: int
+    last_epoch: int
+    last_index: int
+    commit: int
+    remaining_grant_ns: int
+
+
+class Refused(NamedTuple):
+    """R1: ``epoch`` was not acted on; the replica has sealed ``sealed`` (lower: seal me first)."""
+
+    p: int
+    epoch: int
+    sealed: int
+
+
+class Append(NamedTuple):
+    """R5. ``entries``: contiguous entry blobs from ``prev_index + 1`` on."""
+
+    p: int
+    epoch: int
+    prev_epoch: int
+    prev_index: int
+    commit: int
+    entries: list[bytes]
+
+
+class Appended(NamedTuple):
+    """R5: durable, and equal to the leader's log, up to ``match``."""
+
+    p: int
+    epoch: int
+    match: int
+
+
+class Missed(NamedTuple):
+    """R5: the log lacks ``prev``; its last position at or below that is the hint."""
+
+    p: int
+    epoch: int
+    hint_epoch: int
+    hint_index: int
+
+
+class Pull(NamedTuple):
+    """R3: the new owner asks a sealed replica for entries after ``prev``."""
+
+    p: int
+    epoch: int
+    prev_epoch: int
+    prev_index: int
+
+
+class Pulled(NamedTuple):
+    """R3: entries after ``prev`` of the sealed replica's log."""
+
+    p: int
+    epoch: int
+    prev_epoch: int
+    prev_index: int
+    entries: list[bytes]
+
+
+class PullMissed(NamedTuple):
+    """R3: the log lacks ``prev``; the hint as in Missed."""
+
+    p: int
+    epoch: int
+    hint_epoch: int
+    hint_index: int
+
+
+class PreVote(NamedTuple):
+    """R9: have you lost the leader too? ``epoch``: the newest the sender has sealed."""
+
+    p: int
+    epoch: int
+    round: int
+
+
+class PreVoteReply(NamedTuple):
+    p: int
+    epoch: int
+    round: int
+    lost: bool
+
+
+class HandOff(NamedTuple):
+    """R11: the leader of ``epoch`` has resigned in your favour; campaign."""
+
+    p: int
+    epoch: int
+
+
+class SnapshotBegin(NamedTuple):
+    """R17: a snapshot at ``(at_epoch, at_index)`` follows, in chunks."""
+
+    p: int
+    epoch: int
+    snapshot: int
+    at_index: int
+    at_epoch: int
+
+
+class SnapshotChunk(NamedTuple):
+    """R17: ``rows`` = [(kind, key, value), ...]; no rows = the end."""
+
+    p: int
+    epoch: int
+    snapshot: int
+    number: int
+    rows: list[tuple[int, bytes, bytes]]
+
+
+class SnapshotAck(NamedTuple):
+    """R17: chunk ``number`` is staged; ``ok`` False = give up this snapshot."""
+
+    p: int
+    epoch: int
+    snapshot: int
+    number: int
+    ok: bool
+
+
+Message = (
+    Heartbeat
+    | HeartbeatAck
+    | Seal
+    | Sealed
+    | Refused
+    | Append
+    | Appended
+    | Missed
+    | Pull
+    | Pulled
+    | PullMissed
+    | PreVote
+    | PreVoteReply
+    | HandOff
+    | SnapshotBegin
+    | SnapshotChunk
+    | SnapshotAck
+)
+
+#: number on the wire -> (class, types of its fields); numbers are never reused
+KINDS: dict[int, type[Any]] = {
+    1: Heartbeat,
+    2: HeartbeatAck,
+    3: Seal,
+    4: Sealed,
+    5: Refused,
+    6: Append,
+    7: Appended,
+    8: Missed,
+    9: Pull,
+    10: Pulled,
+    11: PullMissed,
+    12: PreVote,
+    13: PreVoteReply,
+    14: HandOff,
+    15: SnapshotBegin,
+    16: SnapshotChunk,
+    17: SnapshotAck,
+}
+NUMBERS: dict[type[Any], int] = {cls: n for n, cls in KINDS.items()}

@@ -1,0 +1,198 @@
+"""The core of a node: all its replicas, and what they share per peer (heartbeats, grants). Pure.
+
+Every method is one event with ``now`` in ns; the effects gather in ``effects`` until the
+driver takes them with ``take()``. No clock, socket or randomness of its own (R15, style).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from metastore.core import effects as fx
+from metastore.core import messages as m
+from metastore.core.electing import PartitionReplica
+from metastore.core.entry import entry_position
+from metastore.core.messages import Process
+from metastore.core.replica import LEADING_ROLES, Context, ReadLog, Restored
+from metastore.core.settings import CoreSettings
+
+MAX_OUTSTANDING_HEARTBEATS = 64
+
+
+class NodeCore:
+    """See the module."""
+
+    def __init__(
+        self,
+        me: Process,
+        settings: CoreSettings,
+        random: Random,
+        read_log: ReadLog,
+        now: int,
+        largest_grant_given_ns: int,
+    ) -> None:
+        """``largest_grant_given_ns``: durable, of all earlier runs on this store (R8)."""
+        self.effects: list[fx.Effect] = []
+        wait = settings.stretched(largest_grant_given_ns) if largest_grant_given_ns else 0
+        self._fresh: dict[int, dict[int, bytes]] = {}
+        self._read_store = read_log
+        self.ctx = Context(me, settings, random, self._read_log, self.emit, now + wait)
+        self.me = me
+        self.replicas: dict[int, PartitionReplica] = {}
+        self.last_heartbeat_ns = 0
+        #: the number of the newest heartbeat sent: what a read that arrives now waits beyond
+        self.last_number = 0
+        #: peer -> {number: (sent_ns, beats)}: what an acknowledgement will cover (R8)
+        self._beats: dict[str, dict[int, tuple[int, list[m.Beat]]]] = {}
+        self._handlers: dict[type[Any], Callable[[PartitionReplica, int, Process, Any], None]] = {
+            m.Append: PartitionReplica.on_append,
+            m.Appended: PartitionReplica.on_appended,
+            m.Missed: PartitionReplica.on_missed,
+            m.Seal: PartitionReplica.on_seal,
+            m.Sealed: PartitionReplica.on_sealed,
+            m.Refused: PartitionReplica.on_refused,
+            m.Pull: PartitionReplica.on_pull,
+            m.Pulled: PartitionReplica.on_pulled,
+            m.PullMissed: PartitionReplica.on_pull_missed,
+            m.PreVote: PartitionReplica.on_prevote,
+            m.PreVoteReply: PartitionReplica.on_prevote_reply,
+            m.HandOff: PartitionReplica.on_handoff,
+        }
+
+    def take(self) -> list[fx.Effect]:
+        """The effects since the last call, in order."""
+        taken = self.effects[:]
+        self.effects.clear()
+        self._fresh.clear()
+        return taken
+
+    def emit(self, effect: fx.Effect) -> None:
+        self.effects.append(effect)
+        if type(effect) is fx.PersistEntries:
+            fresh = self._fresh.setdefault(effect.p, {})
+            for blob in effect.blobs:
+                fresh[entry_position(blob)[0]] = blob
+        elif type(effect) is fx.PersistTruncate and effect.p in self._fresh:
+            fresh = self._fresh[effect.p]
+            for index in [i for i in fresh if i > effect.keep_index]:
+                del fresh[index]
+
+    def _read_log(self, p: int, first: int, max_bytes: int) -> list[bytes]:
+        """The log as the core sees it: what it emitted and nobody took yet, else the store."""
+        fresh = self._fresh.get(p)
+        if not fresh or first not in fresh:
+            return self._read_store(p, first, max_bytes)
+        blobs: list[bytes] = []
+        while first in fresh and max_bytes > 0:
+            blobs.append(fresh[first])
+            max_bytes -= len(fresh[first])
+            first += 1
+        return blobs
+
+    # --- replicas -------------------------------------------------------------------------
+
+    def add_replica(self, now: int, p: int, restored: Restored) -> PartitionReplica:
+        replica = PartitionReplica(p, self.ctx, restored, now)
+        self.replicas[p] = replica
+        return replica
+
+    def resume_all(self, now: int) -> None:
+        """R12, at start, when etcd has not said otherwise in time."""
+        for replica in self.replicas.values():
+            replica.resume(now)
+
+    # --- events ---------------------------------------------------------------------------
+
+    def receive(self, now: int, src: Process, message: Any) -> None:
+        """A message from a process; unknown partitions are not answered (R13)."""
+        kind = type(message)
+        if kind is m.Heartbeat:
+            self._on_heartbeat(now, src, message)
+        elif kind is m.HeartbeatAck:
+            self._on_heartbeat_ack(now, src, message)
+        else:
+            replica = self.replicas.get(message.p)
+            if replica is not None:
+                self._handlers[kind](replica, now, src, message)
+
+    def peer_up(self, now: int, node: str) -> None:
+        """A connection to ``node`` is open (again)."""
+        self.ctx.down.discard(node)
+        self._beats.pop(node, None)
+        for replica in self.replicas.values():
+            replica.peer_is_back(now, node)
+
+    def peer_down(self, now: int, node: str) -> None:
+        """The connection was reset or refused: the process is lost at once (R9)."""
+        if node not in self.ctx.down:
+            self.ctx.down.add(node)
+            for replica in self.replicas.values():
+                if replica.leader_node == node:
+                    replica.tick_electing(now)
+
+    def snapshot_progress(self, now: int, p: int, node: str) -> None:
+        """A snapshot to ``node`` moves on: give it more time (R17)."""
+        replica = self.replicas.get(p)
+        term = replica.term if replica else None
+        if term is not None and node in term.progress and term.progress[node].snapshotting_since_ns:
+            term.progress[node].snapshotting_since_ns = now
+
+    def tick(self, now: int) -> None:
+        if now - self.last_heartbeat_ns >= self.ctx.settings.heartbeat_ns:
+            self.heartbeat(now)
+        for replica in self.replicas.values():
+            if replica.term is not None:
+                replica.tick_leading(now)
+            replica.tick_electing(now)
+
+    # --- heartbeats and grants, per node pair (R8) ---------------------------------------
+
+    def heartbeat(self, now: int) -> None:
+        """One message to each peer for all partitions led there. Also called when a read
+        arrives without enough grants: only answers to messages sent after it count."""
+        self.last_number += 1
+        self.last_heartbeat_ns = now
+        by_peer: dict[str, list[m.Beat]] = {}
+        for replica in self.replicas.values():
+            term = replica.term
+            if term is not None and replica.role in LEADING_ROLES:
+                beat = (replica.p, term.epoch, int(replica.is_healthy(now)), replica.commit_index)
+                for node in term.others():
+                    by_peer.setdefault(node, []).append(beat)
+        for node, beats in by_peer.items():
+            outstanding = self._beats.setdefault(node, {})
+            if len(outstanding) >= MAX_OUTSTANDING_HEARTBEATS:
+                del outstanding[next(iter(outstanding))]
+            outstanding[self.last_number] = (now, beats)
+            self.emit(fx.Send(node, m.Heartbeat(self.last_number, beats)))
+
+    def _on_heartbeat(self, now: int, src: Process, msg: m.Heartbeat) -> None:
+        grant_ns = self.ctx.settings.grant_ns
+        refused = []
+        for p, epoch, healthy, commit in msg.beats:
+            replica = self.replicas.get(p)
+            if replica is None:
+                refused.append((p, 0))
+            elif not replica.grant(now, src, epoch, bool(healthy), commit, grant_ns):
+                refused.append((p, replica.sealed_epoch))
+        # the seal under which a grant is given may still be on its way to disk: the answer
+        # waits for it (R1)
+        self.emit(fx.Send(src.node, m.HeartbeatAck(msg.number, grant_ns, refused), True))
+
+    def _on_heartbeat_ack(self, now: int, src: Process, msg: m.HeartbeatAck) -> None:
+        sent = self._beats.get(src.node, {}).pop(msg.number, None)
+        if sent is None:
+            return
+        sent_ns, beats = sent
+        refused = {p: sealed for p, sealed in msg.refused}
+        for p, epoch, *_ in beats:
+            replica = self.replicas.get(p)
+            if replica is None:
+                continue
+            sealed = refused.get(p)
+            if sealed is None:
+                replica.on_grant(src, epoch, msg.number, sent_ns, msg.grant_ns)
+            elif sealed:
+                replica.on_refused(now, src, m.Refused(p, epoch, sealed))

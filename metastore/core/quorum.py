@@ -1,0 +1,32 @@
+"""Quorums of a config: a majority of ``replicas``, and of ``joint`` while there is one. Pure.
+
+A leader uses the quorums of the config that made its own epoch, whatever change is in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+
+from metastore.layout import ConfigRecord, Member
+
+
+def _majority(members: tuple[Member, ...], having: Container[str]) -> bool:
+    return 2 * sum(1 for node, _ in members if node in having) > len(members)
+
+
+def is_quorum(config: ConfigRecord, having: Container[str]) -> bool:
+    """Whether the nodes in ``having`` are a quorum of ``config``."""
+    if not _majority(config.replicas, having):
+        return False
+    return config.joint is None or _majority(config.joint, having)
+
+
+def quorum_value(config: ConfigRecord, value_of: Callable[[str], int]) -> int:
+    """The largest ``v`` such that a quorum has values of at least ``v`` (match indexes, times)."""
+
+    def of(members: tuple[Member, ...]) -> int:
+        values = sorted((value_of(node) for node, _ in members), reverse=True)
+        return values[len(values) // 2]
+
+    low = of(config.replicas)
+    return low if config.joint is None else min(low, of(config.joint))

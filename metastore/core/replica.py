@@ -1,0 +1,323 @@
+"""The replica: one node's copy of one partition as a pure state machine.
+
+Events come in as method calls with ``now`` (ns on a clock that never jumps, R15), effects go
+out through ``self.emit``. This module holds what every replica does (R1, R3 as the answering
+side, R5 as the receiving side, R8 grants given, R17 installs); ``leading`` what the owner of an
+epoch does; ``electing`` when it tries to become one.
+
+Roles:   follower -> sealing -> adopting -> activating -> active -> resigned
+         (any) -> follower, when a higher epoch is sealed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+import msgpack
+
+from metastore.core import effects as fx
+from metastore.core import messages as m
+from metastore.core.entry import check_entries, entry_position
+from metastore.core.logindex import LogIndex
+from metastore.core.messages import Process
+from metastore.core.settings import CoreSettings
+from metastore.core.term import Term
+from metastore.errors import ProtocolError
+from metastore.layout import ConfigRecord
+
+FOLLOWER: Final = "follower"
+SEALING: Final = "sealing"
+ADOPTING: Final = "adopting"
+ACTIVATING: Final = "activating"
+ACTIVE: Final = "active"
+RESIGNING: Final = "resigning"
+RESIGNED: Final = "resigned"
+
+LEADING_ROLES: Final = frozenset({SEALING, ADOPTING, ACTIVATING, ACTIVE, RESIGNING})
+
+ReadLog = Callable[[int, int, int], list[bytes]]
+"""``(partition, first index, max bytes)`` -> entry blobs from the log, at least one."""
+
+
+def pack_config(config: ConfigRecord) -> bytes:
+    raw: bytes = msgpack.packb(config.to_plain())
+    return raw
+
+
+def unpack_config(raw: bytes) -> ConfigRecord:
+    return ConfigRecord.from_plain(msgpack.unpackb(raw))
+
+
+class InvariantBroken(AssertionError):
+    """A safety invariant (I1..I8) does not hold: the partition stops here (R14)."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What all replicas of a node share."""
+
+    me: Process
+    settings: CoreSettings
+    random: Random
+    read_log: ReadLog
+    emit: Callable[[fx.Effect], None]
+    #: R8: a restarted replica answers no SEAL before this time
+    seal_not_before_ns: int = 0
+    #: peers whose connection was reset or refused, and not yet back (R9)
+    down: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Restored:
+    """What a replica finds in its store when the process starts."""
+
+    log: LogIndex
+    sealed_epoch: int = 0
+    owner: Process | None = None
+    config: ConfigRecord | None = None
+    commit_index: int = 0
+
+
+class Replica:
+    """See the module. Attributes are read freely by the driver, changed only here."""
+
+    def __init__(self, p: int, ctx: Context, restored: Restored, now: int) -> None:
+        self.p = p
+        self.ctx = ctx
+        self.log = restored.log
+        self.sealed_epoch = restored.sealed_epoch
+        self.owner = restored.owner
+        self.commit_index = restored.commit_index
+        self.config = restored.config
+        self.config_mod_revision = 0
+        self.leader_value: bytes | None = None
+        self.leader_value_known = False
+        self.role = FOLLOWER
+        self.term: Term | None = None
+        self.installing = False
+        self.contact_ns = now
+        self.leader_commit = 0
+        #: when this copy last was known to hold all that was committed (stale reads)
+        self.fresh_ns = 0
+        #: R3/R8: process -> (epoch, until) of read grants given
+        self.grants: dict[Process, tuple[int, int]] = {}
+        # election bookkeeping (electing.py)
+        self.lost_since_ns = 0
+        self.campaign_at_ns = 0
+        self.campaigning_since_ns = 0
+        self.prevote_round = 0
+        self.prevote_sent_ns = 0
+        self.prevotes: set[str] = set()
+        self.elections_ns: list[int] = []
+
+    # --- small helpers --------------------------------------------------------------
+
+    def emit(self, effect: fx.Effect) -> None:
+        self.ctx.emit(effect)
+
+    def send(self, node: str, message: Any, *, durable: bool = False) -> None:
+        self.ctx.emit(fx.Send(node, message, durable))
+
+    def set_role(self, role: str, reason: str) -> None:
+        self.role = role
+        self.emit(fx.RoleChanged(self.p, role, self.sealed_epoch, reason))
+
+    def is_member(self) -> bool:
+        me = self.ctx.me
+        return self.config is not None and (me.node, me.store) in self.config.members()
+
+    @property
+    def leader_node(self) -> str | None:
+        """Who owns the newest epoch sealed here."""
+        return self.owner.node if self.owner else None
+
+    def heard(self, now: int) -> None:
+        """The leader is alive (R9)."""
+        self.contact_ns, self.lost_since_ns = now, 0
+
+    # --- R1 ---------------------------------------------------------------------------
+
+    def seal(self, now: int, epoch: int, owner: Process, config: bytes) -> None:
+        """Raise ``sealed_epoch``; the effect makes it durable before any answer leaves (R1)."""
+        if epoch <= self.sealed_epoch:
+            raise InvariantBroken(f"I7: partition {self.p} would lower {self.sealed_epoch} to {epoch}")
+        if self.term is not None:
+            self.step_down(f"epoch {epoch} of {owner.node} is sealed")
+        self.sealed_epoch, self.owner = epoch, owner
+        self.emit(fx.PersistSeal(self.p, epoch, owner, config))
+        known = self.config
+        if known is None or (epoch >> 16) >= (known.epoch >> 16):
+            incoming = unpack_config(config)
+            if known is None or incoming.epoch > known.epoch:
+                self.config, self.config_mod_revision = incoming, 0
+        self.heard(now)
+        self.elections_ns = [*self.elections_ns[-31:], now]
+
+    def step_down(self, reason: str) -> None:
+        self.term = None
+        self.set_role(FOLLOWER, reason)
+
+    def obeys(self, now: int, src: Process, epoch: int) -> bool:
+        """R1 for a message that needs this very epoch sealed; answers a Refused otherwise."""
+        if epoch == self.sealed_epoch and src == self.owner:
+            return True
+        self.send(src.node, m.Refused(self.p, epoch, self.sealed_epoch), durable=True)
+        return False
+
+    # --- R3, answering side -----------------------------------------------------------
+
+    def on_seal(self, now: int, src: Process, msg: m.Seal) -> None:
+        if now < self.ctx.seal_not_before_ns or self.installing:
+            return  # R8: a restarted replica has forgotten its grants. The owner asks again.
+        if msg.epoch < self.sealed_epoch or (msg.epoch == self.sealed_epoch and src != self.owner):
+            self.send(src.node, m.Refused(self.p, msg.epoch, self.sealed_epoch), durable=True)
+            return
+        if msg.epoch > self.sealed_epoch:
+            self.seal(now, msg.epoch, src, msg.config)
+        last_epoch, last_index = self.log.last_position()
+        left = self.remaining_grant_ns(now, src, msg.resigned)
+        answer = m.Sealed(self.p, msg.epoch, last_epoch, last_index, self.commit_index, left)
+        self.send(src.node, answer, durable=True)
+
+    def remaining_grant_ns(self, now: int, owner: Process, resigned_epoch: int) -> int:
+        """R3: the longest unexpired grant given to any other process, R11's epoch left out."""
+        left = 0
+        for process, (epoch, until) in list(self.grants.items()):
+            if until <= now:
+                del self.grants[process]
+            elif process != owner and not (resigned_epoch and epoch == resigned_epoch):
+                left = max(left, until - now)
+        return left
+
+    def grant(self, now: int, src: Process, epoch: int, healthy: bool, commit: int, grant_ns: int) -> bool:
+        """R8, giving side: whether a heartbeat of ``epoch`` is covered by the acknowledgement.
+
+        A leader that says it hears no quorum (not ``healthy``) keeps nobody from electing."""
+        if epoch != self.sealed_epoch or src != self.owner:
+            return False
+        if healthy:
+            self.heard(now)
+            if commit <= self.commit_index:
+                self.fresh_ns = now
+        if src != self.ctx.me:
+            self.grants[src] = (epoch, now + grant_ns)
+        return True
+
+    def on_pull(self, now: int, src: Process, msg: m.Pull) -> None:
+        """R3: serve the new owner; only a replica sealed at that very epoch may."""
+        if not self.obeys(now, src, msg.epoch):
+            return
+        prev_epoch, prev_index = msg.prev_epoch, msg.prev_index
+        log = self.log
+        if prev_index < log.base_index:
+            self.emit(fx.StartSnapshot(self.p, src.node, msg.epoch))
+            return
+        if prev_index > log.last_index or log.epoch_at(prev_index) != prev_epoch:
+            hint = log.position_at_or_below(prev_epoch, prev_index)
+            self.send(src.node, m.PullMissed(self.p, msg.epoch, *hint), durable=True)
+            return
+        blobs: list[bytes] = []
+        if prev_index < log.last_index:
+            blobs = self.ctx.read_log(self.p, prev_index + 1, self.ctx.settings.max_append_bytes)
+        self.send(src.node, m.Pulled(self.p, msg.epoch, prev_epoch, prev_index, blobs), durable=True)
+
+    # --- R5, receiving side -----------------------------------------------------------
+
+    def on_append(self, now: int, src: Process, msg: m.Append) -> None:
+        if self.installing or not self.obeys(now, src, msg.epoch):
+            return
+        why = check_entries(msg.entries, msg.prev_index + 1)
+        if why:
+            raise ProtocolError(f"partition {self.p}: entries from {src.node}: {why}")
+        self.leader_commit = max(self.leader_commit, msg.commit)
+        prev_index, log = msg.prev_index, self.log
+        # At or below commit_index all logs are equal (I3): such a prev matches by itself.
+        if prev_index > self.commit_index and (
+            prev_index > log.last_index or log.epoch_at(prev_index) != msg.prev_epoch
+        ):
+            hint = log.position_at_or_below(msg.prev_epoch, prev_index)
+            self.send(src.node, m.Missed(self.p, msg.epoch, *hint), durable=True)
+            return
+        self.store_entries(msg.entries, prev_index, min(msg.commit, prev_index + len(msg.entries)))
+        match = prev_index + len(msg.entries)
+        self.advance_commit(min(msg.commit, match))
+        if self.commit_index >= msg.commit:
+            self.fresh_ns = now
+        self.send(src.node, m.Appended(self.p, msg.epoch, match), durable=True)
+
+    def store_entries(self, blobs: list[bytes], prev_index: int, commit: int) -> None:
+        """Append what is new, after removing a conflicting suffix (R5, I4)."""
+        log = self.log
+        new_from = None
+        for offset, blob in enumerate(blobs):
+            index, epoch = entry_position(blob)
+            if index <= self.commit_index:
+                continue
+            if index <= log.last_index:
+                if log.epoch_at(index) == epoch:
+                    continue
+                self.truncate(index - 1)
+            new_from = offset
+            break
+        if new_from is None:
+            return
+        fresh = blobs[new_from:] if new_from else blobs
+        for blob in fresh:
+            log.append(*entry_position(blob))
+        self.emit(fx.PersistEntries(self.p, fresh, commit))
+
+    def truncate(self, keep_index: int) -> None:
+        if keep_index < self.commit_index:
+            raise InvariantBroken(
+                f"I4: partition {self.p} would truncate to {keep_index}, below commit {self.commit_index}"
+            )
+        self.log.truncate(keep_index)
+        self.emit(fx.PersistTruncate(self.p, keep_index))
+
+    def advance_commit(self, index: int) -> None:
+        """R6: raise ``commit_index``; it never goes down (I7)."""
+        if index > self.commit_index:
+            if index > self.log.last_index:
+                raise InvariantBroken(
+                    f"I3: partition {self.p} would commit {index}, its log ends at {self.log.last_index}"
+                )
+            self.commit_index = index
+            self.emit(fx.Committed(self.p, index))
+
+    # --- R17, receiving side ----------------------------------------------------------
+
+    def on_snapshot_staged(self, now: int, src: Process, epoch: int, index: int, index_epoch: int) -> None:
+        """A whole snapshot is staged: switch it in, or discard it when it is not needed.
+
+        A log that holds the snapshot's position has acknowledged what may lie behind it, so
+        it is kept; one that does not conflicts below a committed index and may go whole.
+        """
+        pulled = self.term is not None and self.term.epoch == epoch and self.role == ADOPTING
+        if self.installing or (not pulled and not self.obeys(now, src, epoch)):
+            self.emit(fx.DiscardSnapshot(self.p))
+            return
+        log = self.log
+        has = index <= self.commit_index or (
+            log.base_index <= index <= log.last_index and log.epoch_at(index) == index_epoch
+        )
+        if has:
+            self.emit(fx.DiscardSnapshot(self.p))
+            if not pulled:
+                self.send(src.node, m.Appended(self.p, epoch, min(index, log.last_index)), durable=True)
+            return
+        self.installing = True
+        self.emit(fx.InstallSnapshot(self.p, index, index_epoch))
+
+    def on_snapshot_installed(self, now: int, index: int, index_epoch: int) -> None:
+        """The store has switched; from here the log begins after ``index``."""
+        if not self.installing or index < self.commit_index:
+            raise InvariantBroken(f"R17: partition {self.p}: snapshot at {index} was not asked for")
+        self.installing = False
+        self.log.reset(index, index_epoch)
+        self.commit_index = index
+        self.heard(now)
+        if self.owner is not None and self.owner != self.ctx.me:
+            self.send(self.owner.node, m.Appended(self.p, self.sealed_epoch, index), durable=True)

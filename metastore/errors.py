@@ -1,0 +1,208 @@
+"""Every error of the store, defined once, with its policy as class attributes.
+
+Nobody parses messages: callers look at the class, or at ``code``, ``retryable`` and
+``outcome``. ``outcome`` says what a write that failed this way did: ``none`` (it certainly
+did not and will not take effect) or ``unknown`` (it took effect at most once; R7).
+The numeric ``status`` is the error's number on the binary wire; numbers are never reused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+Outcome = Literal["none", "unknown"]
+
+
+class MetastoreError(Exception):
+    """Base of all errors. ``detail`` holds machine-readable facts (plain msgpack types)."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 99
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    outcome: ClassVar[Outcome] = "none"
+
+    def __init__(self, message: str = "", **detail: Any) -> None:
+        super().__init__(message or self.code)
+        self.message = message or self.code
+        self.detail: dict[str, Any] = detail
+
+
+class ConditionFailed(MetastoreError):
+    """The record is not in the state the condition asks for.
+
+    ``detail["version"]`` is its current version, 0 when it is absent.
+    """
+
+    code, status, http_status = "condition_failed", 2, 412
+
+
+class NotLeader(MetastoreError):
+    """This replica does not lead the partition now.
+
+    ``detail``: ``partition``, ``epoch`` (highest known), ``leader`` (node name or None),
+    ``rpc`` (the leader's address or None). The operation was not carried out.
+    """
+
+    code, status, http_status, retryable = "not_leader", 3, 503, True
+
+
+class Moved(MetastoreError):
+    """The node does not hold the key's partition. ``detail``: ``partition``, ``cell``, ``epoch``."""
+
+    code, status, http_status, retryable = "moved", 4, 503, True
+
+
+class OutcomeUnknown(MetastoreError):
+    """The write was proposed and then leadership or the deadline was lost: it may or may not
+    take effect, once at most (R7). A retry with the same request id tells which."""
+
+    code, status, http_status, retryable, outcome = "outcome_unknown", 5, 503, True, "unknown"
+
+
+class Overloaded(MetastoreError):
+    """A bounded queue is full; nothing was done. ``detail["retry_after_s"]`` is a hint."""
+
+    code, status, http_status, retryable = "overloaded", 6, 503, True
+
+
+class Unavailable(MetastoreError):
+    """The partition has no leader with a quorum now; nothing was done."""
+
+    code, status, http_status, retryable = "unavailable", 7, 503, True
+
+
+class InvalidRequest(MetastoreError):
+    """The request breaks a rule or a bound; the message names value, bound and fix."""
+
+    code, status, http_status = "invalid_request", 8, 400
+
+
+class TooLarge(InvalidRequest):
+    """A key, value, batch or frame is over its size limit."""
+
+    code, status, http_status = "too_large", 9, 413
+
+
+class RequestIdExpired(MetastoreError):
+    """The request id is older than the dedupe window (R7): it is refused, not executed.
+
+    For a first attempt the outcome is ``none`` (send again, stamped with
+    ``detail["index"]``). After an attempt whose outcome is not known it stays unknown.
+    """
+
+    code, status, http_status = "request_id_expired", 10, 409
+
+
+class DeadlineExceeded(MetastoreError):
+    """The deadline passed before anything was proposed; nothing was done."""
+
+    code, status, http_status, retryable = "deadline_exceeded", 11, 504, True
+
+
+class TooStale(MetastoreError):
+    """This replica's copy is older than ``max_staleness`` or lacks ``at_least``.
+
+    ``detail["age_ms"]`` is its age."""
+
+    code, status, http_status, retryable = "too_stale", 12, 503, True
+
+
+class ShuttingDown(MetastoreError):
+    """The node is stopping; nothing was done."""
+
+    code, status, http_status, retryable = "shutting_down", 13, 503, True
+
+
+class NotANumber(MetastoreError):
+    """``add`` met a record that is not a counter, or left the signed 64-bit range."""
+
+    code, status, http_status = "not_a_number", 14, 409
+
+
+class InternalError(MetastoreError):
+    """A bug or a failed disk; the log of the node tells more."""
+
+    code, status = "internal", 99
+    outcome = "unknown"
+
+
+class NotFound(MetastoreError):
+    """No such record. Raised only by calls that must return one."""
+
+    code, status, http_status = "not_found", 1, 404
+
+
+# --- errors that never travel to a client -------------------------------------------
+
+
+class ProtocolError(MetastoreError):
+    """A peer or client sent bytes that are not the protocol. It is disconnected."""
+
+    code = "protocol_error"
+
+
+class StorageError(MetastoreError):
+    """Fail-stop (R14): a failed write or fsync, a full disk, a corrupt record."""
+
+    code = "storage_error"
+    outcome = "unknown"
+
+
+class CorruptLog(StorageError):
+    """A log block that was once durable does not check; the message names file and offset."""
+
+    code = "corrupt_log"
+
+
+class CorruptState(StorageError):
+    """A stored record does not match its checksum."""
+
+    code = "corrupt_state"
+
+
+class CoordinationError(MetastoreError):
+    """Base for errors of the coordination service (etcd)."""
+
+    code = "coordination_error"
+    retryable = True
+
+
+class CoordinationUnavailable(CoordinationError):
+    """The service did not take the request: it certainly had no effect."""
+
+    code = "coordination_unavailable"
+
+
+class CoordinationUnknown(CoordinationError):
+    """The request was sent and no answer came: read again before deciding."""
+
+    code = "coordination_unknown"
+    outcome = "unknown"
+
+
+class ConfigError(MetastoreError):
+    """A setting is wrong; the message says which, its bound, and what to change."""
+
+    code = "config_error"
+
+
+def _wire_classes() -> dict[int, type[MetastoreError]]:
+    found: dict[int, type[MetastoreError]] = {}
+    todo: list[type[MetastoreError]] = [MetastoreError]
+    while todo:
+        cls = todo.pop()
+        todo.extend(cls.__subclasses__())
+        if "status" in vars(cls) and cls is not MetastoreError:
+            assert cls.status not in found, cls
+            found[cls.status] = cls
+    return found
+
+
+BY_STATUS: dict[int, type[MetastoreError]] = _wire_classes()
+
+
+def from_wire(status: int, message: str, detail: dict[str, Any]) -> MetastoreError:
+    """The error that a result with ``status`` stands for."""
+    cls = BY_STATUS.get(status, InternalError)
+    return cls(message, **{str(k): v for k, v in detail.items() if k != "message"})

@@ -1,0 +1,143 @@
+"""Keys, routing keys, hash points and partitions. Pure; locked by golden vectors in the tests.
+
+    key --routing rule--> routing key --hash--> point (64 bit) --> partition (range)
+
+The *storage key* (``lkey``) of a record is ``point (8 bytes, big endian) + namespace + NUL +
+key``, so that a partition is one contiguous range of storage keys, the records of one routing
+key are neighbours, and byte order of storage keys is key order inside a routing key.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import xxhash
+
+from metastore.errors import InvalidRequest, TooLarge
+
+HASH_NAME = "xxh3-64"
+MAX_KEY_BYTES = 2048
+MAX_VALUE_BYTES = 1 << 20
+MAX_CONTENT_TYPE_BYTES = 127
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+
+
+def check_namespace(namespace: str) -> str:
+    """Return ``namespace`` if it is valid; raise InvalidRequest with the reason otherwise."""
+    if not isinstance(namespace, str) or not _NAMESPACE.match(namespace):
+        raise InvalidRequest(
+            f"namespace {namespace!r:.80} is not valid: use 1 to 64 of a-z 0-9 . _ - "
+            "and begin with a letter or digit"
+        )
+    return namespace
+
+
+def encode_key(key: str) -> bytes:
+    """UTF-8 of ``key``, checked: not empty, at most MAX_KEY_BYTES, no lone surrogates."""
+    if not isinstance(key, str) or not key:
+        raise InvalidRequest(f"key {key!r:.80} is not valid: it must be a string of at least one character")
+    try:
+        raw = key.encode()
+    except UnicodeEncodeError as e:
+        raise InvalidRequest(f"key {key!r:.80} is not valid UTF-8 at character {e.start}") from None
+    if len(raw) > MAX_KEY_BYTES:
+        raise TooLarge(f"key of {len(raw)} bytes is over the limit of {MAX_KEY_BYTES} bytes")
+    return raw
+
+
+def routing_key(key: bytes) -> bytes:
+    """The default rule: the first non-empty ``{tag}``, else the parent path, else the key.
+
+    ``b"a/b/c"`` -> ``b"a/b"``; ``b"{t1}/x"`` -> ``b"t1"``; ``b"x"`` -> ``b"x"``.
+    """
+    start = key.find(b"{")
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            return key[start + 1 : end]
+    cut = key.rfind(b"/")
+    return key[:cut] if cut >= 0 else key
+
+
+def prefix_routing_key(prefix: bytes) -> bytes | None:
+    """The routing key shared by the keys that a listing of ``prefix`` means, or None when
+    they are spread over the namespace (no ``/`` and no whole ``{tag}`` in the prefix).
+
+    ``b"a/b/"`` and ``b"a/b/c"`` -> ``b"a/b"``: the entries of that one directory.
+    """
+    if b"{" in prefix or b"/" in prefix:
+        start = prefix.find(b"{")
+        if start >= 0 and prefix.find(b"}", start + 1) <= start + 1:
+            # an open tag: which one, and so which partition, is not known
+            return None
+        return routing_key(prefix)
+    return None
+
+
+def hash_point(namespace: bytes, routing: bytes) -> bytes:
+    """The point on the 64-bit ring, as 8 big-endian bytes (order of bytes = order of points)."""
+    return xxhash.xxh3_64_digest(namespace + b"\0" + routing)
+
+
+def storage_key(namespace: str, key: str) -> bytes:
+    """The lkey of ``key``; raises InvalidRequest or TooLarge."""
+    ns = check_namespace(namespace).encode()
+    raw = encode_key(key)
+    return hash_point(ns, routing_key(raw)) + ns + b"\0" + raw
+
+
+def split_storage_key(lkey: bytes) -> tuple[str, str]:
+    """``(namespace, key)`` of an lkey."""
+    nul = lkey.index(b"\0", 8)
+    return lkey[8:nul].decode(), lkey[nul + 1 :].decode()
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRange:
+    """Partition ``id`` owns the points ``lo <= point < hi`` (``hi`` may be 2**64)."""
+
+    id: int
+    lo: int
+    hi: int
+
+    def covers(self, lkey: bytes) -> bool:
+        return self.lo <= int.from_bytes(lkey[:8], "big") < self.hi
+
+
+class PartitionMap:
+    """Point -> partition id. Immutable; ranges cover the ring without gap or overlap."""
+
+    __slots__ = ("_ids", "_lows", "ranges")
+
+    def __init__(self, ranges: Iterable[PartitionRange]) -> None:
+        ordered = sorted(ranges, key=lambda r: r.lo)
+        if not ordered or ordered[0].lo != 0 or ordered[-1].hi != 1 << 64:
+            raise ValueError("partition ranges do not cover the ring from 0 to 2**64")
+        for a, b in itertools.pairwise(ordered):
+            if a.hi != b.lo:
+                raise ValueError(f"partitions {a.id} and {b.id} leave a gap or overlap")
+        self.ranges: dict[int, PartitionRange] = {r.id: r for r in ordered}
+        self._lows = [r.lo.to_bytes(8, "big") for r in ordered]
+        self._ids = [r.id for r in ordered]
+
+    @classmethod
+    def even(cls, count: int) -> PartitionMap:
+        """``count`` (a power of two, 1 to 65536) equal ranges with ids 0 to count - 1."""
+        if not 1 <= count <= 65536 or count & (count - 1):
+            raise InvalidRequest(f"partitions = {count}: must be a power of two from 1 to 65536")
+        width = (1 << 64) // count
+        return cls(PartitionRange(i, i * width, (i + 1) * width) for i in range(count))
+
+    def of(self, lkey: bytes) -> int:
+        """The partition id that owns ``lkey`` (or any bytes that begin with a point)."""
+        return self._ids[bisect_right(self._lows, lkey[:8]) - 1]
+
+    def in_order(self) -> list[PartitionRange]:
+        return [self.ranges[i] for i in self._ids]
+
+    def __len__(self) -> int:
+        return len(self._ids)

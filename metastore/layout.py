@@ -1,0 +1,174 @@
+"""Where things are in etcd, and their JSON forms. Pure.
+
+/metastore/{cluster}/meta                     ClusterMeta      made once
+/metastore/{cluster}/cells/{cell}             {"weight": 1.0}
+/metastore/{cluster}/nodes/{node}             NodeRecord       durable registration
+/metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
+/metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
+/metastore/{cluster}/leader/{cell}/{p:05d}    LeaderRecord     on the leader's lease
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+
+from metastore.errors import InvalidRequest
+
+FORMAT: Final = 1
+RESTART_BITS: Final = 16
+
+
+def term_of(epoch: int) -> int:
+    """The part of an epoch that only etcd hands out."""
+    return epoch >> RESTART_BITS
+
+
+def first_epoch(term: int) -> int:
+    """The first epoch (restart 0) of ``term``."""
+    return term << RESTART_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMeta:
+    """Fixed when the cluster is made."""
+
+    format: int
+    cluster: str
+    partitions: int
+    hash: str
+    ring: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node: its store (R13) and addresses (``host:port``)."""
+
+    node: str
+    cell: str
+    store_id: str
+    rpc: str
+    http: str
+    zone: str = ""
+
+
+Member = tuple[str, str]
+"""``(node, store_id)``: membership names the store, not only the node (R13)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRecord:
+    """``config(p)``: epoch, its owner, and the replicas that make its quorums.
+
+    ``lo``/``hi``: the range of points, so that a table can be made from these records alone.
+    ``leader`` is a node name, None before the first election.
+    """
+
+    partition: int
+    lo: int
+    hi: int
+    epoch: int
+    leader: str | None
+    replicas: tuple[Member, ...]
+    joint: tuple[Member, ...] | None = None
+
+    def members(self) -> tuple[Member, ...]:
+        """Replicas of both sets, without doubles, in preference order."""
+        extra = tuple(m for m in self.joint or () if m not in self.replicas)
+        return self.replicas + extra
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self.to_plain())
+
+    def to_plain(self) -> dict[str, Any]:
+        plain = asdict(self)
+        plain["lo"], plain["hi"] = f"{self.lo:016x}", f"{self.hi:016x}"
+        return plain
+
+    @classmethod
+    def from_plain(cls, d: dict[str, Any]) -> ConfigRecord:
+        joint = d.get("joint")
+        return cls(
+            int(d["partition"]),
+            int(d["lo"], 16),
+            int(d["hi"], 16),
+            int(d["epoch"]),
+            d["leader"],
+            tuple((n, s) for n, s in d["replicas"]),
+            tuple((n, s) for n, s in joint) if joint else None,
+        )
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> ConfigRecord:
+        return cls.from_plain(_load(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderRecord:
+    """``leader(p)``: the process (incarnation) that holds the partition's lease."""
+
+    node: str
+    incarnation: str
+    epoch: int
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> LeaderRecord:
+        d = _load(raw)
+        return cls(d["node"], d["incarnation"], int(d["epoch"]))
+
+
+def _load(raw: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as e:
+        raise InvalidRequest(f"a control-plane record is not JSON ({e}): {raw[:80]!r}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"a control-plane record is not an object: {raw[:80]!r}")
+    return value
+
+
+def node_record_from_json(raw: bytes) -> NodeRecord:
+    d = _load(raw)
+    return NodeRecord(d["node"], d["cell"], d["store_id"], d["rpc"], d["http"], d.get("zone", ""))
+
+
+def meta_from_json(raw: bytes) -> ClusterMeta:
+    d = _load(raw)
+    return ClusterMeta(int(d["format"]), d["cluster"], int(d["partitions"]), d["hash"], d["ring"])
+
+
+def to_json(record: ClusterMeta | NodeRecord) -> bytes:
+    return orjson.dumps(asdict(record))
+
+
+class Layout:
+    """Key names of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self.cluster = cluster
+        self.root = f"/metastore/{cluster}/"
+        self.meta = self.root + "meta"
+
+    def cell(self, cell: str) -> str:
+        return f"{self.root}cells/{cell}"
+
+    def node(self, node: str) -> str:
+        return f"{self.root}nodes/{node}"
+
+    def presence(self, node: str) -> str:
+        return f"{self.root}presence/{node}"
+
+    def config(self, cell: str, partition: int) -> str:
+        return f"{self.root}config/{cell}/{partition:05d}"
+
+    def leader(self, cell: str, partition: int) -> str:
+        return f"{self.root}leader/{cell}/{partition:05d}"
+
+    def parse(self, key: str) -> tuple[str, ...]:
+        """``("config", cell, "00001")`` and the like; the parts below the cluster's root."""
+        return tuple(key[len(self.root) :].split("/"))

@@ -1,0 +1,206 @@
+"""The rpc port: client connections, and the first frame that tells a client from a peer.
+
+No task, future or message object per operation: a read buffer is parsed whole, each operation
+goes straight to its partition, and the answers of a loop turn leave in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from metastore.errors import InvalidRequest, MetastoreError, Overloaded, ProtocolError
+from metastore.node.peers import PeerConnection
+from metastore.wire import frames
+from metastore.wire.client_messages import CLIENT_ID_BYTES, MAX_OPS_PER_FRAME, MAX_TIMEOUT_MS
+from metastore.wire.op_checks import check_op, op_shape
+
+if TYPE_CHECKING:
+    from metastore.node.node import Node
+
+log = logging.getLogger("metastore.clients")
+
+MAX_UNSENT_BYTES = 32 << 20
+MAX_RESPONSE_ROWS = 8192
+HANDSHAKE_TIMEOUT_S = 10.0
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def error_result(op_id: int, error: MetastoreError) -> list[Any]:
+    return [op_id, error.status, error.message, error.detail]
+
+
+class ClientConnection(asyncio.Protocol):
+    """One accepted connection; hands itself to a PeerConnection if the caller is a node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.transport: asyncio.Transport | None = None
+        self.decoder = frames.FrameDecoder()
+        self.peer: PeerConnection | None = None
+        self.greeted = False
+        self.results: list[Any] = []
+        self.reading = True
+        self._timeout: asyncio.TimerHandle | None = None
+
+    # --- asyncio.Protocol -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if len(self.node.clients) >= self.node.config.max_connections:
+            error = Overloaded(
+                f"{len(self.node.clients)} connections are open, the limit (max_connections)", retry_after_s=1
+            )
+            self.refuse(error)
+            return
+        self.node.clients.add(self)
+        transport.set_write_buffer_limits(high=4 << 20)
+        loop = asyncio.get_running_loop()
+        self._timeout = loop.call_later(HANDSHAKE_TIMEOUT_S, self.too_slow)
+
+    def too_slow(self) -> None:
+        if not self.greeted:
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self.peer is not None:
+            self.peer.data_received(data)
+            return
+        try:
+            found = self.decoder.feed(data)
+            for number, (kind, body) in enumerate(found):
+                if kind == frames.REQUEST and self.greeted:
+                    self.request(body)
+                elif self.greeted:
+                    self.other(kind, body)
+                else:
+                    self.greet(kind, body)
+                    if self.peer is not None:
+                        for more_kind, more in found[number + 1 :]:
+                            self.peer.handle(more_kind, more)
+                        break
+        except ProtocolError as e:
+            log.info("client disconnected: %s", e)
+            self.refuse(e)
+        self.node.schedule_turn()
+
+    def pause_writing(self) -> None:
+        if self.reading and self.transport is not None:
+            self.reading = False
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self.reading and self.transport is not None and not self.transport.is_closing():
+            self.reading = True
+            self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.node.clients.discard(self)
+        if self._timeout is not None:
+            self._timeout.cancel()
+        if self.peer is not None:
+            self.peer.connection_lost(exc)
+        self.transport = None
+        self.results = []
+
+    # --- frames ---------------------------------------------------------------------------
+
+    def greet(self, kind: int, body: Any) -> None:
+        node = self.node
+        self.greeted = True
+        if kind == frames.PEER_HELLO:
+            self.node.clients.discard(self)
+            self.peer = PeerConnection(node.links, None)
+            self.peer.transport = self.transport
+            self.peer.decoder = self.decoder
+            self.peer.accept(body)
+            return
+        if kind != frames.HELLO or type(body) is not list or len(body) < 2 or type(body[0]) is not str:
+            raise ProtocolError(f"frame type {kind} where a hello was due")
+        if body[0] and body[0] != node.config.cluster:
+            raise ProtocolError(f"this is cluster {node.config.cluster!r}, not {body[0]!r:.80}")
+        config = node.config
+        self.write(frames.pack(frames.HELLO_OK, [config.cluster, config.node, config.cell, node.me.store]))
+
+    def request(self, body: Any) -> None:
+        if type(body) is not list or len(body) != 3 or type(body[2]) is not list:
+            raise ProtocolError("malformed request")
+        client, timeout_ms, ops = body
+        if type(client) is not bytes or len(client) != CLIENT_ID_BYTES:
+            raise ProtocolError(f"the client id is not {CLIENT_ID_BYTES} bytes")
+        if type(timeout_ms) is not int or not 0 < timeout_ms <= MAX_TIMEOUT_MS:
+            raise ProtocolError(f"timeout_ms {timeout_ms!r:.20} is not within 1 and {MAX_TIMEOUT_MS}")
+        if len(ops) > MAX_OPS_PER_FRAME:
+            raise ProtocolError(f"{len(ops)} operations in a frame; the limit is {MAX_OPS_PER_FRAME}")
+        node = self.node
+        hosts = node.hosts
+        deadline = node.turn_started_ns() + timeout_ms * 1_000_000
+        for op in ops:
+            error = op_shape(op)
+            if error is not None:
+                raise ProtocolError(error.message)
+            error = check_op(op)
+            if error is None:
+                host = hosts.get(op[2])
+                if host is None:
+                    error = node.unknown_partition(op[2])
+                else:
+                    host.operate(self, client, op, deadline)
+                    continue
+            self.answer(error_result(op[0], error))
+
+    def other(self, kind: int, body: Any) -> None:
+        if kind == frames.TOPOLOGY_REQUEST:
+            known = body[0] if type(body) is list and body and type(body[0]) is int else 0
+            self.write(frames.pack(frames.TOPOLOGY, [self.node.topology_wire(known)]))
+        elif kind == frames.STATUS_REQUEST:
+            self.write(frames.pack(frames.STATUS, [self.node.status()]))
+        else:
+            raise ProtocolError(f"unexpected frame type {kind}")
+
+    # --- answers ----------------------------------------------------------------------------
+
+    def answer(self, result: list[Any]) -> None:
+        """Queue one result; it leaves at the end of the loop turn."""
+        results = self.results
+        if not results:
+            self.node.answering.append(self)
+        results.append(result)
+
+    def flush(self) -> None:
+        results, self.results = self.results, []
+        transport = self.transport
+        if transport is None or transport.is_closing() or not results:
+            return
+        body: bytes = _pack(results)
+        if len(results) <= MAX_RESPONSE_ROWS and len(body) + 2 <= frames.MAX_FRAME_BYTES:
+            transport.write(frames.HEADER.pack(len(body) + 2, frames.WIRE_VERSION, frames.RESPONSE) + body)
+        elif len(results) == 1:
+            error = InvalidRequest(f"the answer of {len(body)} bytes is over the frame limit; ask for less")
+            transport.write(frames.pack(frames.RESPONSE, [error_result(results[0][0], error)]))
+        else:
+            half = len(results) // 2
+            for part in (results[:half], results[half:]):
+                self.results = part
+                self.flush()
+            return
+        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            log.info("client disconnected: it does not read its answers")
+            self.close()
+
+    def write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def refuse(self, error: MetastoreError) -> None:
+        self.write(frames.pack(frames.ERROR, [error.status, error.message, {}]))
+        if self.transport is not None:
+            self.transport.close()
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()

@@ -1,0 +1,276 @@
+"""The node's dealings with the control plane, none of them on the path of a request.
+
+Registers the node, follows configs and leader keys, runs election transactions (R2), and puts
+leader keys back when etcd or the lease returns (R12). Whatever fails here is tried again
+later; the data plane does not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from metastore.coordination.interface import Change, Compare, Coordinator, Put, Session
+from metastore.core import effects as fx
+from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest
+from metastore.layout import (
+    ConfigRecord,
+    Layout,
+    LeaderRecord,
+    NodeRecord,
+    node_record_from_json,
+    term_of,
+    to_json,
+)
+from metastore.logs import log_event
+from metastore.clock import now_ns
+
+if TYPE_CHECKING:
+    from metastore.node.node import Node
+
+log = logging.getLogger("metastore.control")
+
+FACT_CLUSTER_ID = "etcd_cluster_id"
+FACT_REVISION = "etcd_revision"
+RECONCILE_S = 1.0
+MAX_CONCURRENT_CAMPAIGNS = 16
+
+
+class Control:
+    """See the module."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.layout = Layout(node.config.cluster)
+        self.coordinator: Coordinator
+        self.session: Session
+        self._registered = False
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_CAMPAIGNS)
+        self._leaders: dict[int, Any] = {}
+        self._configs: dict[int, int] = {}
+        self._remembered: tuple[int | None, int] = (None, 0)
+        self._remember_due = False
+        self.ready = asyncio.Event()
+        self.campaigns = 0
+        self.elections_won = 0
+
+    def start(self, coordinator: Coordinator) -> None:
+        node = self.node
+        self.coordinator = coordinator
+        self.session = coordinator.session(node.config.lease_ttl_s)
+        self.session.on_change = lambda _: self._lease_changed()
+        self.session.start()
+        self._watch = coordinator.watch(self.layout.root, self._on_change)
+        self._spawn(self._wait_ready())
+        self._spawn(self._reconcile_forever())
+
+    async def _wait_ready(self) -> None:
+        await self._watch.ready.wait()
+        self.ready.set()
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def wake(self) -> None:
+        """Something changed that etcd should hear of soon."""
+        self._wake.set()
+
+    def _lease_changed(self) -> None:
+        self._registered = False
+        self.wake()
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "coordinator"):
+            self._watch.close()
+            await self.session.close()
+            await self.coordinator.close()
+
+    # --- what etcd says -------------------------------------------------------------------
+
+    def _on_change(self, revision: int, changes: list[Change]) -> None:
+        node = self.node
+        # configs before leader keys: a replica must exist before it hears who leads it
+        for change in sorted(changes, key=lambda c: c.key.startswith(self.layout.root + "leader/")):
+            try:
+                self._apply_change(change, revision)
+            except (InvalidRequest, KeyError, ValueError, TypeError) as e:
+                log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
+        self._remember_due = True
+        self.wake()
+        node.schedule_turn()
+
+    def _apply_change(self, change: Change, revision: int) -> None:
+        node, parts, new = self.node, self.layout.parse(change.key), change.new
+        node.topology.apply_kv(parts, new.value if new else None, revision)
+        if parts[0] == "nodes" and new is not None:
+            node.meet(node_record_from_json(new.value))
+        elif parts[0] == "config" and parts[1] == node.config.cell and new is not None:
+            config = ConfigRecord.from_json(new.value)
+            host = node.hosts.get(config.partition)
+            if host is None:
+                if (node.me.node, node.me.store) not in config.members():
+                    return
+                host = node.open_partition(config)
+            self._configs[config.partition] = new.mod_revision
+            host.replica.on_config(now_ns(), config, new.mod_revision)
+        elif parts[0] == "leader" and parts[1] == node.config.cell:
+            p = int(parts[2])
+            host = node.hosts.get(p)
+            self._leaders[p] = new
+            if host is not None:
+                host.replica.on_leader_value(new.value if new else None)
+
+    def leader_keys_read(self) -> None:
+        """The first content of the watch has been delivered: an absent leader key is absent."""
+        for p, host in self.node.hosts.items():
+            if p not in self._leaders:
+                host.replica.on_leader_value(None)
+
+    # --- R2 ---------------------------------------------------------------------------------
+
+    def campaign(self, effect: fx.Campaign) -> None:
+        self.campaigns += 1
+        self._spawn(self._campaign(effect))
+
+    async def _campaign(self, effect: fx.Campaign) -> None:
+        node, p = self.node, effect.p
+        won: tuple[ConfigRecord, int] | None = None
+        try:
+            async with self._slots:
+                won = await self._elect(effect)
+        except CoordinationError as e:
+            log.debug("campaign for partition %d: %s", p, e)
+        host = node.hosts[p]
+        if won:
+            self.elections_won += 1
+            fields = {"node": node.config.node, "partition": p, "epoch": effect.new.epoch}
+            log_event(log, f"elected: {effect.reason}", **fields)
+            host.replica.on_campaign_done(now_ns(), won[0], won[1])
+        else:
+            host.replica.on_campaign_done(now_ns(), None, 0)
+        node.schedule_turn()
+
+    async def _elect(self, effect: fx.Campaign) -> tuple[ConfigRecord, int] | None:
+        """The election transaction; who commits it owns the term (R2)."""
+        session = self.session
+        if not session.alive or not session.lease_id:
+            return None
+        p, cell = effect.p, self.node.config.cell
+        config_key, leader_key = self.layout.config(cell, p), self.layout.leader(cell, p)
+        mine = LeaderRecord(self.node.me.node, self.node.me.incarnation, effect.new.epoch).to_json()
+        leader_is = (
+            Compare.absent(leader_key)
+            if effect.replace is None
+            else Compare.value_is(leader_key, effect.replace)
+        )
+        try:
+            result = await self.coordinator.txn(
+                [Compare.mod_revision_is(config_key, effect.expect_mod_revision), leader_is],
+                [Put(config_key, effect.new.to_json()), Put(leader_key, mine, session.lease_id)],
+            )
+            return (effect.new, result.revision) if result.succeeded else None
+        except CoordinationUnknown:
+            # decide by what is there, never by the lost answer
+            config = await self.coordinator.get(config_key)
+            leader = await self.coordinator.get(leader_key)
+            if config is None or leader is None or leader.value != mine:
+                return None
+            return effect.new, config.mod_revision
+
+    # --- registration, R12, durable facts ------------------------------------------------------
+
+    async def _reconcile_forever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(RECONCILE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self._reconcile()
+            except CoordinationError as e:
+                log.debug("reconcile: %s", e)
+            except Exception:
+                log.exception("reconcile failed; it will be tried again")
+            await asyncio.sleep(0.02)
+
+    async def _reconcile(self) -> None:
+        if self.ready.is_set():
+            self.leader_keys_read()
+            self._remember()
+        session = self.session
+        if not session.alive or not session.lease_id:
+            return
+        if not self._registered:
+            await self._register(session)
+        if self.ready.is_set():
+            for p, host in list(self.node.hosts.items()):
+                replica = host.replica
+                config = replica.config
+                if (
+                    replica.role == "active"
+                    and config is not None
+                    and config.leader == self.node.me.node
+                    and term_of(config.epoch) == term_of(replica.sealed_epoch)
+                ):
+                    await self._put_back(p, replica.sealed_epoch, session)
+
+    async def _register(self, session: Session) -> None:
+        c, layout = self.node.config, self.layout
+        record = NodeRecord(c.node, c.cell, self.node.me.store, c.rpc, c.http, c.zone)
+        await self.coordinator.txn(
+            [],
+            [
+                Put(layout.node(c.node), to_json(record)),
+                Put(layout.presence(c.node), self.node.me.incarnation.encode(), session.lease_id),
+            ],
+        )
+        self._registered = True
+
+    async def _put_back(self, p: int, epoch: int, session: Session) -> None:
+        """R12: ``leader(p)`` at our own epoch and on the present lease, if config still names us."""
+        node, key = self.node, self.layout.leader(self.node.config.cell, p)
+        mine = LeaderRecord(node.me.node, node.me.incarnation, epoch).to_json()
+        seen = self._leaders.get(p)
+        if seen is not None and seen.value == mine and seen.lease == session.lease_id:
+            return
+        if seen is not None and LeaderRecord.from_json(seen.value).node != node.me.node:
+            return
+        leader_is = Compare.absent(key) if seen is None else Compare.value_is(key, seen.value)
+        config_key = self.layout.config(node.config.cell, p)
+        await self.coordinator.txn(
+            [Compare.mod_revision_is(config_key, self._configs.get(p, 0)), leader_is],
+            [Put(key, mine, session.lease_id)],
+        )
+
+    def _remember(self) -> None:
+        """Keep etcd's identity (R13) and the topology durable, at most once a second."""
+        node, coordinator = self.node, self.coordinator
+        if self._remember_due:
+            self._remember_due = False
+            node.remember_topology()
+        seen = (coordinator.cluster_id, coordinator.revision)
+        if seen != self._remembered and seen[0] is not None:
+            self._remembered = seen
+            node.remember_fact(FACT_CLUSTER_ID, seen[0])
+            node.remember_fact(FACT_REVISION, seen[1])
+
+    def status(self) -> dict[str, Any]:
+        if not hasattr(self, "coordinator"):
+            return {"connected": False}
+        return {
+            "connected": self.coordinator.connected,
+            "lease": bool(self.session.alive and self.session.lease_id),
+            "revision": self.coordinator.revision,
+            "campaigns": self.campaigns,
+            "elections_won": self.elections_won,
+        }

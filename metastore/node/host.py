@@ -1,0 +1,293 @@
+"""One partition on a node: its replica and state machine, its waiting operations.
+
+Writes gather until the log is free and are then resolved and proposed as one entry (R7).
+Reads are answered from the committed state while grants hold (R8); otherwise they wait for a
+quorum's answer to a heartbeat sent after they arrived, as do writes, so that a leader that
+slept refuses what it can no longer do instead of leaving its outcome unknown.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from metastore.core.electing import PartitionReplica
+from metastore.core.entry import entry_payload, entry_position
+from metastore.core.machine import Machine
+from metastore.core.replica import ACTIVE, RESIGNING
+from metastore.errors import (
+    MetastoreError,
+    Moved,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    ShuttingDown,
+    StorageError,
+    TooStale,
+    Unavailable,
+)
+from metastore.node.clients import ClientConnection, error_result
+from metastore.clock import now_ns
+from metastore.records import record_versions
+from metastore.wire.client_messages import AT_LEAST, GET, KEYS_ONLY, LINEARIZABLE, LIST, NOT_FOUND, OK
+
+if TYPE_CHECKING:
+    from metastore.node.node import Node
+
+MAX_BATCH_OPS = 2048
+MAX_BATCH_BYTES = 4 << 20
+MAX_PARKED = 4096
+MAX_LIST_BYTES = 2 << 20
+APPLY_READ_BYTES = 4 << 20
+
+Waiting = tuple[ClientConnection, bytes, list[Any], int]
+"""``(connection, client id, op, deadline in ns)``."""
+
+
+class PartitionHost:
+    """See the module."""
+
+    def __init__(self, node: Node, p: int, lo: int, hi: int, applied: int) -> None:
+        self.node = node
+        self.p = p
+        self.lo, self.hi = lo.to_bytes(9, "big")[1:], hi.to_bytes(9, "big")
+        self.replica: PartitionReplica
+        self.machine = Machine(lambda lkey: node.store.get(p, lkey))
+        self.applied = applied
+        self.pending: list[Waiting] = []
+        self.parked: deque[tuple[int, Waiting]] = deque()
+        self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...], int]] = deque()
+
+    # --- operations -------------------------------------------------------------------------
+
+    def covers(self, lkey: bytes) -> bool:
+        return self.lo <= lkey[:8] and b"\0" + lkey[:8] < self.hi
+
+    def operate(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+        """One checked operation of a client."""
+        kind = op[1]
+        if not self.covers(op[3]):
+            error: MetastoreError = Moved(
+                f"partition {self.p} does not hold that key; refresh the topology", partition=self.p
+            )
+            connection.answer(error_result(op[0], error))
+        elif kind == GET or kind == LIST:
+            if op[4 if kind == GET else 7] == LINEARIZABLE:
+                self.read_linearizable(connection, client, op, deadline)
+            else:
+                self.read_local(connection, op)
+        else:
+            self.write(connection, client, op, deadline)
+
+    def write(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+        replica, node = self.replica, self.node
+        if replica.role != ACTIVE:
+            connection.answer(error_result(op[0], self.not_leader()))
+        elif len(self.pending) >= node.config.max_pending_writes or node.store.overlay_full:
+            error = Overloaded("too many writes wait here", retry_after_s=0.1)
+            connection.answer(error_result(op[0], error))
+        elif replica.can_read(now_ns()):
+            if not self.pending:
+                node.writing.append(self)
+            self.pending.append((connection, client, op, deadline))
+        else:
+            self.park(connection, client, op, deadline)
+
+    def read_linearizable(
+        self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int
+    ) -> None:
+        replica = self.replica
+        if replica.role == ACTIVE:
+            result = self.read(op, 0)
+            if replica.can_read(now_ns()):  # R8: after the data was read
+                connection.answer(result)
+                return
+            self.park(connection, client, op, deadline)
+        else:
+            connection.answer(error_result(op[0], self.not_leader()))
+
+    def read_local(self, connection: ClientConnection, op: list[Any]) -> None:
+        """A stale or at-least read, from any replica."""
+        consistency, arg = (op[4], op[5]) if op[1] == GET else (op[7], op[8])
+        age_ms = self.age_ms()
+        error: MetastoreError | None = None
+        if consistency == AT_LEAST:
+            if self.machine.last_version < arg:
+                error = TooStale(
+                    f"this replica is at version {self.machine.last_version}, below {arg}", age_ms=age_ms
+                )
+        elif arg is not None and (age_ms is None or age_ms > arg):
+            error = TooStale(f"this replica is {age_ms} ms old, over {arg} ms", age_ms=age_ms)
+        connection.answer(error_result(op[0], error) if error else self.read(op, age_ms))
+
+    def age_ms(self) -> int | None:
+        """Upper bound of the age of this copy, from when it last heard that it had everything."""
+        now = now_ns()
+        if self.replica.can_read(now):
+            return 0
+        fresh = self.replica.fresh_ns
+        term = self.replica.term
+        if term is not None and term.noop_index:
+            fresh = max(fresh, term.quorum_acked_at_ns())
+        return (now - fresh) // 1_000_000 if fresh else None
+
+    def read(self, op: list[Any], age_ms: int | None) -> list[Any]:
+        store = self.node.store
+        if op[1] == GET:
+            record = store.get(self.p, op[3])
+            return [op[0], NOT_FOUND, age_ms] if record is None else [op[0], OK, record, age_ms]
+        _, _, _, start, end, limit, flags, _, _ = op
+        hi = self.hi[1:] if self.hi[0] == 0 else b"\xff" * 9
+        rows = store.scan(self.p, start, min(end, hi) if end else hi, limit + 1, MAX_LIST_BYTES)
+        more = len(rows) > limit or store.scan_was_cut
+        if len(rows) > limit:
+            rows.pop()
+        if flags & KEYS_ONLY:
+            return [op[0], OK, [[k, record_versions(r)[1]] for k, r in rows], more, age_ms]
+        return [op[0], OK, [[k, r] for k, r in rows], more, age_ms]
+
+    def not_leader(self) -> MetastoreError:
+        replica = self.replica
+        leader = replica.leader_node
+        if replica.role == RESIGNING or leader == self.node.me.node:
+            if self.node.stopping:
+                return ShuttingDown("this node is stopping", retry_after_s=0.1)
+            return Unavailable(
+                f"partition {self.p}: leadership is {replica.role} here", retry_after_s=0.2, partition=self.p
+            )
+        return NotLeader(
+            f"partition {self.p} is led by {leader}",
+            partition=self.p,
+            epoch=replica.sealed_epoch,
+            leader=leader,
+            rpc=self.node.address_of(leader),
+        )
+
+    # --- parked: a leader without enough grants asks a quorum (R8) -----------------------------
+
+    def park(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+        now = now_ns()
+        if not self.replica.has_quorum(now) or len(self.parked) >= MAX_PARKED:
+            error = Unavailable(
+                f"partition {self.p}: its leader hears no quorum of replicas",
+                retry_after_s=1,
+                partition=self.p,
+            )
+            connection.answer(error_result(op[0], error))
+            return
+        core = self.node.core
+        if not self.parked:
+            self.node.parking.append(self)
+        mark = core.last_number
+        self.parked.append((mark, (connection, client, op, min(deadline, now + 2_000_000_000))))
+        self.node.ask_quorum()
+
+    def unpark(self, now: int) -> None:
+        """Carry out what a quorum has confirmed, refuse what waited too long."""
+        replica = self.replica
+        while self.parked:
+            mark, (connection, client, op, deadline) = self.parked[0]
+            if replica.role != ACTIVE:
+                error = self.not_leader()
+            elif replica.confirmed_since(mark):
+                self.parked.popleft()
+                if op[1] == GET or op[1] == LIST:
+                    connection.answer(self.read(op, 0))
+                else:
+                    if not self.pending:
+                        self.node.writing.append(self)
+                    self.pending.append((connection, client, op, deadline))
+                continue
+            elif now > deadline:
+                error = Unavailable(
+                    f"partition {self.p}: no quorum of replicas answered", retry_after_s=1, partition=self.p
+                )
+            else:
+                return
+            self.parked.popleft()
+            connection.answer(error_result(op[0], error))
+
+    # --- proposing and applying -----------------------------------------------------------------
+
+    def propose_pending(self, now: int) -> None:
+        """Resolve and propose what has gathered, as few entries as the bounds allow."""
+        pending, self.pending = self.pending, []
+        replica = self.replica
+        while pending:
+            if replica.role != ACTIVE:
+                error = self.not_leader()
+                for connection, _, op, _ in pending:
+                    connection.answer(error_result(op[0], error))
+                return
+            size, count = 0, 0
+            for _, _, op, _ in pending:
+                size += 96 + len(op[3]) + (len(op[8]) if len(op) == 11 else 0)
+                if count and (size > MAX_BATCH_BYTES or count >= MAX_BATCH_OPS):
+                    break
+                count += 1
+            batch, pending = pending[:count], pending[count:]
+            index = replica.log.last_index + 1
+            payload, results = self.machine.resolve(index, [(w[1], w[2]) for w in batch])
+            if payload is not None:
+                proposed = replica.propose(now, payload)
+                assert proposed == index
+            for (connection, _, op, deadline), (at, tail) in zip(batch, results, strict=True):
+                if at > self.applied:
+                    self.waiters.append((at, connection, op[0], tail, deadline))
+                else:
+                    connection.answer([op[0], *tail])
+
+    def apply_to(self, upto: int) -> None:
+        """Apply committed entries in order and answer those who wait for them (R6)."""
+        machine, store, node = self.machine, self.node.store, self.node
+        while self.applied < upto:
+            index = self.applied + 1
+            if machine.proposed(index):
+                applied = machine.apply(index, b"")
+                store.apply(self.p, index, self.replica.log.epoch_at(index), applied.changes, applied.aux)
+                self.applied = index
+                continue
+            for blob in store.read_entries(self.p, index, APPLY_READ_BYTES):
+                index, epoch = entry_position(blob)
+                if index > upto:
+                    break
+                if index != self.applied + 1:
+                    raise StorageError(f"partition {self.p}: entry {index} read after {self.applied}")
+                applied = machine.apply(index, entry_payload(blob))
+                store.apply(self.p, index, epoch, applied.changes, applied.aux)
+                self.applied = index
+        waiters = self.waiters
+        while waiters and waiters[0][0] <= upto:
+            _, connection, op_id, tail, _ = waiters.popleft()
+            connection.answer([op_id, *tail])
+        if node.core_started and self.pending and not waiters:
+            node.schedule_turn()
+
+    # --- leadership -------------------------------------------------------------------------------
+
+    def on_role(self, role: str) -> None:
+        """Leadership begins or ends here: what was proposed and is not committed is forgotten;
+        who waits for it learns that its outcome is not known (R7)."""
+        if role == ACTIVE:
+            self.machine.abandon()
+        elif role != RESIGNING:
+            self.machine.abandon()
+            error = OutcomeUnknown(
+                f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
+            )
+            while self.waiters:
+                _, connection, op_id, _, _ = self.waiters.popleft()
+                connection.answer(error_result(op_id, error))
+            self.unpark(now_ns())
+            if self.pending:
+                self.propose_pending(now_ns())
+
+    def sweep(self, now: int) -> None:
+        """Answer waiters whose deadline passed while no quorum commits their entry."""
+        if self.waiters and now > self.waiters[0][4] and not self.replica.has_quorum(now):
+            error = OutcomeUnknown(
+                f"partition {self.p}: proposed, and no quorum has acknowledged it in time", partition=self.p
+            )
+            while self.waiters and now > self.waiters[0][4]:
+                _, connection, op_id, _, _ = self.waiters.popleft()
+                connection.answer(error_result(op_id, error))

@@ -1,0 +1,94 @@
+"""``metastore-node``: one storage node as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import secrets
+import signal
+import sys
+
+import uvloop
+
+from metastore.config import NodeConfig, load_config
+from metastore.coordination.etcd import EtcdCoordinator
+from metastore.errors import ConfigError, MetastoreError
+from metastore.logs import setup_logging
+from metastore.node.clients import ClientConnection
+from metastore.clock import now_ns
+from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
+from metastore.node.http import serve_http
+from metastore.node.node import Node
+from metastore.storage.store import StorageOptions, Store
+
+log = logging.getLogger("metastore.main")
+
+ETCD_PATIENCE_S = 1.5
+
+
+def open_store(config: NodeConfig) -> Store:
+    """The node's data folder, recovered. Raises StorageError, ConfigError."""
+    options = StorageOptions(
+        segment_bytes=config.segment_mib << 20,
+        log_retention_bytes=config.log_retention_mib << 20,
+        overlay_limit_bytes=config.overlay_mib << 20,
+        map_size_bytes=config.map_size_gib << 30,
+    )
+    return Store.open(config.data_dir, cluster=config.cluster, node=config.node, options=options)
+
+
+async def serve(config: NodeConfig) -> int:
+    """Run until a signal (0) or a failure (1)."""
+    store = open_store(config)
+    node = Node(config, store, secrets.token_hex(8))
+    loop = asyncio.get_running_loop()
+    stop = loop.create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda n=number: stop.done() or stop.set_result(n))
+    node.start()
+    host, _, port = config.rpc.rpartition(":")
+    server = await loop.create_server(lambda: ClientConnection(node), host, int(port), backlog=1024)
+    runner = await serve_http(node)
+    coordinator = EtcdCoordinator(
+        config.etcd,
+        known_cluster_id=store.facts.get(FACT_CLUSTER_ID),
+        known_revision=int(store.facts.get(FACT_REVISION, 0)),
+    )
+    node.control.start(coordinator)
+    log.info("node %s of cell %s serves on %s", config.node, config.cell, config.rpc)
+    try:
+        async with asyncio.timeout(ETCD_PATIENCE_S):
+            await node.control.ready.wait()
+    except TimeoutError:
+        log.warning("etcd does not answer; going on with what the store knows (R12)")
+    # a restarted owner of the newest epoch goes on, whether etcd is there or not
+    node.core.resume_all(now_ns())
+    node.schedule_turn()
+    gc.collect()
+    gc.freeze()
+    failed = loop.create_task(node.failed.wait())
+    await asyncio.wait([stop, failed], return_when=asyncio.FIRST_COMPLETED)
+    failed.cancel()
+    server.close()
+    await node.stop(hand_over=stop.done() and stop.result() == signal.SIGTERM)
+    await runner.cleanup()
+    return 1 if node.failure is not None else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    try:
+        config = load_config(NodeConfig, sys.argv[1:] if argv is None else argv, "METASTORE_NODE", "node")
+        setup_logging(config.log_level, config.log_format, node=config.node)
+        return uvloop.run(serve(config))
+    except (ConfigError, MetastoreError) as e:
+        print(f"metastore-node: {e.message}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f"metastore-node: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,407 @@
+"""The node: carries out the core's effects, turn by turn of the event loop.
+
+One turn: take what arrived, let partitions propose if the log is free, carry out the effects,
+write once per connection, then let the log sync. While it syncs the next turn gathers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from random import Random
+from typing import Any
+
+import msgpack
+
+from metastore.config import NodeConfig
+from metastore.core import effects as fx
+from metastore.core.logindex import LogIndex
+from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
+from metastore.core.node import NodeCore
+from metastore.core.replica import InvariantBroken, Restored, unpack_config
+from metastore.core.settings import MS, CoreSettings
+from metastore.errors import CorruptLog, MetastoreError, Moved, ProtocolError, StorageError
+from metastore.layout import ConfigRecord, NodeRecord
+from metastore.logs import log_event
+from metastore.node.clients import ClientConnection
+from metastore.clock import now_ns
+from metastore.node.control import Control
+from metastore.node.host import PartitionHost
+from metastore.node.peers import PeerLinks
+from metastore.node.snapshots import Snapshots
+from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry, TruncateEntry
+from metastore.storage.store import Store
+from metastore.topology import TopologyTable
+
+log = logging.getLogger("metastore.node")
+
+FACT_LARGEST_GRANT = "largest_grant_ns"
+FACT_TOPOLOGY = "topology"
+STALL_NS = 500 * MS
+
+
+def core_settings(config: NodeConfig) -> CoreSettings:
+    """The core's view of the node's configuration."""
+    return CoreSettings(
+        heartbeat_ns=config.heartbeat_ms * MS,
+        grant_ns=config.grant_ms * MS,
+        suspect_after_ns=config.suspect_after_ms * MS,
+        settle_ns=config.settle_ms * MS,
+        clock_rate_error_ppm=config.clock_rate_error_ppm,
+    )
+
+
+class Node:
+    """See the module. Everything runs on one event loop."""
+
+    def __init__(self, config: NodeConfig, store: Store, incarnation: str) -> None:
+        self.config = config
+        self.store = store
+        self.me = Process(config.node, store.store_id, incarnation)
+        self.settings = core_settings(config)
+        self.hosts: dict[int, PartitionHost] = {}
+        self.clients: set[ClientConnection] = set()
+        self.answering: list[ClientConnection] = []
+        self.writing: list[PartitionHost] = []
+        self.parking: list[PartitionHost] = []
+        self.stopping = False
+        self.core_started = False
+        self.failure: BaseException | None = None
+        self.failed = asyncio.Event()
+        self.stalls = 0
+        self.worst_stall_ns = 0
+        largest = int(store.facts.get(FACT_LARGEST_GRANT, 0))
+        self.core = NodeCore(self.me, self.settings, Random(), store.read_entries, now_ns(), largest)
+        self.links = PeerLinks(
+            config.cluster, self.me, self.on_peer_messages, self.on_peer_up, self.on_peer_down
+        )
+        self.snapshots = Snapshots(self)
+        self.topology = self._restored_topology()
+        self.control = Control(self)
+        self._largest_grant_ns = largest
+        self._held: deque[tuple[int, str, Any]] = deque()
+        self._inbox: deque[tuple[Process, Any]] = deque()
+        self._turn_scheduled = False
+        self._turn_ns = 0
+        self._quorum_asked = False
+        self._loop: asyncio.AbstractEventLoop
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- start and stop ---------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load the replicas from the store and begin to tick. The loop is running."""
+        self._loop = asyncio.get_running_loop()
+        self.store.start(self._loop, self.on_durable, self.fail)
+        if self.settings.grant_ns > self._largest_grant_ns:
+            # durable before the first grant leaves: heartbeat answers wait for the log (R8)
+            self.store.append(Fact(FACT_LARGEST_GRANT, self.settings.grant_ns))
+        now = now_ns()
+        for p, info in sorted(self.store.partitions.items()):
+            if not info.dropped and info.config is not None:
+                owner = Process(*msgpack.unpackb(info.owner)) if info.owner else None
+                restored = Restored(
+                    info.log.copy(), info.sealed_epoch, owner, unpack_config(info.config), info.commit_index
+                )
+                self._add_host(now, p, restored, info.applied_index)
+        for record in self.topology.nodes.values():
+            self.meet(record)
+        self.core_started = True
+        self._tasks.append(self._loop.create_task(self._tick_forever()))
+        self.schedule_turn()
+
+    def _restored_topology(self) -> TopologyTable:
+        raw = self.store.facts.get(FACT_TOPOLOGY)
+        return TopologyTable.from_wire(raw) if raw else TopologyTable(self.config.cluster)
+
+    def remember_topology(self) -> None:
+        """Keep the table for a start without etcd, ours and others' (R12, design: router)."""
+        self.store.append(Fact(FACT_TOPOLOGY, self.topology.to_wire()))
+        self.schedule_turn()
+
+    def remember_fact(self, key: str, value: Any) -> None:
+        self.store.append(Fact(key, value))
+        self.schedule_turn()
+
+    def _add_host(self, now: int, p: int, restored: Restored, applied: int) -> PartitionHost:
+        assert restored.config is not None
+        host = PartitionHost(self, p, restored.config.lo, restored.config.hi, applied)
+        self.hosts[p] = host
+        self.store.set_aux_source(p, host.machine.aux)
+        host.machine.load(self.store.load_aux(p))
+        host.replica = self.core.add_replica(now, p, restored)
+        host.apply_to(restored.commit_index)
+        return host
+
+    def open_partition(self, config: ConfigRecord) -> PartitionHost:
+        """A replica for a partition this store has never held: empty, and it says so (R13)."""
+        self.store.add_partition(config.partition)
+        return self._add_host(now_ns(), config.partition, Restored(LogIndex(), config=config), 0)
+
+    async def stop(self, hand_over: bool) -> None:
+        """Stop serving; with ``hand_over`` leaders first go to other nodes (R11), within 1.5 s."""
+        self.stopping = True
+        if hand_over and not self.failed.is_set():
+            await self._hand_over_all()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.control.close()
+        await self.links.close()
+        await self.snapshots.close()
+        for client in list(self.clients):
+            client.close()
+        await self.store.close()
+
+    async def _hand_over_all(self) -> None:
+        deadline = now_ns() + 1500 * MS
+        while now_ns() < deadline:
+            leading = [h.replica for h in self.hosts.values() if h.replica.term is not None]
+            leading = [r for r in leading if r.role in ("active", "resigning", "resigned")]
+            if not leading:
+                return
+            for r in leading:
+                if r.role == "active":
+                    up = [n for n in self.links.connected() if r.term and n in r.term.others()]
+                    if not up:
+                        return
+                    r.transfer(now_ns(), up[r.p % len(up)])
+            self.schedule_turn()
+            await asyncio.sleep(0.02)
+
+    def fail(self, error: BaseException) -> None:
+        """R14: stop serving, loudly; the process ends."""
+        if self.failure is None:
+            self.failure = error
+            log.critical("node stops: %s: %s", type(error).__name__, error, extra={"node": self.config.node})
+            self.failed.set()
+
+    # --- turns ------------------------------------------------------------------------------
+
+    def schedule_turn(self) -> None:
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def turn_started_ns(self) -> int:
+        return now_ns()
+
+    def _turn(self) -> None:
+        self._turn_scheduled = False
+        if self.failure is not None:
+            return
+        try:
+            if self.writing and not self.store.syncing:
+                writing, self.writing = self.writing, []
+                now = now_ns()
+                for host in writing:
+                    host.propose_pending(now)
+            if self._quorum_asked:
+                self._quorum_asked = False
+                self.core.heartbeat(now_ns())
+            self.run_effects()
+            self.links.flush()
+            answering, self.answering = self.answering, []
+            for client in answering:
+                client.flush()
+            self.store.kick()
+        except (StorageError, InvariantBroken, AssertionError) as e:
+            log.exception("fail-stop")
+            self.fail(e)
+
+    def run_effects(self) -> None:
+        """Carry out effects until there are none; messages to this very process come back."""
+        core = self.core
+        while True:
+            for effect in core.take():
+                self._run(effect)
+            if self._inbox:
+                src, message = self._inbox.popleft()
+                core.receive(now_ns(), src, message)
+            elif not core.effects:
+                return
+
+    def _run(self, effect: fx.Effect) -> None:
+        kind = type(effect)
+        if isinstance(effect, fx.Send):
+            if effect.durable and self.store.last_seq > self.store.durable_seq:
+                self._held.append((self.store.last_seq, effect.node, effect.message))
+            else:
+                self._route(effect.node, effect.message)
+        elif isinstance(effect, fx.PersistEntries):
+            for blob in effect.blobs:
+                self.store.append(EntryRecord(effect.p, effect.commit, blob))
+        elif isinstance(effect, fx.Committed):
+            self.hosts[effect.p].apply_to(effect.upto)
+        elif isinstance(effect, fx.PersistTruncate):
+            self.store.append(TruncateEntry(effect.p, effect.keep_index))
+        elif isinstance(effect, fx.PersistSeal):
+            owner: bytes = msgpack.packb(list(effect.owner))
+            self.store.append(SealEntry(effect.p, effect.epoch, owner, effect.config))
+        elif isinstance(effect, fx.PersistConfig):
+            self.store.append(ConfigEntry(effect.p, effect.config))
+        elif isinstance(effect, fx.RoleChanged):
+            self._role_changed(effect)
+        elif isinstance(effect, fx.Campaign):
+            self.control.campaign(effect)
+        elif isinstance(effect, fx.StartSnapshot):
+            self.snapshots.start(effect.p, effect.node, effect.epoch)
+        elif isinstance(effect, fx.InstallSnapshot):
+            self.snapshots.install(effect.p, effect.at_index, effect.at_epoch)
+        elif isinstance(effect, fx.DiscardSnapshot):
+            self.snapshots.discard(effect.p)
+        else:
+            raise AssertionError(f"unknown effect {kind.__name__}")
+
+    def _role_changed(self, effect: fx.RoleChanged) -> None:
+        self.hosts[effect.p].on_role(effect.role)
+        fields = {"node": self.config.node, "partition": effect.p, "epoch": effect.epoch}
+        log_event(log, f"{effect.role}: {effect.reason}", **fields)
+        if effect.role == "active":
+            self.control.wake()
+
+    def _route(self, node: str, message: Any) -> None:
+        if node == self.me.node:
+            self._inbox.append((self.me, message))
+        else:
+            self.links.queue(node, message)
+
+    def on_durable(self, seq: int) -> None:
+        """The log is durable up to ``seq``: what waited for that leaves."""
+        held = self._held
+        while held and held[0][0] <= seq:
+            _, node, message = held.popleft()
+            self._route(node, message)
+        # in this very call: the answer to a write should not wait for another loop turn
+        self._turn_scheduled = True
+        self._turn()
+
+    def ask_quorum(self) -> None:
+        """Send heartbeats at the end of this turn: reads wait for their answers (R8)."""
+        self._quorum_asked = True
+        self.schedule_turn()
+
+    # --- peers -----------------------------------------------------------------------------
+
+    def on_peer_messages(self, src: Process, messages: list[Any]) -> None:
+        now = now_ns()
+        core = self.core
+        try:
+            for message in messages:
+                if isinstance(message, SnapshotBegin | SnapshotChunk | SnapshotAck):
+                    self.snapshots.receive(src, message)
+                else:
+                    core.receive(now, src, message)
+        except (InvariantBroken, AssertionError, CorruptLog) as e:
+            log.exception("fail-stop")
+            self.fail(e)
+        except ProtocolError:
+            raise
+        finally:
+            if self.parking:
+                self._unpark(now_ns())
+            self.schedule_turn()
+
+    def _unpark(self, now: int) -> None:
+        parking, self.parking = self.parking, []
+        for host in parking:
+            host.unpark(now)
+            if host.parked:
+                self.parking.append(host)
+
+    def on_peer_up(self, node: str) -> None:
+        self.core.peer_up(now_ns(), node)
+        self.schedule_turn()
+
+    def on_peer_down(self, node: str) -> None:
+        self.core.peer_down(now_ns(), node)
+        self.snapshots.peer_down(node)
+        self.schedule_turn()
+
+    def meet(self, record: NodeRecord) -> None:
+        """Know a node's address; connect when it is of this cell."""
+        if record.cell == self.config.cell and record.node != self.config.node:
+            self.links.set_peer(record.node, record.store_id, record.rpc)
+
+    def address_of(self, node: str | None) -> str | None:
+        record = self.topology.nodes.get(node) if node else None
+        return record.rpc if record else None
+
+    # --- time ------------------------------------------------------------------------------
+
+    async def _tick_forever(self) -> None:
+        tick_ns = self.config.tick_ms * MS
+        due = now_ns() + tick_ns
+        while True:
+            await asyncio.sleep(max(0.0, (due - now_ns()) / 1e9))
+            now = now_ns()
+            if now - due > STALL_NS:
+                self.stalls += 1
+                self.worst_stall_ns = max(self.worst_stall_ns, now - due)
+                log.warning(
+                    "the loop stood still for %d ms", (now - due) // MS, extra={"node": self.config.node}
+                )
+                # What the peers sent meanwhile is in the sockets: hear it before deciding that
+                # they are silent (R9). Grants are checked against the clock anyway (R8).
+                for host in self.hosts.values():
+                    host.replica.heard(now)
+            due = now + tick_ns
+            self.core.tick(now)
+            if self.parking:
+                self._unpark(now)
+            for host in self.hosts.values():
+                host.sweep(now)
+            self.schedule_turn()
+
+    # --- views -----------------------------------------------------------------------------
+
+    def unknown_partition(self, p: int) -> MetastoreError:
+        cell = self.topology.cell_of(p)
+        return Moved(f"this node holds no replica of partition {p}", partition=p, cell=cell)
+
+    def topology_wire(self, known_revision: int) -> dict[str, Any] | None:
+        for p, host in self.hosts.items():
+            replica = host.replica
+            if replica.owner is not None and replica.sealed_epoch:
+                leader = replica.owner.node
+                self.topology.apply_hint(p, leader, replica.sealed_epoch)
+        return self.topology.to_wire()
+
+    def status(self) -> dict[str, Any]:
+        """The node's own view, for tools (cellctl status, doctor)."""
+        now = now_ns()
+        partitions = []
+        for p, host in sorted(self.hosts.items()):
+            r = host.replica
+            lag: dict[str, int] = {}
+            if r.term is not None:
+                lag = {n: r.log.last_index - r.term.progress[n].match for n in r.term.others()}
+            healthy = r.is_healthy(now) if r.term is not None else not r.leader_is_lost(now)
+            partitions.append(
+                {
+                    "id": p,
+                    "role": r.role,
+                    "epoch": r.sealed_epoch,
+                    "leader": r.leader_node,
+                    "last_index": r.log.last_index,
+                    "commit_index": r.commit_index,
+                    "applied_index": host.applied,
+                    "version": host.machine.last_version,
+                    "lag": lag,
+                    "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
+                }
+            )
+        return {
+            "node": self.config.node,
+            "cell": self.config.cell,
+            "store_id": self.me.store,
+            "incarnation": self.me.incarnation,
+            "partitions": partitions,
+            "etcd": self.control.status(),
+            "peers": self.links.connected(),
+            "stalls": self.stalls,
+            "worst_stall_ms": self.worst_stall_ns // MS,
+            "storage": self.store.stats(),
+            "failed": str(self.failure) if self.failure else None,
+        }

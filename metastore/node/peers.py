@@ -1,0 +1,218 @@
+"""Connections between nodes: one per pair, dialled by the node whose name sorts first.
+
+Messages of one loop turn to one peer leave in one write. A peer that does not read has its
+messages dropped beyond a bound (the core repeats what matters), so a paused peer costs
+neither memory nor time. A refused or reset connection is told to the core at once (R9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from metastore.core.messages import Process
+from metastore.errors import ProtocolError
+from metastore.wire import frames
+from metastore.wire.peer_messages import decode, encode, hello, read_hello, read_hello_ok
+
+log = logging.getLogger("metastore.peers")
+
+MAX_BUFFERED_BYTES = 16 << 20
+MAX_FRAME_BODY_BYTES = 8 << 20
+DIAL_TIMEOUT_S = 1.0
+DIAL_PAUSE_MIN_S, DIAL_PAUSE_MAX_S = 0.05, 0.4
+
+
+class PeerConnection(asyncio.Protocol):
+    """One connection, either side. Created with ``target`` set when this side dials."""
+
+    def __init__(self, links: PeerLinks, target: tuple[str, str] | None) -> None:
+        self.links = links
+        self.target = target
+        self.peer: Process | None = None
+        self.transport: asyncio.Transport | None = None
+        self.decoder = frames.FrameDecoder()
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if self.target is not None:
+            transport.write(
+                frames.pack(frames.PEER_HELLO, hello(self.links.cluster, self.links.me, *self.target))
+            )
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, body in self.decoder.feed(data):
+                self.handle(kind, body)
+        except ProtocolError as e:
+            log.warning("peer %s disconnected: %s", self.peer.node if self.peer else "?", e)
+            self.abort()
+
+    def handle(self, kind: int, body: Any) -> None:
+        if self.peer is not None:
+            if kind != frames.PEER or type(body) is not list:
+                raise ProtocolError(f"frame type {kind} on a peer connection")
+            self.links.on_messages(self.peer, [decode(raw) for raw in body])
+        elif self.target is not None and kind == frames.PEER_HELLO_OK:
+            peer = read_hello_ok(body)
+            if (peer.node, peer.store) != self.target:
+                raise ProtocolError(f"{self.target[0]} answered as {peer.node!r} with store {peer.store}")
+            self.open(peer)
+        elif self.target is not None and kind == frames.ERROR:
+            raise ProtocolError(f"{self.target[0]} refused: {body!r:.200}")
+        else:
+            raise ProtocolError(f"frame type {kind} before the hello")
+
+    def accept(self, body: Any) -> None:
+        """The accepting side has read a PEER_HELLO."""
+        peer = read_hello(body, self.links.cluster, self.links.me)
+        assert self.transport is not None
+        self.transport.write(frames.pack(frames.PEER_HELLO_OK, list(self.links.me)))
+        self.open(peer)
+
+    def open(self, peer: Process) -> None:
+        self.peer = peer
+        self.links.opened(peer, self)
+
+    def send(self, messages: list[Any]) -> None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
+            self.links.dropped += len(messages)
+            return
+        body: list[list[Any]] = []
+        size = 0
+        out: list[bytes] = []
+        for message in messages:
+            body.append(encode(message))
+            blobs = getattr(message, "entries", None) or getattr(message, "rows", None)
+            if blobs:
+                size += sum(len(b) if type(b) is bytes else len(b[1]) + len(b[2]) for b in blobs)
+                if size > MAX_FRAME_BODY_BYTES:
+                    out.append(frames.pack(frames.PEER, body))
+                    body, size = [], 0
+        if body:
+            out.append(frames.pack(frames.PEER, body))
+        transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+        if self.peer is not None:
+            self.links.lost(self.peer, self)
+
+
+class PeerLinks:
+    """All peers of this node. ``on_up``/``on_down`` get node names, ``on_messages`` a batch."""
+
+    def __init__(
+        self,
+        cluster: str,
+        me: Process,
+        on_messages: Callable[[Process, list[Any]], None],
+        on_up: Callable[[str], None],
+        on_down: Callable[[str], None],
+    ) -> None:
+        self.cluster = cluster
+        self.me = me
+        self.on_messages = on_messages
+        self.on_up = on_up
+        self.on_down = on_down
+        self.dropped = 0
+        self._open: dict[str, PeerConnection] = {}
+        self._dialling: dict[str, asyncio.Task[None]] = {}
+        self._targets: dict[str, tuple[str, str, int]] = {}
+        self._out: dict[str, list[Any]] = {}
+
+    # --- who there is ---------------------------------------------------------------------
+
+    def set_peer(self, node: str, store: str, rpc: str) -> None:
+        """Know a peer; dial it if that falls to this side. Its address or store may change."""
+        host, _, port = rpc.rpartition(":")
+        target = (store, host, int(port))
+        if node == self.me.node or self._targets.get(node) == target:
+            return
+        self._targets[node] = target
+        old = self._dialling.pop(node, None)
+        if old is not None:
+            old.cancel()
+        if self.me.node < node:
+            self._dialling[node] = asyncio.get_running_loop().create_task(self._keep_dialling(node))
+
+    def connected(self) -> list[str]:
+        return sorted(self._open)
+
+    async def _keep_dialling(self, node: str) -> None:
+        loop = asyncio.get_running_loop()
+        store, host, port = self._targets[node]
+        pause = DIAL_PAUSE_MIN_S
+        while True:
+            try:
+                async with asyncio.timeout(DIAL_TIMEOUT_S):
+                    _, connection = await loop.create_connection(
+                        lambda: PeerConnection(self, (node, store)), host, port
+                    )
+                try:
+                    await connection.closed
+                finally:
+                    connection.abort()
+                if connection.peer is not None:
+                    pause = DIAL_PAUSE_MIN_S
+            except TimeoutError:
+                pass  # silence is not a refusal: suspicion takes its time (R9)
+            except OSError:
+                self.on_down(node)
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, DIAL_PAUSE_MAX_S)
+
+    # --- connections ----------------------------------------------------------------------
+
+    def opened(self, peer: Process, connection: PeerConnection) -> None:
+        old = self._open.get(peer.node)
+        self._open[peer.node] = connection
+        if old is not None and old is not connection:
+            old.abort()
+        self._out.pop(peer.node, None)
+        self.on_up(peer.node)
+
+    def lost(self, peer: Process, connection: PeerConnection) -> None:
+        if self._open.get(peer.node) is connection:
+            del self._open[peer.node]
+            self._out.pop(peer.node, None)
+            self.on_down(peer.node)
+
+    # --- sending --------------------------------------------------------------------------
+
+    def queue(self, node: str, message: Any) -> None:
+        """To be sent by the next flush; dropped when there is no connection."""
+        if node in self._open:
+            out = self._out.get(node)
+            if out is None:
+                self._out[node] = [message]
+            else:
+                out.append(message)
+
+    def flush(self) -> None:
+        if self._out:
+            queued, self._out = self._out, {}
+            for node, messages in queued.items():
+                connection = self._open.get(node)
+                if connection is not None:
+                    connection.send(messages)
+
+    async def close(self) -> None:
+        for task in self._dialling.values():
+            task.cancel()
+        await asyncio.gather(*self._dialling.values(), return_exceptions=True)
+        for connection in list(self._open.values()):
+            connection.abort()

@@ -1,0 +1,216 @@
+"""Snapshots of a partition between nodes, streamed in chunks while writes go on (R17).
+
+The sender reads one consistent view of the applied state; the receiver stages the rows apart
+and the store switches them in by one transaction, once the core has agreed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
+from metastore.errors import MetastoreError, StorageError
+from metastore.logs import log_event
+from metastore.clock import now_ns
+
+if TYPE_CHECKING:
+    from metastore.node.node import Node
+    from metastore.storage.store import SnapshotInstaller
+
+log = logging.getLogger("metastore.snapshots")
+
+CHUNK_BYTES = 512 << 10
+WINDOW = 4
+ACK_TIMEOUT_S = 10.0
+MAX_CONCURRENT_SENDS = 2
+
+
+class _Outgoing:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.acked = -1
+        self.refused = False
+        self.changed = asyncio.Event()
+
+
+class _Incoming:
+    def __init__(self, src: Process, begin: SnapshotBegin, installer: SnapshotInstaller) -> None:
+        self.src = src
+        self.begin = begin
+        self.installer = installer
+        self.next = 0
+        self.queue: asyncio.Queue[SnapshotChunk] = asyncio.Queue(maxsize=2 * WINDOW)
+        self.task: asyncio.Task[None] | None = None
+
+
+class Snapshots:
+    """All snapshots that this node sends and receives."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._out: dict[tuple[int, str], _Outgoing] = {}
+        self._in: dict[int, _Incoming] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_SENDS)
+        self._count = 0
+        self.sent = 0
+        self.installed = 0
+
+    # --- sending --------------------------------------------------------------------------
+
+    def start(self, p: int, to: str, epoch: int) -> None:
+        """Begin to stream partition ``p`` to ``to``, unless that is under way."""
+        if (p, to) in self._out:
+            return
+        self._count += 1
+        out = self._out[p, to] = _Outgoing(self._count)
+        task = asyncio.get_running_loop().create_task(self._send(p, to, epoch, out))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, p: int, to: str, epoch: int, out: _Outgoing) -> None:
+        node = self.node
+        try:
+            async with self._slots:
+                reader = node.store.open_snapshot(p)
+                try:
+                    fields = {"node": node.config.node, "partition": p, "epoch": epoch}
+                    log_event(log, f"sends a snapshot at {reader.index} to {to}", **fields)
+                    self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch))
+                    number = 0
+                    while True:
+                        rows = reader.chunk(CHUNK_BYTES)
+                        await self._window(p, to, out, number - WINDOW)
+                        self._queue(to, SnapshotChunk(p, epoch, out.number, number, rows))
+                        if not rows:
+                            break
+                        number += 1
+                    await self._window(p, to, out, number)
+                    self.sent += 1
+                finally:
+                    reader.close()
+        except (TimeoutError, MetastoreError) as e:
+            log.info("snapshot of partition %d to %s given up: %s", p, to, e or "no acknowledgement")
+        finally:
+            self._out.pop((p, to), None)
+
+    async def _window(self, p: int, to: str, out: _Outgoing, until: int) -> None:
+        """Wait until chunk ``until`` is acknowledged."""
+        while out.acked < until:
+            if out.refused:
+                raise StorageError(f"{to} refused it")
+            out.changed.clear()
+            async with asyncio.timeout(ACK_TIMEOUT_S):
+                await out.changed.wait()
+            self.node.core.snapshot_progress(now_ns(), p, to)
+
+    def _queue(self, to: str, message: SnapshotBegin | SnapshotChunk | SnapshotAck) -> None:
+        self.node.links.queue(to, message)
+        self.node.schedule_turn()
+
+    # --- receiving ------------------------------------------------------------------------
+
+    def receive(self, src: Process, message: SnapshotBegin | SnapshotChunk | SnapshotAck) -> None:
+        if isinstance(message, SnapshotAck):
+            out = self._out.get((message.p, src.node))
+            if out is not None and out.number == message.snapshot:
+                out.acked = max(out.acked, message.number) if message.ok else out.acked
+                out.refused |= not message.ok
+                out.changed.set()
+        elif isinstance(message, SnapshotBegin):
+            self._begin(src, message)
+        else:
+            incoming = self._in.get(message.p)
+            if (
+                incoming is None
+                or incoming.src != src
+                or incoming.begin.snapshot != message.snapshot
+                or incoming.next != message.number
+                or incoming.queue.full()
+            ):
+                self._queue(
+                    src.node, SnapshotAck(message.p, message.epoch, message.snapshot, message.number, False)
+                )
+                return
+            incoming.next += 1
+            incoming.queue.put_nowait(message)
+
+    def _begin(self, src: Process, begin: SnapshotBegin) -> None:
+        host = self.node.hosts.get(begin.p)
+        if host is None or host.replica.installing or host.replica.sealed_epoch != begin.epoch:
+            self._queue(src.node, SnapshotAck(begin.p, begin.epoch, begin.snapshot, 0, False))
+            return
+        self.discard(begin.p)
+        incoming = _Incoming(src, begin, self.node.store.begin_install(begin.p))
+        self._in[begin.p] = incoming
+        incoming.task = asyncio.get_running_loop().create_task(self._stage(incoming))
+        self._tasks.add(incoming.task)
+        incoming.task.add_done_callback(self._tasks.discard)
+
+    async def _stage(self, incoming: _Incoming) -> None:
+        begin, node = incoming.begin, self.node
+        try:
+            while True:
+                async with asyncio.timeout(3 * ACK_TIMEOUT_S):
+                    chunk = await incoming.queue.get()
+                if chunk.rows:
+                    await incoming.installer.add([(r[0], r[1], r[2]) for r in chunk.rows])
+                ack = SnapshotAck(begin.p, begin.epoch, begin.snapshot, chunk.number, True)
+                self._queue(incoming.src.node, ack)
+                if not chunk.rows:
+                    break
+            replica = node.core.replicas[begin.p]
+            replica.on_snapshot_staged(now_ns(), incoming.src, begin.epoch, begin.at_index, begin.at_epoch)
+            node.schedule_turn()
+        except TimeoutError:
+            self.discard(begin.p)
+        except StorageError as e:
+            node.fail(e)
+
+    def install(self, p: int, at_index: int, at_epoch: int) -> None:
+        """The core agreed: switch the staged state in."""
+        incoming = self._in.pop(p)
+        task = asyncio.get_running_loop().create_task(self._install(p, incoming, at_index, at_epoch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _install(self, p: int, incoming: _Incoming, at_index: int, at_epoch: int) -> None:
+        node = self.node
+        try:
+            await incoming.installer.finish(at_index, at_epoch)
+            host = node.hosts[p]
+            host.machine.reset()
+            host.machine.load(node.store.load_aux(p))
+            host.applied = at_index
+            host.replica.on_snapshot_installed(now_ns(), at_index, at_epoch)
+            self.installed += 1
+            fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+            log_event(log, f"installed a snapshot at {at_index}", **fields)
+            node.schedule_turn()
+        except (StorageError, AssertionError) as e:
+            node.fail(e)
+
+    def discard(self, p: int) -> None:
+        """Drop what is staged for ``p``, if anything."""
+        incoming = self._in.pop(p, None)
+        if incoming is not None:
+            if incoming.task is not None and incoming.task is not asyncio.current_task():
+                incoming.task.cancel()
+            task = asyncio.get_running_loop().create_task(incoming.installer.abort())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def peer_down(self, node: str) -> None:
+        for (_, to), out in self._out.items():
+            if to == node:
+                out.refused = True
+                out.changed.set()
+        for p in [p for p, i in self._in.items() if i.src.node == node]:
+            self.discard(p)
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

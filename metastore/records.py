@@ -1,0 +1,66 @@
+"""The packed form of a record: what the state stores, what a GET returns. Pure.
+
+``crc32 of the rest (u32) | flags (u8) | version (u64) | created (u64) | content type length
+(u8) | [ttl_ms (u64) if flags & TTL] | content type | value``, little endian. The leader packs
+it once; followers store, and readers verify, the very same bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Final, NamedTuple
+
+from metastore.errors import CorruptState
+
+_HEAD: Final = struct.Struct("<IBQQB")
+_REST: Final = struct.Struct("<BQQB")
+_CRC: Final = struct.Struct("<I")
+_U64: Final = struct.Struct("<Q")
+TTL: Final = 1
+COUNTER: Final = 2
+HEAD_BYTES: Final = _HEAD.size
+
+
+class Record(NamedTuple):
+    """One record. ``version``, ``created``: partition versions; ``ttl_ms``: 0 = lives for ever."""
+
+    version: int
+    created: int
+    value: bytes
+    content_type: str = ""
+    ttl_ms: int = 0
+    counter: bool = False
+
+
+def pack_record(
+    version: int, created: int, value: bytes, content_type: bytes = b"", ttl_ms: int = 0, flags: int = 0
+) -> bytes:
+    """The packed bytes."""
+    if ttl_ms:
+        rest = _REST.pack(flags | TTL, version, created, len(content_type)) + _U64.pack(ttl_ms)
+        rest = b"".join((rest, content_type, value))
+    else:
+        rest = b"".join((_REST.pack(flags, version, created, len(content_type)), content_type, value))
+    return _CRC.pack(zlib.crc32(rest)) + rest
+
+
+def record_versions(packed: bytes) -> tuple[int, int, int]:
+    """``(flags, version, created)`` without decoding or checking the rest."""
+    _, flags, version, created, _ = _HEAD.unpack_from(packed)
+    return flags, version, created
+
+
+def unpack_record(packed: bytes) -> Record:
+    """Decode and verify. Raises CorruptState when the checksum or the lengths are wrong."""
+    if len(packed) < HEAD_BYTES:
+        raise CorruptState(f"record of {len(packed)} bytes is shorter than its header of {HEAD_BYTES}")
+    crc, flags, version, created, type_len = _HEAD.unpack_from(packed)
+    if zlib.crc32(memoryview(packed)[4:]) != crc:
+        raise CorruptState(f"record at version {version} does not match its checksum")
+    pos, ttl_ms = HEAD_BYTES, 0
+    if flags & TTL:
+        (ttl_ms,) = _U64.unpack_from(packed, pos)
+        pos += 8
+    content_type = packed[pos : pos + type_len].decode()
+    return Record(version, created, packed[pos + type_len :], content_type, ttl_ms, bool(flags & COUNTER))

@@ -1,0 +1,65 @@
+"""File operations of the log, behind one small class so that a simulated disk can stand in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_ZEROS = bytes(1 << 20)
+
+
+class Disk:
+    """The real disk. Every method may raise OSError; nothing is ever tried twice (R14)."""
+
+    def list(self, folder: Path) -> list[str]:
+        return sorted(os.listdir(folder))
+
+    def create(self, path: Path, size: int) -> None:
+        """A file of ``size`` zeros, written out and synced, so that a later fdatasync of a
+        write into it has no metadata to write."""
+        temporary = path.with_suffix(".new")
+        fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        try:
+            left = size
+            while left:
+                left -= os.write(fd, _ZEROS[: min(left, len(_ZEROS))])
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+        self.sync_folder(path.parent)
+
+    def open(self, path: Path) -> int:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        done = os.pwrite(fd, data, offset)
+        view = memoryview(data)
+        while done < len(data):
+            more = os.pwrite(fd, view[done:], offset + done)
+            if more <= 0:
+                raise OSError(f"short write of {len(data)} bytes at {offset}")
+            done += more
+
+    def sync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        return os.pread(fd, size, offset)
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def remove(self, path: Path) -> None:
+        os.unlink(path)
+        self.sync_folder(path.parent)
+
+    def sync_folder(self, folder: Path) -> None:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

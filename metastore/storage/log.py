@@ -1,0 +1,406 @@
+"""The log of a node: one append-only sequence for all its partitions, with group commit.
+
+``append`` buffers a record and numbers it; a *round* writes and syncs all that gathered, in one
+writer thread, while the next round gathers. ``durable_seq`` is the last record known synced.
+A failed write or sync ends the log for good (R14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from metastore.core.entry import entry_position
+from metastore.core.logindex import LogIndex
+from metastore.errors import CorruptLog, StorageError
+from metastore.storage.records import (
+    ENTRY_HEAD,
+    EntryRecord,
+    Record,
+    TruncateEntry,
+    pack_record,
+    unpack_records,
+)
+from metastore.storage.segments import (
+    BLOCK_HEAD,
+    SEGMENT_HEAD,
+    Block,
+    Segment,
+    SegmentFiles,
+    block_bytes,
+)
+
+log = logging.getLogger("metastore.log")
+
+TARGET_BLOCK_BYTES = 4 << 20
+GUESS_BYTES = 16 << 10
+
+
+class PartitionLog:
+    """Where the entries of one partition are. ``index`` says which there are."""
+
+    __slots__ = ("blobs", "index", "locations", "unset")
+
+    def __init__(self, index: LogIndex | None = None) -> None:
+        self.index = index or LogIndex()
+        #: location of entry base_index + 1 + i: segment number << 32 | offset of its record
+        self.locations = array("Q")
+        #: recent entries' bytes, those without a location yet among them
+        self.blobs: dict[int, bytes] = {}
+        #: at recovery: the base is not known before the first entry
+        self.unset = False
+
+    def append(self, index: int, epoch: int, location: int) -> None:
+        self.index.append(index, epoch)
+        self.locations.append(location)
+
+    def truncate(self, keep_index: int) -> None:
+        keep = max(0, keep_index - self.index.base_index)
+        for i in range(max(keep_index, self.index.base_index) + 1, self.index.last_index + 1):
+            self.blobs.pop(i, None)
+        self.index.truncate(keep_index)
+        del self.locations[keep:]
+
+    def compact(self, index: int) -> None:
+        gone = index - self.index.base_index
+        if gone > 0:
+            for i in range(self.index.base_index + 1, index + 1):
+                self.blobs.pop(i, None)
+            self.index.compact(index)
+            del self.locations[:gone]
+
+    def reset(self, index: int, epoch: int) -> None:
+        self.index.reset(index, epoch)
+        self.locations = array("Q")
+        self.blobs.clear()
+        self.unset = False
+
+
+class _Piece(NamedTuple):
+    segment: Segment
+    offset: int
+    data: bytes
+
+
+class NodeLog:
+    """See the module. Not thread-safe: used from the loop thread, but for the writer's own part."""
+
+    def __init__(self, files: SegmentFiles, cache_bytes: int) -> None:
+        self.files = files
+        self.partitions: dict[int, PartitionLog] = {}
+        self.last_seq = 0
+        self.durable_seq = 0
+        self.block = 0
+        self.durable_block = 0
+        self.syncing = False
+        self.failure: StorageError | None = None
+        self.rounds = 0
+        self.last_sync_us = 0
+        self.bytes_written = 0
+        self._cache_limit = cache_bytes
+        self._cache_bytes = 0
+        self._cached: deque[tuple[int, int, bytes]] = deque()
+        self._waiting: list[tuple[bytes, Record]] = []
+        self._round_last_seq = 0
+        self._next_segment: Segment | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._jobs: queue.SimpleQueue[list[_Piece] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._preparing: threading.Thread | None = None
+        self._on_durable: Callable[[int], None] = lambda seq: None
+        self._on_failure: Callable[[StorageError], None] = lambda error: None
+
+    # --- recovery -------------------------------------------------------------------------
+
+    def replay(self, block: Block, apply: Callable[[int, int, Record], None]) -> None:
+        """Take one recovered block; ``apply(seq, location, record)`` for each of its records."""
+        seq = block.first_seq
+        for offset, record in unpack_records(block.body):
+            location = block.segment.number << 32 | (block.offset + BLOCK_HEAD.size + offset)
+            apply(seq, location, record)
+            if type(record) is EntryRecord:
+                self._note(block.segment, record)
+            seq += 1
+        block.segment.last_seq = seq - 1
+        self.last_seq = self.durable_seq = seq - 1
+        self.block = self.durable_block = block.number
+
+    @staticmethod
+    def _note(segment: Segment, record: EntryRecord) -> None:
+        index = entry_position(record.blob)[0]
+        if index > segment.max_index.get(record.p, 0):
+            segment.max_index[record.p] = index
+
+    # --- appending --------------------------------------------------------------------------
+
+    def append(self, record: Record) -> int:
+        """Buffer ``record``; its number. Raises StorageError after a failure (R14)."""
+        if self.failure is not None:
+            raise self.failure
+        if type(record) is EntryRecord:
+            part = self.partitions[record.p]
+            index, epoch = entry_position(record.blob)
+            part.append(index, epoch, 0)
+            part.blobs[index] = record.blob
+            self._cached.append((record.p, index, record.blob))
+            self._cache_bytes += len(record.blob)
+        elif type(record) is TruncateEntry:
+            self.partitions[record.p].truncate(record.keep_index)
+        self._waiting.append((pack_record(record), record))
+        self.last_seq += 1
+        return self.last_seq
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def _take_round(self) -> list[_Piece]:
+        """Lay out what waits as blocks and give entries their locations."""
+        waiting, self._waiting = self._waiting, []
+        seq = self.last_seq - len(waiting) + 1
+        pieces: list[_Piece] = []
+        start = 0
+        while start < len(waiting):
+            size, stop = 0, start
+            while stop < len(waiting) and (
+                stop == start or size + len(waiting[stop][0]) <= TARGET_BLOCK_BYTES
+            ):
+                size += len(waiting[stop][0])
+                stop += 1
+            segment = self._segment_for(BLOCK_HEAD.size + size)
+            self.block += 1
+            body_at = segment.end + BLOCK_HEAD.size
+            for raw, record in waiting[start:stop]:
+                if type(record) is EntryRecord:
+                    self._place(segment, record, segment.number << 32 | body_at)
+                body_at += len(raw)
+            body = b"".join([raw for raw, _ in waiting[start:stop]])
+            data = block_bytes(self.block, seq, self.durable_block, body)
+            pieces.append(_Piece(segment, segment.end, data))
+            segment.end += len(data)
+            seq += stop - start
+            segment.last_seq = seq - 1
+            start = stop
+        self._round_last_seq = seq - 1
+        return pieces
+
+    def _place(self, segment: Segment, record: EntryRecord, location: int) -> None:
+        part = self.partitions.get(record.p)
+        index = entry_position(record.blob)[0]
+        # a truncation may have taken it back, and another entry its place, since it was buffered
+        if part is not None and part.blobs.get(index) is record.blob:
+            part.locations[index - part.index.base_index - 1] = location
+        if index > segment.max_index.get(record.p, 0):
+            segment.max_index[record.p] = index
+
+    def _segment_for(self, size: int) -> Segment:
+        segments = self.files.segments
+        if segments and segments[-1].end + size <= self.files.segment_bytes:
+            return segments[-1]
+        if SEGMENT_HEAD.size + size > self.files.segment_bytes:
+            raise StorageError(
+                f"a log block of {size} bytes does not fit a segment of {self.files.segment_bytes}: "
+                "raise segment_mib"
+            )
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
+        number = segments[-1].number + 1 if segments else 1
+        segment = self._next_segment
+        self._next_segment = None
+        if segment is None or segment.number != number:
+            segment = self.files.create(number)
+        segments.append(segment)
+        if self._loop is not None:
+            self._preparing = threading.Thread(
+                target=self._prepare, args=(number + 1,), name="log-prepare", daemon=True
+            )
+            self._preparing.start()
+        return segment
+
+    def _prepare(self, number: int) -> None:
+        try:
+            self._next_segment = self.files.create(number)
+        except OSError as e:
+            log.warning("the next log segment could not be prepared: %s", e)
+
+    # --- rounds -----------------------------------------------------------------------------
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_durable: Callable[[int], None],
+        on_failure: Callable[[StorageError], None],
+    ) -> None:
+        self._loop, self._on_durable, self._on_failure = loop, on_durable, on_failure
+        self._thread = threading.Thread(target=self._write_forever, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def kick(self) -> None:
+        """Begin a round if none is running and something waits."""
+        if self._waiting and not self.syncing and self.failure is None and self._loop is not None:
+            try:
+                pieces = self._take_round()
+            except OSError as e:
+                self._failed(e)
+                return
+            self.syncing = True
+            self._jobs.put(pieces)
+
+    def run_round(self) -> None:
+        """The pending round, here and now (no thread): for tests and simulation."""
+        if self._waiting:
+            try:
+                self._write(self._take_round())
+            except OSError as e:
+                self._failed(e)
+                raise self.failure or e from None
+            self._round_ended()
+
+    def _write(self, pieces: list[_Piece]) -> None:
+        disk = self.files.disk
+        for number, (segment, offset, data) in enumerate(pieces):
+            disk.write(segment.fd, data, offset)
+            if number + 1 == len(pieces) or pieces[number + 1].segment is not segment:
+                disk.sync(segment.fd)
+
+    def _write_forever(self) -> None:
+        loop = self._loop
+        assert loop is not None
+        while True:
+            pieces = self._jobs.get()
+            if pieces is None:
+                return
+            began = time.monotonic_ns()
+            try:
+                self._write(pieces)
+            except OSError as e:
+                self._call(loop, self._failed, e)
+                return
+            self.last_sync_us = (time.monotonic_ns() - began) // 1000
+            self._call(loop, self._round_done)
+
+    @staticmethod
+    def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *args: object) -> None:
+        try:
+            loop.call_soon_threadsafe(what, *args)
+        except RuntimeError:
+            pass  # the loop has ended; nobody waits any more
+
+    def _round_ended(self) -> None:
+        self.durable_seq = self._round_last_seq
+        self.durable_block = self.block
+        self.rounds += 1
+        while self._cache_bytes > self._cache_limit and self._cached:
+            p, index, blob = self._cached[0]
+            part = self.partitions.get(p)
+            if part is not None and part.blobs.get(index) is blob:
+                if part.locations[index - part.index.base_index - 1] == 0:
+                    break  # not written yet: it cannot be read back from the disk
+                del part.blobs[index]
+            self._cached.popleft()
+            self._cache_bytes -= len(blob)
+
+    def _round_done(self) -> None:
+        self.syncing = False
+        self._round_ended()
+        self._on_durable(self.durable_seq)
+        self.kick()
+
+    def _failed(self, error: Exception) -> None:
+        self.failure = StorageError(
+            f"the log cannot be written ({error}); this node stops: check the disk, then replace or restart it"
+        )
+        self._on_failure(self.failure)
+
+    async def drain(self) -> None:
+        """Everything appended becomes durable; used when closing."""
+        while (self._waiting or self.syncing) and self.failure is None:
+            self.kick()
+            await asyncio.sleep(0.001)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join(timeout=10)
+        if self._preparing is not None:
+            self._preparing.join(timeout=10)
+        if self._next_segment is not None:
+            self.files.disk.close(self._next_segment.fd)
+        self.files.close()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def read(self, p: int, first: int, max_bytes: int) -> list[bytes]:
+        """Entry blobs of ``p`` from ``first`` on, at least one. Raises CorruptLog, IndexError."""
+        part = self.partitions[p]
+        index = part.index
+        if not index.base_index < first <= index.last_index:
+            raise IndexError(f"partition {p}: entry {first} is not within the log")
+        blobs: list[bytes] = []
+        while first <= index.last_index and (max_bytes > 0 or not blobs):
+            blob = part.blobs.get(first)
+            if blob is None:
+                blob = self._read_one(part.locations[first - index.base_index - 1], p, first)
+            blobs.append(blob)
+            max_bytes -= len(blob)
+            first += 1
+        return blobs
+
+    def _read_one(self, location: int, p: int, index: int) -> bytes:
+        number, offset = location >> 32, location & 0xFFFFFFFF
+        segment = next((s for s in self.files.segments if s.number == number), None)
+        if segment is None:
+            raise CorruptLog(f"partition {p}: entry {index} lies in log segment {number}, which is gone")
+        disk = self.files.disk
+        data = disk.read(segment.fd, GUESS_BYTES, offset)
+        length = ENTRY_HEAD.unpack_from(data)[0] if len(data) >= ENTRY_HEAD.size else 0
+        stop = 4 + length
+        if stop > len(data):
+            data += disk.read(segment.fd, stop - len(data), offset + len(data))
+        for _, record in unpack_records(data[:stop]):
+            if type(record) is EntryRecord and record.p == p and entry_position(record.blob)[0] == index:
+                return record.blob
+        raise CorruptLog(f"{segment.path} offset {offset}: not entry {index} of partition {p}")
+
+    # --- removal ------------------------------------------------------------------------------
+
+    def remove_segments(
+        self, applied: Callable[[int], int], checkpoint_seq: int, retention_bytes: int
+    ) -> list[int]:
+        """Remove the oldest segments beyond the retention, as far as the state reflects all that
+        is in them; the partitions whose logs became shorter."""
+        shortened: set[int] = set()
+        segments = self.files.segments
+        while len(segments) > 1 and self.files.total_bytes() > retention_bytes:
+            first = segments[0]
+            if first.last_seq > checkpoint_seq or segments[1].last_seq > self.durable_seq:
+                break
+            if any(applied(p) < top for p, top in first.max_index.items() if p in self.partitions):
+                break
+            for p, top in first.max_index.items():
+                part = self.partitions.get(p)
+                if part is not None and part.index.base_index < top:
+                    # what is left of older entries here was truncated and written anew later
+                    part.compact(self._top_in(part, first.number, top))
+                    shortened.add(p)
+            self.files.remove_first()
+        return sorted(shortened)
+
+    @staticmethod
+    def _top_in(part: PartitionLog, number: int, top: int) -> int:
+        """The highest index up to ``top`` whose entry really lies in segment ``number`` or before."""
+        index = min(top, part.index.last_index)
+        while index > part.index.base_index:
+            location = part.locations[index - part.index.base_index - 1]
+            if location and location >> 32 <= number:
+                break
+            index -= 1
+        return index

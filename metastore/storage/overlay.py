@@ -1,0 +1,92 @@
+"""Committed changes that are not in LMDB yet. Pure.
+
+Flat per partition for O(1) reads; grouped by the 8-byte point for ordered scans, each group
+sorted only when a scan comes by.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+#: rough cost of one change beyond its bytes: two dict slots, a list slot, object headers
+CHANGE_OVERHEAD = 250
+
+
+class PartitionOverlay:
+    """Changes of one partition: lkey -> record, None = deleted."""
+
+    __slots__ = ("_points", "_sorted", "records")
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes | None] = {}
+        self._points: dict[bytes, list[bytes]] = {}
+        self._sorted: list[bytes] | None = None
+
+    def put(self, lkey: bytes, record: bytes | None) -> int:
+        """Set a change; the bytes by which the overlay grew."""
+        records = self.records
+        if lkey in records:
+            old = records[lkey]
+            records[lkey] = record
+            return (len(record) if record else 0) - (len(old) if old else 0)
+        records[lkey] = record
+        point = lkey[:8]
+        group = self._points.get(point)
+        if group is None:
+            self._points[point] = [lkey]
+            if self._sorted is not None:
+                insort(self._sorted, point)
+        else:
+            group.append(lkey)
+        return len(lkey) + (len(record) if record else 0) + CHANGE_OVERHEAD
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+        """Changes with ``start <= lkey < end``, in order. Not to be changed meanwhile."""
+        if start[:8] == end[:8]:
+            points: list[bytes] = [start[:8]] if start[:8] in self._points else []
+        else:
+            if self._sorted is None:
+                self._sorted = sorted(self._points)
+            points = self._sorted[bisect_left(self._sorted, start[:8]) :]
+        for point in points:
+            if point > end:
+                return
+            group = self._points[point]
+            group.sort()  # nearly sorted most times: cheap
+            at = bisect_left(group, start)
+            for i in range(at, len(group)):
+                lkey = group[i]
+                if lkey >= end:
+                    return
+                yield lkey, self.records[lkey]
+
+
+class Overlay:
+    """One generation of changes over all partitions, with their applied positions."""
+
+    def __init__(self) -> None:
+        self.partitions: dict[int, PartitionOverlay] = {}
+        self.dirty_aux: dict[int, set[bytes]] = {}
+        self.bytes = 0
+        self.changes = 0
+
+    def apply(self, p: int, changes: list[tuple[bytes, bytes | None]], aux: set[bytes]) -> None:
+        if changes:
+            part = self.partitions.get(p)
+            if part is None:
+                part = self.partitions[p] = PartitionOverlay()
+            grown = 0
+            for lkey, record in changes:
+                grown += part.put(lkey, record)
+            self.bytes += grown
+            self.changes += len(changes)
+        dirty = self.dirty_aux.get(p)
+        if dirty is None:
+            self.dirty_aux[p] = set(aux)
+        else:
+            dirty |= aux
+
+    def drop(self, p: int) -> None:
+        self.partitions.pop(p, None)
+        self.dirty_aux.pop(p, None)

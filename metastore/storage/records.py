@@ -1,0 +1,103 @@
+"""The records of the log: entries and the small durable facts between them. Pure.
+
+A record is ``u32 length (of what follows) | u8 kind | body``. An ENTRY's body is ``partition
+(u32) | commit (u64)`` and the entry's bytes as the leader made them; the others are msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from metastore.errors import CorruptLog
+
+HEAD: Final = struct.Struct("<IB")
+ENTRY_HEAD: Final = struct.Struct("<IBIQ")
+MAX_RECORD_BYTES: Final = (8 << 20) + 1024
+
+
+class EntryRecord(NamedTuple):
+    """One log entry of a partition; ``commit``: what was known committed when it came."""
+
+    p: int
+    commit: int
+    blob: bytes
+
+
+class SealEntry(NamedTuple):
+    """R1: sealed epoch, who owns it, and the config that made it (packed)."""
+
+    p: int
+    epoch: int
+    owner: bytes
+    config: bytes
+
+
+class ConfigEntry(NamedTuple):
+    """The last known config of a partition (packed)."""
+
+    p: int
+    config: bytes
+
+
+class TruncateEntry(NamedTuple):
+    """Entries above ``keep_index`` are gone."""
+
+    p: int
+    keep_index: int
+
+
+class Fact(NamedTuple):
+    """A durable fact of the node."""
+
+    key: str
+    value: Any
+
+
+class DropEntry(NamedTuple):
+    """The replica was removed; its sealed epoch stays for ever (R10)."""
+
+    p: int
+
+
+Record = EntryRecord | SealEntry | ConfigEntry | TruncateEntry | Fact | DropEntry
+
+_KINDS: Final[dict[int, type[Any]]] = {2: SealEntry, 3: ConfigEntry, 4: TruncateEntry, 5: Fact, 6: DropEntry}
+_NUMBERS: Final = {cls: n for n, cls in _KINDS.items()}
+ENTRY: Final = 1
+
+
+def pack_record(record: Record) -> bytes:
+    """The record's bytes. Raises ValueError when it is over the size limit."""
+    if type(record) is EntryRecord:
+        raw = ENTRY_HEAD.pack(len(record.blob) + 13, ENTRY, record.p, record.commit) + record.blob
+    else:
+        body: bytes = msgpack.packb(list(record))
+        raw = HEAD.pack(len(body) + 1, _NUMBERS[type(record)]) + body
+    if len(raw) > MAX_RECORD_BYTES:
+        raise ValueError(f"log record of {len(raw)} bytes is over the limit of {MAX_RECORD_BYTES}")
+    return raw
+
+
+def unpack_records(body: bytes) -> Iterator[tuple[int, Record]]:
+    """``(offset in body, record)`` of every record. Raises CorruptLog."""
+    pos, end = 0, len(body)
+    while pos < end:
+        if end - pos < HEAD.size:
+            raise CorruptLog("a log record is cut short inside an intact block")
+        length, kind = HEAD.unpack_from(body, pos)
+        stop = pos + 4 + length
+        if stop > end or length < 1:
+            raise CorruptLog("a log record is longer than its block")
+        if kind == ENTRY:
+            _, _, p, commit = ENTRY_HEAD.unpack_from(body, pos)
+            yield pos, EntryRecord(p, commit, body[pos + ENTRY_HEAD.size : stop])
+        else:
+            cls = _KINDS.get(kind)
+            if cls is None:
+                raise CorruptLog(f"log record kind {kind} is not known: written by a later version?")
+            yield pos, cls(*msgpack.unpackb(body[pos + HEAD.size : stop], strict_map_key=False))
+        pos = stop

@@ -1,0 +1,113 @@
+"""Replay of the log onto what the state has: rebuilds each partition's log and durable facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metastore.core.entry import entry_position
+from metastore.errors import CorruptLog
+from metastore.storage.log import NodeLog, PartitionLog
+from metastore.storage.records import (
+    ConfigEntry,
+    DropEntry,
+    EntryRecord,
+    Fact,
+    Record,
+    SealEntry,
+    TruncateEntry,
+)
+from metastore.storage.segments import Block
+from metastore.storage.state import Meta
+
+
+class Recovery:
+    """Feed it every block in order, then ``finish``. ``metas`` and ``facts`` are brought up to
+    date in place; ``commits`` is what entries said was committed."""
+
+    def __init__(self, log: NodeLog, metas: dict[int, Meta], facts: dict[str, Any]) -> None:
+        self.log = log
+        self.metas = metas
+        self.facts = facts
+        self.commits: dict[int, int] = {}
+        self._next_slot = max((m.slot for m in metas.values()), default=0) + 1
+        for p in metas:
+            self._part(p)
+
+    def _part(self, p: int) -> PartitionLog:
+        part = self.log.partitions.get(p)
+        if part is None:
+            part = self.log.partitions[p] = PartitionLog()
+            part.unset = True
+            if p not in self.metas:
+                self.metas[p] = Meta(self._next_slot)
+                self._next_slot += 1
+        return part
+
+    def on_block(self, block: Block) -> None:
+        self.log.replay(block, self._apply)
+
+    def _apply(self, seq: int, location: int, record: Record) -> None:
+        if isinstance(record, EntryRecord):
+            part = self._part(record.p)
+            if seq > self.metas[record.p].log_from_seq:
+                self._entry(part, record, location)
+        elif isinstance(record, TruncateEntry):
+            part = self._part(record.p)
+            if seq > self.metas[record.p].log_from_seq:
+                if part.unset or record.keep_index < part.index.base_index:
+                    part.reset(0, 0)
+                    part.unset = True
+                else:
+                    part.truncate(record.keep_index)
+        elif isinstance(record, SealEntry):
+            self._part(record.p)
+            meta = self.metas[record.p]
+            if record.epoch >= meta.sealed:
+                meta.sealed, meta.owner, meta.config = record.epoch, record.owner, record.config
+        elif isinstance(record, ConfigEntry):
+            self._part(record.p)
+            self.metas[record.p].config = record.config
+        elif isinstance(record, Fact):
+            self.facts[record.key] = record.value
+        elif isinstance(record, DropEntry):
+            self._part(record.p)
+            self.metas[record.p].dropped = True
+
+    def _entry(self, part: PartitionLog, record: EntryRecord, location: int) -> None:
+        index, epoch = entry_position(record.blob)
+        if part.unset:
+            meta = self.metas[record.p]
+            if index > meta.applied + 1:
+                raise CorruptLog(
+                    f"partition {record.p}: the log goes on at entry {index}, the state ends at {meta.applied}; "
+                    "replace the node"
+                )
+            if index == meta.applied + 1:
+                part.reset(meta.applied, meta.applied_epoch)
+                part.append(index, epoch, location)
+            else:
+                part.reset(index, epoch)  # the first entry found serves as the base
+        else:
+            try:
+                part.append(index, epoch, location)
+            except AssertionError as e:
+                raise CorruptLog(f"partition {record.p}: {e}; replace the node") from None
+        self.commits[record.p] = max(self.commits.get(record.p, 0), record.commit)
+
+    def finish(self) -> None:
+        """Raises CorruptLog when log and state contradict each other."""
+        for p, part in self.log.partitions.items():
+            meta = self.metas[p]
+            if part.unset:
+                part.reset(meta.applied, meta.applied_epoch)
+            index = part.index
+            if index.last_index < meta.applied:
+                raise CorruptLog(
+                    f"partition {p}: the state is at entry {meta.applied}, the log ends at {index.last_index}; "
+                    "replace the node"
+                )
+            if index.base_index <= meta.applied and index.epoch_at(meta.applied) != meta.applied_epoch:
+                raise CorruptLog(
+                    f"partition {p}: entry {meta.applied} is of epoch {index.epoch_at(meta.applied)} in the log "
+                    f"and {meta.applied_epoch} in the state; replace the node"
+                )

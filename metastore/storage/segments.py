@@ -1,0 +1,216 @@
+"""Segments and blocks: the append-only file sequence under the log, and its recovery (R14).
+
+A *round* of records is written as *blocks*, each with one checksum, a dense number ``block``,
+and ``durable``: the highest block known synced when it was written. At recovery a block that
+does not check is either the torn end of the last round or damage to what was once durable,
+and ``durable`` tells: if any later block, or the state, vouches for the bad one, the log is
+corrupt and the node stops; otherwise the rest was never acknowledged and is cut off.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from metastore.errors import CorruptLog
+from metastore.storage.disk import Disk
+
+log = logging.getLogger("metastore.log")
+
+SEGMENT_MAGIC: Final = b"MSLOG001"
+SEGMENT_HEAD: Final = struct.Struct("<8s32sQ16x")
+BLOCK_MAGIC: Final = b"\xb1\x0cK\x9e"
+BLOCK_HEAD: Final = struct.Struct("<4sIIQQQ")
+_BLOCK_REST: Final = struct.Struct("<IQQQ")
+MAX_BLOCK_BYTES: Final = 16 << 20
+
+
+@dataclass(slots=True)
+class Segment:
+    """One file. ``max_index``: partition -> highest entry index in it; ``last_seq``: of its records."""
+
+    number: int
+    path: Path
+    fd: int
+    end: int = SEGMENT_HEAD.size
+    last_seq: int = 0
+    max_index: dict[int, int] = field(default_factory=dict)
+
+
+class Block(NamedTuple):
+    """An intact block found at recovery."""
+
+    segment: Segment
+    offset: int
+    number: int
+    first_seq: int
+    durable: int
+    body: bytes
+
+
+def block_bytes(number: int, first_seq: int, durable: int, body: bytes) -> bytes:
+    rest = _BLOCK_REST.pack(len(body), number, first_seq, durable)
+    return b"".join((BLOCK_MAGIC, struct.pack("<I", zlib.crc32(body, zlib.crc32(rest))), rest, body))
+
+
+def parse_block(data: bytes, pos: int) -> tuple[int, int, int, bytes, int] | None:
+    """``(number, first_seq, durable, body, end)`` of an intact block at ``pos``, or None."""
+    if pos + BLOCK_HEAD.size > len(data):
+        return None
+    magic, crc, length, number, first_seq, durable = BLOCK_HEAD.unpack_from(data, pos)
+    stop = pos + BLOCK_HEAD.size + length
+    if magic != BLOCK_MAGIC or length > MAX_BLOCK_BYTES or stop > len(data):
+        return None
+    if zlib.crc32(memoryview(data)[pos + 8 : stop]) != crc:
+        return None
+    return number, first_seq, durable, data[pos + BLOCK_HEAD.size : stop], stop
+
+
+class SegmentFiles:
+    """The files of one log folder."""
+
+    def __init__(self, folder: Path, disk: Disk, store_id: str, segment_bytes: int) -> None:
+        self.folder = folder
+        self.disk = disk
+        self.store_id = store_id
+        self.segment_bytes = segment_bytes
+        self.segments: list[Segment] = []
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:016d}.seg"
+
+    def create(self, number: int) -> Segment:
+        """A new, empty, preallocated segment. May run in any thread."""
+        path = self.path(number)
+        self.disk.create(path, self.segment_bytes)
+        fd = self.disk.open(path)
+        self.disk.write(fd, SEGMENT_HEAD.pack(SEGMENT_MAGIC, self.store_id.encode(), number), 0)
+        self.disk.sync(fd)
+        return Segment(number, path, fd)
+
+    # --- recovery -------------------------------------------------------------------------
+
+    def recover(self, vouched_block: int, first_needed: int, on_block: Callable[[Block], None]) -> None:
+        """Give every intact block in order; a torn end is cut off. Raises CorruptLog (R14).
+
+        ``vouched_block``: the highest block that the state knows was durable. ``first_needed``:
+        the oldest segment that must still exist.
+        """
+        self._open_all(first_needed)
+        expect: int | None = None
+        for position, segment in enumerate(self.segments):
+            data = self._read(segment)
+            pos = SEGMENT_HEAD.size
+            while True:
+                found = parse_block(data, pos)
+                if found is None or (expect is not None and found[0] != expect):
+                    break
+                number, first_seq, durable, body, stop = found
+                on_block(Block(segment, pos, number, first_seq, durable, body))
+                expect, pos = number + 1, stop
+            segment.end = pos
+            if not self._continues(position, expect):
+                self._check_end(position, pos, data, expect, vouched_block)
+                self._cut(position, pos, data)
+                break
+
+    def _open_all(self, first_needed: int) -> None:
+        numbers = []
+        for name in self.disk.list(self.folder):
+            if name.endswith(".new"):
+                self.disk.remove(self.folder / name)
+            elif name.endswith(".seg"):
+                numbers.append(int(name[:-4]))
+        numbers.sort()
+        if first_needed and (not numbers or numbers[0] > first_needed):
+            raise CorruptLog(
+                f"log segment {self.path(first_needed)} is missing; this replica's data is incomplete: "
+                "replace the node (its data is on the other replicas)"
+            )
+        for a, b in itertools.pairwise(numbers):
+            if b != a + 1:
+                raise CorruptLog(f"log segment {self.path(a + 1)} is missing; replace the node")
+        for number in numbers:
+            path = self.path(number)
+            self.segments.append(Segment(number, path, self.disk.open(path)))
+
+    def _read(self, segment: Segment) -> bytes:
+        data = self.disk.read(segment.fd, self.disk.size(segment.fd), 0)
+        if len(data) >= SEGMENT_HEAD.size:
+            magic, store_id, number = SEGMENT_HEAD.unpack_from(data)
+            if magic == SEGMENT_MAGIC and store_id.decode() == self.store_id and number == segment.number:
+                return data
+            if any(data[: SEGMENT_HEAD.size]):
+                raise CorruptLog(
+                    f"{segment.path} has a header of another format, store or number; replace the node"
+                )
+        return b"\0" * SEGMENT_HEAD.size  # made, and the crash came before its header
+
+    def _continues(self, position: int, expect: int | None) -> bool:
+        """Whether the next segment begins with the very next block."""
+        if position + 1 >= len(self.segments):
+            return False
+        found = parse_block(self._read(self.segments[position + 1]), SEGMENT_HEAD.size)
+        return found is not None and (expect is None or found[0] == expect)
+
+    def _check_end(self, position: int, pos: int, data: bytes, expect: int | None, vouched: int) -> None:
+        """The log seems to end at ``pos``: raise unless what follows was never durable."""
+        bad = expect if expect is not None else 1
+        segment = self.segments[position]
+        later = self._vouched_later(data, pos)
+        for other in self.segments[position + 1 :]:
+            later = max(later, self._vouched_later(self._read(other), SEGMENT_HEAD.size))
+        if later >= bad or vouched >= bad:
+            raise CorruptLog(
+                f"{segment.path} is corrupt at offset {pos} (block {bad}, which was durable once); "
+                "this replica stops: replace the node, its data is on the other replicas"
+            )
+
+    @staticmethod
+    def _vouched_later(data: bytes, pos: int) -> int:
+        """The highest ``durable`` of any intact block after ``pos``; -1 if there is none."""
+        best = -1
+        at = data.find(BLOCK_MAGIC, pos)
+        while at >= 0:
+            found = parse_block(data, at)
+            if found is not None:
+                best = max(best, found[2])
+                at = data.find(BLOCK_MAGIC, found[4])
+            else:
+                at = data.find(BLOCK_MAGIC, at + 1)
+        return best
+
+    def _cut(self, position: int, pos: int, data: bytes) -> None:
+        """Zero the rest and drop later segments: nothing stale may follow what is written next."""
+        segment = self.segments[position]
+        rest = data[pos:]
+        if rest.strip(b"\0"):
+            log.warning(
+                "%s: a torn write at offset %d was never acknowledged and is cut off", segment.path, pos
+            )
+            self.disk.write(segment.fd, b"\0" * len(rest), pos)
+            self.disk.sync(segment.fd)
+        for other in self.segments[position + 1 :]:
+            self.disk.close(other.fd)
+            self.disk.remove(other.path)
+        del self.segments[position + 1 :]
+
+    def remove_first(self) -> Segment:
+        segment = self.segments.pop(0)
+        self.disk.close(segment.fd)
+        self.disk.remove(segment.path)
+        return segment
+
+    def total_bytes(self) -> int:
+        return len(self.segments) * self.segment_bytes
+
+    def close(self) -> None:
+        for segment in self.segments:
+            self.disk.close(segment.fd)
+        self.segments = []

@@ -1,0 +1,77 @@
+"""Snapshots of one partition, out of the state and into it (R17)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from metastore.errors import StorageError
+from metastore.storage.state import Job, Meta, meta_key
+
+if TYPE_CHECKING:
+    from metastore.storage.store import Store
+
+DATA, AUX = 1, 2
+END_OF_RING = b"\xff" * 9
+Row = tuple[int, bytes, bytes]
+
+
+class SnapshotReader:
+    """One consistent view of what LMDB has of a partition, at ``(epoch, index)``. Pins pages of
+    the state while open: close it."""
+
+    def __init__(self, store: Store, p: int) -> None:
+        self._state = store.state
+        self._txn = store.state.env.begin()
+        raw = self._txn.get(meta_key(p), db=store.state.meta)
+        if raw is None:
+            self._txn.abort()
+            raise StorageError(f"partition {p} has nothing applied on disk yet")
+        meta = Meta.unpack(raw)
+        self.index, self.epoch, self._slot = meta.applied, meta.applied_epoch, meta.slot
+        self._rows = self._all_rows()
+
+    def _all_rows(self) -> Iterator[Row]:
+        for lkey, record in self._state.scan(self._slot, b"", END_OF_RING, self._txn):
+            yield DATA, lkey, record
+        for key, row in self._state.aux_rows_in(self._slot, self._txn):
+            yield AUX, key, row
+
+    def chunk(self, max_bytes: int) -> list[Row]:
+        """The next rows, about ``max_bytes`` of them; none at the end."""
+        rows: list[Row] = []
+        for row in self._rows:
+            rows.append(row)
+            max_bytes -= len(row[1]) + len(row[2]) + 8
+            if max_bytes <= 0 or len(rows) >= 8000:
+                break
+        return rows
+
+    def close(self) -> None:
+        self._txn.abort()
+
+
+class SnapshotInstaller:
+    """Stages rows in a fresh slot; ``finish`` switches it in by one transaction."""
+
+    def __init__(self, store: Store, p: int, slot: int) -> None:
+        self._store = store
+        self._p = p
+        self._slot = slot
+
+    async def add(self, rows: list[Row]) -> None:
+        """Stage rows; returns when they are written. Raises StorageError."""
+        state, job = self._store.state, Job()
+        for kind, key, value in rows:
+            if kind == DATA:
+                job.append(state.record_write(self._slot, key, value))
+            elif kind == AUX:
+                job.append(state.aux_write(self._slot, key, value))
+        await self._store.run_in_writer(state.write, job)
+
+    async def finish(self, index: int, epoch: int) -> None:
+        """Switch: from here the partition's log begins after ``(epoch, index)``."""
+        await self._store.switch_slot(self._p, self._slot, index, epoch)
+
+    async def abort(self) -> None:
+        await self._store.delete_slot(self._slot)

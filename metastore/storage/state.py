@@ -1,0 +1,260 @@
+"""The applied state in LMDB: records, aux rows and the position each partition stands at.
+
+Databases: ``data`` (slot + lkey -> record), ``aux`` (slot + key -> row), ``meta``. A partition's
+current *slot* is in its meta row, so that a snapshot is staged in a fresh slot and switched in
+by changing that row (R17). LMDB keys end at 511 bytes: a longer lkey is cut to LONG bytes plus
+a digest, with the whole lkey kept in front of the record; among lkeys that share those bytes
+a scan sorts by the whole lkey.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+import msgpack
+
+from metastore.errors import CorruptState, StorageError
+
+SLOT: Final = struct.Struct(">I")
+LONG: Final = 488
+_DIGEST: Final = 16
+_LONG_PHYSICAL: Final = SLOT.size + LONG + _DIGEST
+_LEN: Final = struct.Struct("<H")
+_CRC: Final = struct.Struct("<I")
+NODE_ROW: Final = b"n"
+DELETE_CHUNK: Final = 2000
+
+
+@dataclass(slots=True)
+class Meta:
+    """What the state knows of one partition. ``log_from_seq``: entries recorded up to this
+    number are void (a snapshot took their place)."""
+
+    slot: int
+    applied: int = 0
+    applied_epoch: int = 0
+    commit: int = 0
+    sealed: int = 0
+    owner: bytes = b""
+    config: bytes = b""
+    log_from_seq: int = 0
+    dropped: bool = False
+
+    def pack(self) -> bytes:
+        raw: bytes = msgpack.packb(
+            [
+                self.slot,
+                self.applied,
+                self.applied_epoch,
+                self.commit,
+                self.sealed,
+                self.owner,
+                self.config,
+                self.log_from_seq,
+                self.dropped,
+            ]
+        )
+        return raw
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Meta:
+        return cls(*msgpack.unpackb(raw))
+
+
+def meta_key(p: int) -> bytes:
+    return b"p" + SLOT.pack(p)
+
+
+def physical(slot: int, lkey: bytes) -> bytes:
+    if len(lkey) <= LONG:
+        return SLOT.pack(slot) + lkey
+    return SLOT.pack(slot) + lkey[:LONG] + hashlib.blake2b(lkey, digest_size=_DIGEST).digest()
+
+
+def _frame(lkey: bytes, record: bytes) -> bytes:
+    return record if len(lkey) <= LONG else _LEN.pack(len(lkey)) + lkey + record
+
+
+def _unframe(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    if len(key) < _LONG_PHYSICAL:
+        return key[SLOT.size :], value
+    (length,) = _LEN.unpack_from(value)
+    return value[2 : 2 + length], value[2 + length :]
+
+
+def _check(lkey: bytes, record: bytes) -> bytes:
+    if len(record) < 4 or zlib.crc32(memoryview(record)[4:]) != _CRC.unpack_from(record)[0]:
+        raise CorruptState(
+            f"the stored record of {lkey[8:80]!r} does not match its checksum; this replica stops: replace the node"
+        )
+    return record
+
+
+Job = list[tuple[Any, bytes, bytes | None]]
+"""Writes of one transaction: ``(db, key, value)``, value None = delete."""
+
+
+class State:
+    """One LMDB environment. Reads from the loop thread, ``write`` from the writer thread."""
+
+    def __init__(self, folder: Path, map_size: int) -> None:
+        try:
+            self.env = lmdb.open(
+                str(folder),
+                map_size=map_size,
+                max_dbs=4,
+                max_readers=64,
+                subdir=True,
+                lock=True,
+                readahead=False,
+                meminit=False,
+            )
+            self.data = self.env.open_db(b"data")
+            self.aux = self.env.open_db(b"aux")
+            self.meta = self.env.open_db(b"meta")
+        except lmdb.Error as e:
+            raise StorageError(f"the state in {folder} cannot be opened: {e}") from None
+        self._reader = self.env.begin()
+
+    # --- reading --------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """See what was committed since."""
+        self._reader.abort()
+        self._reader = self.env.begin()
+
+    def get(self, slot: int, lkey: bytes) -> bytes | None:
+        key = physical(slot, lkey)
+        value: bytes | None = self._reader.get(key, db=self.data)
+        if value is None:
+            return None
+        if len(lkey) > LONG:
+            whole, value = _unframe(key, value)
+            if whole != lkey:
+                return None
+        return _check(lkey, value)
+
+    def scan(self, slot: int, start: bytes, end: bytes, txn: Any = None) -> Iterator[tuple[bytes, bytes]]:
+        """``(lkey, record)`` with ``start <= lkey < end``, in order, checked."""
+        cursor = (txn or self._reader).cursor(db=self.data)
+        prefix = SLOT.pack(slot)
+        if not cursor.set_range(prefix + start[:LONG]):
+            return
+        run: list[tuple[bytes, bytes]] = []
+        run_prefix = b""
+        for key, value in cursor:
+            if key[:4] != prefix:
+                break
+            lkey, record = _unframe(key, value)
+            if len(key) == _LONG_PHYSICAL:
+                if run and key[:-_DIGEST] != run_prefix:
+                    yield from sorted(run)
+                    run = []
+                run_prefix = key[:-_DIGEST]
+                if start <= lkey < end:
+                    run.append((lkey, _check(lkey, record)))
+                elif not run and lkey[:LONG] >= end:
+                    break
+                continue
+            if run:
+                yield from sorted(run)
+                run = []
+            if lkey >= end:
+                return
+            if lkey >= start:
+                yield lkey, _check(lkey, record)
+        yield from sorted(run)
+
+    def metas(self) -> dict[int, Meta]:
+        found: dict[int, Meta] = {}
+        with self.env.begin() as txn:
+            for key, value in txn.cursor(db=self.meta):
+                if key[:1] == b"p":
+                    found[SLOT.unpack(key[1:])[0]] = Meta.unpack(value)
+        return found
+
+    def node_row(self) -> dict[str, Any]:
+        with self.env.begin() as txn:
+            raw = txn.get(NODE_ROW, db=self.meta)
+        return dict(msgpack.unpackb(raw, strict_map_key=False)) if raw else {}
+
+    def aux_rows(self, slot: int) -> list[tuple[bytes, bytes]]:
+        with self.env.begin() as txn:
+            return self.aux_rows_in(slot, txn)
+
+    def aux_rows_in(self, slot: int, txn: Any) -> list[tuple[bytes, bytes]]:
+        prefix = SLOT.pack(slot)
+        rows = []
+        cursor = txn.cursor(db=self.aux)
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if key[:4] != prefix:
+                    break
+                rows.append((key[4:], value))
+        return rows
+
+    def slots(self) -> set[int]:
+        """Every slot that holds rows."""
+        found: set[int] = set()
+        with self.env.begin() as txn:
+            for db in (self.data, self.aux):
+                cursor = txn.cursor(db=db)
+                more = cursor.first()
+                while more:
+                    slot = SLOT.unpack(cursor.key()[:4])[0]
+                    found.add(slot)
+                    more = slot < 0xFFFFFFFF and cursor.set_range(SLOT.pack(slot + 1))
+        return found
+
+    # --- writing (writer thread) -------------------------------------------------------------
+
+    def record_write(self, slot: int, lkey: bytes, record: bytes | None) -> tuple[Any, bytes, bytes | None]:
+        return self.data, physical(slot, lkey), None if record is None else _frame(lkey, record)
+
+    def aux_write(self, slot: int, key: bytes, row: bytes | None) -> tuple[Any, bytes, bytes | None]:
+        return self.aux, SLOT.pack(slot) + key, row
+
+    def write(self, job: Job) -> None:
+        """One synced transaction. Raises StorageError (R14)."""
+        try:
+            with self.env.begin(write=True) as txn:
+                put, delete = txn.put, txn.delete
+                for db, key, value in job:
+                    if value is None:
+                        delete(key, db=db)
+                    else:
+                        put(key, value, db=db)
+        except lmdb.MapFullError:
+            raise StorageError(
+                f"the state is full: map size {self.env.info()['map_size']} bytes; raise map_size_gib"
+            ) from None
+        except lmdb.Error as e:
+            raise StorageError(f"the state cannot be written ({e}); check the disk") from None
+
+    def delete_slot_step(self, slot: int) -> bool:
+        """Delete some rows of ``slot``; whether rows are left."""
+        prefix, left = SLOT.pack(slot), DELETE_CHUNK
+        try:
+            with self.env.begin(write=True) as txn:
+                for db in (self.data, self.aux):
+                    cursor = txn.cursor(db=db)
+                    more = cursor.set_range(prefix)
+                    while more and left and cursor.key()[:4] == prefix:
+                        more = cursor.delete()
+                        left -= 1
+                    if not left:
+                        return True
+        except lmdb.Error as e:
+            raise StorageError(f"the state cannot be written ({e}); check the disk") from None
+        return False
+
+    def close(self) -> None:
+        self._reader.abort()
+        self.env.close()

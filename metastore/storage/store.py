@@ -1,0 +1,584 @@
+"""The store of a node: one data folder with a lock, an identity, one log and one state.
+
+    DIR/LOCK   DIR/store.json   DIR/log/*.seg   DIR/state/   (design.md: A node)
+
+``append`` numbers records, ``kick`` begins a sync round, ``on_durable`` tells what is synced.
+``apply`` puts committed changes into the overlay; the state follows in transactions of its
+own, never ahead of what the log has durable. Every failed write ends the store (R14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import heapq
+import itertools
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgpack
+import orjson
+
+from metastore.core.logindex import LogIndex
+from metastore.errors import ConfigError, CorruptLog, StorageError
+from metastore.storage.disk import Disk
+from metastore.storage.log import NodeLog, PartitionLog
+from metastore.storage.overlay import Overlay
+from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, SealEntry
+from metastore.storage.recovery import Recovery
+from metastore.storage.segments import SegmentFiles
+from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
+from metastore.storage.state import NODE_ROW, Job, Meta, State, meta_key
+
+log = logging.getLogger("metastore.store")
+
+FORMAT: Final = 1
+FLUSH_INTERVAL_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class StorageOptions:
+    """Bounds in bytes, but where the name says otherwise."""
+
+    segment_bytes: int = 32 << 20
+    log_retention_bytes: int = 128 << 20
+    cache_bytes: int = 64 << 20
+    overlay_limit_bytes: int = 64 << 20
+    flush_bytes: int = 8 << 20
+    flush_changes: int = 5_000
+    flush_age_s: float = 1.0
+    map_size_bytes: int = 64 << 30
+
+
+@dataclass(slots=True)
+class PartitionInfo:
+    """What the store knows of a replica. ``log`` is the store's own; take a copy."""
+
+    meta: Meta
+    log: LogIndex
+    commit_index: int = 0
+
+    @property
+    def sealed_epoch(self) -> int:
+        return self.meta.sealed
+
+    @property
+    def owner(self) -> bytes:
+        return self.meta.owner
+
+    @property
+    def config(self) -> bytes | None:
+        return self.meta.config or None
+
+    @property
+    def applied_index(self) -> int:
+        return self.meta.applied
+
+    @property
+    def applied_epoch(self) -> int:
+        return self.meta.applied_epoch
+
+    @property
+    def dropped(self) -> bool:
+        return self.meta.dropped
+
+
+class _Flush(NamedTuple):
+    """One state transaction to be: it may go once the log is durable up to ``seq``."""
+
+    generation: Overlay
+    slots: dict[int, int]
+    rows: Job
+    seq: int
+    applied: list[tuple[int, int]]
+
+
+class Store:
+    """See the module. All methods are for the loop thread."""
+
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], created: bool, options: StorageOptions
+    ) -> None:
+        self.folder = folder
+        self.store_id: str = identity["store_id"]
+        self.created = created
+        self.options = options
+        self.facts: dict[str, Any] = {}
+        self.partitions: dict[int, PartitionInfo] = {}
+        self.scan_was_cut = False
+        self.flushes = 0
+        self.last_flush_ms = 0
+        self.log: NodeLog
+        self.state: State
+        self._active = Overlay()
+        self._active_since = 0.0
+        self._flushing: Overlay | None = None
+        self._flush_job: _Flush | None = None
+        self._dirty: set[int] = set()
+        self._durable_applied: dict[int, int] = {}
+        self._checkpoint_seq = 0
+        self._next_slot = 1
+        self._garbage: list[int] = []
+        self._aux_sources: dict[int, Callable[[bytes], bytes | None]] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._on_durable: Callable[[int], None] = lambda seq: None
+        self._on_failure: Callable[[StorageError], None] = lambda error: None
+        self._failed: StorageError | None = None
+        self.on_compacted: Callable[[int, int], None] = lambda p, index: None
+        self._lock_fd = -1
+
+    # --- opening ----------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        cluster: str,
+        node: str,
+        options: StorageOptions | None = None,
+        disk: Disk | None = None,
+    ) -> Store:
+        """Open or create the folder and recover. Raises ConfigError (locked, other cluster, node
+        or format), CorruptLog and StorageError."""
+        folder = Path(path)
+        for sub in ("log", "state"):
+            (folder / sub).mkdir(parents=True, exist_ok=True)
+        lock_fd = _lock(folder)
+        try:
+            identity, created = _identity(folder, cluster, node)
+            store = cls(folder, identity, created, options or StorageOptions())
+            store._lock_fd = lock_fd
+            store._recover(disk or Disk())
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        return store
+
+    def _recover(self, disk: Disk) -> None:
+        files = SegmentFiles(self.folder / "log", disk, self.store_id, self.options.segment_bytes)
+        self.log = NodeLog(files, self.options.cache_bytes)
+        self.state = State(self.folder / "state", self.options.map_size_bytes)
+        row = self.state.node_row()
+        self.facts = dict(row.get("facts", {}))
+        metas = self.state.metas()
+        self.log.last_seq = self.log.durable_seq = self._checkpoint_seq = row.get("seq", 0)
+        self.log.block = self.log.durable_block = row.get("block", 0)
+        recovery = Recovery(self.log, metas, self.facts)
+        files.recover(row.get("block", 0), row.get("first_segment", 0), recovery.on_block)
+        recovery.finish()
+        for p, meta in metas.items():
+            part = self.log.partitions[p]
+            commit = max(meta.applied, min(recovery.commits.get(p, 0), part.index.last_index))
+            self.partitions[p] = PartitionInfo(meta, part.index, commit)
+            self._durable_applied[p] = meta.applied
+        used = {m.slot for m in metas.values()}
+        found = self.state.slots()
+        self._next_slot = max(used | found, default=0) + 1
+        self._garbage = sorted(found - used)
+        self._dirty = set(metas)
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_durable: Callable[[int], None],
+        on_failure: Callable[[StorageError], None],
+    ) -> None:
+        """From here on rounds and flushes run in their threads and call back in the loop."""
+        self._loop, self._on_durable, self._on_failure = loop, on_durable, on_failure
+        self.log.start(loop, self._round_durable, self._fail)
+        self._timer = loop.create_task(self._flush_forever())
+
+    def _fail(self, error: StorageError) -> None:
+        if self._failed is None:
+            self._failed = error
+            self._on_failure(error)
+
+    # --- partitions ---------------------------------------------------------------------------
+
+    def add_partition(self, p: int) -> None:
+        """An empty replica of a partition this store has never held (R13)."""
+        if p not in self.partitions:
+            part = self.log.partitions[p] = PartitionLog()
+            self.partitions[p] = PartitionInfo(Meta(self._take_slot()), part.index)
+            self._dirty.add(p)
+
+    def drop_partition(self, p: int) -> None:
+        """Delete a removed replica's data; its sealed epoch stays for ever (R10)."""
+        info = self.partitions[p]
+        self.append(DropEntry(p))
+        info.meta.dropped = True
+        self._active.drop(p)
+        self._garbage.append(info.meta.slot)
+        self._aux_sources.pop(p, None)
+
+    def _take_slot(self) -> int:
+        self._next_slot += 1
+        return self._next_slot - 1
+
+    def set_aux_source(self, p: int, source: Callable[[bytes], bytes | None]) -> None:
+        """Who tells the present value of a dirty aux row when a flush freezes the overlay."""
+        self._aux_sources[p] = source
+
+    def load_aux(self, p: int) -> list[tuple[bytes, bytes]]:
+        return self.state.aux_rows(self.partitions[p].meta.slot)
+
+    # --- the log --------------------------------------------------------------------------------
+
+    @property
+    def last_seq(self) -> int:
+        return self.log.last_seq
+
+    @property
+    def durable_seq(self) -> int:
+        return self.log.durable_seq
+
+    @property
+    def syncing(self) -> bool:
+        return self.log.syncing
+
+    def append(self, record: Record) -> int:
+        """Buffer a record; its number. Durable once ``durable_seq`` reaches it."""
+        seq = self.log.append(record)
+        if isinstance(record, SealEntry):
+            meta = self.partitions[record.p].meta
+            assert record.epoch > meta.sealed, f"I7: {record.epoch} would replace {meta.sealed}"
+            meta.sealed, meta.owner, meta.config = record.epoch, record.owner, record.config
+            self._dirty.add(record.p)
+        elif isinstance(record, ConfigEntry):
+            self.partitions[record.p].meta.config = record.config
+            self._dirty.add(record.p)
+        elif isinstance(record, Fact):
+            self.facts[record.key] = record.value
+        return seq
+
+    def kick(self) -> None:
+        self.log.kick()
+
+    def read_entries(self, p: int, first: int, max_bytes: int) -> list[bytes]:
+        return self.log.read(p, first, max_bytes)
+
+    def run_round(self) -> None:
+        self.log.run_round()
+
+    def _round_durable(self, seq: int) -> None:
+        self._submit_flush()
+        self._on_durable(seq)
+
+    # --- reading the state ------------------------------------------------------------------------
+
+    @property
+    def overlay_full(self) -> bool:
+        flushing = self._flushing.bytes if self._flushing else 0
+        return self._active.bytes + flushing > self.options.overlay_limit_bytes
+
+    def get(self, p: int, lkey: bytes) -> bytes | None:
+        """The committed record, packed, or None."""
+        part = self._active.partitions.get(p)
+        if part is not None and lkey in part.records:
+            return part.records[lkey]
+        if self._flushing is not None:
+            part = self._flushing.partitions.get(p)
+            if part is not None and lkey in part.records:
+                return part.records[lkey]
+        return self.state.get(self.partitions[p].meta.slot, lkey)
+
+    def scan(self, p: int, start: bytes, end: bytes, limit: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
+        """Records with ``start <= lkey < end`` in order, at most ``limit``. ``scan_was_cut``
+        says whether ``max_bytes`` ended it early."""
+        self.scan_was_cut = False
+        rows: list[tuple[bytes, bytes]] = []
+        last: bytes | None = None
+        for lkey, record in self._merged(p, start, end):
+            if lkey == last:
+                continue
+            last = lkey
+            if record is None:
+                continue
+            rows.append((lkey, record))
+            max_bytes -= len(lkey) + len(record)
+            if len(rows) >= limit:
+                break
+            if max_bytes <= 0:
+                self.scan_was_cut = True
+                break
+        return rows
+
+    def _merged(self, p: int, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+        """All generations merged; of one lkey the newest comes first."""
+        stored: Iterator[tuple[bytes, bytes | None]] = self.state.scan(
+            self.partitions[p].meta.slot, start, end
+        )
+        sources = [
+            generation.partitions[p].scan(start, end)
+            for generation in (self._active, self._flushing)
+            if generation is not None and p in generation.partitions
+        ]
+        if not sources:
+            return stored
+        # merge is stable: with equal keys the earlier iterable goes first
+        return heapq.merge(*sources, stored, key=lambda row: row[0])
+
+    # --- applying and flushing ----------------------------------------------------------------------
+
+    def apply(
+        self, p: int, index: int, epoch: int, changes: list[tuple[bytes, bytes | None]], aux: set[bytes]
+    ) -> None:
+        """Committed changes of entry ``index``; visible at once, in LMDB later."""
+        meta = self.partitions[p].meta
+        assert index == meta.applied + 1, f"R6: entry {index} applied after {meta.applied}"
+        meta.applied, meta.applied_epoch = index, epoch
+        meta.commit = max(meta.commit, index)
+        active = self._active
+        if not active.changes:
+            self._active_since = time.monotonic()
+        active.apply(p, changes, aux)
+        self._dirty.add(p)
+        if active.bytes > self.options.flush_bytes or active.changes > self.options.flush_changes:
+            self._freeze()
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            due = self._active.changes and time.monotonic() - self._active_since > self.options.flush_age_s
+            if due or self._needs_checkpoint():
+                self._freeze()
+            if self._garbage and self._flushing is None and self._failed is None:
+                slot = self._garbage[0]
+                try:
+                    if not await self.run_in_writer(self.state.delete_slot_step, slot):
+                        self._garbage.remove(slot)
+                except StorageError as e:
+                    self._fail(e)
+
+    def _needs_checkpoint(self) -> bool:
+        """The log is over its retention and waits for facts or idle partitions to be saved."""
+        files = self.log.files
+        return (
+            bool(self._dirty)
+            and files.total_bytes() > self.options.log_retention_bytes
+            and len(files.segments) > 1
+            and files.segments[0].last_seq > self._checkpoint_seq
+        )
+
+    def _freeze(self) -> None:
+        """Make the active generation the flushing one, with all rows that go with it."""
+        if self._flushing is not None or self._failed is not None:
+            return
+        self._flushing, self._active = self._active, Overlay()
+        generation = self._flushing
+        state = self.state
+        slots = {p: self.partitions[p].meta.slot for p in generation.partitions}
+        job: Job = []
+        for p, keys in generation.dirty_aux.items():
+            source = self._aux_sources.get(p)
+            if source is not None:
+                slot = self.partitions[p].meta.slot
+                job += [state.aux_write(slot, key, source(key)) for key in sorted(keys)]
+        dirty, self._dirty = self._dirty, set()
+        applied = [(p, self.partitions[p].meta.applied) for p in dirty]
+        job += [(state.meta, meta_key(p), self.partitions[p].meta.pack()) for p in dirty]
+        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied)
+        self._submit_flush()
+
+    def _submit_flush(self) -> None:
+        """Hand the frozen generation to the writer once the log has all of it durable."""
+        flush = self._flush_job
+        if flush is None or self.log.durable_seq < flush.seq or self._loop is None:
+            return
+        self._flush_job = None
+        flush.rows.append((self.state.meta, NODE_ROW, self._node_row(flush.seq)))
+        began = time.monotonic()
+        future = self._loop.run_in_executor(self._writer, self._write_flush, flush)
+        future.add_done_callback(lambda f: self._flushed(f, flush, began))
+
+    def _write_flush(self, flush: _Flush) -> None:
+        """In the writer thread: the frozen generation does not change any more."""
+        job: Job = []
+        for p, part in flush.generation.partitions.items():
+            slot = flush.slots[p]
+            job += [self.state.record_write(slot, lkey, record) for lkey, record in part.records.items()]
+        job.sort(key=lambda write: write[1])  # in key order, LMDB writes several times faster
+        self.state.write(job + flush.rows)
+
+    def _node_row(self, seq: int) -> bytes:
+        segments = self.log.files.segments
+        row: bytes = msgpack.packb(
+            {
+                "facts": self.facts,
+                "seq": seq,
+                "block": self.log.durable_block,
+                "first_segment": segments[0].number if segments else 0,
+            }
+        )
+        return row
+
+    def _flushed(self, future: asyncio.Future[None], flush: _Flush, began: float) -> None:
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled() or error is not None:
+            if error is not None:
+                self._fail(
+                    error if isinstance(error, StorageError) else StorageError(f"state writer: {error!r}")
+                )
+            return
+        self._flush_done(flush)
+        self.last_flush_ms = int((time.monotonic() - began) * 1000)
+
+    def _flush_done(self, flush: _Flush) -> None:
+        self.state.renew()  # before the overlay goes: no read may miss it
+        self._flushing = None
+        self.flushes += 1
+        self._checkpoint_seq = flush.seq
+        self._durable_applied.update(flush.applied)
+        shortened = self.log.remove_segments(
+            lambda p: self._durable_applied.get(p, 0), flush.seq, self.options.log_retention_bytes
+        )
+        for p in shortened:
+            self.on_compacted(p, self.log.partitions[p].index.base_index)
+        if self._active.bytes > self.options.flush_bytes:
+            self._freeze()
+
+    def run_flush(self) -> None:
+        """A whole flush here and now (no thread): for tests and simulation."""
+        self.run_round()
+        self._freeze()
+        flush, self._flush_job = self._flush_job, None
+        if flush is not None:
+            flush.rows.append((self.state.meta, NODE_ROW, self._node_row(flush.seq)))
+            self._write_flush(flush)
+            self._flush_done(flush)
+
+    async def run_in_writer(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Run ``work`` in the state's writer thread, after what was given to it before."""
+        if self._loop is None:
+            return work(*args)
+        return await self._loop.run_in_executor(self._writer, work, *args)
+
+    # --- snapshots ------------------------------------------------------------------------------
+
+    def open_snapshot(self, p: int) -> SnapshotReader:
+        return SnapshotReader(self, p)
+
+    def begin_install(self, p: int) -> SnapshotInstaller:
+        if p not in self.partitions:
+            raise StorageError(f"this store holds no replica of partition {p}")
+        return SnapshotInstaller(self, p, self._take_slot())
+
+    async def switch_slot(self, p: int, slot: int, index: int, epoch: int) -> None:
+        """R17: one transaction makes the staged slot the partition's state. Nothing may be
+        appended to or applied in the partition until this returns."""
+        while self._flushing is not None:
+            if self._failed is not None:
+                raise self._failed
+            self.kick()
+            await asyncio.sleep(0.002)
+        meta = self.partitions[p].meta
+        old = meta.slot
+        self._active.drop(p)
+        new = Meta(slot, index, epoch, index, meta.sealed, meta.owner, meta.config, self.log.last_seq)
+        await self.run_in_writer(self.state.write, [(self.state.meta, meta_key(p), new.pack())])
+        # a seal recorded meanwhile is in the log and in ``meta``, which stays the live object
+        meta.slot, meta.applied, meta.applied_epoch = slot, index, epoch
+        meta.commit, meta.log_from_seq = index, new.log_from_seq
+        self._dirty.add(p)
+        self.state.renew()
+        self.log.partitions[p].reset(index, epoch)
+        self._durable_applied[p] = index
+        self._garbage.append(old)
+
+    async def delete_slot(self, slot: int) -> None:
+        self._garbage.append(slot)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Figures for status and metrics."""
+        flushing = self._flushing
+        return {
+            "log_segments": len(self.log.files.segments),
+            "log_bytes": self.log.files.total_bytes(),
+            "log_rounds_total": self.log.rounds,
+            "log_last_sync_us": self.log.last_sync_us,
+            "overlay_bytes": self._active.bytes + (flushing.bytes if flushing else 0),
+            "overlay_changes": self._active.changes + (flushing.changes if flushing else 0),
+            "state_flushes_total": self.flushes,
+            "state_last_flush_ms": self.last_flush_ms,
+        }
+
+    async def close(self) -> None:
+        """Sync the log, save the state, let go of the folder. After a failure only the last."""
+        if self._timer is not None:
+            self._timer.cancel()
+            await asyncio.gather(self._timer, return_exceptions=True)
+        if self._failed is None and self._loop is not None:
+            await self.log.drain()
+            for _ in itertools.repeat(None, 10_000):
+                if self._failed is not None or (
+                    self._flushing is None and not self._active.changes and not self._dirty
+                ):
+                    break
+                self._freeze()
+                self.kick()
+                self._submit_flush()
+                await asyncio.sleep(0.002)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close without saving anything, as a crash would."""
+        self.log.close()
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        self.state.close()
+        os.close(self._lock_fd)
+
+
+def _lock(folder: Path) -> int:
+    fd = os.open(folder / "LOCK", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise ConfigError(
+            f"{folder} is in use by process {holder}; stop it, or name another folder"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd
+
+
+def _identity(folder: Path, cluster: str, node: str) -> tuple[dict[str, Any], bool]:
+    path = folder / "store.json"
+    if path.exists():
+        try:
+            found: dict[str, Any] = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as e:
+            raise CorruptLog(f"{path} is damaged ({e}); replace the node") from None
+        if found.get("format") != FORMAT:
+            raise ConfigError(
+                f"{folder} has data format {found.get('format')!r}; this version reads {FORMAT}: "
+                "use the version that wrote it, or another folder"
+            )
+        for name, wanted in (("cluster", cluster), ("node", node)):
+            if found.get(name) != wanted:
+                raise ConfigError(f"{folder} belongs to {name} {found.get(name)!r}, not {wanted!r}")
+        return found, False
+    if any((folder / "log").glob("*.seg")):
+        raise CorruptLog(f"{path} is missing though there is a log; replace the node")
+    identity = {"format": FORMAT, "store_id": secrets.token_hex(16), "cluster": cluster, "node": node}
+    temporary = path.with_suffix(".new")
+    with temporary.open("wb") as f:
+        f.write(orjson.dumps(identity))
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.rename(path)
+    Disk().sync_folder(folder)
+    return identity, True

@@ -1,0 +1,171 @@
+"""The topology table: partition -> cell, replicas, leader, epoch. Does no I/O.
+
+Right nowhere but in etcd and at the replicas: what is here is a guess that costs one hop when
+wrong. Sources in order of trust: a hint from a replica with a higher epoch, the etcd watch, a
+snapshot. A partition's epoch never goes down here (I7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from metastore.errors import InvalidRequest, Unavailable
+from metastore.keys import PartitionMap, PartitionRange
+from metastore.layout import ConfigRecord, LeaderRecord, NodeRecord, node_record_from_json
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one partition is. ``replicas``: node names in order of preference."""
+
+    id: int
+    lo: int
+    hi: int
+    cell: str
+    replicas: tuple[str, ...]
+    leader: str | None = None
+    epoch: int = 0
+
+
+class TopologyTable:
+    """See the module."""
+
+    def __init__(self, cluster: str = "") -> None:
+        self.cluster = cluster
+        self.revision = 0
+        self.nodes: dict[str, NodeRecord] = {}
+        self.partitions: dict[int, Placement] = {}
+        self._map: PartitionMap | None = None
+
+    # --- asking ---------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether every key has a partition."""
+        if self._map is None and self.partitions:
+            try:
+                self._map = PartitionMap(PartitionRange(p.id, p.lo, p.hi) for p in self.partitions.values())
+            except ValueError:
+                return False
+        return self._map is not None
+
+    def map(self) -> PartitionMap:
+        """Raises Unavailable while the table is not complete."""
+        if not self.complete or self._map is None:
+            raise Unavailable("the topology is not known yet", retry_after_s=1)
+        return self._map
+
+    def route(self, lkey: bytes) -> Placement:
+        """The partition of a storage key. Raises Unavailable while the table is not complete."""
+        if self._map is None:
+            self.map()
+        assert self._map is not None
+        return self.partitions[self._map.of(lkey)]
+
+    def in_order(self) -> list[Placement]:
+        return [self.partitions[r.id] for r in self.map().in_order()]
+
+    def cell_of(self, partition: int) -> str | None:
+        placement = self.partitions.get(partition)
+        return placement.cell if placement else None
+
+    def address(self, node: str | None) -> str | None:
+        record = self.nodes.get(node) if node else None
+        return record.rpc if record else None
+
+    # --- learning -------------------------------------------------------------------------
+
+    def apply_hint(self, partition: int, leader: str | None, epoch: int) -> bool:
+        """A replica's word: taken when its epoch is higher. Whether it was."""
+        known = self.partitions.get(partition)
+        if known is None or epoch <= known.epoch or leader is None:
+            return False
+        self.partitions[partition] = replace(known, leader=leader, epoch=epoch)
+        return True
+
+    def apply_kv(self, parts: tuple[str, ...], value: bytes | None, revision: int) -> None:
+        """One record of etcd (metastore.layout), None = deleted. Raises InvalidRequest."""
+        self.revision = max(self.revision, revision)
+        if parts[0] == "nodes" and value is not None:
+            record = node_record_from_json(value)
+            self.nodes[record.node] = record
+        elif parts[0] == "config" and value is not None:
+            self._apply_config(parts[1], ConfigRecord.from_json(value))
+        elif parts[0] == "leader" and value is not None:
+            leader = LeaderRecord.from_json(value)
+            self.apply_hint(int(parts[2]), leader.node, leader.epoch)
+
+    def _apply_config(self, cell: str, config: ConfigRecord) -> None:
+        known = self.partitions.get(config.partition)
+        leader, epoch = config.leader, config.epoch
+        if known is not None and known.epoch >= epoch:
+            leader, epoch = known.leader, known.epoch
+        replicas = tuple(node for node, _ in config.members())
+        placement = Placement(config.partition, config.lo, config.hi, cell, replicas, leader, epoch)
+        if known is None or (known.lo, known.hi) != (config.lo, config.hi):
+            self._map = None
+        self.partitions[config.partition] = placement
+
+    def merge(self, other: TopologyTable) -> None:
+        """Take what ``other`` knows better: newer records, and any higher epoch."""
+        self.cluster = self.cluster or other.cluster
+        newer = other.revision >= self.revision
+        for name, record in other.nodes.items():
+            if newer or name not in self.nodes:
+                self.nodes[name] = record
+        for p, theirs in other.partitions.items():
+            ours = self.partitions.get(p)
+            if ours is None or (newer and theirs != ours):
+                if ours is not None and ours.epoch > theirs.epoch:
+                    theirs = replace(theirs, leader=ours.leader, epoch=ours.epoch)
+                if ours is None or (ours.lo, ours.hi) != (theirs.lo, theirs.hi):
+                    self._map = None
+                self.partitions[p] = theirs
+            elif theirs.epoch > ours.epoch:
+                self.partitions[p] = replace(ours, leader=theirs.leader, epoch=theirs.epoch)
+        self.revision = max(self.revision, other.revision)
+
+    # --- as plain data --------------------------------------------------------------------
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain maps and lists, for msgpack and JSON; points as hexadecimal text."""
+        return {
+            "cluster": self.cluster,
+            "revision": self.revision,
+            "nodes": [asdict(n) for n in self.nodes.values()],
+            "partitions": [
+                {
+                    "id": p.id,
+                    "lo": f"{p.lo:016x}",
+                    "hi": f"{p.hi:016x}",
+                    "cell": p.cell,
+                    "replicas": list(p.replicas),
+                    "leader": p.leader,
+                    "epoch": p.epoch,
+                }
+                for p in sorted(self.partitions.values(), key=lambda p: p.id)
+            ],
+        }
+
+    @classmethod
+    def from_wire(cls, raw: Any) -> TopologyTable:
+        """Raises InvalidRequest when ``raw`` is not a table."""
+        try:
+            table = cls(raw["cluster"])
+            table.revision = int(raw["revision"])
+            for n in raw["nodes"]:
+                table.nodes[n["node"]] = NodeRecord(**n)
+            for p in raw["partitions"]:
+                table.partitions[p["id"]] = Placement(
+                    p["id"],
+                    int(p["lo"], 16),
+                    int(p["hi"], 16),
+                    p["cell"],
+                    tuple(p["replicas"]),
+                    p["leader"],
+                    p["epoch"],
+                )
+        except (KeyError, TypeError, ValueError) as e:
+            raise InvalidRequest(f"not a topology table: {type(e).__name__}: {e}") from None
+        return table
