@@ -20,6 +20,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import aetcd
 from aetcd import rpc
 
+from metastore.clock import now_ns
 from metastore.coordination.interface import (
     KV,
     Change,
@@ -34,7 +35,6 @@ from metastore.coordination.interface import (
 )
 from metastore.coordination.mirror import Mirror
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
-from metastore.clock import now_ns
 
 log = logging.getLogger("metastore.etcd")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 
@@ -49,8 +49,8 @@ class ClientConnection(asyncio.Protocol):
     # --- asyncio.Protocol -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # not isinstance: uvloop's transports are no subclasses of asyncio's
+        self.transport = transport = cast(asyncio.Transport, transport)
         if len(self.node.clients) >= self.node.config.max_connections:
             error = Overloaded(
                 f"{len(self.node.clients)} connections are open, the limit (max_connections)", retry_after_s=1

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from metastore.clock import now_ns
 from metastore.coordination.interface import Change, Compare, Coordinator, Put, Session
 from metastore.core import effects as fx
 from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest
@@ -24,7 +25,6 @@ from metastore.layout import (
     to_json,
 )
 from metastore.logs import log_event
-from metastore.clock import now_ns
 
 if TYPE_CHECKING:
     from metastore.node.node import Node

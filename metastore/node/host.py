@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Machine
@@ -27,7 +28,6 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.node.clients import ClientConnection, error_result
-from metastore.clock import now_ns
 from metastore.records import record_versions
 from metastore.wire.client_messages import AT_LEAST, GET, KEYS_ONLY, LINEARIZABLE, LIST, NOT_FOUND, OK
 

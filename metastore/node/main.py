@@ -11,12 +11,12 @@ import sys
 
 import uvloop
 
+from metastore.clock import now_ns
 from metastore.config import NodeConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
 from metastore.node.clients import ClientConnection
-from metastore.clock import now_ns
 from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
 from metastore.node.http import serve_http
 from metastore.node.node import Node
@@ -43,9 +43,14 @@ async def serve(config: NodeConfig) -> int:
     store = open_store(config)
     node = Node(config, store, secrets.token_hex(8))
     loop = asyncio.get_running_loop()
-    stop = loop.create_future()
+    stop: asyncio.Future[int] = loop.create_future()
+
+    def signalled(number: int) -> None:
+        if not stop.done():
+            stop.set_result(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda n=number: stop.done() or stop.set_result(n))
+        loop.add_signal_handler(number, signalled, number)
     node.start()
     host, _, port = config.rpc.rpartition(":")
     server = await loop.create_server(lambda: ClientConnection(node), host, int(port), backlog=1024)

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgpack
 
+from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.core import effects as fx
 from metastore.core.logindex import LogIndex
@@ -25,7 +26,6 @@ from metastore.errors import CorruptLog, MetastoreError, Moved, ProtocolError, S
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
 from metastore.node.clients import ClientConnection
-from metastore.clock import now_ns
 from metastore.node.control import Control
 from metastore.node.host import PartitionHost
 from metastore.node.peers import PeerLinks

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from metastore.core.messages import Process
 from metastore.errors import ProtocolError
@@ -38,8 +38,8 @@ class PeerConnection(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # not isinstance: uvloop's transports are no subclasses of asyncio's
+        self.transport = transport = cast(asyncio.Transport, transport)
         if self.target is not None:
             transport.write(
                 frames.pack(frames.PEER_HELLO, hello(self.links.cluster, self.links.me, *self.target))

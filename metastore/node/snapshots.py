@@ -10,14 +10,14 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from metastore.clock import now_ns
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.errors import MetastoreError, StorageError
 from metastore.logs import log_event
-from metastore.clock import now_ns
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
-    from metastore.storage.store import SnapshotInstaller
+    from metastore.storage.snapshot import SnapshotInstaller
 
 log = logging.getLogger("metastore.snapshots")
 

@@ -1,0 +1,84 @@
+"""Making a cluster, once: cells, configs and meta records in etcd. Resumable if interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import orjson
+
+from metastore.coordination.interface import Compare, Coordinator, Put
+from metastore.errors import ConfigError, CoordinationError
+from metastore.keys import HASH_NAME
+from metastore.layout import (
+    FORMAT,
+    ClusterMeta,
+    Layout,
+    NodeRecord,
+    meta_from_json,
+    node_record_from_json,
+    to_json,
+)
+from router.ring import RING, plan_initial
+
+
+async def registered_nodes(coordinator: Coordinator, layout: Layout) -> dict[str, NodeRecord]:
+    """Nodes that have registered, by name."""
+    _, kvs = await coordinator.range(layout.node(""))
+    return {r.node: r for r in (node_record_from_json(kv.value) for kv in kvs)}
+
+
+async def wait_for_nodes(
+    coordinator: Coordinator, layout: Layout, wanted: Sequence[str], timeout_s: float
+) -> dict[str, NodeRecord]:
+    """Raises ConfigError naming the nodes that did not register in time."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    missing = list(wanted)
+    while True:
+        try:
+            found = await registered_nodes(coordinator, layout)
+            missing = [n for n in wanted if n not in found]
+            if not missing:
+                return found
+        except CoordinationError:
+            pass
+        if asyncio.get_running_loop().time() > deadline:
+            raise ConfigError(f"not registered after {timeout_s:.0f} s: {', '.join(missing)}; see their logs")
+        await asyncio.sleep(0.05)
+
+
+async def bootstrap(
+    coordinator: Coordinator,
+    cluster: str,
+    cells: Mapping[str, Sequence[str]],
+    partitions: int,
+    timeout_s: float = 30,
+) -> bool:
+    """Make the cluster's records unless they exist; whether they were made now.
+
+    Each record is written only if absent and the meta record last, so that an interrupted run
+    is simply run again. Raises ConfigError when the cluster exists with other figures.
+    """
+    layout = Layout(cluster)
+    existing = await coordinator.get(layout.meta)
+    if existing is not None:
+        meta = meta_from_json(existing.value)
+        if meta.partitions != partitions:
+            raise ConfigError(
+                f"cluster {cluster} has {meta.partitions} partitions, not {partitions}; that is fixed"
+            )
+        return False
+    names = [n for nodes in cells.values() for n in nodes]
+    found = await wait_for_nodes(coordinator, layout, names, timeout_s)
+    plan = plan_initial({cell: [found[n] for n in nodes] for cell, nodes in cells.items()}, partitions)
+    for cell, configs in plan.items():
+        key = layout.cell(cell)
+        await coordinator.txn(
+            [Compare.absent(key)], [Put(key, orjson.dumps({"weight": 1.0, "state": "active"}))]
+        )
+        for config in configs:
+            key = layout.config(cell, config.partition)
+            await coordinator.txn([Compare.absent(key)], [Put(key, config.to_json())])
+    meta = ClusterMeta(FORMAT, cluster, partitions, HASH_NAME, RING)
+    await coordinator.txn([Compare.absent(layout.meta)], [Put(layout.meta, to_json(meta))])
+    return True

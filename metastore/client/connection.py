@@ -1,0 +1,185 @@
+"""One connection of a client to one node: operations of a loop tick share a frame. No retries."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from metastore.errors import MetastoreError, Overloaded, ProtocolError, from_wire
+from metastore.wire import frames
+
+MAX_OUTSTANDING = 4096
+MAX_OPS_PER_FRAME = 1024
+MAX_FRAME_BYTES = 4 << 20
+SWEEP_S = 0.05
+
+
+class ConnectionLost(MetastoreError):
+    """The connection ended, or never began, before the answer came. ``detail["sent"]`` says
+    whether the operation may have reached the node; ``refused`` whether nobody listened."""
+
+    code = "connection_lost"
+    retryable = True
+
+
+class AttemptTimeout(MetastoreError):
+    """The node holds the connection open and does not answer."""
+
+    code = "attempt_timeout"
+    retryable = True
+
+
+class NodeConnection(asyncio.Protocol):
+    """See the module. ``submit`` returns a future of the raw result."""
+
+    def __init__(self, cluster: str, name: str) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.cluster = cluster
+        self.name = name
+        self.transport: asyncio.Transport | None = None
+        self.lost = False
+        self.hello: list[Any] | None = None
+        self._decoder = frames.FrameDecoder()
+        self._next_id = 1
+        self._waiting: dict[int, tuple[asyncio.Future[Any], float]] = {}
+        self._out: list[tuple[bytes, list[Any], float]] = []
+        self._topology: list[asyncio.Future[Any]] = []
+        self._status: list[asyncio.Future[Any]] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    # --- asyncio.Protocol -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # not isinstance: uvloop's transports are no subclasses of asyncio's
+        self.transport = transport = cast(asyncio.Transport, transport)
+        transport.write(frames.pack(frames.HELLO, [self.cluster, self.name]))
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, body in self._decoder.feed(data):
+                if kind == frames.RESPONSE:
+                    self._results(body)
+                else:
+                    self._other(kind, body)
+        except (ProtocolError, IndexError, TypeError) as e:
+            self._fail(ConnectionLost(f"the node's answer is not the protocol: {e}", sent=True))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ConnectionLost(f"connection lost: {exc or 'closed by the node'}", sent=True))
+
+    # --- answers ----------------------------------------------------------------------------
+
+    def _results(self, body: list[Any]) -> None:
+        waiting = self._waiting
+        for result in body:
+            found = waiting.pop(result[0], None)
+            if found is not None and not found[0].done():
+                found[0].set_result(result)
+
+    def _other(self, kind: int, body: Any) -> None:
+        if kind == frames.HELLO_OK:
+            self.hello = body
+        elif kind == frames.TOPOLOGY and self._topology:
+            self._answer(self._topology.pop(0), body[0])
+        elif kind == frames.STATUS and self._status:
+            self._answer(self._status.pop(0), body[0])
+        elif kind == frames.ERROR:
+            self._fail(
+                from_wire(body[0], body[1], body[2])
+                if body[0] in (6,)
+                else ConnectionLost(body[1], sent=True)
+            )
+
+    @staticmethod
+    def _answer(future: asyncio.Future[Any], value: Any) -> None:
+        if not future.done():
+            future.set_result(value)
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        late = [i for i, (_, until) in self._waiting.items() if until <= now]
+        for i in late:
+            future, _ = self._waiting.pop(i)
+            if not future.done():
+                future.set_exception(AttemptTimeout("the node does not answer"))
+        if not self.lost:
+            self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    def _fail(self, error: MetastoreError) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        waiting, self._waiting = self._waiting, {}
+        for future in [f for f, _ in waiting.values()] + self._topology + self._status:
+            if not future.done():
+                future.set_exception(error)
+        self._out.clear()
+        if self.transport is not None:
+            self.transport.abort()
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def submit(self, client_id: bytes, op: list[Any], until: float) -> asyncio.Future[Any]:
+        """Send ``op`` (its id is set here) with what else this tick brings. The future ends by
+        ``until`` (loop time) at the latest. Raises Overloaded when too many are outstanding."""
+        if self.lost:
+            raise ConnectionLost("connection lost", sent=False)
+        if len(self._waiting) >= MAX_OUTSTANDING:
+            raise Overloaded(f"{MAX_OUTSTANDING} operations are outstanding to this node", retry_after_s=0.05)
+        op_id = op[0] = self._next_id
+        self._next_id = op_id + 1
+        future: asyncio.Future[Any] = self.loop.create_future()
+        self._waiting[op_id] = (future, until)
+        if not self._out:
+            self.loop.call_soon(self._flush)
+        self._out.append((client_id, op, until))
+        return future
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self.lost or self.transport is None:
+            return
+        now = self.loop.time()
+        chunks: list[bytes] = []
+        start = 0
+        while start < len(out):
+            client_id, _, until = out[start]
+            ops: list[list[Any]] = []
+            size = 0
+            while start < len(out) and len(ops) < MAX_OPS_PER_FRAME and size < MAX_FRAME_BYTES:
+                client, op, op_until = out[start]
+                if client is not client_id and client != client_id:
+                    break
+                ops.append(op)
+                size += 64 + (len(op[8]) if len(op) == 11 else 0)
+                until = max(until, op_until)
+                start += 1
+            timeout_ms = min(120_000, max(1, int((until - now) * 1000)))
+            chunks.append(frames.pack(frames.REQUEST, [client_id, timeout_ms, ops]))
+        self.transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+
+    async def topology(self, timeout_s: float) -> Any:
+        """The node's topology table in wire form."""
+        return await self._ask(frames.TOPOLOGY_REQUEST, [0], self._topology, timeout_s)
+
+    async def status(self, timeout_s: float) -> Any:
+        """The node's own view."""
+        return await self._ask(frames.STATUS_REQUEST, [], self._status, timeout_s)
+
+    async def _ask(self, kind: int, body: Any, queue: list[asyncio.Future[Any]], timeout_s: float) -> Any:
+        if self.lost or self.transport is None:
+            raise ConnectionLost("connection lost", sent=False)
+        future: asyncio.Future[Any] = self.loop.create_future()
+        queue.append(future)
+        self.transport.write(frames.pack(kind, body))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise AttemptTimeout("the node does not answer") from None
+
+    def close(self) -> None:
+        self._fail(ConnectionLost("closed", sent=False))
