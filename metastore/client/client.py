@@ -287,7 +287,7 @@ class Namespace:
 
     async def batch(
         self, ops: Sequence[Get | Put | Delete], *, deadline_s: float | None = None
-    ) -> list[Record | PutResult | int | MetastoreError | None]:
+    ) -> BatchResults:
         """Many operations at once, no atomicity; a result, or the error, for each in order."""
         calls: Calls = []
         for op in ops:

@@ -8,6 +8,7 @@ import logging
 import secrets
 import signal
 import sys
+from typing import Any
 
 import uvloop
 
@@ -72,8 +73,9 @@ async def serve(config: NodeConfig) -> int:
     node.schedule_turn()
     gc.collect()
     gc.freeze()
-    failed = loop.create_task(node.failed.wait())
-    await asyncio.wait([stop, failed], return_when=asyncio.FIRST_COMPLETED)
+    failed = asyncio.ensure_future(node.failed.wait())
+    waiting: list[asyncio.Future[Any]] = [stop, failed]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     failed.cancel()
     server.close()
     await node.stop(hand_over=stop.done() and stop.result() == signal.SIGTERM)

@@ -1,0 +1,122 @@
+"""The files of a local cluster: ``dev.json`` (its shape and ports), ``cluster.json`` (its
+processes, always true), and what tells a left-over process from a new one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from metastore.errors import ConfigError
+
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Shape:
+    """What a local cluster was made with; kept, so that a second ``up`` is the same cluster."""
+
+    cells: int
+    nodes: int
+    partitions: int
+    host: str
+    port: int
+    ports: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    cluster: str = "dev"
+    format: int = FORMAT
+
+    def node_names(self) -> dict[str, list[str]]:
+        """Cell -> its nodes: ``c1`` -> ``c1n1``, ``c1n2``, …"""
+        return {f"c{c}": [f"c{c}n{n}" for n in range(1, self.nodes + 1)] for c in range(1, self.cells + 1)}
+
+
+def write_atomically(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+    temporary.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except orjson.JSONDecodeError as e:
+        raise ConfigError(f"{path} is damaged: {e}") from None
+
+
+def load_shape(data: Path) -> Shape | None:
+    """Raises ConfigError for the format of another version."""
+    raw = read_json(data / "dev.json")
+    if raw is None:
+        return None
+    if raw.get("format") != FORMAT:
+        raise ConfigError(
+            f"{data} has data format {raw.get('format')!r}; this version reads {FORMAT}: "
+            "use the version that made it, or name another folder with --data"
+        )
+    return Shape(**raw)
+
+
+def save_shape(data: Path, shape: Shape) -> None:
+    write_atomically(data / "dev.json", asdict(shape))
+
+
+def port_is_free(host: str, port: int) -> bool:
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def pick_ports(host: str, names: list[str], taken: set[int]) -> dict[str, int]:
+    """A free port for each name, outside the range that outgoing connections use."""
+    found: dict[str, int] = {}
+    port = 20000 + os.getpid() * 37 % 10000
+    for name in names:
+        while True:
+            port = port + 1 if port < 31999 else 20000
+            if port not in taken and port_is_free(host, port):
+                break
+        taken.add(port)
+        found[name] = port
+    return found
+
+
+def process_start(pid: int) -> int | None:
+    """When ``pid`` started (clock ticks since boot), None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def process_of_folder(pid: int | None, data: Path) -> bool:
+    """Whether ``pid`` runs and its command line names this folder."""
+    if not pid or process_start(pid) is None:
+        return False
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return False
+    return str(data) in command
+
+
+def left_over(data: Path) -> list[tuple[str, int]]:
+    """Processes of an earlier run of this folder that still live."""
+    cluster = read_json(data / "cluster.json")
+    if not cluster:
+        return []
+    entries = [("router", cluster["router"])]
+    entries += [(e["name"], e) for e in cluster["etcd"]] + [(n["name"], n) for n in cluster["nodes"]]
+    return [(name, e["pid"]) for name, e in entries if process_of_folder(e["pid"], data)]

@@ -1,0 +1,61 @@
+"""``cellctl``: the operator's tool. Exit codes: 0 done, 1 nothing to do or a warning, 2 error."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+
+import click
+
+from cellctl.dev import dev
+from cellctl.import_tree import import_
+from cellctl.kv import kv
+from cellctl.status import partition, status
+from metastore.errors import MetastoreError
+
+
+class Verbs(click.Group):
+    """Suggests the nearest name for a mistyped one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as e:
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            if close and "Did you mean" not in e.message:
+                e.message += f" Did you mean {close[0]!r}?"
+            raise
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="metastore")
+def cli() -> None:
+    """Run, look at and operate a metastore cluster."""
+
+
+for command in (dev, import_, kv, partition, status):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.Abort:
+        sys.exit(2)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(2)
+    except MetastoreError as e:
+        click.echo(f"cellctl: {e.message}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""``cellctl status`` and ``cellctl partition``: who leads what, how far behind, how healthy."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cellctl.connect import cluster_options, fetch_json, topology
+from cellctl.output import output_option, print_json, print_table
+from metastore.errors import MetastoreError
+from metastore.keys import storage_key
+from metastore.logs import epoch_text
+from metastore.topology import TopologyTable
+
+
+def node_views(table: TopologyTable) -> dict[str, dict[str, Any] | None]:
+    """Every node's own view, None for those that do not answer."""
+
+    def ask(http: str) -> dict[str, Any] | None:
+        try:
+            url = http if http.startswith("http") else f"http://{http}"
+            view: dict[str, Any] = fetch_json(f"{url}/v1/status", 2.0)
+            return view
+        except MetastoreError:
+            return None
+
+    names = sorted(table.nodes)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return dict(zip(names, pool.map(lambda n: ask(table.nodes[n].http), names), strict=True))
+
+
+def partition_rows(table: TopologyTable, views: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """One row per partition, from the nodes that answer; the highest epoch's word counts."""
+    rows = []
+    for placement in table.in_order():
+        best: dict[str, Any] | None = None
+        for node in placement.replicas:
+            view = views.get(node)
+            for part in view["partitions"] if view else []:
+                if part["id"] == placement.id:
+                    rank = (part["epoch"], part["role"] == "active")
+                    if best is None or rank > (best["epoch"], best["role"] == "active"):
+                        best = part
+        active = best is not None and best["role"] == "active"
+        lag = dict(best["lag"]) if best and active else {}
+        down = [n for n in placement.replicas if views.get(n) is None]
+        leader = best["leader"] if best else placement.leader
+        if best is None or leader in down or not active:
+            health = "no leader"
+        elif best["health"] != "ok":
+            health = best["health"]
+        else:
+            health = "degraded" if down else "ok"
+        rows.append(
+            {
+                "id": placement.id,
+                "cell": placement.cell,
+                "leader": leader,
+                "epoch": best["epoch"] if best else placement.epoch,
+                "replicas": list(placement.replicas),
+                "down": down,
+                "lag": lag,
+                "version": best["version"] if best else None,
+                "health": health,
+            }
+        )
+    return rows
+
+
+def _print_partitions(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        ("partition", "cell", "leader", "epoch", "replicas", "lag", "health"),
+        [
+            (
+                row["id"],
+                row["cell"],
+                row["leader"],
+                epoch_text(row["epoch"]),
+                " ".join(f"{n}(down)" if n in row["down"] else n for n in row["replicas"]),
+                " ".join(f"{n}:{v}" for n, v in sorted(row["lag"].items()) if n not in row["down"]),
+                row["health"],
+            )
+            for row in rows
+        ],
+    )
+
+
+@click.command()
+@cluster_options
+@output_option
+def status(router: str | None, data: Path | None, output: str) -> None:
+    """Nodes and cells at a glance. Example: cellctl status -o json"""
+    table = topology(router, data)
+    views = node_views(table)
+    rows = partition_rows(table, views)
+    nodes = []
+    for name, record in sorted(table.nodes.items()):
+        view = views[name]
+        parts = view["partitions"] if view else []
+        nodes.append(
+            {
+                "node": name,
+                "cell": record.cell,
+                "rpc": record.rpc,
+                "up": view is not None,
+                "partitions": len(parts),
+                "leading": sum(1 for p in parts if p["role"] == "active"),
+                "etcd": bool(view and view["etcd"]["connected"]),
+                "stalls": view["stalls"] if view else None,
+            }
+        )
+    healthy = sum(1 for row in rows if row["health"] == "ok")
+    if output == "json":
+        print_json({"cluster": table.cluster, "nodes": nodes, "partitions": rows})
+    else:
+        print_table(
+            ("node", "cell", "address", "state", "partitions", "leading", "etcd"),
+            [
+                (
+                    n["node"],
+                    n["cell"],
+                    n["rpc"],
+                    "up" if n["up"] else "down",
+                    n["partitions"],
+                    n["leading"],
+                    ("connected" if n["etcd"] else "away") if n["up"] else None,
+                )
+                for n in nodes
+            ],
+        )
+        click.echo(f"\n{healthy} of {len(rows)} partitions healthy" + ("" if healthy == len(rows) else ":"))
+        if healthy != len(rows):
+            _print_partitions([row for row in rows if row["health"] != "ok"])
+    sys.exit(0 if healthy == len(rows) and all(n["up"] for n in nodes) else 1)
+
+
+@click.group()
+def partition() -> None:
+    """Partitions: where they are and who leads them."""
+
+
+@partition.command("list")
+@cluster_options
+@output_option
+def list_(router: str | None, data: Path | None, output: str) -> None:
+    """Every partition. Example: cellctl partition list"""
+    table = topology(router, data)
+    rows = partition_rows(table, node_views(table))
+    if output == "json":
+        print_json(rows)
+    else:
+        _print_partitions(rows)
+
+
+@partition.command()
+@cluster_options
+@output_option
+@click.option("--namespace", "-n", default="default", show_default=True, help="Namespace of the key.")
+@click.argument("key")
+def locate(router: str | None, data: Path | None, output: str, namespace: str, key: str) -> None:
+    """Where a key lives. Example: cellctl partition locate -n files usr/share/doc/bash"""
+    table = topology(router, data)
+    placement = table.route(storage_key(namespace, key))
+    rows = [row for row in partition_rows(table, node_views(table)) if row["id"] == placement.id]
+    if output == "json":
+        print_json(rows[0])
+    else:
+        _print_partitions(rows)
