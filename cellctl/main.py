@@ -25,7 +25,7 @@ class Verbs(click.Group):
         except click.UsageError as e:
             close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
             if close and "Did you mean" not in e.message:
-                e.message += f" Did you mean {close[0]!r}?"
+                raise click.UsageError(f"{e.message} Did you mean {close[0]!r}?", ctx) from None
             raise
 
 

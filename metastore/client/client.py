@@ -305,7 +305,7 @@ class Namespace:
                 )
             else:
                 calls.append(self.delete(op.key, version=op.version, deadline_s=deadline_s))
-        results = await asyncio.gather(*calls, return_exceptions=True)
+        results: Calls = await asyncio.gather(*calls, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, MetastoreError):
                 raise result

@@ -71,7 +71,7 @@ class PartitionHost:
                 f"partition {self.p} does not hold that key; refresh the topology", partition=self.p
             )
             connection.answer(error_result(op[0], error))
-        elif kind == GET or kind == LIST:
+        elif kind in (GET, LIST):
             if op[4 if kind == GET else 7] == LINEARIZABLE:
                 self.read_linearizable(connection, client, op, deadline)
             else:
@@ -191,7 +191,7 @@ class PartitionHost:
                 error = self.not_leader()
             elif replica.confirmed_since(mark):
                 self.parked.popleft()
-                if op[1] == GET or op[1] == LIST:
+                if op[1] in (GET, LIST):
                     connection.answer(self.read(op, 0))
                 else:
                     if not self.pending:
