@@ -90,7 +90,7 @@ class Delete:
     version: int | None = None
 
 
-BatchResults = list[Record | PutResult | int | None | MetastoreError]
+BatchResults = list[Record | PutResult | int | MetastoreError | None]
 
 
 def condition_of(version: int | None, absent: bool, exists: bool) -> int | None:

@@ -134,7 +134,13 @@ class Dispatcher:
             loop = asyncio.get_running_loop()
             pending = loop.create_task(self._open(address))
             self._connecting[address] = pending
-            pending.add_done_callback(lambda f: (self._connecting.pop(address, None), f.exception())[0])
+
+            def opened(task: asyncio.Future[NodeConnection]) -> None:
+                self._connecting.pop(address, None)
+                if not task.cancelled():
+                    task.exception()  # looked at, even when whoever asked has given up
+
+            pending.add_done_callback(opened)
         timeout_s = CONNECT_TIMEOUT_S
         if until is not None:
             timeout_s = min(timeout_s, max(0.001, until - asyncio.get_running_loop().time()))
@@ -162,9 +168,14 @@ class Dispatcher:
 
     async def refresh(self) -> bool:
         """Ask one node for its table; shared by all who want it at once, at most a few a second."""
+        self.refresh_soon()
+        assert self._refreshing is not None
+        return await asyncio.shield(self._refreshing)
+
+    def refresh_soon(self) -> None:
+        """Begin a refresh unless one is under way; nobody waits for it."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
-        return await asyncio.shield(self._refreshing)
 
     async def _refresh(self) -> bool:
         loop = asyncio.get_running_loop()
@@ -312,7 +323,7 @@ class _Attempts:
                 await self.pause(loop, placement)
                 continue
             status = result[1]
-            if status == OK or status == NOT_FOUND:
+            if status in (OK, NOT_FOUND):
                 if self.ids is not None:
                     self.ids.seen(self.partition, result[3])
                 return result  # type: ignore[no-any-return]
@@ -406,9 +417,8 @@ class _Attempts:
         self.tried.clear()
         delay = random.uniform(0, ceiling)
         if self.pauses in (3, 6) or self.pauses % 12 == 0:
-            asyncio.ensure_future(self.client.refresh())
+            self.client.refresh_soon()
         await asyncio.sleep(max(0.0, min(delay, self.until - now)))
-        self.dead.clear() if self.pauses % 2 else None
 
     def at_the_end(self, error: MetastoreError) -> MetastoreError:
         """``error``, or OutcomeUnknown if an attempt may have been carried out."""

@@ -186,7 +186,7 @@ class NodeCore:
         if sent is None:
             return
         sent_ns, beats = sent
-        refused = {p: sealed for p, sealed in msg.refused}
+        refused: dict[int, int] = dict(msg.refused)
         for p, epoch, *_ in beats:
             replica = self.replicas.get(p)
             if replica is None:

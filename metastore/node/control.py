@@ -264,6 +264,10 @@ class Control:
             node.remember_fact(FACT_CLUSTER_ID, seen[0])
             node.remember_fact(FACT_REVISION, seen[1])
 
+    def can_elect(self) -> bool:
+        """Whether an election could be run from here now."""
+        return hasattr(self, "coordinator") and self.session.alive
+
     def status(self) -> dict[str, Any]:
         if not hasattr(self, "coordinator"):
             return {"connected": False}

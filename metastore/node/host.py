@@ -155,6 +155,14 @@ class PartitionHost:
             return Unavailable(
                 f"partition {self.p}: leadership is {replica.role} here", retry_after_s=0.2, partition=self.p
             )
+        if replica.leader_is_lost(now_ns()) and not self.node.control.can_elect():
+            return Unavailable(
+                f"partition {self.p}: its leader {leader} is lost, and without etcd no other can be named; "
+                "stale reads are served",
+                retry_after_s=2,
+                partition=self.p,
+                final=True,
+            )
         return NotLeader(
             f"partition {self.p} is led by {leader}",
             partition=self.p,

@@ -1,0 +1,52 @@
+"""Fixtures that several layers share."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cellctl.dev_files import pick_ports
+from metastore.coordination.embedded import etcd_command, wait_healthy
+
+
+@dataclass
+class RealEtcd:
+    """A real etcd of the test's own."""
+
+    data: Path
+    port: int
+    peer_port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = etcd_command(self.data, "test", self.port, self.peer_port)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert wait_healthy(f"http://{self.endpoint}", 30), "etcd did not become healthy"
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def real_etcd(tmp_path: Path) -> Iterator[RealEtcd]:
+    ports = pick_ports("127.0.0.1", ["client", "peer"], set())
+    etcd = RealEtcd(tmp_path / "etcd", ports["client"], ports["peer"])
+    etcd.start()
+    yield etcd
+    etcd.kill()

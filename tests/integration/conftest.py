@@ -1,0 +1,42 @@
+"""Clusters for the tests; when one fails, its processes' logs are shown."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metastore.errors import MetastoreError
+from tests.integration.harness import Cluster
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Any:
+    outcome = yield
+    setattr(item, f"rep_{call.when}", outcome.get_result())
+
+
+def _cluster(request: Any, tmp_path: Path, **shape: Any) -> Iterator[Cluster]:
+    cluster = Cluster.up(tmp_path / "data", **shape)
+    yield cluster
+    failed = getattr(request.node, "rep_call", None)
+    if failed is not None and failed.failed:
+        for log in sorted((cluster.data / "logs").glob("*.log")):
+            print(f"--- {log.name}\n" + log.read_text(errors="replace")[-3000:])
+    with contextlib.suppress(MetastoreError, AssertionError):
+        cluster.down()
+
+
+@pytest.fixture
+def cell(request: Any, tmp_path: Path) -> Iterator[Cluster]:
+    """One cell of three nodes, 8 partitions."""
+    yield from _cluster(request, tmp_path, cells=1, nodes=3, partitions=8)
+
+
+@pytest.fixture
+def two_cells(request: Any, tmp_path: Path) -> Iterator[Cluster]:
+    """Two cells of three nodes, 8 partitions."""
+    yield from _cluster(request, tmp_path, cells=2, nodes=3, partitions=8)

@@ -1,0 +1,368 @@
+"""What fails, and what then: real processes, real kill -9 and SIGSTOP, promises kept.
+
+Each test ends by checking that every acknowledged write is there and nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import aiohttp
+
+from metastore.client import AsyncClient
+from metastore.client.connection import NodeConnection
+from metastore.errors import MetastoreError, Unavailable
+from metastore.keys import storage_key
+from metastore.wire.client_messages import GET, LINEARIZABLE, PUT
+from tests.integration.harness import Cluster, Load, keys_by_partition, until
+
+LEASE_TTL_S = 5.0
+
+
+def all_keys(client: AsyncClient, per_partition: int = 2) -> tuple[dict[int, list[str]], list[str]]:
+    by_partition = keys_by_partition(client, per_partition)
+    return by_partition, [k for keys in by_partition.values() for k in keys]
+
+
+async def test_a_killed_leader_loses_nothing(cell: Cluster) -> None:
+    """1. kill -9 of leaders under load: nothing lost or doubled, epochs grow, writes resume."""
+    async with cell.client() as client:
+        by_partition, keys = all_keys(client)
+        load = Load(client, keys)
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(1)
+        for victim in ("c1n1", "c1n2"):
+            before = cell.leaders()
+            led = [p for p, (node, _) in before.items() if node == victim]
+            if not led:
+                continue
+            os.kill(cell.node(victim)["pid"], signal.SIGKILL)
+            killed = time.monotonic()
+            wanted = {k for p in led for k in by_partition[p]}
+            await until(
+                "every partition of the dead leader takes writes again",
+                lambda killed=killed, wanted=wanted: (
+                    {a.key for a in load.history if a.kind == "put" and a.outcome == "ok" and a.began > killed} >= wanted
+                ),
+            )
+            after = cell.leaders()
+            for p in led:
+                assert after[p][0] != victim
+                assert after[p][1] > before[p][1], "the epoch did not grow"
+            cell.verb("restart", victim)
+            await until("the restarted node follows", lambda victim=victim: cell.status(victim)["peers"])
+            await asyncio.sleep(1)
+        load.stop = True
+        await running
+        await load.check_all()
+        assert not [a for a in load.failures() if a.kind == "get" and a.outcome == "unknown"]
+
+
+async def test_a_paused_leader_does_no_harm(cell: Cluster) -> None:
+    """2. SIGSTOP of a leader for three lease times with requests queued on its open sockets: no
+    stale linearizable read and no write accepted by the old epoch (R1, R8)."""
+    async with cell.client() as client:
+        by_partition, keys = all_keys(client)
+        load = Load(client, keys)
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(1)
+        before = cell.leaders()
+        victim = before[0][0]
+        led = [p for p, (node, _) in before.items() if node == victim]
+        old = cell.node(victim)
+        host, _, port = old["rpc"].rpartition(":")
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: NodeConnection("dev", "queued"), host, int(port))
+        await until("the connection is greeted", lambda: connection.hello)
+        os.kill(old["pid"], signal.SIGSTOP)
+        # into the sockets of the sleeping leader, while others take over and change these very keys
+        queued = []
+        for p in led:
+            for key in by_partition[p]:
+                lkey = storage_key("load", key)
+                far = loop.time() + 120
+                read = connection.submit(b"q" * 16, [0, GET, p, lkey, LINEARIZABLE, None], far)
+                op = [0, PUT, p, lkey, 0, 0, 0, None, b"-1", "", 0]
+                queued.append((key, read, connection.submit(b"q" * 16, op, far)))
+        await asyncio.sleep(3 * LEASE_TTL_S)
+        assert all(cell_leader[0] != victim for p, cell_leader in _leaders_but(cell, victim).items() if p in led)
+        floors = {key: load.acked.get(key, 0) for key, _, _ in queued}
+        os.kill(old["pid"], signal.SIGCONT)
+        for key, read, write in queued:
+            result = await asyncio.wait_for(read, 30)
+            if result[1] == 0:  # served after all: then with everything acknowledged before it woke
+                value = int(result[2][22:])
+                assert value >= floors[key], f"{key}: stale read {value} < {floors[key]}"
+            result = await asyncio.wait_for(write, 30)
+            assert result[1] != 0, f"{key}: the old epoch accepted a write"
+        connection.close()
+        load.stop = True
+        await running
+        await load.check_all()
+
+
+def _leaders_but(cell: Cluster, victim: str) -> dict[int, tuple[str, int]]:
+    found: dict[int, tuple[str, int]] = {}
+    for name in cell.names():
+        if name != victim:
+            for p in cell.status(name)["partitions"]:
+                if p["role"] == "active":
+                    found[p["id"]] = (name, p["epoch"])
+    return found
+
+
+async def test_etcd_away(cell: Cluster) -> None:
+    """3. etcd paused, then killed, for a minute under load: no failed read, no failed write. Then a
+    node dies too (R12)."""
+    async with cell.client() as client:
+        by_partition, keys = all_keys(client)
+        load = Load(client, keys)
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(1)
+        before = cell.leaders()
+        cell.verb("pause", "etcd")
+        await asyncio.sleep(4 * LEASE_TTL_S)
+        cell.verb("resume", "etcd")
+        await asyncio.sleep(LEASE_TTL_S)
+        cell.verb("kill", "etcd")
+        await asyncio.sleep(40)
+        assert not load.failures(), load.failures()[:5]
+        assert cell.leaders() == before, "a leader changed without etcd"
+
+        victim = before[0][0]
+        led = [p for p, (node, _) in before.items() if node == victim]
+        followed = [p for p in before if p not in led]
+        cell.verb("kill", victim)
+        load.stop = True
+        await running
+        ns = client.namespace("load")
+        for p in followed:
+            await ns.put(by_partition[p][0] + "x", b"goes on")
+        for p in led:
+            key = by_partition[p][0]
+            record = await ns.get(key, consistency="stale")
+            assert record is not None
+            assert load.acked[key] <= int(record.value) <= load.attempted[key]
+            try:
+                await ns.put(key, b"0")
+            except Unavailable as e:
+                assert e.outcome == "none"
+                assert "etcd" in e.message or "leader" in e.message
+            else:
+                raise AssertionError("a write without a leader was accepted")
+        cell.verb("restart", victim)
+        after = await until("its partitions go on, still without etcd", lambda: _all_led(cell, before))
+        for p in led:
+            assert after[p][0] == victim
+            assert after[p][1] == before[p][1] + 1, "not the next restart of the same term (R12)"
+        load = _next_load(load)
+        await load.run(2)
+        assert not load.failures(), load.failures()[:5]
+        cell.verb("restart", "etcd")
+        async with aiohttp.ClientSession():
+            await until("leases and leader keys are back", lambda: _keys_are_back(cell, before))
+        assert {p: n for p, (n, _) in cell.leaders().items()} == {p: n for p, (n, _) in before.items()}
+        await load.run(1)
+        await load.check_all()
+
+
+def _next_load(load: Load) -> Load:
+    """The same keys and promises, running again: it begins by reading where it is."""
+    fresh = Load(load.client, [f"{k}-again" for k in load.keys])
+    return fresh
+
+
+def _all_led(cell: Cluster, before: dict[int, tuple[str, int]]) -> dict[int, tuple[str, int]] | None:
+    leaders = cell.leaders()
+    return leaders if len(leaders) == len(before) else None
+
+
+async def _keys_are_back(cell: Cluster, before: dict[int, tuple[str, int]]) -> bool:
+    from metastore.coordination.etcd import EtcdCoordinator
+    from metastore.errors import CoordinationError
+    from metastore.layout import LeaderRecord, Layout
+
+    endpoint = cell.json()["etcd"][0]["url"].removeprefix("http://")
+    coordinator = EtcdCoordinator([endpoint])
+    try:
+        _, kvs = await coordinator.range(Layout("dev").root + "leader/")
+    except CoordinationError:
+        return False
+    finally:
+        await coordinator.close()
+    leaders = cell.leaders()
+    found = {int(kv.key.rpartition("/")[2]): LeaderRecord.from_json(kv.value) for kv in kvs}
+    return all(
+        p in found and found[p].node == leaders[p][0] and found[p].epoch == leaders[p][1] for p in before
+    )
+
+
+async def test_a_slow_follower_is_not_seen(cell: Cluster) -> None:
+    """4. A paused follower costs no failed operation; bench/ has the latencies beside each other."""
+    async with cell.client() as client:
+        _, keys = all_keys(client)
+        leaders = cell.leaders()
+        counts = {n: sum(1 for node, _ in leaders.values() if node == n) for n in cell.names()}
+        victim = min(counts, key=lambda n: counts[n])
+        mine = [p for p, (node, _) in leaders.items() if node != victim]
+        by_partition = keys_by_partition(client, 2)
+        load = Load(client, [k for p in mine for k in by_partition[p]])
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(1)
+        os.kill(cell.node(victim)["pid"], signal.SIGSTOP)
+        await asyncio.sleep(5)
+        paused_failures = load.failures()
+        os.kill(cell.node(victim)["pid"], signal.SIGCONT)
+        await asyncio.sleep(1)
+        load.stop = True
+        await running
+        assert not paused_failures, paused_failures[:5]
+        await load.check_all()
+
+
+async def test_a_dead_cell_hurts_only_its_keys(two_cells: Cluster) -> None:
+    """5. One cell killed whole: 503 with Retry-After for its keys, nothing for the others."""
+    cluster = two_cells
+    async with cluster.client() as client, aiohttp.ClientSession(cluster.router) as http:
+        by_partition = keys_by_partition(client, 2)
+        cells = {p: client.dispatcher.table.partitions[p].cell for p in by_partition}
+        alive = [k for p, keys in by_partition.items() for k in keys if cells[p] == "c2"]
+        dead = [k for p, keys in by_partition.items() for k in keys if cells[p] == "c1"]
+        for key in dead + alive:
+            async with http.put(f"/v1/kv/http/{key}", data=b"x") as response:
+                assert response.status == 201
+        load = Load(client, alive)
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(0.5)
+        cluster.verb("kill", *cluster.names("c1"))
+        for key in dead[:6]:
+            lkey_cell = client.dispatcher.table.route(storage_key("http", key)).cell
+            async with http.put(f"/v1/kv/http/{key}", data=b"y") as response:
+                if lkey_cell == "c1":
+                    assert response.status == 503
+                    assert int(response.headers["Retry-After"]) >= 1
+                    body = await response.json()
+                    assert body["outcome"] == "none"
+                    assert body["retryable"] is True
+                else:
+                    assert response.status == 200
+        await asyncio.sleep(2)
+        load.stop = True
+        await running
+        assert not load.failures(), load.failures()[:5]
+        await load.check_all()
+
+
+async def test_everything_killed_at_once(cell: Cluster) -> None:
+    """6. All processes killed at once and restarted: every acknowledged write is there."""
+    async with cell.client() as client:
+        _, keys = all_keys(client)
+        load = Load(client, keys, deadline_s=2.0)
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(2)
+        found = cell.json()
+        pids = [found["router"]["pid"], found["etcd"][0]["pid"], *(n["pid"] for n in found["nodes"])]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        load.stop = True
+        await running
+        await until("the supervisor has noticed", lambda: not any(n["pid"] for n in cell.json()["nodes"]))
+        cell.verb("restart", "etcd", *cell.names(), "router")
+        await until("all partitions are led", lambda: len(cell.leaders()) == 8)
+        await load.check_all()
+        count = sum(1 for a in load.history if a.kind == "put" and a.outcome == "ok")
+        assert count > 100
+        versions: dict[int, set[int]] = {}
+        for a in load.history:
+            if a.version:
+                p = client.dispatcher.table.route(storage_key("load", a.key)).id
+                assert a.version not in versions.setdefault(p, set()), "one version for two writes"
+                versions[p].add(a.version)
+
+
+async def test_a_rolling_restart_by_signal_hands_over(cell: Cluster) -> None:
+    """SIGTERM hands leaders over first (R11): no operation fails."""
+    async with cell.client() as client:
+        _, keys = all_keys(client)
+        load = Load(client, keys)
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(1)
+        for name in cell.names():
+            await asyncio.to_thread(cell.verb, "restart", "--graceful", name)
+            await until("the restarted node is back", lambda: len(cell.leaders()) == 8)
+            await until("it follows again", lambda name=name: _follows(cell, name))
+        load.stop = True
+        await running
+        await load.check_all()
+        assert not load.failures(), load.failures()[:5]
+
+
+def _follows(cell: Cluster, name: str) -> bool:
+    try:
+        return len(cell.status(name)["peers"]) == 2
+    except OSError:
+        return False
+
+
+async def test_a_follower_far_behind_gets_a_snapshot(tmp_path: object, request: object) -> None:
+    """R17: a follower that missed more than the log keeps is brought up while writes go on."""
+    from pathlib import Path
+
+    data = Path(str(tmp_path)) / "data"
+    cluster = Cluster.up(
+        data, nodes=3, partitions=2, settings=("segment-mib=18", "log-retention-mib=36", "overlay-mib=16")
+    )
+    try:
+        async with cluster.client() as client:
+            ns = client.namespace("big")
+            leaders = cluster.leaders()
+            victim = next(n for n in cluster.names() if n not in {x for x, _ in leaders.values()})
+            cluster.verb("kill", victim)
+            blob = os.urandom(200_000)
+
+            async def fill(worker: int) -> None:
+                for i in range(60):
+                    await ns.put(f"d{worker}/{i}", blob + b"%d.%d" % (worker, i))
+
+            await asyncio.gather(*(fill(w) for w in range(12)))
+            running = Load(client, keys_by_partition(client, 1)[0])
+            task = asyncio.create_task(running.run())
+            cluster.verb("restart", victim)
+            leaders = cluster.leaders()
+            await until("the follower has caught up", lambda: _caught_up(cluster, victim), 90)
+            text = (data / "logs" / f"{victim}.log").read_text()
+            assert "installed a snapshot" in text
+            running.stop = True
+            await task
+            await running.check_all()
+            # it holds everything: let it lead alone with one other
+            others = [n for n in cluster.names() if n != victim]
+            cluster.verb("kill", others[0])
+            await until("led again", lambda: len(cluster.leaders()) == 2)
+            for worker in range(12):
+                for i in range(0, 60, 7):
+                    record = await ns.get(f"d{worker}/{i}")
+                    assert record is not None
+                    assert record.value == blob + b"%d.%d" % (worker, i)
+    finally:
+        try:
+            cluster.down()
+        except (MetastoreError, AssertionError):
+            pass
+
+
+def _caught_up(cluster: Cluster, node: str) -> bool:
+    leaders = cluster.leaders()
+    try:
+        mine = {p["id"]: p["applied_index"] for p in cluster.status(node)["partitions"]}
+        for p, (leader, _) in leaders.items():
+            theirs = next(x for x in cluster.status(leader)["partitions"] if x["id"] == p)
+            if mine[p] + 50 < theirs["commit_index"]:
+                return False
+    except (OSError, KeyError):
+        return False
+    return len(leaders) == 2
