@@ -181,10 +181,18 @@ class LeadingReplica(Replica):
         term = self.term
         assert term is not None
         pr = term.progress[node]
-        prev = self.log.position_at_or_below(*position)
-        pr.match, pr.probing, pr.next, pr.snapshotting_since_ns = 0, True, prev[1] + 1, 0
+        pr.match, pr.probing, pr.snapshotting_since_ns = 0, True, 0
+        pr.next = self.next_after(position)
         pr.last_ack_ns = now
         self.send_entries(now, node, pr)
+
+    def next_after(self, position: tuple[int, int]) -> int:
+        """The entry to send next to a log that ends at ``position``; at or below our base when it
+        ends before that, which asks for a snapshot (R17)."""
+        epoch, index = position
+        if index < self.log.base_index:
+            return index + 1
+        return self.log.position_at_or_below(epoch, index)[1] + 1
 
     def send_entries(self, now: int, node: str, pr: Progress) -> None:
         """Send what ``node`` still needs: one message while probing, a window of them after."""
@@ -220,8 +228,7 @@ class LeadingReplica(Replica):
         pr.last_ack_ns = now
         if msg.match > pr.match:
             pr.match = msg.match
-            if self.log.epoch_at(msg.match) == term.epoch:
-                self.maybe_commit(now, term)
+            self.maybe_commit(now, term)
         if src.node == self.ctx.me.node:
             return
         if pr.snapshotting_since_ns and msg.match >= self.log.base_index:
@@ -249,8 +256,7 @@ class LeadingReplica(Replica):
         if msg.hint_index < pr.match:
             return  # late: the follower has acknowledged more since
         pr.last_ack_ns, pr.probing = now, True
-        pr.next = self.log.position_at_or_below(msg.hint_epoch, msg.hint_index)[1] + 1
-        pr.next = max(pr.next, pr.match + 1)
+        pr.next = max(self.next_after((msg.hint_epoch, msg.hint_index)), pr.match + 1)
         self.send_entries(now, src.node, pr)
 
     def on_refused(self, now: int, src: Process, msg: m.Refused) -> None:

@@ -103,6 +103,12 @@ class NodeCore:
         for replica in self.replicas.values():
             replica.resume(now)
 
+    def log_compacted(self, p: int, index: int) -> None:
+        """The store removed log up to ``index``: who needs it gets a snapshot (R17)."""
+        replica = self.replicas.get(p)
+        if replica is not None and not replica.installing:
+            replica.log.compact(index)
+
     # --- events ---------------------------------------------------------------------------
 
     def receive(self, now: int, src: Process, message: Any) -> None:

@@ -94,6 +94,7 @@ class Node:
         """Load the replicas from the store and begin to tick. The loop is running."""
         self._loop = asyncio.get_running_loop()
         self.store.start(self._loop, self.on_durable, self.fail)
+        self.store.on_compacted = self.core.log_compacted
         if self.settings.grant_ns > self._largest_grant_ns:
             # durable before the first grant leaves: heartbeat answers wait for the log (R8)
             self.store.append(Fact(FACT_LARGEST_GRANT, self.settings.grant_ns))
