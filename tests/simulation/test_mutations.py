@@ -1,0 +1,187 @@
+"""Each of these weakenings of a rule must be seen by the simulation: a check that cannot fail
+checks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from metastore.core import effects as fx
+from metastore.core.leading import LeadingReplica
+from metastore.core.logindex import LogIndex
+from metastore.core.machine import Machine
+from metastore.core.replica import ACTIVE, Replica
+from metastore.core.term import Term
+from tests.simulation import world as world_module
+from tests.simulation.test_simulation import FAULTY_NS, world_of
+from tests.simulation.world import Violation
+
+SEEDS = 400
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def skip_the_wait(patch: pytest.MonkeyPatch) -> None:
+    """R4: activate without waiting for older grants."""
+    patch.setattr(Term, "grants_passed", lambda self, now, settings: True)
+
+
+def forget_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """R1: act on messages of an old epoch."""
+    patch.setattr(Replica, "obeys", lambda self, now, src, epoch: True)
+
+
+def read_without_grants(patch: pytest.MonkeyPatch) -> None:
+    """R8: an active leader reads whatever it holds."""
+    patch.setattr(LeadingReplica, "can_read", lambda self, now: self.role == ACTIVE)
+
+
+def count_before_durable(patch: pytest.MonkeyPatch) -> None:
+    """R1, R5, R6: answers leave before what they say is synced."""
+    original = world_module.Node.effect
+
+    def effect(self: Any, e: Any) -> None:
+        original(self, e._replace(durable=False) if isinstance(e, fx.Send) else e)
+
+    patch.setattr(world_module.Node, "effect", effect)
+
+
+def no_remaining_grant(patch: pytest.MonkeyPatch) -> None:
+    """R3: a replica answers that it has given no grants."""
+    patch.setattr(Replica, "remaining_grant_ns", lambda self, now, owner, resigned: 0)
+
+
+def restart_forgets_grants(patch: pytest.MonkeyPatch) -> None:
+    """R8: a restarted replica answers SEAL at once."""
+    original = world_module.Node.start
+
+    def start(self: Any) -> None:
+        self.disk.grant_given_ns = 0
+        original(self)
+
+    patch.setattr(world_module.Node, "start", start)
+
+
+def adopt_own_log(patch: pytest.MonkeyPatch) -> None:
+    """R3: the owner keeps its own log instead of the highest."""
+    patch.setattr(Term, "best_answer", lambda self: self.me)
+
+
+def seal_without_quorum(patch: pytest.MonkeyPatch) -> None:
+    """R3: one's own answer is enough."""
+    patch.setattr(Term, "sealed_quorum", lambda self: self.me in self.answers)
+
+
+def commit_by_one(patch: pytest.MonkeyPatch) -> None:
+    """R6: the leader's own copy commits."""
+    patch.setattr(Term, "committed_index", lambda self: self.progress[self.me].match)
+
+
+def match_by_index_only(patch: pytest.MonkeyPatch) -> None:
+    """R5: prev is compared by index, not by epoch."""
+    original = Replica.on_append
+
+    def on_append(self: Any, now: int, src: Any, msg: Any) -> None:
+        log = self.log
+        if log.base_index <= msg.prev_index <= log.last_index:
+            msg = msg._replace(prev_epoch=log.epoch_at(msg.prev_index))
+        original(self, now, src, msg)
+
+    patch.setattr(Replica, "on_append", on_append)
+
+
+def no_dedupe(patch: pytest.MonkeyPatch) -> None:
+    """R7: a retry is executed again."""
+    patch.setattr(Machine, "_known", lambda self, client, seq, stamp: None)
+
+
+def dedupe_committed_only(patch: pytest.MonkeyPatch) -> None:
+    """R7: a retry of what is proposed and not committed is executed again."""
+    original = Machine._known
+
+    def known(self: Any, client: bytes, seq: int, stamp: int) -> Any:
+        found = original(self, client, seq, stamp)
+        return None if found is not None and found.at else found
+
+    patch.setattr(Machine, "_known", known)
+
+
+def reuse_the_epoch(patch: pytest.MonkeyPatch) -> None:
+    """R12: a restarted owner goes on under the same epoch."""
+    from metastore.core.electing import PartitionReplica
+
+    original = LeadingReplica.begin_term
+
+    def begin_term(self: Any, now: int, epoch: int, config: Any, reason: str, resigned: int = 0) -> None:
+        if "R12" in reason:
+            epoch -= 1
+            self.sealed_epoch -= 1
+        original(self, now, epoch, config, reason, resigned)
+
+    patch.setattr(PartitionReplica, "begin_term", begin_term)
+
+
+def resign_and_read_on(patch: pytest.MonkeyPatch) -> None:
+    """R11: a leader that resigned goes on serving under its epoch."""
+    original = LeadingReplica.continue_handoff
+
+    def continue_handoff(self: Any, now: int) -> None:
+        original(self, now)
+        if self.role == "resigned":
+            self.role = ACTIVE
+
+    patch.setattr(LeadingReplica, "continue_handoff", continue_handoff)
+
+
+def unchecked_position(patch: pytest.MonkeyPatch) -> None:
+    """R5: the hint of a log is its end, whatever the epochs."""
+    patch.setattr(
+        LogIndex, "truncate", lambda self, keep: setattr(self, "last_index", max(self.base_index, keep - 1))
+    )
+
+
+def snapshot_over_everything(patch: pytest.MonkeyPatch) -> None:
+    """R17: a late snapshot replaces a log that already holds more."""
+
+    def staged(self: Any, now: int, src: Any, epoch: int, index: int, index_epoch: int) -> None:
+        if self.obeys(now, src, epoch) and index >= self.commit_index:
+            self.installing = True
+            self.emit(fx.InstallSnapshot(self.p, index, index_epoch))
+        else:
+            self.emit(fx.DiscardSnapshot(self.p))
+
+    patch.setattr(Replica, "on_snapshot_staged", staged)
+
+
+MUTATIONS: list[Patch] = [
+    skip_the_wait,
+    forget_the_fence,
+    read_without_grants,
+    count_before_durable,
+    no_remaining_grant,
+    restart_forgets_grants,
+    adopt_own_log,
+    seal_without_quorum,
+    commit_by_one,
+    match_by_index_only,
+    no_dedupe,
+    dedupe_committed_only,
+    reuse_the_epoch,
+    resign_and_read_on,
+    unchecked_position,
+    snapshot_over_everything,
+]
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
+def test_the_simulation_sees(mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    for seed in range(SEEDS):
+        try:
+            world_of(seed).finish(FAULTY_NS, calm_ns=2_000_000_000)
+        except (Violation, AssertionError, IndexError, KeyError) as e:
+            if "I8" not in str(e):
+                print(f"seen with seed {seed}: {str(e).splitlines()[0]}")
+                return
+    pytest.fail(f"{mutate.__name__} was not seen in {SEEDS} seeds")
