@@ -15,7 +15,7 @@ from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Machine
-from metastore.core.replica import ACTIVE, RESIGNING
+from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNING
 from metastore.errors import (
     MetastoreError,
     Moved,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from metastore.node.node import Node
 
 MAX_BATCH_OPS = 2048
+#: roles in which entries proposed here may still be uncommitted
+PROPOSING = frozenset({ACTIVE, RESIGNING})
 MAX_BATCH_BYTES = 4 << 20
 MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
@@ -54,6 +56,7 @@ class PartitionHost:
         self.replica: PartitionReplica
         self.machine = Machine(lambda lkey: node.store.get(p, lkey))
         self.applied = applied
+        self.role = FOLLOWER
         self.pending: list[Waiting] = []
         self.parked: deque[tuple[int, Waiting]] = deque()
         self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...], int]] = deque()
@@ -276,10 +279,12 @@ class PartitionHost:
     def on_role(self, role: str) -> None:
         """Leadership begins or ends here: what was proposed and is not committed is forgotten;
         who waits for it learns that its outcome is not known (R7)."""
-        if role == ACTIVE:
-            self.machine.abandon()
-        elif role != RESIGNING:
-            self.machine.abandon()
+        went_on = role in PROPOSING and self.role in PROPOSING
+        self.role = role
+        if went_on:
+            return  # one reign: what it proposed stands
+        self.machine.abandon()
+        if role not in PROPOSING:
             error = OutcomeUnknown(
                 f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
             )

@@ -122,6 +122,11 @@ class NodeLog:
     def replay(self, block: Block, apply: Callable[[int, int, Record], None]) -> None:
         """Take one recovered block; ``apply(seq, location, record)`` for each of its records."""
         seq = block.first_seq
+        if seq > self.last_seq + 1:
+            raise CorruptLog(
+                f"{block.segment.path} begins at record {seq}, the state ends at {self.last_seq}: segments before "
+                "it are missing; replace the node, its data is on the other replicas"
+            )
         for offset, record in unpack_records(block.body):
             location = block.segment.number << 32 | (block.offset + BLOCK_HEAD.size + offset)
             apply(seq, location, record)
@@ -129,7 +134,7 @@ class NodeLog:
                 self._note(block.segment, record)
             seq += 1
         block.segment.last_seq = seq - 1
-        self.last_seq = self.durable_seq = seq - 1
+        self.last_seq = self.durable_seq = max(seq - 1, self.last_seq)
         self.block = self.durable_block = block.number
 
     @staticmethod
@@ -166,12 +171,11 @@ class NodeLog:
         waiting, self._waiting = self._waiting, []
         seq = self.last_seq - len(waiting) + 1
         pieces: list[_Piece] = []
+        target = min(TARGET_BLOCK_BYTES, self.files.segment_bytes // 4)
         start = 0
         while start < len(waiting):
             size, stop = 0, start
-            while stop < len(waiting) and (
-                stop == start or size + len(waiting[stop][0]) <= TARGET_BLOCK_BYTES
-            ):
+            while stop < len(waiting) and (stop == start or size + len(waiting[stop][0]) <= target):
                 size += len(waiting[stop][0])
                 stop += 1
             segment = self._segment_for(BLOCK_HEAD.size + size)
@@ -248,7 +252,7 @@ class NodeLog:
         if self._waiting and not self.syncing and self.failure is None and self._loop is not None:
             try:
                 pieces = self._take_round()
-            except OSError as e:
+            except (OSError, StorageError) as e:
                 self._failed(e)
                 return
             self.syncing = True

@@ -82,11 +82,13 @@ class Recovery:
                     f"partition {record.p}: the log goes on at entry {index}, the state ends at {meta.applied}; "
                     "replace the node"
                 )
-            if index == meta.applied + 1:
+            if index == meta.applied + 1 and epoch >= meta.applied_epoch:
                 part.reset(meta.applied, meta.applied_epoch)
                 part.append(index, epoch, location)
             else:
-                part.reset(index, epoch)  # the first entry found serves as the base
+                # the first entry found serves as the base; one that a later record takes back
+                # (its epoch is older than what is applied before it) until that record comes
+                part.reset(index, epoch)
         else:
             try:
                 part.append(index, epoch, location)
@@ -101,9 +103,9 @@ class Recovery:
             if part.unset:
                 part.reset(meta.applied, meta.applied_epoch)
             index = part.index
-            if index.last_index < meta.applied:
+            if index.last_index < meta.applied or index.base_index > meta.applied:
                 raise CorruptLog(
-                    f"partition {p}: the state is at entry {meta.applied}, the log ends at {index.last_index}; "
+                    f"partition {p}: the state is at entry {meta.applied}, the log has {index.base_index} to {index.last_index}; "
                     "replace the node"
                 )
             if index.base_index <= meta.applied and index.epoch_at(meta.applied) != meta.applied_epoch:

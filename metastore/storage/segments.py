@@ -96,13 +96,12 @@ class SegmentFiles:
 
     # --- recovery -------------------------------------------------------------------------
 
-    def recover(self, vouched_block: int, first_needed: int, on_block: Callable[[Block], None]) -> None:
+    def recover(self, vouched_block: int, on_block: Callable[[Block], None]) -> None:
         """Give every intact block in order; a torn end is cut off. Raises CorruptLog (R14).
 
-        ``vouched_block``: the highest block that the state knows was durable. ``first_needed``:
-        the oldest segment that must still exist.
+        ``vouched_block``: the highest block that the state knows was durable.
         """
-        self._open_all(first_needed)
+        self._open_all()
         expect: int | None = None
         for position, segment in enumerate(self.segments):
             data = self._read(segment)
@@ -120,7 +119,7 @@ class SegmentFiles:
                 self._cut(position, pos, data)
                 break
 
-    def _open_all(self, first_needed: int) -> None:
+    def _open_all(self) -> None:
         numbers = []
         for name in self.disk.list(self.folder):
             if name.endswith(".new"):
@@ -128,11 +127,6 @@ class SegmentFiles:
             elif name.endswith(".seg"):
                 numbers.append(int(name[:-4]))
         numbers.sort()
-        if first_needed and (not numbers or numbers[0] > first_needed):
-            raise CorruptLog(
-                f"log segment {self.path(first_needed)} is missing; this replica's data is incomplete: "
-                "replace the node (its data is on the other replicas)"
-            )
         for a, b in itertools.pairwise(numbers):
             if b != a + 1:
                 raise CorruptLog(f"log segment {self.path(a + 1)} is missing; replace the node")

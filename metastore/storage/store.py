@@ -174,7 +174,7 @@ class Store:
         self.log.last_seq = self.log.durable_seq = self._checkpoint_seq = row.get("seq", 0)
         self.log.block = self.log.durable_block = row.get("block", 0)
         recovery = Recovery(self.log, metas, self.facts)
-        files.recover(row.get("block", 0), row.get("first_segment", 0), recovery.on_block)
+        files.recover(row.get("block", 0), recovery.on_block)
         recovery.finish()
         for p, meta in metas.items():
             part = self.log.partitions[p]
@@ -411,15 +411,7 @@ class Store:
         self.state.write(job + flush.rows)
 
     def _node_row(self, seq: int) -> bytes:
-        segments = self.log.files.segments
-        row: bytes = msgpack.packb(
-            {
-                "facts": self.facts,
-                "seq": seq,
-                "block": self.log.durable_block,
-                "first_segment": segments[0].number if segments else 0,
-            }
-        )
+        row: bytes = msgpack.packb({"facts": self.facts, "seq": seq, "block": self.log.durable_block})
         return row
 
     def _flushed(self, future: asyncio.Future[None], flush: _Flush, began: float) -> None:

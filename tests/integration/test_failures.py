@@ -45,7 +45,12 @@ async def test_a_killed_leader_loses_nothing(cell: Cluster) -> None:
             await until(
                 "every partition of the dead leader takes writes again",
                 lambda killed=killed, wanted=wanted: (
-                    {a.key for a in load.history if a.kind == "put" and a.outcome == "ok" and a.began > killed} >= wanted
+                    {
+                        a.key
+                        for a in load.history
+                        if a.kind == "put" and a.outcome == "ok" and a.began > killed
+                    }
+                    >= wanted
                 ),
             )
             after = cell.leaders()
@@ -88,7 +93,9 @@ async def test_a_paused_leader_does_no_harm(cell: Cluster) -> None:
                 op = [0, PUT, p, lkey, 0, 0, 0, None, b"-1", "", 0]
                 queued.append((key, read, connection.submit(b"q" * 16, op, far)))
         await asyncio.sleep(3 * LEASE_TTL_S)
-        assert all(cell_leader[0] != victim for p, cell_leader in _leaders_but(cell, victim).items() if p in led)
+        assert all(
+            cell_leader[0] != victim for p, cell_leader in _leaders_but(cell, victim).items() if p in led
+        )
         floors = {key: load.acked.get(key, 0) for key, _, _ in queued}
         os.kill(old["pid"], signal.SIGCONT)
         for key, read, write in queued:

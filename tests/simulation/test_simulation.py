@@ -25,7 +25,10 @@ KINDS = [
     ("pauses and drift", Faults(pause_every_ns=400 * MS, crash_every_ns=0, drift_ppm=1990)),
     ("cuts", Faults(cut_every_ns=300 * MS, crash_every_ns=3000 * MS)),
     ("no etcd for long", Faults(etcd_every_ns=800 * MS, crash_every_ns=700 * MS)),
-    ("slow disks, snapshots", Faults(sync_max_ns=150 * MS, compact_every_ns=100 * MS, crash_every_ns=800 * MS)),
+    (
+        "slow disks, snapshots",
+        Faults(sync_max_ns=150 * MS, compact_every_ns=100 * MS, crash_every_ns=800 * MS),
+    ),
     ("hand-offs", Faults(transfer_every_ns=200 * MS, pause_every_ns=800 * MS)),
 ]
 
@@ -44,7 +47,9 @@ def run(seed: int) -> World:
 def test_fixed_seeds() -> None:
     for seed in range(FIXED):
         world = run(seed)
-        assert any(op.outcome == "ok" and op.kind == "write" for op in world.history), f"seed {seed}: no work done"
+        assert any(op.outcome == "ok" and op.kind == "write" for op in world.history), (
+            f"seed {seed}: no work done"
+        )
 
 
 def test_fresh_or_given_seeds() -> None:

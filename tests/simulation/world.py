@@ -137,6 +137,7 @@ class Node:
         self.waiters: deque[tuple[int, Any, Any]] = deque()
         self.parked: list[tuple[int, Any]] = []
         self.installing: tuple[Any, ...] | None = None
+        self.role = "follower"
         log, sealed, owner, config, commit, blobs = self.recover()
         self.blobs = blobs
         self.state = dict(self.disk.base[2])
@@ -144,7 +145,12 @@ class Node:
         self.machine.load(self.disk.base[3])
         self.applied = self.disk.base[0]
         self.core = NodeCore(
-            self.me, SETTINGS, Random(world.random.random()), self.read_log, self.now(), self.disk.grant_given_ns
+            self.me,
+            SETTINGS,
+            Random(world.random.random()),
+            self.read_log,
+            self.now(),
+            self.disk.grant_given_ns,
         )
         self.disk.grant_given_ns = SETTINGS.grant_ns
         config = config or replace(world.etcd.config, epoch=0, leader=None)
@@ -317,12 +323,16 @@ class Node:
 
     def role_changed(self, effect: fx.RoleChanged) -> None:
         world = self.world
-        world.story.append(f"{world.now / 1e9:.4f} {self.name} {effect.role} {effect.epoch:x} {effect.reason}")
+        world.story.append(
+            f"{world.now / 1e9:.4f} {self.name} {effect.role} {effect.epoch:x} {effect.reason}"
+        )
         if effect.role == ACTIVE:
             world.activated(self, effect.epoch)
-        if effect.role != RESIGNING:
+        went_on = effect.role in (ACTIVE, RESIGNING) and self.role in (ACTIVE, RESIGNING)
+        self.role = effect.role
+        if not went_on:
             self.machine.abandon()
-            if effect.role != ACTIVE:
+            if effect.role not in (ACTIVE, RESIGNING):
                 while self.waiters:
                     self.waiters.popleft()[1](None)  # unknown
 
@@ -370,6 +380,10 @@ class Node:
         self.core.log_compacted(P, upto)
         for i in [i for i in self.blobs if i <= upto]:
             del self.blobs[i]
+        facts = [r for r in disk.records if isinstance(r, fx.PersistSeal | fx.PersistConfig)]
+        kept = [self.blobs[i] for i in sorted(self.blobs)]
+        disk.records = facts + ([fx.PersistEntries(P, kept, upto)] if kept else [])
+        disk.durable = len(disk.records)
 
     # --- control plane --------------------------------------------------------------------------
 
@@ -687,7 +701,9 @@ class World:
         if known is None:
             self.entries[epoch, index] = (blob, prev)
         elif known[0] != blob or (prev >= 0 and known[1] >= 0 and known[1] != prev):
-            raise Violation(f"I2: two entries at index {index} of epoch {epoch:x}, or other entries before them")
+            raise Violation(
+                f"I2: two entries at index {index} of epoch {epoch:x}, or other entries before them"
+            )
 
     def saw_applied(self, node: Node, index: int, epoch: int, payload: bytes) -> None:
         known = self.committed.setdefault(index, (epoch, payload))
@@ -758,7 +774,9 @@ class World:
                 by_version[op.version] = op
         for key in sorted({op.key for op in self.history}):
             # events in the order in which they ended; floor(t) = newest version known by time t
-            ended = sorted((o for o in self.history if o.key == key and o.outcome == "ok"), key=lambda o: o.ended)
+            ended = sorted(
+                (o for o in self.history if o.key == key and o.outcome == "ok"), key=lambda o: o.ended
+            )
             floors: list[tuple[int, int]] = []
             top = 0
             for op in ended:
@@ -770,7 +788,9 @@ class World:
                     floor = floors[at][1]
                     at += 1
                 if op.version < floor:
-                    raise Violation(f"I5: {op} is at version {op.version}, yet {floor} was known before it began")
+                    raise Violation(
+                        f"I5: {op} is at version {op.version}, yet {floor} was known before it began"
+                    )
                 if op.kind == "write" and op.version <= floor:
                     raise Violation(f"I5: {op} did not grow the version beyond {floor}")
             record = leader.state.get(key)
