@@ -342,8 +342,7 @@ class EtcdWatch(Mirror):
     def close(self) -> None:
         self._task.cancel()
 
-    async def _run(self) -> None:
-        reread = True
+    async def _run(self, reread: bool = True) -> None:
         while True:
             try:
                 if reread:

@@ -190,9 +190,12 @@ class LeadingReplica(Replica):
         """The entry to send next to a log that ends at ``position``; at or below our base when it
         ends before that, which asks for a snapshot (R17)."""
         epoch, index = position
-        if index < self.log.base_index:
+        log = self.log
+        if index < log.base_index:
             return index + 1
-        return self.log.position_at_or_below(epoch, index)[1] + 1
+        ours = log.position_at_or_below(epoch, index)
+        # nothing of ours is old enough: their log leaves ours at or before our base
+        return ours[1] + 1 if ours[0] <= epoch else log.base_index
 
     def send_entries(self, now: int, node: str, pr: Progress) -> None:
         """Send what ``node`` still needs: one message while probing, a window of them after."""

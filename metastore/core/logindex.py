@@ -43,7 +43,8 @@ class LogIndex:
         return (self._epochs[-1] if self._epochs else self.base_epoch, self.last_index)
 
     def position_at_or_below(self, epoch: int, index: int) -> Position:
-        """R5: the last position with index <= ``index`` and epoch <= ``epoch``; the base if none."""
+        """R5: the last position with index <= ``index`` and epoch <= ``epoch``; the base if there
+        is none, whose epoch may then be above ``epoch``."""
         index = min(index, self.last_index)
         if index <= self.base_index:
             return self.base_epoch, self.base_index

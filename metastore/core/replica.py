@@ -217,6 +217,9 @@ class Replica:
             return
         if prev_index > log.last_index or log.epoch_at(prev_index) != prev_epoch:
             hint = log.position_at_or_below(prev_epoch, prev_index)
+            if hint[0] > prev_epoch:  # its log leaves ours at or before our base
+                self.emit(fx.StartSnapshot(self.p, src.node, msg.epoch))
+                return
             self.send(src.node, m.PullMissed(self.p, msg.epoch, *hint), durable=True)
             return
         blobs: list[bytes] = []

@@ -11,6 +11,7 @@ import signal
 import time
 
 import aiohttp
+import pytest
 
 from metastore.client import AsyncClient
 from metastore.client.connection import NodeConnection
@@ -153,13 +154,9 @@ async def test_etcd_away(cell: Cluster) -> None:
             record = await ns.get(key, consistency="stale")
             assert record is not None
             assert load.acked[key] <= int(record.value) <= load.attempted[key]
-            try:
+            with pytest.raises(Unavailable, match=r"etcd|leader") as refused:
                 await ns.put(key, b"0")
-            except Unavailable as e:
-                assert e.outcome == "none"
-                assert "etcd" in e.message or "leader" in e.message
-            else:
-                raise AssertionError("a write without a leader was accepted")
+            assert refused.value.outcome == "none"
         cell.verb("restart", victim)
         after = await until("its partitions go on, still without etcd", lambda: _all_led(cell, before))
         for p in led:
@@ -190,7 +187,7 @@ def _all_led(cell: Cluster, before: dict[int, tuple[str, int]]) -> dict[int, tup
 async def _keys_are_back(cell: Cluster, before: dict[int, tuple[str, int]]) -> bool:
     from metastore.coordination.etcd import EtcdCoordinator
     from metastore.errors import CoordinationError
-    from metastore.layout import LeaderRecord, Layout
+    from metastore.layout import Layout, LeaderRecord
 
     endpoint = cell.json()["etcd"][0]["url"].removeprefix("http://")
     coordinator = EtcdCoordinator([endpoint])
@@ -210,7 +207,6 @@ async def _keys_are_back(cell: Cluster, before: dict[int, tuple[str, int]]) -> b
 async def test_a_slow_follower_is_not_seen(cell: Cluster) -> None:
     """4. A paused follower costs no failed operation; bench/ has the latencies beside each other."""
     async with cell.client() as client:
-        _, keys = all_keys(client)
         leaders = cell.leaders()
         counts = {n: sum(1 for node, _ in leaders.values() if node == n) for n in cell.names()}
         victim = min(counts, key=lambda n: counts[n])

@@ -547,10 +547,10 @@ class World:
         if (src.name, dst) in self.cuts or (not self.healed and random.random() < f.loss):
             return
         target, me = self.nodes[dst], src.me
+        generation = target.generation
         for _ in range(2 if not self.healed and random.random() < f.duplicate else 1):
             slow = not self.healed and random.random() < f.slow
             delay = 1 + random.randrange(f.slow_delay_ns if slow else f.max_delay_ns)
-            generation = target.generation
             self.at(delay, lambda: self.deliver(target, generation, me, message))
 
     def deliver(self, target: Node, generation: int, src: Process, message: Any) -> None:

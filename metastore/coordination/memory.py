@@ -1,0 +1,258 @@
+"""The coordination service in memory: for tests and simulation; same suite as etcd.
+
+``MemoryEtcd`` is the service, synchronous, with time given to it. ``MemoryCoordinator`` is a
+connection to it. Faults are switches: ``up``, ``lose_next_answer``, ``cut`` of one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from metastore.coordination.interface import (
+    KV,
+    Change,
+    Compare,
+    Get,
+    OnChange,
+    Op,
+    Put,
+    Session,
+    TxnResult,
+)
+from metastore.coordination.mirror import Mirror
+from metastore.errors import CoordinationUnavailable, CoordinationUnknown
+
+POLL_S = 0.005
+
+
+class MemoryEtcd:
+    """Keys, revisions, leases and a history that can be compacted. ``now_s`` never goes back."""
+
+    def __init__(self, cluster_id: int = 1) -> None:
+        self.cluster_id = cluster_id
+        self.revision = 1
+        self.up = True
+        self.lose_next_answer = False
+        self.kvs: dict[str, KV] = {}
+        self.leases: dict[int, tuple[float, float]] = {}
+        self.history: list[tuple[int, str, KV | None]] = []
+        self.compacted = 0
+        self._next_lease = 1
+
+    def advance(self, now_s: float) -> None:
+        """Let leases expire."""
+        if self.up:
+            for lease in [i for i, (_, until) in self.leases.items() if until <= now_s]:
+                self.revoke(lease)
+
+    def grant(self, ttl_s: float, now_s: float) -> int:
+        self._next_lease += 1
+        self.leases[self._next_lease] = (ttl_s, now_s + ttl_s)
+        return self._next_lease
+
+    def keep_alive(self, lease: int, now_s: float) -> bool:
+        if lease not in self.leases:
+            return False
+        ttl_s = self.leases[lease][0]
+        self.leases[lease] = (ttl_s, now_s + ttl_s)
+        return True
+
+    def revoke(self, lease: int) -> None:
+        if self.leases.pop(lease, None) is not None:
+            held = [key for key, kv in self.kvs.items() if kv.lease == lease]
+            if held:
+                self.revision += 1
+                for key in held:
+                    self._delete(key)
+
+    def compact(self) -> None:
+        """Forget the history up to now."""
+        self.compacted = self.revision
+        self.history.clear()
+
+    def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op]) -> TxnResult:
+        succeeded = all(self._holds(c) for c in compares)
+        ops = then if succeeded else otherwise
+        if any(isinstance(op, Put) and op.lease and op.lease not in self.leases for op in ops):
+            raise CoordinationUnavailable("requested lease not found")
+        if any(not isinstance(op, Get) for op in ops):
+            self.revision += 1
+        found: list[KV | None] = []
+        for op in ops:
+            if isinstance(op, Get):
+                found.append(self.kvs.get(op.key))
+            elif isinstance(op, Put):
+                old = self.kvs.get(op.key)
+                created = old.create_revision if old else self.revision
+                kv = KV(op.key, op.value, self.revision, created, op.lease)
+                self.kvs[op.key] = kv
+                self.history.append((self.revision, op.key, kv))
+            else:
+                self._delete(op.key)
+        return TxnResult(succeeded, self.revision, found)
+
+    def _holds(self, c: Compare) -> bool:
+        kv = self.kvs.get(c.key)
+        if c.what == "mod":
+            return (kv.mod_revision if kv else 0) == c.revision
+        return kv is not None and kv.value == c.value
+
+    def _delete(self, key: str) -> None:
+        if self.kvs.pop(key, None) is not None:
+            self.history.append((self.revision, key, None))
+
+
+class MemoryCoordinator:
+    """Implements Coordinator over a MemoryEtcd; ``clock`` in seconds."""
+
+    def __init__(
+        self,
+        service: MemoryEtcd,
+        clock: Callable[[], float],
+        known_cluster_id: int | None = None,
+        known_revision: int = 0,
+    ) -> None:
+        self.service = service
+        self.clock = clock
+        self.cut = False
+        self.cluster_id = known_cluster_id
+        self.revision = known_revision
+        self.connected = False
+        self.untrusted = ""
+        self._tasks: list[MemorySession | MemoryWatch] = []
+
+    def reach(self) -> MemoryEtcd:
+        """The service, if it can be reached and trusted (R13). Raises CoordinationUnavailable."""
+        service = self.service
+        self.connected = service.up and not self.cut
+        if self.untrusted:
+            raise CoordinationUnavailable(self.untrusted)
+        if not self.connected:
+            raise CoordinationUnavailable("the service is away")
+        service.advance(self.clock())
+        if self.cluster_id is None:
+            self.cluster_id = service.cluster_id
+        if service.cluster_id != self.cluster_id or service.revision < self.revision:
+            self.untrusted = "the service was replaced or restored from a backup"
+            raise CoordinationUnavailable(self.untrusted)
+        self.revision = service.revision
+        return service
+
+    async def get(self, key: str) -> KV | None:
+        await asyncio.sleep(0)
+        return self.reach().kvs.get(key)
+
+    async def range(self, prefix: str) -> tuple[int, list[KV]]:
+        await asyncio.sleep(0)
+        service = self.reach()
+        return service.revision, [kv for key, kv in sorted(service.kvs.items()) if key.startswith(prefix)]
+
+    async def txn(
+        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
+    ) -> TxnResult:
+        await asyncio.sleep(0)
+        service = self.reach()
+        result = service.txn(compares, then, otherwise)
+        if service.lose_next_answer:
+            service.lose_next_answer = False
+            raise CoordinationUnknown("the answer was lost")
+        self.revision = service.revision
+        return result
+
+    def session(self, ttl_s: float) -> MemorySession:
+        session = MemorySession(self, ttl_s)
+        self._tasks.append(session)
+        return session
+
+    def watch(self, prefix: str, on_change: OnChange) -> MemoryWatch:
+        watch = MemoryWatch(self, prefix, on_change)
+        self._tasks.append(watch)
+        return watch
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            if isinstance(task, MemorySession):
+                await task.close()
+            else:
+                task.close()
+
+
+class MemorySession:
+    """Implements Session."""
+
+    def __init__(self, coordinator: MemoryCoordinator, ttl_s: float) -> None:
+        self._c = coordinator
+        self._ttl_s = ttl_s
+        self._until = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.lease_id = 0
+        self.on_change: Callable[[Session], None] = lambda session: None
+
+    @property
+    def alive(self) -> bool:
+        return self.lease_id != 0 and self._c.clock() < self._until
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def _set(self, lease: int) -> None:
+        if lease != self.lease_id:
+            self.lease_id = lease
+            self.on_change(self)
+
+    async def _run(self) -> None:
+        while True:
+            now = self._c.clock()
+            try:
+                service = self._c.reach()
+                if not self.lease_id or not service.keep_alive(self.lease_id, now):
+                    self._set(0)
+                    self._set(service.grant(self._ttl_s, now))
+                self._until = now + self._ttl_s
+            except CoordinationUnavailable:
+                if not self.alive:
+                    self._set(0)
+            await asyncio.sleep(min(self._ttl_s / 6, POLL_S))
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self.lease_id and self._c.service.up and not self._c.cut:
+            self._c.service.revoke(self.lease_id)
+        self.lease_id = 0
+
+
+class MemoryWatch(Mirror):
+    """Implements Watch."""
+
+    def __init__(self, coordinator: MemoryCoordinator, prefix: str, on_change: OnChange) -> None:
+        super().__init__()
+        self._c = coordinator
+        self._prefix = prefix
+        self._on_change = on_change
+        self.ready = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def close(self) -> None:
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                service = self._c.reach()
+                if not self.ready.is_set() or self.revision < service.compacted:
+                    revision, content = await self._c.range(self._prefix)
+                    changes: list[Change] = self.snapshot(revision, content)
+                else:
+                    events = [e for e in service.history if e[0] > self.revision]
+                    mine = [(key, kv) for _, key, kv in events if key.startswith(self._prefix)]
+                    changes = self.events(service.revision, mine)
+                if changes or not self.ready.is_set():
+                    self._on_change(self.revision, changes)
+                self.ready.set()
+            except CoordinationUnavailable:
+                pass
+            await asyncio.sleep(POLL_S)
