@@ -115,6 +115,8 @@ def up(
 def _detach(data: Path) -> None:
     """Start the supervisor apart from this terminal and wait until the cluster serves."""
     (data / "logs").mkdir(exist_ok=True)
+    ready = data / "ready"
+    ready.unlink(missing_ok=True)  # one of a supervisor that was killed says nothing
     with (data / "logs" / "supervisor.log").open("ab") as out:
         start = out.tell()
         process = subprocess.Popen(
@@ -125,7 +127,6 @@ def _detach(data: Path) -> None:
             start_new_session=True,
         )
     deadline = time.monotonic() + SERVE_TIMEOUT_S + 60
-    ready = data / "ready"
     while not ready.exists():
         if process.poll() is not None:
             text = (data / "logs" / "supervisor.log").read_bytes()[start:].decode(errors="replace").strip()

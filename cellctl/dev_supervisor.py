@@ -52,6 +52,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     state: str = "stopped"
     exit_code: int | None = None
+    ending: bool = False
 
     @property
     def pid(self) -> int | None:
@@ -129,7 +130,7 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        child.state, child.exit_code = "running", None
+        child.state, child.exit_code, child.ending = "running", None, False
         self.write_cluster()
 
     def write_cluster(self) -> None:
@@ -157,15 +158,15 @@ class Supervisor:
             },
         )
 
-    def reap(self, child: Child, asked: bool) -> bool:
-        """Note that ``child`` has ended, if it has."""
+    def reap(self, child: Child) -> bool:
+        """Note that ``child`` has ended, if it has; whether it was asked to, it says itself."""
         process = child.process
         if process is None or process.poll() is None:
             return process is None
         child.exit_code, child.process = process.returncode, None
-        child.state = "stopped" if asked else "dead"
+        child.state = "stopped" if child.ending else "dead"
         self.write_cluster()
-        if not asked and not self._stopping:
+        if not child.ending and not self._stopping:
             log.warning(
                 "%s ended by itself with code %s; see logs/%s.log", child.name, child.exit_code, child.name
             )
@@ -175,18 +176,19 @@ class Supervisor:
         while True:
             for child in self.children.values():
                 if child.process is not None:
-                    self.reap(child, asked=False)
+                    self.reap(child)
             await asyncio.sleep(0.05)
 
     async def end(self, child: Child, how: signal.Signals) -> None:
         """Signal ``child`` and return when it is gone; SIGKILL after a while."""
         if child.process is None:
             return
+        child.ending = True
         if child.state == "paused" and how != signal.SIGKILL:
             child.process.send_signal(signal.SIGCONT)
         child.process.send_signal(how)
         deadline = time.monotonic() + STOP_PATIENCE_S
-        while not self.reap(child, asked=True):
+        while not self.reap(child):
             if time.monotonic() > deadline:
                 child.process.kill()
                 deadline += STOP_PATIENCE_S

@@ -115,8 +115,10 @@ class EtcdCoordinator:
             await client.connect()  # makes the channel and the stubs; does not wait for a server
         return client
 
-    def next_endpoint(self) -> None:
-        self._current += 1
+    def next_endpoint(self, failed: aetcd.Client) -> None:
+        """Pass over the endpoint of ``failed``, unless another caller has done so already."""
+        if self._clients.get(self.endpoints[self._current % len(self.endpoints)]) is failed:
+            self._current += 1
 
     async def call(
         self, make: Callable[[aetcd.Client], Awaitable[Any]], *, write: bool, check: bool = True
@@ -130,8 +132,8 @@ class EtcdCoordinator:
         error: CoordinationError | None = None
         for _ in self.endpoints:
             before = self.revision
+            client = await self.client()
             try:
-                client = await self.client()
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     response = await make(client)
                 self._see(response.header, before if check else 0)
@@ -145,7 +147,7 @@ class EtcdCoordinator:
                 )
             except rpc.AioRpcError as e:
                 error = self._classify(e, write)
-            self.next_endpoint()
+            self.next_endpoint(client)
             if write and isinstance(error, CoordinationUnknown):
                 break
         self._set_connected(False)
@@ -354,7 +356,6 @@ class EtcdWatch(Mirror):
                 log.debug("watch: %s", e)
             except rpc.AioRpcError as e:
                 log.debug("watch: %s", e.details())
-                self._etcd.next_endpoint()
             except Exception:
                 log.exception("the watch failed; it begins again")
                 reread = True
@@ -381,7 +382,7 @@ class EtcdWatch(Mirror):
             while True:
                 response = await self._read(call)
                 if response is None:
-                    self._etcd.next_endpoint()
+                    self._etcd.next_endpoint(client)
                     return False
                 if response.canceled or response.compact_revision:
                     return True
@@ -394,8 +395,9 @@ class EtcdWatch(Mirror):
                 revision = max(e.kv.mod_revision for e in response.events)
                 self._etcd.revision = max(self._etcd.revision, revision)
                 self._deliver(revision, self.events(revision, events))
-        except TimeoutError:
-            self._etcd.next_endpoint()
+        except (TimeoutError, rpc.AioRpcError) as e:
+            log.debug("watch: %s", e)
+            self._etcd.next_endpoint(client)
             return False
         finally:
             call.cancel()

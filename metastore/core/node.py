@@ -36,7 +36,8 @@ class NodeCore:
         """``largest_grant_given_ns``: durable, of all earlier runs on this store (R8)."""
         self.effects: list[fx.Effect] = []
         wait = settings.stretched(largest_grant_given_ns) if largest_grant_given_ns else 0
-        self._fresh: dict[int, dict[int, bytes]] = {}
+        #: partition -> (first index changed, entries from there on) since the last ``take``
+        self._fresh: dict[int, tuple[int, dict[int, bytes]]] = {}
         self._read_store = read_log
         self.ctx = Context(me, settings, random, self._read_log, self.emit, now + wait)
         self.me = me
@@ -71,19 +72,24 @@ class NodeCore:
     def emit(self, effect: fx.Effect) -> None:
         self.effects.append(effect)
         if type(effect) is fx.PersistEntries:
-            fresh = self._fresh.setdefault(effect.p, {})
-            for blob in effect.blobs:
-                fresh[entry_position(blob)[0]] = blob
-        elif type(effect) is fx.PersistTruncate and effect.p in self._fresh:
-            fresh = self._fresh[effect.p]
+            first = entry_position(effect.blobs[0])[0]
+            _, fresh = self._fresh.setdefault(effect.p, (first, {}))
+            for index, blob in enumerate(effect.blobs, first):
+                fresh[index] = blob
+        elif type(effect) is fx.PersistTruncate:
+            first, fresh = self._fresh.get(effect.p, (effect.keep_index + 1, {}))
             for index in [i for i in fresh if i > effect.keep_index]:
                 del fresh[index]
+            self._fresh[effect.p] = min(first, effect.keep_index + 1), fresh
 
     def _read_log(self, p: int, first: int, max_bytes: int) -> list[bytes]:
-        """The log as the core sees it: what it emitted and nobody took yet, else the store."""
-        fresh = self._fresh.get(p)
-        if not fresh or first not in fresh:
+        """The log as the core sees it: the store up to where effects that nobody took yet have
+        changed it (the store still has what a truncation among them takes back), then those."""
+        if p not in self._fresh:
             return self._read_store(p, first, max_bytes)
+        changed, fresh = self._fresh[p]
+        if first < changed:
+            return self._read_store(p, first, max_bytes)[: changed - first]
         blobs: list[bytes] = []
         while first in fresh and max_bytes > 0:
             blobs.append(fresh[first])

@@ -105,7 +105,7 @@ class Control:
                 log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
         self._remember_due = True
         self.wake()
-        node.schedule_turn()
+        node.settle()
 
     def _apply_change(self, change: Change, revision: int) -> None:
         node, parts, new = self.node, self.layout.parse(change.key), change.new
@@ -156,7 +156,7 @@ class Control:
             host.replica.on_campaign_done(now_ns(), won[0], won[1])
         else:
             host.replica.on_campaign_done(now_ns(), None, 0)
-        node.schedule_turn()
+        node.settle()
 
     async def _elect(self, effect: fx.Campaign) -> tuple[ConfigRecord, int] | None:
         """The election transaction; who commits it owns the term (R2)."""

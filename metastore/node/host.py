@@ -15,7 +15,7 @@ from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Machine
-from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNING
+from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNING, InvariantBroken
 from metastore.errors import (
     MetastoreError,
     Moved,
@@ -224,6 +224,10 @@ class PartitionHost:
         """Resolve and propose what has gathered, as few entries as the bounds allow."""
         pending, self.pending = self.pending, []
         replica = self.replica
+        if self.applied < replica.commit_index and not replica.installing:
+            raise InvariantBroken(
+                f"R7: partition {self.p} would resolve at entry {self.applied}, {replica.commit_index} is committed"
+            )
         while pending:
             if replica.role != ACTIVE:
                 error = self.not_leader()

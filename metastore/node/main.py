@@ -70,7 +70,7 @@ async def serve(config: NodeConfig) -> int:
         log.warning("etcd does not answer; going on with what the store knows (R12)")
     # a restarted owner of the newest epoch goes on, whether etcd is there or not
     node.core.resume_all(now_ns())
-    node.schedule_turn()
+    node.settle()
     gc.collect()
     gc.freeze()
     failed = asyncio.ensure_future(node.failed.wait())

@@ -22,7 +22,7 @@ from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, Snapsho
 from metastore.core.node import NodeCore
 from metastore.core.replica import InvariantBroken, Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
-from metastore.errors import CorruptLog, MetastoreError, Moved, ProtocolError, StorageError
+from metastore.errors import CorruptLog, MetastoreError, Moved, StorageError
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
 from metastore.node.clients import ClientConnection
@@ -110,7 +110,7 @@ class Node:
             self.meet(record)
         self.core_started = True
         self._tasks.append(self._loop.create_task(self._tick_forever()))
-        self.schedule_turn()
+        self.settle()
 
     def _restored_topology(self) -> TopologyTable:
         raw = self.store.facts.get(FACT_TOPOLOGY)
@@ -168,7 +168,7 @@ class Node:
                     if not up:
                         return
                     r.transfer(now_ns(), up[r.p % len(up)])
-            self.schedule_turn()
+            self.settle()
             await asyncio.sleep(0.02)
 
     def fail(self, error: BaseException) -> None:
@@ -185,8 +185,17 @@ class Node:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
 
-    def turn_started_ns(self) -> int:
-        return now_ns()
+    def settle(self) -> None:
+        """Carry out what the core asked for. Called right after every event given to it: nobody
+        may meet a replica that is ahead of its state, such as a new leader whose adopted entries
+        are committed and not yet applied (R8). Sending and syncing are left to the turn."""
+        if self.failure is None:
+            try:
+                self.run_effects()
+            except (StorageError, InvariantBroken, AssertionError) as e:
+                log.exception("fail-stop")
+                self.fail(e)
+            self.schedule_turn()
 
     def _turn(self) -> None:
         self._turn_scheduled = False
@@ -297,12 +306,10 @@ class Node:
         except (InvariantBroken, AssertionError, CorruptLog) as e:
             log.exception("fail-stop")
             self.fail(e)
-        except ProtocolError:
-            raise
-        finally:
+        finally:  # also when a later message makes no sense: ProtocolError ends the connection
+            self.settle()
             if self.parking:
                 self._unpark(now_ns())
-            self.schedule_turn()
 
     def _unpark(self, now: int) -> None:
         parking, self.parking = self.parking, []
@@ -313,12 +320,12 @@ class Node:
 
     def on_peer_up(self, node: str) -> None:
         self.core.peer_up(now_ns(), node)
-        self.schedule_turn()
+        self.settle()
 
     def on_peer_down(self, node: str) -> None:
         self.core.peer_down(now_ns(), node)
         self.snapshots.peer_down(node)
-        self.schedule_turn()
+        self.settle()
 
     def meet(self, record: NodeRecord) -> None:
         """Know a node's address; connect when it is of this cell."""
@@ -349,11 +356,11 @@ class Node:
                     host.replica.heard(now)
             due = now + tick_ns
             self.core.tick(now)
+            self.settle()
             if self.parking:
                 self._unpark(now)
             for host in self.hosts.values():
                 host.sweep(now)
-            self.schedule_turn()
 
     # --- views -----------------------------------------------------------------------------
 

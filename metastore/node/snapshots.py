@@ -163,7 +163,7 @@ class Snapshots:
                     break
             replica = node.core.replicas[begin.p]
             replica.on_snapshot_staged(now_ns(), incoming.src, begin.epoch, begin.at_index, begin.at_epoch)
-            node.schedule_turn()
+            node.settle()
         except TimeoutError:
             self.discard(begin.p)
         except StorageError as e:
@@ -188,7 +188,7 @@ class Snapshots:
             self.installed += 1
             fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
             log_event(log, f"installed a snapshot at {at_index}", **fields)
-            node.schedule_turn()
+            node.settle()
         except (StorageError, AssertionError) as e:
             node.fail(e)
 

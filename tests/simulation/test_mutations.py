@@ -12,6 +12,7 @@ from metastore.core import effects as fx
 from metastore.core.leading import LeadingReplica
 from metastore.core.logindex import LogIndex
 from metastore.core.machine import Machine
+from metastore.core.node import NodeCore
 from metastore.core.replica import ACTIVE, Replica
 from metastore.core.term import Term
 from tests.simulation import world as world_module
@@ -78,8 +79,20 @@ def commit_by_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Term, "committed_index", lambda self: self.progress[self.me].match)
 
 
+def leader_starts_at_its_end(patch: pytest.MonkeyPatch) -> None:
+    """Not a weakening: the leader has to back up by what followers answer (R5)."""
+    original = LeadingReplica.start_replication
+
+    def start_replication(self: Any, now: int, node: str, position: tuple[int, int]) -> None:
+        original(self, now, node, self.log.last_position())
+
+    patch.setattr(LeadingReplica, "start_replication", start_replication)
+
+
 def match_by_index_only(patch: pytest.MonkeyPatch) -> None:
-    """R5: prev is compared by index, not by epoch."""
+    """R5: prev is compared by index, not by epoch. (It is a second net: SEAL's answers say where
+    logs part, so the leader is made to forget them here.)"""
+    leader_starts_at_its_end(patch)
     original = Replica.on_append
 
     def on_append(self: Any, now: int, src: Any, msg: Any) -> None:
@@ -142,10 +155,10 @@ def unchecked_position(patch: pytest.MonkeyPatch) -> None:
 
 
 def snapshot_over_everything(patch: pytest.MonkeyPatch) -> None:
-    """R17: a late snapshot replaces a log that already holds more."""
+    """R17: a late snapshot replaces a log that holds as much or more."""
 
     def staged(self: Any, now: int, src: Any, epoch: int, index: int, index_epoch: int) -> None:
-        if self.obeys(now, src, epoch) and index >= self.commit_index:
+        if self.obeys(now, src, epoch) and not self.installing:
             self.installing = True
             self.emit(fx.InstallSnapshot(self.p, index, index_epoch))
         else:
@@ -154,7 +167,30 @@ def snapshot_over_everything(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "on_snapshot_staged", staged)
 
 
+def effects_later(patch: pytest.MonkeyPatch) -> None:
+    """R8: the driver lets clients meet a new leader before what it adopted is applied."""
+
+    def receive(self: Any, src: Any, message: Any) -> None:
+        self.core.receive(self.now(), src, message)
+        self.unpark(self.now())
+        self.world.after(1_000_000, self, self.run)
+
+    patch.setattr(world_module.Node, "receive", receive)
+
+
+def read_what_is_taken_back(patch: pytest.MonkeyPatch) -> None:
+    """I2: a leader sends on what its disk still has of a suffix that it has just replaced."""
+
+    def read_log(self: Any, p: int, first: int, max_bytes: int) -> list[bytes]:
+        _, fresh = self._fresh.get(p, (0, {}))
+        return [fresh[first]] if first in fresh else self._read_store(p, first, max_bytes)
+
+    patch.setattr(NodeCore, "_read_log", read_log)
+
+
 MUTATIONS: list[Patch] = [
+    read_what_is_taken_back,
+    effects_later,
     skip_the_wait,
     forget_the_fence,
     read_without_grants,
@@ -172,6 +208,12 @@ MUTATIONS: list[Patch] = [
     unchecked_position,
     snapshot_over_everything,
 ]
+
+
+def test_backing_up_by_answers_is_safe_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader_starts_at_its_end(monkeypatch)
+    for seed in range(60):
+        world_of(seed).finish(FAULTY_NS)
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)

@@ -29,6 +29,18 @@ KINDS = [
         "slow disks, snapshots",
         Faults(sync_max_ns=150 * MS, compact_every_ns=100 * MS, crash_every_ns=800 * MS),
     ),
+    (
+        "resets, long grants",
+        Faults(
+            reset_every_ns=700 * MS,
+            depose_every_ns=700 * MS,
+            crash_every_ns=1000 * MS,
+            etcd_every_ns=0,
+            cut_every_ns=0,
+            max_delay_ns=4 * MS,
+            grant_ns=800 * MS,
+        ),
+    ),
     ("hand-offs", Faults(transfer_every_ns=200 * MS, pause_every_ns=800 * MS)),
 ]
 

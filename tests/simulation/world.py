@@ -19,7 +19,7 @@ from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.logindex import LogIndex
 from metastore.core.machine import META_KEY, SESSION_PREFIX, Machine
-from metastore.core.messages import Process
+from metastore.core.messages import Appended, Process
 from metastore.core.node import NodeCore
 from metastore.core.replica import ACTIVE, RESIGNING, InvariantBroken, Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
@@ -65,11 +65,14 @@ class Faults:
     crash_every_ns: int = 1500 * MS
     pause_every_ns: int = 1500 * MS
     cut_every_ns: int = 1500 * MS
+    reset_every_ns: int = 1500 * MS
+    depose_every_ns: int = 2500 * MS
     etcd_every_ns: int = 2500 * MS
     transfer_every_ns: int = 2000 * MS
     compact_every_ns: int = 700 * MS
     sync_max_ns: int = 15 * MS
     drift_ppm: int = 1500
+    grant_ns: int = 300 * MS
 
 
 @dataclass
@@ -146,13 +149,13 @@ class Node:
         self.applied = self.disk.base[0]
         self.core = NodeCore(
             self.me,
-            SETTINGS,
+            world.settings,
             Random(world.random.random()),
             self.read_log,
             self.now(),
             self.disk.grant_given_ns,
         )
-        self.disk.grant_given_ns = SETTINGS.grant_ns
+        self.disk.grant_given_ns = world.settings.grant_ns
         config = config or replace(world.etcd.config, epoch=0, leader=None)
         self.replica = self.core.add_replica(
             self.now(), P, Restored(log, sealed, owner, config, max(commit, self.applied))
@@ -460,10 +463,13 @@ class Operation:
 class World:
     """See the module."""
 
-    def __init__(self, seed: int, *, nodes: int = 3, faults: Faults | None = None, clients: int = 3) -> None:
+    def __init__(self, seed: int, *, nodes: int = 3, faults: Faults | None = None, clients: int = 5) -> None:
         self.seed = seed
         self.random = Random(seed)
         self.faults = faults or Faults()
+        self.settings = replace(SETTINGS, grant_ns=self.faults.grant_ns)
+        if self.faults.reset_every_ns and self.faults.reset_every_ns < 1000 * MS:
+            self.settings = replace(self.settings, damping_free_elections=1000)
         self.now = 0
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.count = 0
@@ -472,6 +478,7 @@ class World:
         self.digest = hashlib.blake2b(digest_size=16)
         self.healed = False
         self.cuts: set[tuple[str, str]] = set()
+        self.resets: dict[tuple[str, str], int] = {}
         names = [f"n{i}" for i in range(nodes)]
         self.etcd = Etcd(tuple((n, "s-" + n) for n in names))
         self.nodes = {n: Node(self, n) for n in names}
@@ -495,6 +502,8 @@ class World:
             (f.crash_every_ns, self.crash_one),
             (f.pause_every_ns, self.pause_one),
             (f.cut_every_ns, self.cut_one),
+            (f.reset_every_ns, self.reset_one),
+            (f.depose_every_ns, self.depose),
             (f.etcd_every_ns, self.etcd_away),
             (f.transfer_every_ns, self.transfer_one),
             (f.compact_every_ns, self.compact_one),
@@ -544,14 +553,22 @@ class World:
         # before its first message an owner is nobody's: its own store may forget that it won (R1)
         if type(message).__name__ == "Seal" and self.owners.setdefault(message.epoch, src.me) != src.me:
             raise Violation(f"I1: epoch {message.epoch:x} has two owners")
+        if type(message) is Appended:
+            self.check_match(src, self.nodes[dst], message)
         if (src.name, dst) in self.cuts or (not self.healed and random.random() < f.loss):
             return
         target, me = self.nodes[dst], src.me
-        generation = target.generation
+        generation, link = target.generation, (src.name, dst)
+        resets = self.resets.get(link, 0)
+
+        def arrive() -> None:
+            if self.resets.get(link, 0) == resets:
+                self.deliver(target, generation, me, message)
+
         for _ in range(2 if not self.healed and random.random() < f.duplicate else 1):
             slow = not self.healed and random.random() < f.slow
             delay = 1 + random.randrange(f.slow_delay_ns if slow else f.max_delay_ns)
-            self.at(delay, lambda: self.deliver(target, generation, me, message))
+            self.at(delay, arrive)
 
     def deliver(self, target: Node, generation: int, src: Process, message: Any) -> None:
         # a connection ends with the process it was opened to (R13)
@@ -620,12 +637,17 @@ class World:
         return self.nodes[self.random.choice(sorted(self.nodes))]
 
     def crash_one(self) -> None:
-        victims = list(self.nodes.values()) if self.random.random() < 0.15 else [self.pick()]
+        victims, dice = [self.pick()], self.random.random()
+        if dice < 0.3:  # all, or all but one
+            victims = [n for n in self.nodes.values() if dice < 0.15 or n is not victims[0]]
+        self.crash_all(victims, self.random.choice((60, 600)) * MS)
+
+    def crash_all(self, victims: list[Node], most: int) -> None:
         for node in victims:
             if node.up:
                 self.story.append(f"{self.now / 1e9:.4f} {node.name} crashes")
                 node.crash()
-                self.at(self.random.randrange(600 * MS), lambda n=node: None if n.up else n.start())
+                self.at(self.random.randrange(most), lambda n=node: None if n.up else n.start())
 
     def pause_one(self) -> None:
         node = self.pick()
@@ -649,6 +671,46 @@ class World:
         self.cuts |= links
         self.story.append(f"{self.now / 1e9:.4f} cut {sorted(links)}")
         self.at(self.random.randrange(900 * MS), lambda: self.cuts.difference_update(links))
+
+    def reset_one(self) -> None:
+        """Connections break while both ends live: each counts the other as lost at once (R9)."""
+        a = self.pick().name
+        others = [x for x in sorted(self.nodes) if x != a]
+        if self.random.random() < 0.5:
+            others = [self.random.choice(others)]
+        self.part(a, others)
+
+    def depose(self) -> None:
+        """The leader alone on one side, and its followers forget what they can."""
+        leaders = [n.name for n in self.nodes.values() if n.up and n.replica.role == ACTIVE]
+        if leaders:
+            others = [x for x in sorted(self.nodes) if x != leaders[-1]]
+            self.part(leaders[-1], others)
+            if self.random.random() < 0.6:
+                self.crash_all([self.nodes[x] for x in others], 20 * MS)
+
+    def part(self, a: str, others: list[str]) -> None:
+        links = {(a, b) for b in others} | {(b, a) for b in others}
+        self.story.append(f"{self.now / 1e9:.4f} resets {a} with {others}")
+        for link in links:
+            self.resets[link] = self.resets.get(link, 0) + 1
+        self.cuts |= links
+        for here, there in sorted(links):
+            self.after(self.random.randrange(20 * MS), self.nodes[here], self.breaks(here, there))
+        back = 20 * MS + self.random.randrange(700 * MS)
+        self.at(back, lambda: self.cuts.difference_update(links))
+        for here, there in sorted(links):
+            node = self.nodes[here]
+            self.after(back + self.random.randrange(20 * MS), node, lambda n=node, o=there: n.connected(o))
+
+    def breaks(self, here: str, there: str) -> Callable[[], None]:
+        node = self.nodes[here]
+
+        def fire() -> None:
+            node.core.peer_down(node.now(), there)
+            node.run()
+
+        return fire
 
     def etcd_away(self) -> None:
         self.etcd.up = False
@@ -690,7 +752,8 @@ class World:
                 target.replica.on_snapshot_staged(target.now(), src, effect.epoch, index, epoch)
                 target.run()
 
-        self.after(1 + self.random.randrange(200 * MS), target, arrive)
+        late = self.random.choice((20, 200, 1500)) * MS
+        self.after(1 + self.random.randrange(late), target, arrive)
 
     # --- checks ---------------------------------------------------------------------------------
 
@@ -703,6 +766,19 @@ class World:
         elif known[0] != blob or (prev >= 0 and known[1] >= 0 and known[1] != prev):
             raise Violation(
                 f"I2: two entries at index {index} of epoch {epoch:x}, or other entries before them"
+            )
+
+    def check_match(self, follower: Node, leader: Node, message: Appended) -> None:
+        """I2: what a follower acknowledges as matching is what the leader has."""
+        term = leader.replica.term if leader.up else None
+        if term is None or term.epoch != message.epoch or not term.noop_index:
+            return
+        at, mine, its = message.match, follower.replica.log, leader.replica.log
+        if max(mine.base_index, its.base_index) <= at <= its.last_index and (
+            at > mine.last_index or mine.epoch_at(at) != its.epoch_at(at)
+        ):
+            raise Violation(
+                f"I2: {follower.name} acknowledges {at} in {message.epoch:x} and does not have it"
             )
 
     def saw_applied(self, node: Node, index: int, epoch: int, payload: bytes) -> None:
@@ -808,13 +884,16 @@ class World:
 
 
 class Client:
-    """One client: one operation at a time, retried with the same request id until it ends."""
+    """One client: one operation at a time, retried with the same request id until it ends.
+
+    Odd ones read, often, and go to the oldest of several leaders: what is stale they find."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
         self.id = b"c%015d" % number
         self.seq = 0
         self.stamp = 0
+        self.reader = number % 2 == 1
         self.stopped = False
 
     def next(self) -> None:
@@ -822,7 +901,7 @@ class Client:
         if self.stopped:
             return
         key = b"\0" * 8 + b"ns\0k%d" % random.randrange(3)
-        op = Operation("read" if random.random() < 0.5 else "write", key, world.now)
+        op = Operation("read" if self.reader or random.random() < 0.3 else "write", key, world.now)
         if op.kind == "write":
             self.seq += 1
             op.value = b"<%s-%d>" % (self.id[-3:], self.seq)
@@ -839,7 +918,8 @@ class Client:
             return
         answered = [False]
         active = [n for n in world.nodes.values() if n.up and n.replica.role == ACTIVE]
-        node = random.choice(active) if active and random.random() < 0.8 else world.pick()
+        active.sort(key=lambda n: n.replica.sealed_epoch, reverse=not self.reader)
+        node = active[0] if active and random.random() < 0.8 else world.pick()
 
         def answer(result: Any) -> None:
             if not answered[0] and random.random() > (0 if world.healed else world.faults.loss):
@@ -860,7 +940,7 @@ class Client:
             else:
                 raise Violation(f"I5: {op} got {result}")
             op.ended, op.outcome = world.now, "ok"
-            world.at(random.randrange(20 * MS), self.next)
+            world.at(random.randrange((8 if self.reader else 20) * MS), self.next)
 
         def give_up() -> None:
             if not answered[0] and not op.ended:
