@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 
+from metastore.clock import now_ns
 from metastore.errors import InvalidRequest, MetastoreError, Overloaded, ProtocolError
 from metastore.node.peers import PeerConnection
 from metastore.wire import frames
@@ -138,7 +139,7 @@ class ClientConnection(asyncio.Protocol):
             raise ProtocolError(f"{len(ops)} operations in a frame; the limit is {MAX_OPS_PER_FRAME}")
         node = self.node
         hosts = node.hosts
-        deadline = node.turn_started_ns() + timeout_ms * 1_000_000
+        deadline = now_ns() + timeout_ms * 1_000_000
         for op in ops:
             error = op_shape(op)
             if error is not None:

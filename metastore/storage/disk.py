@@ -48,7 +48,15 @@ class Disk:
         os.fdatasync(fd)
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
-        return os.pread(fd, size, offset)
+        """``size`` bytes, fewer only at the end of the file: recovery takes the end of what it
+        reads for the end of the log."""
+        data = os.pread(fd, size, offset)
+        while len(data) < size:
+            more = os.pread(fd, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
 
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size

@@ -378,16 +378,17 @@ class NodeLog:
 
     def remove_segments(
         self, applied: Callable[[int], int], checkpoint_seq: int, retention_bytes: int
-    ) -> list[int]:
-        """Remove the oldest segments beyond the retention, as far as the state reflects all that
-        is in them; the partitions whose logs became shorter."""
+    ) -> tuple[list[int], list[Segment]]:
+        """Forget the oldest segments beyond the retention, as far as the state reflects all that
+        is in them. The partitions whose logs became shorter, and the files to delete."""
         shortened: set[int] = set()
+        removed: list[Segment] = []
         segments = self.files.segments
         while len(segments) > 1 and self.files.total_bytes() > retention_bytes:
             first = segments[0]
             if first.last_seq > checkpoint_seq or segments[1].last_seq > self.durable_seq:
                 break
-            if any(applied(p) < top for p, top in first.max_index.items() if p in self.partitions):
+            if any(not self._is_applied(p, top, applied(p)) for p, top in first.max_index.items()):
                 break
             for p, top in first.max_index.items():
                 part = self.partitions.get(p)
@@ -395,8 +396,13 @@ class NodeLog:
                     # what is left of older entries here was truncated and written anew later
                     part.compact(self._top_in(part, first.number, top))
                     shortened.add(p)
-            self.files.remove_first()
-        return sorted(shortened)
+            removed.append(segments.pop(0))
+        return sorted(shortened), removed
+
+    def _is_applied(self, p: int, top: int, applied: int) -> bool:
+        """Whether the state has all of ``p`` up to ``top``; what was truncated is not missed."""
+        part = self.partitions.get(p)
+        return part is None or applied >= min(top, part.index.last_index)
 
     @staticmethod
     def _top_in(part: PartitionLog, number: int, top: int) -> int:

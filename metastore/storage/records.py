@@ -65,7 +65,13 @@ class DropEntry(NamedTuple):
 
 Record = EntryRecord | SealEntry | ConfigEntry | TruncateEntry | Fact | DropEntry
 
-_KINDS: Final[dict[int, type[Any]]] = {2: SealEntry, 3: ConfigEntry, 4: TruncateEntry, 5: Fact, 6: DropEntry}
+_KINDS: Final[dict[int, type[Any]]] = {
+    2: SealEntry,
+    3: ConfigEntry,
+    4: TruncateEntry,
+    5: Fact,
+    6: DropEntry,
+}
 _NUMBERS: Final = {cls: n for n, cls in _KINDS.items()}
 ENTRY: Final = 1
 

@@ -24,12 +24,15 @@ class Recovery:
     """Feed it every block in order, then ``finish``. ``metas`` and ``facts`` are brought up to
     date in place; ``commits`` is what entries said was committed."""
 
-    def __init__(self, log: NodeLog, metas: dict[int, Meta], facts: dict[str, Any]) -> None:
+    def __init__(self, log: NodeLog, metas: dict[int, Meta], facts: dict[str, Any], free_slot: int) -> None:
+        """``free_slot``: from here on slots hold no rows."""
         self.log = log
         self.metas = metas
         self.facts = facts
         self.commits: dict[int, int] = {}
-        self._next_slot = max((m.slot for m in metas.values()), default=0) + 1
+        self.free_slot = free_slot
+        #: partition -> first entry found beyond what the state ends at: an error, unless taken back
+        self._gaps: dict[int, int] = {}
         for p in metas:
             self._part(p)
 
@@ -39,8 +42,8 @@ class Recovery:
             part = self.log.partitions[p] = PartitionLog()
             part.unset = True
             if p not in self.metas:
-                self.metas[p] = Meta(self._next_slot)
-                self._next_slot += 1
+                self.metas[p] = Meta(self.free_slot)
+                self.free_slot += 1
         return part
 
     def on_block(self, block: Block) -> None:
@@ -54,6 +57,8 @@ class Recovery:
         elif isinstance(record, TruncateEntry):
             part = self._part(record.p)
             if seq > self.metas[record.p].log_from_seq:
+                if record.keep_index < self._gaps.get(record.p, 0):
+                    del self._gaps[record.p]
                 if part.unset or record.keep_index < part.index.base_index:
                     part.reset(0, 0)
                     part.unset = True
@@ -78,10 +83,8 @@ class Recovery:
         if part.unset:
             meta = self.metas[record.p]
             if index > meta.applied + 1:
-                raise CorruptLog(
-                    f"partition {record.p}: the log goes on at entry {index}, the state ends at {meta.applied}; "
-                    "replace the node"
-                )
+                self._gaps.setdefault(record.p, index)
+                return
             if index == meta.applied + 1 and epoch >= meta.applied_epoch:
                 part.reset(meta.applied, meta.applied_epoch)
                 part.append(index, epoch, location)
@@ -100,6 +103,11 @@ class Recovery:
         """Raises CorruptLog when log and state contradict each other."""
         for p, part in self.log.partitions.items():
             meta = self.metas[p]
+            if p in self._gaps:
+                raise CorruptLog(
+                    f"partition {p}: the log goes on at entry {self._gaps[p]}, the state ends at {meta.applied}; "
+                    "replace the node"
+                )
             if part.unset:
                 part.reset(meta.applied, meta.applied_epoch)
             index = part.index

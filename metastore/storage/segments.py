@@ -5,6 +5,11 @@ and ``durable``: the highest block known synced when it was written. At recovery
 does not check is either the torn end of the last round or damage to what was once durable,
 and ``durable`` tells: if any later block, or the state, vouches for the bad one, the log is
 corrupt and the node stops; otherwise the rest was never acknowledged and is cut off.
+
+Intact blocks that nothing vouches for may be in the kernel's cache only: their round was killed
+before its sync, or its sync failed and the kernel counts the pages as clean all the same. They
+are written once more and synced before anybody hears of them. That is no harm to one that is
+durable: it is overwritten with itself, and a disk writes a sector whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ import itertools
 import logging
 import struct
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -102,7 +108,12 @@ class SegmentFiles:
         ``vouched_block``: the highest block that the state knows was durable.
         """
         self._open_all()
+        if not self.segments and vouched_block > 0:
+            raise CorruptLog(
+                f"{self.folder} has no log segment, yet the state knows of block {vouched_block}; replace the node"
+            )
         expect: int | None = None
+        unsure: deque[tuple[int, Segment, int, bytes]] = deque()
         for position, segment in enumerate(self.segments):
             data = self._read(segment)
             pos = SEGMENT_HEAD.size
@@ -112,19 +123,36 @@ class SegmentFiles:
                     break
                 number, first_seq, durable, body, stop = found
                 on_block(Block(segment, pos, number, first_seq, durable, body))
+                unsure.append((number, segment, pos, data[pos:stop]))
+                while unsure and unsure[0][0] <= max(durable, vouched_block):
+                    unsure.popleft()
                 expect, pos = number + 1, stop
             segment.end = pos
             if not self._continues(position, expect):
                 self._check_end(position, pos, data, expect, vouched_block)
                 self._cut(position, pos, data)
                 break
+        self._make_durable(unsure)
+
+    def _make_durable(self, blocks: Iterable[tuple[int, Segment, int, bytes]]) -> None:
+        """See the module: what was found is about to be called durable, so it has to be."""
+        touched: dict[int, Segment] = {}
+        if self.segments:
+            last = self.segments[-1]
+            self.disk.write(last.fd, self._head(last), 0)
+            touched[last.number] = last
+        for _, segment, offset, data in blocks:
+            self.disk.write(segment.fd, data, offset)
+            touched[segment.number] = segment
+        for segment in touched.values():
+            self.disk.sync(segment.fd)
 
     def _open_all(self) -> None:
         numbers = []
         for name in self.disk.list(self.folder):
             if name.endswith(".new"):
                 self.disk.remove(self.folder / name)
-            elif name.endswith(".seg"):
+            elif name.endswith(".seg") and name[:-4].isdecimal():
                 numbers.append(int(name[:-4]))
         numbers.sort()
         for a, b in itertools.pairwise(numbers):
@@ -133,18 +161,31 @@ class SegmentFiles:
         for number in numbers:
             path = self.path(number)
             self.segments.append(Segment(number, path, self.disk.open(path)))
+        # made, and the crash came before its whole header: no block can be in it, and none may
+        # come into it, since without its header it could not be read again
+        while self.segments:
+            last = self.segments[-1]
+            data = self._raw(last)
+            if data.startswith(self._head(last)) or data[SEGMENT_HEAD.size :].strip(b"\0"):
+                break
+            self.segments.pop()
+            self.disk.close(last.fd)
+            self.disk.remove(last.path)
+
+    def _raw(self, segment: Segment) -> bytes:
+        return self.disk.read(segment.fd, self.disk.size(segment.fd), 0)
+
+    def _head(self, segment: Segment) -> bytes:
+        return SEGMENT_HEAD.pack(SEGMENT_MAGIC, self.store_id.encode(), segment.number)
 
     def _read(self, segment: Segment) -> bytes:
-        data = self.disk.read(segment.fd, self.disk.size(segment.fd), 0)
-        if len(data) >= SEGMENT_HEAD.size:
-            magic, store_id, number = SEGMENT_HEAD.unpack_from(data)
-            if magic == SEGMENT_MAGIC and store_id.decode() == self.store_id and number == segment.number:
-                return data
-            if any(data[: SEGMENT_HEAD.size]):
-                raise CorruptLog(
-                    f"{segment.path} has a header of another format, store or number; replace the node"
-                )
-        return b"\0" * SEGMENT_HEAD.size  # made, and the crash came before its header
+        data = self._raw(segment)
+        if not data.startswith(self._head(segment)):
+            raise CorruptLog(
+                f"{segment.path} has a header of another format, store or number, or a damaged one; "
+                "replace the node"
+            )
+        return data
 
     def _continues(self, position: int, expect: int | None) -> bool:
         """Whether the next segment begins with the very next block."""
@@ -157,9 +198,12 @@ class SegmentFiles:
         """The log seems to end at ``pos``: raise unless what follows was never durable."""
         bad = expect if expect is not None else 1
         segment = self.segments[position]
-        later = self._vouched_later(data, pos)
+        later = self._vouched_later(data, pos, bad)
         for other in self.segments[position + 1 :]:
-            later = max(later, self._vouched_later(self._read(other), SEGMENT_HEAD.size))
+            found = self._vouched_later(self._read(other), SEGMENT_HEAD.size, bad)
+            if found >= bad > later:
+                log.error("%s vouches for block %d, which is not there", other.path, bad)
+            later = max(later, found)
         if later >= bad or vouched >= bad:
             raise CorruptLog(
                 f"{segment.path} is corrupt at offset {pos} (block {bad}, which was durable once); "
@@ -167,13 +211,14 @@ class SegmentFiles:
             )
 
     @staticmethod
-    def _vouched_later(data: bytes, pos: int) -> int:
-        """The highest ``durable`` of any intact block after ``pos``; -1 if there is none."""
+    def _vouched_later(data: bytes, pos: int, bad: int) -> int:
+        """The highest ``durable`` of any intact block after ``pos``; -1 if there is none.
+        What cannot be a later block of this log, but is a value that looks like one, is left out."""
         best = -1
         at = data.find(BLOCK_MAGIC, pos)
         while at >= 0:
             found = parse_block(data, at)
-            if found is not None:
+            if found is not None and found[0] > bad and found[2] < found[0]:
                 best = max(best, found[2])
                 at = data.find(BLOCK_MAGIC, found[4])
             else:
@@ -195,11 +240,11 @@ class SegmentFiles:
             self.disk.remove(other.path)
         del self.segments[position + 1 :]
 
-    def remove_first(self) -> Segment:
-        segment = self.segments.pop(0)
-        self.disk.close(segment.fd)
-        self.disk.remove(segment.path)
-        return segment
+    def delete(self, segments: list[Segment]) -> None:
+        """Delete files that are out of ``self.segments`` already, oldest first. Any thread."""
+        for segment in segments:
+            self.disk.close(segment.fd)
+            self.disk.remove(segment.path)
 
     def total_bytes(self) -> int:
         return len(self.segments) * self.segment_bytes

@@ -119,6 +119,8 @@ class State:
             self.data = self.env.open_db(b"data")
             self.aux = self.env.open_db(b"aux")
             self.meta = self.env.open_db(b"meta")
+            # what a killed process had committed may be in the kernel's cache only
+            self.env.sync(True)
         except lmdb.Error as e:
             raise StorageError(f"the state in {folder} cannot be opened: {e}") from None
         self._reader = self.env.begin()

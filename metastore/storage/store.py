@@ -33,7 +33,7 @@ from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.overlay import Overlay
 from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, SealEntry
 from metastore.storage.recovery import Recovery
-from metastore.storage.segments import SegmentFiles
+from metastore.storage.segments import Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
 from metastore.storage.state import NODE_ROW, Job, Meta, State, meta_key
 
@@ -125,7 +125,9 @@ class Store:
         self._durable_applied: dict[int, int] = {}
         self._checkpoint_seq = 0
         self._next_slot = 1
-        self._garbage: list[int] = []
+        #: (record number, slot): rows to delete once the log is durable up to that record
+        self._garbage: list[tuple[int, int]] = []
+        self._switching = 0
         self._aux_sources: dict[int, Callable[[bytes], bytes | None]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -153,6 +155,8 @@ class Store:
         folder = Path(path)
         for sub in ("log", "state"):
             (folder / sub).mkdir(parents=True, exist_ok=True)
+        for made in (folder.resolve().parent, folder):  # names as durable as what is under them
+            (disk or Disk()).sync_folder(made)
         lock_fd = _lock(folder)
         try:
             identity, created = _identity(folder, cluster, node)
@@ -173,7 +177,9 @@ class Store:
         metas = self.state.metas()
         self.log.last_seq = self.log.durable_seq = self._checkpoint_seq = row.get("seq", 0)
         self.log.block = self.log.durable_block = row.get("block", 0)
-        recovery = Recovery(self.log, metas, self.facts)
+        found = self.state.slots()
+        free_slot = max(found | {m.slot for m in metas.values()}, default=0) + 1
+        recovery = Recovery(self.log, metas, self.facts, free_slot)
         files.recover(row.get("block", 0), recovery.on_block)
         recovery.finish()
         for p, meta in metas.items():
@@ -181,10 +187,8 @@ class Store:
             commit = max(meta.applied, min(recovery.commits.get(p, 0), part.index.last_index))
             self.partitions[p] = PartitionInfo(meta, part.index, commit)
             self._durable_applied[p] = meta.applied
-        used = {m.slot for m in metas.values()}
-        found = self.state.slots()
-        self._next_slot = max(used | found, default=0) + 1
-        self._garbage = sorted(found - used)
+        self._next_slot = recovery.free_slot
+        self._garbage = [(0, s) for s in sorted(found - {m.slot for m in metas.values() if not m.dropped})]
         self._dirty = set(metas)
 
     def start(
@@ -215,10 +219,11 @@ class Store:
     def drop_partition(self, p: int) -> None:
         """Delete a removed replica's data; its sealed epoch stays for ever (R10)."""
         info = self.partitions[p]
-        self.append(DropEntry(p))
+        seq = self.append(DropEntry(p))
         info.meta.dropped = True
+        self._dirty.add(p)
         self._active.drop(p)
-        self._garbage.append(info.meta.slot)
+        self._garbage.append((seq, info.meta.slot))
         self._aux_sources.pop(p, None)
 
     def _take_slot(self) -> int:
@@ -353,12 +358,16 @@ class Store:
             if due or self._needs_checkpoint():
                 self._freeze()
             if self._garbage and self._flushing is None and self._failed is None:
-                slot = self._garbage[0]
-                try:
-                    if not await self.run_in_writer(self.state.delete_slot_step, slot):
-                        self._garbage.remove(slot)
-                except StorageError as e:
-                    self._fail(e)
+                await self._delete_garbage()
+
+    async def _delete_garbage(self) -> None:
+        garbage = self._garbage[0]
+        seq, slot = garbage
+        try:
+            if self.durable_seq >= seq and not await self.run_in_writer(self.state.delete_slot_step, slot):
+                self._garbage.remove(garbage)
+        except StorageError as e:
+            self._fail(e)
 
     def _needs_checkpoint(self) -> bool:
         """The log is over its retention and waits for facts or idle partitions to be saved."""
@@ -372,7 +381,7 @@ class Store:
 
     def _freeze(self) -> None:
         """Make the active generation the flushing one, with all rows that go with it."""
-        if self._flushing is not None or self._failed is not None:
+        if self._flushing is not None or self._switching or self._failed is not None:
             return
         self._flushing, self._active = self._active, Overlay()
         generation = self._flushing
@@ -431,13 +440,23 @@ class Store:
         self.flushes += 1
         self._checkpoint_seq = flush.seq
         self._durable_applied.update(flush.applied)
-        shortened = self.log.remove_segments(
+        shortened, removed = self.log.remove_segments(
             lambda p: self._durable_applied.get(p, 0), flush.seq, self.options.log_retention_bytes
         )
+        if removed and self._loop is not None:
+            self._loop.run_in_executor(self._writer, self._delete_segments, removed)
+        elif removed:
+            self._delete_segments(removed)
         for p in shortened:
             self.on_compacted(p, self.log.partitions[p].index.base_index)
         if self._active.bytes > self.options.flush_bytes:
             self._freeze()
+
+    def _delete_segments(self, segments: list[Segment]) -> None:
+        try:
+            self.log.files.delete(segments)
+        except OSError as e:  # they are found and passed over again at the next start
+            log.warning("log segments could not be deleted: %s", e)
 
     def run_flush(self) -> None:
         """A whole flush here and now (no thread): for tests and simulation."""
@@ -467,28 +486,35 @@ class Store:
 
     async def switch_slot(self, p: int, slot: int, index: int, epoch: int) -> None:
         """R17: one transaction makes the staged slot the partition's state. Nothing may be
-        appended to or applied in the partition until this returns."""
-        while self._flushing is not None:
-            if self._failed is not None:
-                raise self._failed
-            self.kick()
-            await asyncio.sleep(0.002)
+        appended to or applied in the partition until this returns, but seals and configs."""
         meta = self.partitions[p].meta
-        old = meta.slot
-        self._active.drop(p)
-        new = Meta(slot, index, epoch, index, meta.sealed, meta.owner, meta.config, self.log.last_seq)
-        await self.run_in_writer(self.state.write, [(self.state.meta, meta_key(p), new.pack())])
+        old, from_seq = meta.slot, self.log.last_seq
+        self._switching += 1  # no flush may write the partition's old row after the new one
+        try:
+            # records up to ``from_seq`` become void: none of these numbers may be given out again
+            # by a recovery that finds a shorter log
+            while self._flushing is not None or self.durable_seq < from_seq:
+                if self._failed is not None:
+                    raise self._failed
+                self.kick()
+                self._submit_flush()
+                await asyncio.sleep(0.002)
+            new = Meta(slot, index, epoch, index, meta.sealed, meta.owner, meta.config, from_seq)
+            await self.run_in_writer(self.state.write, [(self.state.meta, meta_key(p), new.pack())])
+        finally:
+            self._switching -= 1
         # a seal recorded meanwhile is in the log and in ``meta``, which stays the live object
+        self._active.drop(p)
         meta.slot, meta.applied, meta.applied_epoch = slot, index, epoch
-        meta.commit, meta.log_from_seq = index, new.log_from_seq
+        meta.commit, meta.log_from_seq = index, from_seq
         self._dirty.add(p)
         self.state.renew()
         self.log.partitions[p].reset(index, epoch)
         self._durable_applied[p] = index
-        self._garbage.append(old)
+        self._garbage.append((0, old))
 
     async def delete_slot(self, slot: int) -> None:
-        self._garbage.append(slot)
+        self._garbage.append((0, slot))
 
     # --- the end --------------------------------------------------------------------------------
 

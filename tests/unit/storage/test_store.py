@@ -454,6 +454,49 @@ async def test_a_snapshot_replaces_log_and_state_together(tmp_path: Path) -> Non
     source.abandon()
 
 
+async def test_a_switch_amid_flushes(tmp_path: Path) -> None:
+    """While the switch is written another partition's flush comes due, and seals arrive: after
+    a crash the snapshot stands, and what was acknowledged behind it."""
+    store = open_store(tmp_path)
+    for p in (P, 5):
+        store.add_partition(p)
+    store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
+    for i in range(1, 4):
+        store.append(entry(i))
+        store.apply(P, i, 1, [(lkey(i), record(i))], set())
+    store.append(entry(1)._replace(p=5))
+    store.apply(5, 1, 1, [(lkey(1), record(1))], set())
+    for i in range(4, 9):
+        store.append(entry(i))  # not durable yet: their numbers may not be given out again
+    installer = store.begin_install(P)
+    await installer.add([(1, lkey(77), record(77))])
+    write, began = store.run_in_writer, []
+
+    async def slow(work: object, *args: object) -> None:
+        began.append(store.durable_seq)
+        store.append(SealEntry(P, 1 << 16, b"me", b"config"))
+        store._freeze()
+        await asyncio.sleep(0.02)
+        await write(work, *args)  # type: ignore[arg-type]
+
+    store.run_in_writer = slow  # type: ignore[method-assign, assignment]
+    await installer.finish(300, 2)
+    assert began >= [9]
+    store.append(entry(301, 2))
+    await store.log.drain()
+    for _ in range(50):
+        store._freeze()
+        await asyncio.sleep(0.002)
+    store.abandon()
+    again = open_store(tmp_path)
+    info = again.partitions[P]
+    assert (info.applied_index, info.sealed_epoch) == (300, 1 << 16)
+    assert info.log.last_position() == (2, 301)
+    assert [k for k, _ in again.scan(P, b"", b"\xff" * 9, 9, 1 << 20)] == [lkey(77)]
+    assert again.get(5, lkey(1)) == record(1)
+    again.abandon()
+
+
 # --- threads, processes, failing disks ---------------------------------------------------------------
 
 
