@@ -31,6 +31,7 @@ from router.gateway import Gateway
 log = logging.getLogger("router")
 
 SNAPSHOT_INTERVAL_S = 5.0
+FIRST_SNAPSHOT_S = 0.1
 ELECTION_PATIENCE_S = 3.0
 
 
@@ -44,24 +45,25 @@ def load_snapshot(path: str, table: TopologyTable) -> None:
         log.warning("the topology snapshot %s cannot be used and is ignored: %s", path, e)
 
 
-def save_snapshot(path: str, table: TopologyTable) -> None:
+def save_snapshot(path: str, wire: bytes) -> None:
     temporary = path + ".new"
     with open(temporary, "wb") as f:
-        f.write(orjson.dumps(table.to_wire()))
+        f.write(wire)
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)
 
 
 async def keep_snapshot(path: str, table: TopologyTable) -> None:
-    """Write the snapshot when it changed, every few seconds at most."""
+    """Write the snapshot as soon as there is a whole table, then when it changed, every few
+    seconds at most."""
     saved = None
     while True:
-        await asyncio.sleep(SNAPSHOT_INTERVAL_S)
+        await asyncio.sleep(SNAPSHOT_INTERVAL_S if saved else FIRST_SNAPSHOT_S)
         now = orjson.dumps(table.to_wire()["partitions"])
         if table.complete and now != saved:
             try:
-                await asyncio.to_thread(save_snapshot, path, table)
+                await asyncio.to_thread(save_snapshot, path, orjson.dumps(table.to_wire()))
                 saved = now
             except OSError as e:
                 log.warning("the topology snapshot cannot be written: %s", e)
@@ -104,7 +106,7 @@ async def serve(config: RouterConfig) -> int:
         keeper.cancel()
         if table.complete:
             with contextlib.suppress(OSError):
-                save_snapshot(config.snapshot_path, table)
+                save_snapshot(config.snapshot_path, orjson.dumps(table.to_wire()))
     await runner.cleanup()
     watch.close()
     await dispatcher.close()

@@ -187,7 +187,7 @@ async def test_a_router_starts_without_etcd(cell: Cluster, tmp_path: Path) -> No
         for snapshot in (True, False):
             if not snapshot:
                 cell.verb("kill", "router")
-                (cell.data / "router-topology.json").unlink()
+                (cell.data / "router-topology.json").unlink(missing_ok=True)
             cell.verb("restart", "router")
 
             async def served() -> bool:
