@@ -2,12 +2,13 @@
 # make test   what CI runs: checks, then all tests (real etcd, real processes)
 # make check  lint, format, types, direction of imports
 # make sim    simulation: SEED=n replays one seed, COUNT=n runs so many fresh ones
+# make bench  measurements on this machine: operations, a stopped follower, failover
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 UP ?=
 
-.PHONY: up test check sim clean
+.PHONY: up test check sim bench clean
 
 up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
@@ -23,6 +24,11 @@ check: $(VENV)/.dev
 
 sim: $(VENV)/.dev
 	@SIM_SEED=$(SEED) SIM_COUNT=$(COUNT) $(BIN)/python -m pytest tests/simulation -x -s
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m bench.operations
+	@$(BIN)/python -m bench.followers
+	@$(BIN)/python -m bench.failover
 
 # Debian splits ensurepip off into python3-venv: without it the environment is made by virtualenv
 $(BIN)/python:

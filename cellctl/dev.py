@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +226,9 @@ def _first_record(data: Path, foreground: bool = False) -> None:
     with urllib.request.urlopen(f"{url}/v1/kv/hello/world", timeout=10) as response:
         value = response.read().decode()
     folder = "" if data.name == "metastore-data" and data.parent == Path.cwd() else f" --data {data}"
+    tool = "cellctl"
+    if shutil.which(tool) is None:  # not on the PATH: name it as it can be called from here
+        tool = os.path.relpath(Path(sys.executable).parent / tool)
     lines = [
         f"the cluster serves: wrote hello/world, version {version}, and read back {value!r}",
         "",
@@ -235,12 +239,12 @@ def _first_record(data: Path, foreground: bool = False) -> None:
         "try next:",
         f"  curl -X PUT --data-binary 'hello' {url}/v1/kv/notes/today",
         f"  curl -i {url}/v1/kv/notes/today",
-        f"  cellctl import tree /usr/share/doc --namespace files{folder}",
-        f"  cellctl kv list --namespace files usr/share/doc/{folder}",
-        f"  cellctl status{folder}",
-        f"  cellctl dev kill c1n1{folder}    and see that all goes on; then: cellctl dev restart c1n1{folder}",
+        f"  {tool} import tree /usr/share/doc --namespace files{folder}",
+        f"  {tool} kv list --namespace files usr/share/doc/{folder}",
+        f"  {tool} status{folder}",
+        f"  {tool} dev kill c1n1{folder}    and see that all goes on; then: {tool} dev restart c1n1{folder}",
         "",
-        "Ctrl-C stops it all" if foreground else f"cellctl dev down{folder}    stops it all",
+        "Ctrl-C stops it all" if foreground else f"{tool} dev down{folder}    stops it all",
     ]
     click.echo("\n".join(lines))
 

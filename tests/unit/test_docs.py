@@ -1,0 +1,54 @@
+"""The documents say what is so: settings, named tests, links, example files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from metastore.config import NodeConfig, RouterConfig, describe, load_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "ARCHITECTURE.md", "tests/README.md", "deploy/README.md"]
+
+
+def configuration() -> str:
+    """The text that deploy/configuration.md has to hold."""
+    parts = ["# Settings", "", "From flags (`--name value`), the environment, or a TOML table; flags win."]
+    for title, cls, prefix in (
+        ("metastore-node, table `[node]`", NodeConfig, "METASTORE_NODE"),
+        ("metastore-router, table `[router]`", RouterConfig, "METASTORE_ROUTER"),
+    ):
+        parts += ["", f"## {title}", "", describe(cls, prefix)]
+    return "\n".join(parts) + "\n"
+
+
+def test_every_setting_is_documented() -> None:
+    """After a change: ``python -m tests.unit.test_docs``."""
+    assert (ROOT / "deploy/configuration.md").read_text() == configuration()
+
+
+def test_the_example_files_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = load_config(NodeConfig, ["--config", str(ROOT / "deploy/node.toml")], "METASTORE_NODE", "node")
+    assert node.cell == "c1"
+    router = load_config(
+        RouterConfig, ["--config", str(ROOT / "deploy/router.toml")], "METASTORE_ROUTER", "router"
+    )
+    assert router.snapshot_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_named_tests_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+    tests = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"\b(test_[a-z0-9_]+)`", text):
+        assert f"def {name}(" in tests or (ROOT / "tests").rglob(name), name
+    for path in re.findall(r"`((?:metastore|router|cellctl|tests|bench|deploy)/[\w/.]*)", text):
+        assert (ROOT / path).exists(), path
+
+
+if __name__ == "__main__":
+    (ROOT / "deploy/configuration.md").write_text(configuration())
