@@ -71,6 +71,9 @@ class NodeConfig(BaseConfig):
     clock_rate_error_ppm: int = setting(
         500, "how far clock rates may differ, in parts per million (R4)", 0, 100_000
     )
+    claim_without_etcd: bool = setting(
+        True, "with etcd away and a leader lost, the others name one among themselves (R16)"
+    )
     tick_ms: int = setting(20, "how often time-driven work is looked at", 1, 1000)
     segment_mib: int = setting(32, "size of one log segment", 18, 1024)
     log_retention_mib: int = setting(
@@ -152,12 +155,16 @@ def _convert(name: str, kind: Any, raw: Any) -> Any:
         if kind == list[str]:
             items = raw.split(",") if isinstance(raw, str) else list(raw)
             return [str(item).strip() for item in items if str(item).strip()]
+        if kind is bool:
+            return {"true": True, "false": False}[str(raw).lower()]
         if kind is int and isinstance(raw, float | bool):
             raise ValueError
         return kind(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         wanted = (
-            "a list" if kind == list[str] else {int: "a whole number", float: "a number"}.get(kind, "text")
+            "a list"
+            if kind == list[str]
+            else {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
         )
         raise ConfigError(f"{name} = {raw!r} is not {wanted}") from None
 

@@ -1,6 +1,7 @@
-"""When a replica tries to become the owner of a new epoch: R2, R9, R11, R12. Pure.
+"""When a replica tries to become the owner of a new epoch: R2, R9, R11, R12, R16. Pure.
 
-Only liveness hangs on this module: whoever campaigns, etcd's transaction decides (R2).
+Only liveness hangs on this module: whoever campaigns, etcd's transaction decides (R2); whoever
+claims without etcd owns the epoch once a quorum has sealed it, and no earlier (R16).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from metastore.core import messages as m
 from metastore.core.leading import LeadingReplica
 from metastore.core.messages import Process
 from metastore.core.quorum import is_quorum
-from metastore.core.replica import LEADING_ROLES, RESIGNED, pack_config
+from metastore.core.replica import ACTIVE, LEADING_ROLES, RESIGNED, pack_config
 from metastore.layout import ConfigRecord, first_epoch, term_of
 
 MAX_RESTART = 0xFFFF
@@ -50,19 +51,57 @@ class PartitionReplica(LeadingReplica):
 
     # --- R12 --------------------------------------------------------------------------
 
-    def resume(self, now: int) -> bool:
-        """A restarted owner of the newest epoch it knows goes on as ``restart + 1``."""
+    def resume(self, now: int) -> None:
+        """A restarted owner of the newest epoch it knows goes on as ``restart + 1``: at once, or,
+        where others may have claimed the term meanwhile (R16), once a majority misses it too."""
         owner, config = self.owner, self.config
         if owner is None or config is None or self.term is not None or not self.is_member():
-            return False
+            return
         if (owner.node, owner.store) != self.ctx.me[:2] or owner.incarnation == self.ctx.me.incarnation:
-            return False
+            return
         if term_of(config.epoch) != term_of(self.sealed_epoch):
-            return False
-        if self.sealed_epoch & MAX_RESTART == MAX_RESTART:
-            return False
-        self.begin_term(now, self.sealed_epoch + 1, config, "restarted owner goes on (R12)")
-        return True
+            return
+        if self.ctx.settings.claim_without_etcd:
+            self.resuming = True
+            self.tick_electing(now)
+        else:
+            self.claim(now, "restarted owner goes on (R12)")
+
+    # --- R16 --------------------------------------------------------------------------
+
+    def can_claim(self) -> bool:
+        """Whether the next restart of the newest term known may be claimed without etcd."""
+        owned = self.resuming or self.ctx.settings.claim_without_etcd
+        return owned and not self.ctx.can_elect and self.newest_epoch() & MAX_RESTART != MAX_RESTART
+
+    def newest_epoch(self) -> int:
+        return max(self.sealed_epoch, self.config.epoch if self.config else 0)
+
+    def claim(self, now: int, reason: str) -> None:
+        """Seal ``restart + 1`` of the newest term known, whose config etcd made: its quorum is
+        what makes this process the owner; nothing is appended before it has sealed too."""
+        epoch, config = self.newest_epoch(), self.config
+        self.resuming = False
+        if config is None or epoch & MAX_RESTART == MAX_RESTART or not term_of(epoch):
+            return
+        if term_of(config.epoch) == term_of(epoch):
+            self.begin_term(now, epoch + 1, config, reason)
+
+    def seek_record(self, now: int) -> None:
+        """An owner by claim, which etcd's record does not name, has it name it when etcd is back:
+        by an election (R2), which changes the term and not the leader."""
+        config = self.config
+        if (
+            self.role == ACTIVE
+            and config is not None
+            and config.leader != self.ctx.me.node
+            and term_of(config.epoch) == term_of(self.sealed_epoch)
+            and self.ctx.can_elect
+            and self.config_mod_revision
+            and self.leader_value_known
+            and now >= self.campaign_at_ns
+        ):
+            self.campaign(now, "leads by claim; has it recorded (R16)")
 
     # --- R9 -----------------------------------------------------------------------------
 
@@ -89,10 +128,11 @@ class PartitionReplica(LeadingReplica):
         return term is None or now - term.handoff_since_ns > self.ctx.settings.handoff_timeout_ns
 
     def tick_electing(self, now: int) -> None:
+        by_etcd = bool(self.config_mod_revision and self.leader_value_known)
+        if self.role == ACTIVE:
+            self.seek_record(now)
         if (
-            self.config is None
-            or not self.config_mod_revision
-            or not self.leader_value_known
+            not (by_etcd or self.resuming or self.can_claim())
             or not self.is_member()
             or self.installing
             or not self.leader_is_lost(now)
@@ -102,7 +142,7 @@ class PartitionReplica(LeadingReplica):
         settings = self.ctx.settings
         if self.lost_since_ns == 0:
             self.lost_since_ns = now
-            self.campaign_at_ns = now + self.election_delay_ns(now)
+            self.campaign_at_ns = now + (0 if self.resuming else self.election_delay_ns(now))
             self.prevotes, self.prevote_sent_ns = set(), 0
         if self.campaigning_since_ns:
             if now - self.campaigning_since_ns < CAMPAIGN_TIMEOUT_FACTOR * settings.campaign_retry_ns:
@@ -110,8 +150,9 @@ class PartitionReplica(LeadingReplica):
             self.campaigning_since_ns = 0
         if now < self.campaign_at_ns:
             return
-        if self.leader_value is None:
-            self.campaign(now, "leader key is gone" if self.config.leader else "first election")
+        if by_etcd and self.leader_value is None and self.ctx.can_elect and not self.resuming:
+            named = self.config is not None and self.config.leader
+            self.campaign(now, "leader key is gone" if named else "first election")
         elif now - self.prevote_sent_ns >= settings.prevote_timeout_ns:
             self.start_prevote(now)
 
@@ -141,7 +182,10 @@ class PartitionReplica(LeadingReplica):
         self.count_prevotes(now)
 
     def on_prevote(self, now: int, src: Process, msg: m.PreVote) -> None:
-        lost = self.leader_is_lost(now) and not self.installing
+        owner = self.owner
+        # asked by another run of the very process that led: that one is gone
+        anew = owner is not None and src[:2] == owner[:2] and src != owner and src != self.ctx.me
+        lost = (anew or self.leader_is_lost(now)) and not self.installing
         self.send(src.node, m.PreVoteReply(self.p, msg.epoch, msg.round, lost))
 
     def on_prevote_reply(self, now: int, src: Process, msg: m.PreVoteReply) -> None:
@@ -158,7 +202,12 @@ class PartitionReplica(LeadingReplica):
             and is_quorum(self.config, self.prevotes)
         ):
             self.prevotes = set()
-            self.campaign(now, "a majority has lost the leader")
+            if self.resuming:
+                self.claim(now, "restarted owner goes on (R12)")
+            elif self.can_claim():
+                self.claim(now, "a majority has lost the leader, and etcd is away (R16)")
+            elif self.config_mod_revision and self.leader_value_known:
+                self.campaign(now, "a majority has lost the leader")
 
     # --- R2 -----------------------------------------------------------------------------
 

@@ -266,13 +266,26 @@ class LeadingReplica(Replica):
         term = self.my_term(src, msg.epoch)
         if term is None:
             return
-        if msg.sealed >= term.epoch:
+        if msg.sealed > term.epoch or (msg.sealed == term.epoch and self.role == SEALING):
             self.step_down(f"{src.node} has sealed epoch {msg.sealed}")
+            return
+        if msg.sealed == term.epoch:
+            self.on_rival_claim(now, src)
             return
         pr = term.progress[src.node]
         pr.sealed = False
         if now - pr.last_seal_ns >= self.ctx.settings.retry_ns:
             self.send_seal(now, src.node)
+
+    def on_rival_claim(self, now: int, src: Process) -> None:
+        """``src`` has promised this very epoch to a rival that got no quorum (R16), and can follow
+        nobody in it. Once everything is settled here, the next restart takes it along."""
+        term = self.term
+        assert term is not None
+        term.progress[src.node].sealed = False
+        settled = self.role == ACTIVE and self.commit_index == self.log.last_index
+        if settled and term.epoch & 0xFFFF != 0xFFFF:
+            self.begin_term(now, term.epoch + 1, term.config, f"{src.node} sealed {term.epoch} for a rival")
 
     # --- R8, holding side ---------------------------------------------------------------
 

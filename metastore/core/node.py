@@ -135,6 +135,9 @@ class NodeCore:
         self._beats.pop(node, None)
         for replica in self.replicas.values():
             replica.peer_is_back(now, node)
+            if replica.resuming:  # somebody to ask
+                replica.prevote_sent_ns = 0
+                replica.tick_electing(now)
 
     def peer_down(self, now: int, node: str) -> None:
         """The connection was reset or refused: the process is lost at once (R9)."""
@@ -151,7 +154,9 @@ class NodeCore:
         if term is not None and node in term.progress and term.progress[node].snapshotting_since_ns:
             term.progress[node].snapshotting_since_ns = now
 
-    def tick(self, now: int) -> None:
+    def tick(self, now: int, can_elect: bool) -> None:
+        """``can_elect``: etcd answers and this node's lease is alive, as far as is known."""
+        self.ctx.can_elect = can_elect
         if now - self.last_heartbeat_ns >= self.ctx.settings.heartbeat_ns:
             self.heartbeat(now)
         for replica in self.replicas.values():

@@ -66,6 +66,8 @@ class Context:
     emit: Callable[[fx.Effect], None]
     #: R8: a restarted replica answers no SEAL before this time
     seal_not_before_ns: int = 0
+    #: whether an election by etcd could be run from here now, as far as the driver knows
+    can_elect: bool = False
     #: peers whose connection was reset or refused, and not yet back (R9)
     down: set[str] = field(default_factory=set)
 
@@ -112,6 +114,8 @@ class Replica:
         self.prevote_sent_ns = 0
         self.prevotes: set[str] = set()
         self.elections_ns: list[int] = []
+        #: an earlier run of this very process owned the newest epoch in its store (R12)
+        self.resuming = False
 
     # --- small helpers --------------------------------------------------------------
 
@@ -146,7 +150,7 @@ class Replica:
             raise InvariantBroken(f"I7: partition {self.p} would lower {self.sealed_epoch} to {epoch}")
         if self.term is not None:
             self.step_down(f"epoch {epoch} of {owner.node} is sealed")
-        self.sealed_epoch, self.owner = epoch, owner
+        self.sealed_epoch, self.owner, self.resuming = epoch, owner, False
         self.emit(fx.PersistSeal(self.p, epoch, owner, config))
         known = self.config
         if known is None or (epoch >> 16) >= (known.epoch >> 16):

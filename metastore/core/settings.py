@@ -27,6 +27,7 @@ class CoreSettings:
     damping_free_elections: int = 5
     damping_max_ns: int = 10_000 * MS
     clock_rate_error_ppm: int = 500
+    claim_without_etcd: bool = True
     max_append_bytes: int = 1 << 20
     max_inflight_entries: int = 512
 

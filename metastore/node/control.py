@@ -266,7 +266,7 @@ class Control:
 
     def can_elect(self) -> bool:
         """Whether an election could be run from here now."""
-        return hasattr(self, "coordinator") and self.session.alive
+        return hasattr(self, "coordinator") and self.coordinator.connected and self.session.alive
 
     def status(self) -> dict[str, Any]:
         if not hasattr(self, "coordinator"):

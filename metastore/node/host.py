@@ -158,7 +158,8 @@ class PartitionHost:
             return Unavailable(
                 f"partition {self.p}: leadership is {replica.role} here", retry_after_s=0.2, partition=self.p
             )
-        if replica.leader_is_lost(now_ns()) and not self.node.control.can_elect():
+        without = not self.node.config.claim_without_etcd and not self.node.control.can_elect()
+        if without and replica.leader_is_lost(now_ns()):
             return Unavailable(
                 f"partition {self.p}: its leader {leader} is lost, and without etcd no other can be named; "
                 "stale reads are served",

@@ -49,6 +49,7 @@ def core_settings(config: NodeConfig) -> CoreSettings:
         suspect_after_ns=config.suspect_after_ms * MS,
         settle_ns=config.settle_ms * MS,
         clock_rate_error_ppm=config.clock_rate_error_ppm,
+        claim_without_etcd=config.claim_without_etcd,
     )
 
 
@@ -355,7 +356,7 @@ class Node:
                 for host in self.hosts.values():
                     host.replica.heard(now)
             due = now + tick_ns
-            self.core.tick(now)
+            self.core.tick(now, self.control.can_elect())
             self.settle()
             if self.parking:
                 self._unpark(now)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -101,7 +102,7 @@ async def test_left_over_processes_are_told(tmp_path: Path) -> None:
     await until("nothing is left over", lambda: not any(alive(p) for p in pids))
     found = cluster.json()
     # a process that names the folder stands in for one that could not be ended
-    sleeper = subprocess.Popen(["python3", "-c", "import time; time.sleep(60)", str(cluster.data)])
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(cluster.data)])
     try:
         found["nodes"][0]["pid"] = sleeper.pid
         (cluster.data / "cluster.json").write_text(json.dumps(found))
@@ -177,7 +178,7 @@ def test_the_node_says_what_is_wrong_with_its_settings(tmp_path: Path) -> None:
             "127.0.0.1:2",
         ]
         done = subprocess.run(
-            ["python3", "-m", "metastore.node.main", *base, *flags],
+            [sys.executable, "-m", "metastore.node.main", *base, *flags],
             capture_output=True,
             text=True,
             check=False,

@@ -21,7 +21,15 @@ from metastore.core.logindex import LogIndex
 from metastore.core.machine import META_KEY, SESSION_PREFIX, Machine
 from metastore.core.messages import Appended, Process
 from metastore.core.node import NodeCore
-from metastore.core.replica import ACTIVE, RESIGNING, InvariantBroken, Restored, unpack_config
+from metastore.core.replica import (
+    ACTIVATING,
+    ACTIVE,
+    ADOPTING,
+    RESIGNING,
+    InvariantBroken,
+    Restored,
+    unpack_config,
+)
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord, LeaderRecord, term_of
 from metastore.records import record_versions
@@ -141,6 +149,7 @@ class Node:
         self.parked: list[tuple[int, Any]] = []
         self.installing: tuple[Any, ...] | None = None
         self.role = "follower"
+        self.can_elect = False
         log, sealed, owner, config, commit, blobs = self.recover()
         self.blobs = blobs
         self.state = dict(self.disk.base[2])
@@ -228,7 +237,7 @@ class Node:
 
     def tick(self) -> None:
         now = self.now()
-        self.core.tick(now)
+        self.core.tick(now, self.can_elect)
         self.unpark(now)
         self.run()
         self.world.after(TICK_NS, self, self.tick)
@@ -329,6 +338,12 @@ class Node:
         world.story.append(
             f"{world.now / 1e9:.4f} {self.name} {effect.role} {effect.epoch:x} {effect.reason}"
         )
+        # a quorum has sealed: from here on the epoch has an owner (R1, R16)
+        if (
+            effect.role in (ADOPTING, ACTIVATING)
+            and world.owners.setdefault(effect.epoch, self.me) != self.me
+        ):
+            raise Violation(f"I1: epoch {effect.epoch:x} has two owners")
         if effect.role == ACTIVE:
             world.activated(self, effect.epoch)
         went_on = effect.role in (ACTIVE, RESIGNING) and self.role in (ACTIVE, RESIGNING)
@@ -392,6 +407,7 @@ class Node:
 
     def see_etcd(self) -> None:
         etcd = self.world.etcd
+        self.can_elect = etcd.up
         if etcd.up:
             self.replica.on_config(self.now(), etcd.config, etcd.config_mod)
             self.replica.on_leader_value(etcd.leader)
@@ -550,9 +566,6 @@ class World:
 
     def send(self, src: Node, dst: str, message: Any) -> None:
         f, random = self.faults, self.random
-        # before its first message an owner is nobody's: its own store may forget that it won (R1)
-        if type(message).__name__ == "Seal" and self.owners.setdefault(message.epoch, src.me) != src.me:
-            raise Violation(f"I1: epoch {message.epoch:x} has two owners")
         if type(message) is Appended:
             self.check_match(src, self.nodes[dst], message)
         if (src.name, dst) in self.cuts or (not self.healed and random.random() < f.loss):
@@ -594,10 +607,10 @@ class World:
                 del etcd.leases[owner]
                 if etcd.leader_owner == owner:
                     etcd.leader, etcd.leader_owner = None, ""
-            for node in self.nodes.values():
-                if node.up:
-                    self.after(self.random.randrange(20 * MS), node, node.see_etcd)
-                    self.after(self.random.randrange(20 * MS), node, lambda n=node: self.put_back(n))
+        for node in self.nodes.values():
+            if node.up:
+                self.after(self.random.randrange(20 * MS), node, node.see_etcd)
+                self.after(self.random.randrange(20 * MS), node, lambda n=node: self.put_back(n))
         self.at(60 * MS, self.etcd_tick)
 
     def put_back(self, node: Node) -> None:
@@ -717,7 +730,7 @@ class World:
         self.story.append(f"{self.now / 1e9:.4f} etcd is away")
 
         def back() -> None:
-            self.etcd.up = True
+            self.etcd.up = self.etcd.up or not self.healed
 
         self.at(self.random.randrange(2000 * MS), back)
 
@@ -809,21 +822,26 @@ class World:
     # --- the end ----------------------------------------------------------------------------------
 
     def heal(self) -> None:
-        """No more faults; everybody runs."""
+        """No more faults; everybody runs; etcd is not back yet."""
         self.healed = True
         self.cuts.clear()
-        self.etcd.up = True
+        self.etcd.up = False
         for node in self.nodes.values():
             node.paused_until = 0
             self.wake(node)
             if not node.up:
                 node.start()
 
-    def finish(self, faulty_ns: int, calm_ns: int = 6_000 * MS) -> None:
+    def finish(self, faulty_ns: int, calm_ns: int = 4_000 * MS) -> None:
         """Run with faults, then without, and require service and every promise kept."""
         try:
             self.run(faulty_ns)
             self.heal()
+            if self.etcd.config.epoch:  # etcd has named a leader at least once
+                self.run(calm_ns)
+                if not any(n.replica.role == ACTIVE for n in self.nodes.values()):
+                    raise Violation("I8: a quorum and no etcd, and nobody serves (R12, R16)")
+            self.etcd.up = True
             self.run(calm_ns)
             for client in self.clients:
                 client.stopped = True
@@ -831,6 +849,11 @@ class World:
             active = [n for n in self.nodes.values() if n.replica.role == ACTIVE]
             if len(active) != 1:
                 raise Violation(f"I8: {len(active)} active leaders after healing")
+            named = (self.etcd.config.leader, term_of(self.etcd.config.epoch), self.etcd.leader_owner)
+            leader = active[0]
+            mine = (leader.name, term_of(leader.replica.sealed_epoch), leader.name + leader.me.incarnation)
+            if named != mine:
+                raise Violation(f"I8: etcd names {named}, the leader is {mine}")
             last = active[0].replica.commit_index
             behind = [n.name for n in self.nodes.values() if n.applied != last]
             if behind:
