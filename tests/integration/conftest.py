@@ -37,6 +37,13 @@ def cell(request: Any, tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def cell_without_claims(request: Any, tmp_path: Path) -> Iterator[Cluster]:
+    """One cell whose nodes name no leader without etcd (R16 off)."""
+    off = ("claim_without_etcd=false",)
+    yield from _cluster(request, tmp_path, cells=1, nodes=3, partitions=8, settings=off)
+
+
+@pytest.fixture
 def two_cells(request: Any, tmp_path: Path) -> Iterator[Cluster]:
     """Two cells of three nodes, 8 partitions."""
     yield from _cluster(request, tmp_path, cells=2, nodes=3, partitions=8)

@@ -122,9 +122,10 @@ def _leaders_but(cell: Cluster, victim: str) -> dict[int, tuple[str, int]]:
     return found
 
 
-async def test_etcd_away(cell: Cluster) -> None:
+async def test_etcd_away(cell_without_claims: Cluster) -> None:
     """3. etcd paused, then killed, for a minute under load: no failed read, no failed write. Then a
     node dies too (R12)."""
+    cell = cell_without_claims
     async with cell.client() as client:
         by_partition, keys = all_keys(client)
         load = Load(client, keys)
@@ -170,6 +171,44 @@ async def test_etcd_away(cell: Cluster) -> None:
             await until("leases and leader keys are back", lambda: _keys_are_back(cell, before))
         assert {p: n for p, (n, _) in cell.leaders().items()} == {p: n for p, (n, _) in before.items()}
         await load.run(1)
+        await load.check_all()
+
+
+async def test_a_dead_leader_does_not_wait_for_a_dead_etcd(cell: Cluster) -> None:
+    """R16: etcd is killed, then a leader for good: its partitions are led again, without etcd, and
+    nothing is lost or doubled, then or when etcd and the dead node return."""
+    async with cell.client() as client:
+        by_partition, keys = all_keys(client)
+        load = Load(client, keys)
+        running = asyncio.create_task(load.run())
+        await asyncio.sleep(1)
+        before = cell.leaders()
+        cell.verb("kill", "etcd")
+        await asyncio.sleep(1)
+        victim = before[0][0]
+        cell.verb("kill", victim)
+        killed = time.monotonic()
+        claimed = await until("all partitions are led, without etcd", lambda: _all_led(cell, before))
+        for p, (node, epoch) in claimed.items():
+            assert node != victim
+            term, restart = epoch >> 16, epoch & 0xFFFF
+            assert term == before[p][1] >> 16, "a new term without etcd"
+            assert restart > before[p][1] & 0xFFFF if before[p][0] == victim else restart == 0
+        await asyncio.sleep(2)
+        led = [k for p, (node, _) in before.items() if node == victim for k in by_partition[p]]
+        back = load.resumed_after(killed + 0.02, led)
+        assert set(back) == set(led), "writes are not back"
+        print(f"writes are back {max(back.values()):.2f} s after the kill")
+        cell.verb("restart", victim)
+        await asyncio.sleep(2)
+        cell.verb("restart", "etcd")
+        await until("leader keys name who leads", lambda: _keys_are_back(cell, before))
+        after = cell.leaders()
+        assert {p: n for p, (n, _) in after.items()} == {p: n for p, (n, _) in claimed.items()}
+        await asyncio.sleep(1)
+        load.stop = True
+        await running
+        assert not load.failures(), load.failures()[:5]
         await load.check_all()
 
 
