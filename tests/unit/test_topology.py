@@ -1,0 +1,102 @@
+"""The topology table: higher epochs win, from wherever they come, and never go down (I7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metastore.errors import InvalidRequest, Unavailable
+from metastore.keys import PartitionMap, storage_key
+from metastore.layout import ConfigRecord, LeaderRecord, NodeRecord, to_json
+from metastore.topology import TopologyTable
+
+MEMBERS = (("n1", "s1"), ("n2", "s2"), ("n3", "s3"))
+
+
+def config(p: int, count: int, epoch: int, leader: str | None) -> ConfigRecord:
+    width = (1 << 64) // count
+    return ConfigRecord(p, p * width, (p + 1) * width, epoch, leader, MEMBERS)
+
+
+def table(count: int = 2) -> TopologyTable:
+    made = TopologyTable("c")
+    for p in range(count):
+        made.apply_kv(("config", "c1", str(p)), config(p, count, 1 << 16, "n1").to_json(), 5 + p)
+    return made
+
+
+def test_incomplete_until_every_point_is_covered() -> None:
+    made = TopologyTable("c")
+    made.apply_kv(("config", "c1", "0"), config(0, 2, 0, None).to_json(), 5)
+    assert not made.complete
+    with pytest.raises(Unavailable):
+        made.route(storage_key("n", "k"))
+    made.apply_kv(("config", "c1", "1"), config(1, 2, 0, None).to_json(), 6)
+    assert made.complete
+    key = storage_key("n", "k")
+    assert made.route(key).id == PartitionMap.even(2).of(key)
+
+
+def test_hints_win_by_epoch_only() -> None:
+    made = table()
+    assert not made.apply_hint(0, "n2", 1 << 16), "the same epoch is no news"
+    assert made.apply_hint(0, "n2", 1 << 16 | 1)
+    made.apply_kv(("leader", "c1", "0"), LeaderRecord("n1", "i", 1 << 16).to_json(), 99)
+    made.apply_kv(("config", "c1", "0"), config(0, 2, 1 << 16, "n1").to_json(), 100)
+    assert (made.partitions[0].leader, made.partitions[0].epoch) == ("n2", 1 << 16 | 1)
+    made.apply_kv(("config", "c1", "0"), config(0, 2, 2 << 16, "n3").to_json(), 101)
+    assert made.partitions[0].leader == "n3"
+    assert not made.apply_hint(7, "n1", 1 << 40), "of a partition nobody knows"
+    assert made.revision == 101
+
+
+def test_wire_form_comes_back() -> None:
+    made = table()
+    made.apply_kv(("nodes", "n1"), to_json(NodeRecord("n1", "c1", "s1", "h:1", "h:2", "z")), 9)
+    again = TopologyTable.from_wire(made.to_wire())
+    assert again.to_wire() == made.to_wire()
+    assert again.address("n1") == "h:1"
+    assert again.address("n9") is None
+    assert again.cell_of(1) == "c1"
+
+
+@pytest.mark.parametrize(
+    "raw", [None, [], {}, {"cluster": "c", "revision": 0, "nodes": [{}], "partitions": []}]
+)
+def test_what_is_no_table(raw: Any) -> None:
+    with pytest.raises(InvalidRequest, match="not a topology table"):
+        TopologyTable.from_wire(raw)
+
+
+STEP = st.tuples(
+    st.sampled_from(["hint", "config", "leader", "merge"]),
+    st.integers(0, 1),
+    st.integers(1, 6),
+    st.sampled_from(["n1", "n2", "n3"]),
+)
+
+
+@given(st.lists(STEP, max_size=20))
+def test_epochs_never_go_down(steps: list[tuple[str, int, int, str]]) -> None:
+    made, revision = table(), 10
+    for kind, p, epoch, leader in steps:
+        before = {i: placement.epoch for i, placement in made.partitions.items()}
+        revision += 1
+        if kind == "hint":
+            made.apply_hint(p, leader, epoch << 16)
+        elif kind == "config":
+            made.apply_kv(("config", "c1", str(p)), config(p, 2, epoch << 16, leader).to_json(), revision)
+        elif kind == "leader":
+            made.apply_kv(
+                ("leader", "c1", str(p)), LeaderRecord(leader, "i", epoch << 16).to_json(), revision
+            )
+        else:
+            other = table()
+            other.apply_hint(p, leader, epoch << 16)
+            other.revision = revision if epoch % 2 else 0
+            made.merge(other)
+        assert all(made.partitions[i].epoch >= e for i, e in before.items())
+        assert made.complete
