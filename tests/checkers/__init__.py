@@ -1,0 +1,1 @@
+"""Judges of histories: what clients saw, against what a linearizable store may show."""
