@@ -233,7 +233,7 @@ def _first_record(data: Path, foreground: bool = False) -> None:
         f"the cluster serves: wrote hello/world, version {version}, and read back {value!r}",
         "",
         f"  router      {url}    (try {url}/v1/topology)",
-        f"  etcd        http://{shape.host}:{shape.ports['etcd']}",
+        f"  etcd        http://{shape.address('etcd')}",
         f"  processes   {data}/cluster.json, logs in {data}/logs",
         "",
         "try next:",

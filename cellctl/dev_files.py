@@ -27,8 +27,16 @@ class Shape:
     port: int
     ports: dict[str, int] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    #: process -> address of its own, and what its command line begins with (tests of the network)
+    hosts: dict[str, str] = field(default_factory=dict)
+    wrap: dict[str, list[str]] = field(default_factory=dict)
+    node_module: str = "metastore.node.main"
     cluster: str = "dev"
     format: int = FORMAT
+
+    def address(self, name: str) -> str:
+        """``host:port`` of a named port: ``etcd``, ``etcd-peer``, ``c1n1-rpc``, ``c1n1-http``."""
+        return f"{self.hosts.get(name.split('-')[0], self.host)}:{self.ports[name]}"
 
     def node_names(self) -> dict[str, list[str]]:
         """Cell -> its nodes: ``c1`` -> ``c1n1``, ``c1n2``, …"""

@@ -72,7 +72,7 @@ class Supervisor:
         self._define()
 
     def _url(self, name: str) -> str:
-        return f"{self.shape.host}:{self.shape.ports[name]}"
+        return self.shape.address(name)
 
     @property
     def router_url(self) -> str:
@@ -84,7 +84,14 @@ class Supervisor:
         self.children["etcd"] = Child(
             "etcd",
             "etcd",
-            etcd_command(data / "etcd", "etcd", shape.ports["etcd"], shape.ports["etcd-peer"], shape.host),
+            shape.wrap.get("etcd", [])
+            + etcd_command(
+                data / "etcd",
+                "etcd",
+                shape.ports["etcd"],
+                shape.ports["etcd-peer"],
+                shape.hosts.get("etcd", shape.host),
+            ),
         )
         extra = [part for k, v in shape.settings.items() for part in (f"--{k}", v)]
         rpcs = []
@@ -92,7 +99,8 @@ class Supervisor:
             for node in nodes:
                 rpc, http = self._url(f"{node}-rpc"), self._url(f"{node}-http")
                 rpcs.append(rpc)
-                command = [python, "-m", "metastore.node.main", "--cluster", shape.cluster, "--cell", cell]
+                command = [*shape.wrap.get(node, []), python, "-m", shape.node_module]
+                command += ["--cluster", shape.cluster, "--cell", cell]
                 command += [
                     "--node",
                     node,
@@ -114,6 +122,8 @@ class Supervisor:
     def check_ports(self) -> None:
         """Raises ConfigError naming a port that is taken."""
         for name, port in [("router", self.shape.port), *self.shape.ports.items()]:
+            if name.split("-")[0] in self.shape.hosts:
+                continue  # an address that is not this process's to try
             if not port_is_free(self.shape.host, port):
                 what = "choose another with --port" if name == "router" else "stop what uses it"
                 raise ConfigError(f"port {port} (for {name}) is in use on {self.shape.host}; {what}")

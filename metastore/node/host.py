@@ -8,13 +8,16 @@ slept refuses what it can no longer do instead of leaving its outcome unknown.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
-from metastore.core.machine import Machine
+from metastore.core.machine import META_KEY, SESSION_PREFIX, Machine
 from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNING, InvariantBroken
 from metastore.errors import (
     MetastoreError,
@@ -40,6 +43,7 @@ PROPOSING = frozenset({ACTIVE, RESIGNING})
 MAX_BATCH_BYTES = 4 << 20
 MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
+DIGEST_SLICE = 500
 APPLY_READ_BYTES = 4 << 20
 
 Waiting = tuple[ClientConnection, bytes, list[Any], int]
@@ -299,6 +303,27 @@ class PartitionHost:
             self.unpark(now_ns())
             if self.pending:
                 self.propose_pending(now_ns())
+
+    async def digest(self) -> dict[str, Any] | None:
+        """A checksum over every record and what dedupe remembers, as of one applied index; None
+        when the state moved on meanwhile. Gives way to others between slices."""
+        applied, start, records = self.applied, b"", 0
+        total = xxhash.xxh3_128()
+        while True:
+            rows = self.node.store.scan(self.p, start, b"\xff" * 9, DIGEST_SLICE, MAX_LIST_BYTES)
+            if not rows:
+                break
+            for lkey, record in rows:
+                total.update(len(lkey).to_bytes(4, "big") + lkey + record)
+            records += len(rows)
+            start = rows[-1][0] + b"\0"
+            await asyncio.sleep(0)
+            if self.applied != applied:
+                return None
+        for key in [META_KEY, *(SESSION_PREFIX + c for c in sorted(self.machine.sessions))]:
+            total.update(key + (self.machine.aux(key) or b""))
+        version = self.machine.last_version
+        return {"applied": applied, "version": version, "records": records, "digest": total.hexdigest()}
 
     def sweep(self, now: int) -> None:
         """Answer waiters whose deadline passed while no quorum commits their entry."""

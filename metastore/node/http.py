@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from metastore.node.node import Node
 
 
+DIGEST_TRIES = 20
+
+
 def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
 
@@ -54,6 +57,17 @@ async def serve_http(node: Node) -> web.AppRunner:
     async def status(_: web.Request) -> web.Response:
         return _json(node.status())
 
+    async def digest(request: web.Request) -> web.Response:
+        """What replicas of a partition compare: equal at equal ``applied`` (I2)."""
+        host = node.hosts.get(int(request.match_info["partition"]))
+        if host is None:
+            return _json({"code": "moved", "detail": "this node holds no such partition"}, 404)
+        for _ in range(DIGEST_TRIES):
+            found = await host.digest()
+            if found is not None:
+                return _json(found)
+        return _json({"code": "unavailable", "detail": "it changes too fast; try again"}, 503)
+
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(text=_metrics(node), content_type="text/plain")
 
@@ -61,6 +75,7 @@ async def serve_http(node: Node) -> web.AppRunner:
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/v1/status", status)
+    app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/digest", digest)
     app.router.add_get("/metrics", metrics)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

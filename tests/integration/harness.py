@@ -81,6 +81,14 @@ class Cluster:
     def names(self, cell: str | None = None) -> list[str]:
         return [n["name"] for n in self.json()["nodes"] if cell in (None, n["cell"])]
 
+    def processes(self) -> dict[str, str]:
+        """Process -> running, paused, stopped or dead (by itself)."""
+        done = cellctl(
+            "dev", "status", "--data", str(self.data), "-o", "json", check=False
+        )  # 1: some are down
+        rows = json.loads(done.stdout)
+        return {row["name"]: row["state"] for row in rows}
+
     def status(self, name: str) -> dict[str, Any]:
         """A node's own view."""
         with urllib.request.urlopen(self.node(name)["http"] + "/v1/status", timeout=5) as response:

@@ -1,0 +1,191 @@
+"""The verbs of the scenarios: each does one thing to a running cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+from tests.chaos.lab import Lab
+from tests.integration.harness import Cluster
+
+STUTTER_ON_S, STUTTER_OFF_S = 0.02, 0.18
+BUSY = "while True: pass"
+
+
+class Faults:
+    """See the module. ``lab``: where the network can be cut, if it can."""
+
+    def __init__(self, cluster: Cluster, lab: Lab | None) -> None:
+        self.cluster = cluster
+        self.lab = lab
+        self.it = ""
+        self._stutters: dict[str, asyncio.Task[None]] = {}
+        self._busy: list[subprocess.Popen[bytes]] = []
+        self._filled: list[str] = []
+
+    # --- who ----------------------------------------------------------------------------------
+
+    def _leader(self) -> str:
+        return self.cluster.leaders().get(0, (self.it, 0))[0]
+
+    def names(self, who: tuple[str, ...]) -> list[str]:
+        """The processes meant; also remembers ``it``."""
+        found: list[str] = []
+        for word in who:
+            if word == "leader":
+                self.it = self._leader()
+                found.append(self.it)
+            elif word == "follower":
+                leader = self._leader()
+                self.it = next(n for n in self.cluster.names() if n != leader)
+                found.append(self.it)
+            elif word == "it":
+                found.append(self.it)
+            elif word == "nodes":
+                found += self.cluster.names()
+            elif word == "others":
+                found += [n for n in self.cluster.names() if n != self.it]
+            else:
+                found.append(word)
+        return found
+
+    async def do(self, verb: str, who: tuple[str, ...]) -> str:
+        """Carry out one step; how to show it."""
+        words = tuple(w for w in who if not w.lstrip("-").isdigit())
+        numbers = [w for w in who if w.lstrip("-").isdigit()]
+        names = await asyncio.to_thread(self.names, words)
+        await getattr(self, verb)(*names, *numbers)
+        return " ".join([verb, *names, *numbers])
+
+    async def _verb(self, verb: str, *names: str) -> None:
+        await asyncio.to_thread(self.cluster.verb, verb, *names)
+
+    # --- processes ----------------------------------------------------------------------------
+
+    async def kill(self, *names: str) -> None:
+        await self._verb("kill", *names)
+
+    async def restart(self, *names: str) -> None:
+        await self._verb("restart", *names)
+
+    async def restart_gracefully(self, *names: str) -> None:
+        await self._verb("restart", "--graceful", *names)
+
+    async def pause(self, *names: str) -> None:
+        await self._verb("pause", *names)
+
+    async def resume(self, *names: str) -> None:
+        await self._verb("resume", *names)
+
+    async def stutter(self, name: str) -> None:
+        pid = self.cluster.node(name)["pid"]
+
+        async def go() -> None:
+            while True:
+                os.kill(pid, signal.SIGSTOP)
+                await asyncio.sleep(STUTTER_OFF_S)
+                os.kill(pid, signal.SIGCONT)
+                await asyncio.sleep(STUTTER_ON_S)
+
+        self._stutters[name] = asyncio.create_task(go())
+
+    async def steady(self, name: str) -> None:
+        task = self._stutters.pop(name, None)
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.cluster.node(name)["pid"], signal.SIGCONT)
+
+    async def starve(self) -> None:
+        self._busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(8)]
+
+    async def feed(self) -> None:
+        for process in self._busy:
+            process.kill()
+            process.wait()
+        self._busy = []
+
+    # --- disks and clocks ------------------------------------------------------------------------
+
+    def _control(self, name: str, **faults: float) -> None:
+        path = self.cluster.data / "nodes" / f"{name}.faults"
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(faults))
+        fresh.rename(path)
+
+    async def slow_disk(self, name: str) -> None:
+        self._control(name, sync_delay_ms=80)
+
+    async def broken_disk(self, name: str) -> None:
+        self._control(name, sync_fails=1)
+
+    async def good_disk(self, name: str) -> None:
+        self._control(name)
+
+    async def clock(self, name: str, jump_s: str) -> None:
+        self._control(name, clock_jump_s=int(jump_s))
+
+    async def fill_disk(self, name: str) -> None:
+        path = self.cluster.data / "nodes" / name / "filler"
+        self._filled.append(name)
+        with contextlib.suppress(OSError), path.open("wb", buffering=0) as f:
+            for size in (1 << 20, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while f.write(bytes(size)) == size:
+                        pass
+
+    async def free_disk(self, name: str) -> None:
+        (self.cluster.data / "nodes" / name / "filler").unlink(missing_ok=True)
+
+    # --- the network ---------------------------------------------------------------------------
+
+    def _others(self, name: str) -> list[str]:
+        return [n for n in self.cluster.names() if n != name]
+
+    def _cut(self, src: str, dst: str) -> None:
+        assert self.lab is not None
+        self.lab.cut(src, dst)
+
+    async def cut(self, a: str, b: str) -> None:
+        self._cut(a, b)
+        self._cut(b, a)
+
+    async def isolate(self, name: str) -> None:
+        for other in [*self._others(name), "etcd"]:
+            await self.cut(name, other)
+
+    async def deafen(self, name: str) -> None:
+        for other in self._others(name):
+            self._cut(other, name)
+
+    async def mute(self, name: str) -> None:
+        for other in self._others(name):
+            self._cut(name, other)
+
+    async def mend(self) -> None:
+        if self.lab is not None:
+            self.lab.heal()
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def heal(self) -> None:
+        """Undo everything; start what is not running."""
+        await self.mend()
+        await self.feed()
+        for name in list(self._stutters):
+            await self.steady(name)
+        for name in self._filled:
+            await self.free_disk(name)
+        for name in self.cluster.names():
+            self._control(name)
+        states = await asyncio.to_thread(self.cluster.processes)
+        for name, state in states.items():
+            if state == "paused":
+                await self.resume(name)
+            elif state != "running":
+                await self.restart(name)

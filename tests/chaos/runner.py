@@ -1,0 +1,201 @@
+"""Runs one scenario: a cluster, traffic, faults, healing, every check, a result."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cellctl.dev_files import Shape, pick_ports, save_shape
+from metastore.errors import MetastoreError
+from tests.chaos.faults import Faults
+from tests.chaos.lab import Lab
+from tests.chaos.scenarios import Scenario
+from tests.chaos.traffic import KEYS_PER_PARTITION, Traffic
+from tests.checkers.history import Operation, save
+from tests.checkers.linearizability import Undecided, check, check_versions
+from tests.integration.harness import Cluster, cellctl, keys_by_partition, until
+
+PARTITIONS = 8
+SERVICE_BACK_S = 15.0
+DISK_BYTES = 400 << 20
+_ACTIVE = re.compile(
+    r"^(\S+) INFO metastore.node: active: activated node=(\S+) partition=(\d+) epoch=(\d+)\.(\d+)"
+)
+
+
+@dataclass
+class Result:
+    """What a scenario showed; ``problems`` empty = every promise was kept."""
+
+    scenario: Scenario
+    problems: list[str] = field(default_factory=list)
+    history: list[Operation] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+    #: (seconds since the start, what was done)
+    marks: list[tuple[float, str]] = field(default_factory=list)
+    #: (seconds since the start, node, partition, epoch)
+    reigns: list[tuple[float, str, int, int]] = field(default_factory=list)
+    started_ns: int = 0
+    back_s: float = 0.0
+    outage_s: float = 0.0
+
+
+def shape_of(scenario: Scenario, lab: Lab | None) -> Shape:
+    """One cell of three nodes, with the faulty node module, in namespaces if there is a lab."""
+    shape = Shape(1, 3, PARTITIONS, "127.0.0.1", 20000)
+    names = ["etcd", "etcd-peer"] + [f"c1n{n}-{kind}" for n in (1, 2, 3) for kind in ("rpc", "http")]
+
+    shape.ports = pick_ports(shape.host, [*names, "router"], set())
+    shape.port = shape.ports.pop("router")
+    shape.node_module = "tests.chaos.faulty_node"
+    shape.settings = {"segment_mib": "18", "log_retention_mib": "36"}
+    if lab is not None:
+        shape.hosts = dict(lab.hosts)
+        shape.wrap = {name: lab.wrap(name) for name in lab.hosts}
+    return shape
+
+
+async def run(scenario: Scenario, lab: Lab | None, seed: int, keep: Path | None = None) -> Result:
+    """``keep``: a folder for the history and the logs when something is wrong."""
+    result = Result(scenario)
+    with tempfile.TemporaryDirectory(prefix="metastore-chaos-") as folder:
+        data = Path(folder) / "data"
+        data.mkdir()
+        small = [data / "nodes" / f"c1n{n}" for n in (1, 2, 3)] if "disk" in scenario.name else []
+        for disk in small:
+            disk.mkdir(parents=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(disk)], check=True
+            )
+        cluster = Cluster(data)
+        try:
+            save_shape(data, shape_of(scenario, lab))
+            await asyncio.to_thread(cellctl, "dev", "up", "--data", str(data), "--detach")
+            await _run(scenario, cluster, lab, seed, result)
+        except (AssertionError, OSError, MetastoreError) as e:
+            result.problems.append(f"{type(e).__name__}: {e}")
+        finally:
+            if lab is not None:
+                lab.heal()
+            result.reigns = reigns(data, result)
+            result.problems += check_reigns(result.reigns)
+            if result.problems and keep is not None:
+                _keep(keep / scenario.name, data, result)
+            with contextlib.suppress(AssertionError):
+                await asyncio.to_thread(cluster.down)
+            for disk in small:
+                subprocess.run(["umount", "-l", str(disk)], check=False)
+    return result
+
+
+async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int, result: Result) -> None:
+    async with cluster.client() as first, cluster.client() as second, cluster.client() as third:
+        table = keys_by_partition(first, KEYS_PER_PARTITION, "chaos")
+        traffic = Traffic([first, second, third], [k for ks in table.values() for k in ks], seed)
+        faults = Faults(cluster, lab)
+        running = asyncio.create_task(traffic.run())
+        began, result.started_ns = time.monotonic(), time.monotonic_ns()
+        result.history, result.errors = traffic.history, traffic.errors
+        try:
+            for second_at, verb, *who in scenario.steps:
+                await asyncio.sleep(max(0.0, began + second_at - time.monotonic()))
+                at = time.monotonic() - began
+                result.marks.append((at, await faults.do(verb, tuple(who))))
+            await asyncio.sleep(max(0.0, began + scenario.seconds - time.monotonic()))
+        finally:
+            dead = [n for n, s in (await asyncio.to_thread(cluster.processes)).items() if s == "dead"]
+            result.marks.append((time.monotonic() - began, "heal"))
+            await faults.heal()
+        if len(dead) > scenario.died:
+            result.problems.append(f"ended by themselves: {dead}")
+        result.back_s = await traffic.until_all_serve(SERVICE_BACK_S)
+        traffic.stop = True
+        await running
+        await traffic.read_all()
+        by_key = {k: p for p, ks in table.items() for k in ks}
+        try:
+            result.problems += check(traffic.history)
+        except Undecided as e:
+            result.problems.append(f"undecided: {e}")
+        result.problems += check_versions(traffic.history, by_key)
+        result.outage_s = longest_outage(traffic.history)
+        await until("all replicas hold the same", lambda: same_everywhere(cluster), SERVICE_BACK_S)
+
+
+async def same_everywhere(cluster: Cluster) -> bool:
+    """Whether all replicas of every partition have one digest at one applied index."""
+    from urllib.request import urlopen
+
+    def digest(url: str) -> Any:
+        with urlopen(url, timeout=5) as response:
+            return orjson.loads(response.read())
+
+    for p in range(PARTITIONS):
+        urls = [f"{n['http']}/v1/partitions/{p}/digest" for n in cluster.json()["nodes"]]
+        found = [await asyncio.to_thread(digest, url) for url in urls]
+        if len({f["applied"] for f in found}) > 1:
+            return False
+        if len({f["digest"] for f in found}) > 1:
+            raise AssertionError(
+                f"I2: replicas of partition {p} differ at entry {found[0]['applied']}: {found}"
+            )
+    return True
+
+
+def longest_outage(history: list[Operation]) -> float:
+    """The longest time in which some key took no write, in seconds."""
+    last: dict[str, int] = {}
+    longest = 0
+    for op in sorted(
+        (o for o in history if o.kind != "read" and o.outcome in ("ok", "refused")), key=lambda o: o.ended
+    ):
+        longest = max(longest, op.ended - last.get(op.key, op.ended))
+        last[op.key] = op.ended
+    return longest / 1e9
+
+
+def reigns(data: Path, result: Result) -> list[tuple[float, str, int, int]]:
+    """Every activation that the nodes logged, in order of time."""
+    found = []
+    start = None
+    for log in sorted((data / "logs").glob("c*.log")):
+        for line in log.read_text(errors="replace").splitlines():
+            match = _ACTIVE.match(line)
+            if match:
+                clock, node, p, term, restart = match.groups()
+                h, m, s = clock.split(":")
+                at = int(h) * 3600 + int(m) * 60 + float(s)
+                found.append((at, node, int(p), int(term) << 16 | int(restart)))
+    if found:
+        start = min(at for at, *_ in found)
+    return sorted((at - (start or 0.0), node, p, epoch) for at, node, p, epoch in found)
+
+
+def check_reigns(found: list[tuple[float, str, int, int]]) -> list[str]:
+    """I1: an epoch is activated once, by one process."""
+    owners: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for _, node, p, epoch in found:
+        owners[p, epoch].append(node)
+    return [
+        f"I1: epoch {epoch >> 16}.{epoch & 0xFFFF} of partition {p} was activated by {names}"
+        for (p, epoch), names in sorted(owners.items())
+        if len(names) > 1
+    ]
+
+
+def _keep(folder: Path, data: Path, result: Result) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / "history.jsonl", result.history)
+    for log in (data / "logs").glob("*.log"):
+        (folder / log.name).write_bytes(log.read_bytes())
+    (folder / "problems.txt").write_text("\n".join(result.problems) + "\n")

@@ -1,0 +1,169 @@
+"""The scenarios, as data: what befalls whom, and when.
+
+A step is ``(second, verb, *who)``. Who: a name (``c1n2``, ``etcd``), ``leader`` (of partition 0 at that
+moment), ``follower`` (the first node that is not), ``it`` (whoever the last step picked), ``others`` (all
+nodes but it), ``nodes``. Verbs are the methods of ``tests.chaos.faults.Faults``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Step = tuple[float, str, *tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``network``: needs namespaces. ``short``: part of the set of CI. ``seconds`` of traffic; what
+    is not undone by then is healed. ``died``: nodes that may have ended by themselves."""
+
+    name: str
+    says: str
+    steps: tuple[Step, ...]
+    seconds: float = 10.0
+    network: bool = False
+    short: bool = False
+    died: int = 0
+
+
+SCENARIOS = [
+    Scenario("calm", "nothing happens", (), 6),
+    Scenario(
+        "leader-killed", "kill -9, back after 4 s", ((2, "kill", "leader"), (6, "restart", "it")), short=True
+    ),
+    Scenario(
+        "leader-paused",
+        "SIGSTOP for over three grants, then SIGCONT: it wakes up deposed",
+        ((2, "pause", "leader"), (6, "resume", "it")),
+        short=True,
+    ),
+    Scenario("follower-paused", "SIGSTOP for 5 s", ((2, "pause", "follower"), (7, "resume", "it"))),
+    Scenario(
+        "stutter", "the leader runs a tenth of the time", ((2, "stutter", "leader"), (7, "steady", "it"))
+    ),
+    Scenario("starved", "eight busy processes beside two cores", ((2, "starve"), (8, "feed"))),
+    Scenario("etcd-killed", "no etcd for 6 s", ((2, "kill", "etcd"), (8, "restart", "etcd")), 12),
+    Scenario(
+        "etcd-paused", "etcd hangs for 8 s, leases expire", ((1, "pause", "etcd"), (9, "resume", "etcd")), 13
+    ),
+    Scenario(
+        "etcd-then-leader",
+        "etcd is killed, then the leader for good; etcd returns, then the node (R16)",
+        ((1, "kill", "etcd"), (2, "kill", "leader"), (8, "restart", "etcd"), (10, "restart", "it")),
+        13,
+        short=True,
+    ),
+    Scenario(
+        "etcd-flaps",
+        "etcd comes and goes while leaders are killed",
+        (
+            (1, "kill", "etcd"),
+            (2, "kill", "leader"),
+            (3, "restart", "etcd"),
+            (4, "restart", "it"),
+            (5, "pause", "etcd"),
+            (6, "kill", "leader"),
+            (8, "resume", "etcd"),
+            (9, "restart", "it"),
+        ),
+        13,
+    ),
+    Scenario(
+        "all-killed",
+        "every process at once",
+        ((2, "kill", "nodes", "etcd", "router"), (3, "restart", "etcd"), (3.5, "restart", "nodes", "router")),
+        12,
+        short=True,
+    ),
+    Scenario(
+        "majority-killed",
+        "two of three, one comes back",
+        ((2, "kill", "leader"), (2.1, "kill", "follower"), (5, "restart", "it")),
+        11,
+    ),
+    Scenario(
+        "rolling-restart",
+        "one node after the other, handing over",
+        (
+            (1, "restart_gracefully", "c1n1"),
+            (4, "restart_gracefully", "c1n2"),
+            (7, "restart_gracefully", "c1n3"),
+        ),
+        11,
+    ),
+    Scenario(
+        "kills-in-turn",
+        "whoever leads, over and over",
+        tuple(step for s in range(1, 16, 3) for step in ((s, "kill", "leader"), (s + 1.5, "restart", "it"))),
+        17,
+    ),
+    Scenario("slow-disk-follower", "80 ms a sync", ((2, "slow_disk", "follower"), (7, "good_disk", "it"))),
+    Scenario(
+        "slow-disk-leader", "80 ms a sync", ((2, "slow_disk", "leader"), (7, "good_disk", "it")), short=True
+    ),
+    Scenario(
+        "sync-fails",
+        "a failed sync ends the node (R14); it is restarted on a mended disk",
+        ((2, "broken_disk", "leader"), (6, "good_disk", "it"), (6.5, "restart", "it")),
+        died=1,
+    ),
+    Scenario(
+        "disk-full",
+        "a node's disk is full: it ends; freed, it is restarted",
+        ((1, "fill_disk", "follower"), (8, "free_disk", "it"), (8.5, "restart", "it")),
+        12,
+        died=1,
+    ),
+    Scenario(
+        "clock-jumps",
+        "wall clocks a day ahead, an hour back",
+        (
+            (2, "clock", "leader", "86400"),
+            (4, "clock", "follower", "-3600"),
+            (6, "clock", "leader", "-86400"),
+        ),
+    ),
+    Scenario(
+        "leader-cut-off",
+        "from everybody, for 5 s",
+        ((2, "isolate", "leader"), (7, "mend")),
+        12,
+        network=True,
+        short=True,
+    ),
+    Scenario(
+        "leader-deaf",
+        "it is heard and does not hear",
+        ((2, "deafen", "leader"), (7, "mend")),
+        12,
+        network=True,
+    ),
+    Scenario(
+        "leader-mute", "it hears and is not heard", ((2, "mute", "leader"), (7, "mend")), 12, network=True
+    ),
+    Scenario(
+        "leader-without-etcd",
+        "it has its peers and no etcd: it goes on leading",
+        ((2, "cut", "leader", "etcd"), (9, "mend")),
+        12,
+        network=True,
+    ),
+    Scenario(
+        "one-link-cut",
+        "leader and one follower",
+        ((2, "cut", "leader", "follower"), (7, "mend")),
+        12,
+        network=True,
+    ),
+    Scenario(
+        "cuts-in-turn",
+        "one node after the other is alone",
+        tuple(
+            step
+            for i in range(5)
+            for step in ((1 + 3 * i, "isolate", f"c1n{i % 3 + 1}"), (2.8 + 3 * i, "mend"))
+        ),
+        18,
+        network=True,
+    ),
+]
