@@ -2,13 +2,14 @@
 # make test   what CI runs: checks, then all tests (real etcd, real processes)
 # make check  lint, format, types, direction of imports
 # make sim    simulation: SEED=n replays one seed, COUNT=n runs so many fresh ones
+# make chaos  every scenario on real processes, with chaos-report.html
 # make bench  measurements on this machine: operations, a stopped follower, failover
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 UP ?=
 
-.PHONY: up test check sim bench clean
+.PHONY: up test check sim chaos bench clean
 
 up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
@@ -24,6 +25,9 @@ check: $(VENV)/.dev
 
 sim: $(VENV)/.dev
 	@SIM_SEED=$(SEED) SIM_COUNT=$(COUNT) $(BIN)/python -m pytest tests/simulation -x -s
+
+chaos: $(VENV)/.dev
+	@$(BIN)/python -m tests.chaos --report chaos-report.html --keep chaos-kept
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench.operations

@@ -12,6 +12,9 @@ MAX_OUTSTANDING = 4096
 MAX_OPS_PER_FRAME = 1024
 MAX_FRAME_BYTES = 4 << 20
 SWEEP_S = 0.05
+SILENT_S = 0.6
+#: patience with one attempt at a node that has fallen silent: enough to hear that it is back
+SILENT_TIMEOUT_S = 0.3
 
 
 class ConnectionLost(MetastoreError):
@@ -46,6 +49,15 @@ class NodeConnection(asyncio.Protocol):
         self._topology: list[asyncio.Future[Any]] = []
         self._status: list[asyncio.Future[Any]] = []
         self._sweeper: asyncio.TimerHandle | None = None
+        #: since when something is waited for and nothing came
+        self._quiet_since = 0.0
+        #: an operation was given up, and nothing came since it was sent
+        self._gave_up = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether the node owes answers and has said nothing for a while: paused, or cut off."""
+        return self._gave_up or (bool(self._waiting) and self.loop.time() - self._quiet_since > SILENT_S)
 
     # --- asyncio.Protocol -------------------------------------------------------------------
 
@@ -56,6 +68,7 @@ class NodeConnection(asyncio.Protocol):
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     def data_received(self, data: bytes) -> None:
+        self._quiet_since, self._gave_up = self.loop.time(), False
         try:
             for kind, body in self._decoder.feed(data):
                 if kind == frames.RESPONSE:
@@ -99,6 +112,7 @@ class NodeConnection(asyncio.Protocol):
     def _sweep(self) -> None:
         now = self.loop.time()
         late = [i for i, (_, until) in self._waiting.items() if until <= now]
+        self._gave_up |= bool(late) and now - self._quiet_since > SILENT_TIMEOUT_S
         for i in late:
             future, _ = self._waiting.pop(i)
             if not future.done():
@@ -129,6 +143,8 @@ class NodeConnection(asyncio.Protocol):
             raise ConnectionLost("connection lost", sent=False)
         if len(self._waiting) >= MAX_OUTSTANDING:
             raise Overloaded(f"{MAX_OUTSTANDING} operations are outstanding to this node", retry_after_s=0.05)
+        if not self._waiting:
+            self._quiet_since = self.loop.time()
         op_id = op[0] = self._next_id
         self._next_id = op_id + 1
         future: asyncio.Future[Any] = self.loop.create_future()

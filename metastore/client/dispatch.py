@@ -12,7 +12,7 @@ import os
 import random
 from typing import Any
 
-from metastore.client.connection import AttemptTimeout, ConnectionLost, NodeConnection
+from metastore.client.connection import SILENT_TIMEOUT_S, AttemptTimeout, ConnectionLost, NodeConnection
 from metastore.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -304,8 +304,8 @@ class _Attempts:
                 if self.ids is not None:
                     op[5] = self.ids.floor(self.partition)
                     client_id = self.ids.client_id
-                now = loop.time()
-                result = await connection.submit(client_id, op, min(self.until, now + ATTEMPT_TIMEOUT_S))
+                patience = SILENT_TIMEOUT_S if connection.silent else ATTEMPT_TIMEOUT_S
+                result = await connection.submit(client_id, op, min(self.until, loop.time() + patience))
             except ConnectionLost as e:
                 if e.detail.get("sent") and self.ids is not None:
                     self.maybe_done = True
@@ -340,11 +340,15 @@ class _Attempts:
             order = order[turn:] + order[:turn]
         elif placement.leader is not None:
             order = [placement.leader, *(n for n in order if n != placement.leader)]
+        silent: str | None = None
         for node in order:
             address = table.address(node)
             if address is not None and address not in self.tried:
-                return address
-        return None
+                connection = self.client._connections.get(address)
+                if connection is None or connection.lost or not connection.silent:
+                    return address
+                silent = silent or address
+        return silent  # last: the others may know better by now
 
     # --- what happened ------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from metastore.node.main import main
 from metastore.storage.disk import Disk
+from tests.chaos.planted import PLANTED
 
 
 class Faults:
@@ -52,5 +53,8 @@ def install(faults: Faults) -> None:
 
 
 if __name__ == "__main__":
+    bug = os.environ.get("METASTORE_PLANTED")
+    if bug:
+        PLANTED[bug][0]()
     install(Faults(Path(sys.argv[sys.argv.index("--data-dir") + 1] + ".faults")))
     sys.exit(main())

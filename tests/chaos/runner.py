@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Result:
     #: (seconds since the start, node, partition, epoch)
     reigns: list[tuple[float, str, int, int]] = field(default_factory=list)
     started_ns: int = 0
+    #: the same moment as seconds of the day, as logs tell the time
+    started_clock: float = 0.0
     back_s: float = 0.0
     outage_s: float = 0.0
 
@@ -105,6 +108,8 @@ async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int,
         faults = Faults(cluster, lab)
         running = asyncio.create_task(traffic.run())
         began, result.started_ns = time.monotonic(), time.monotonic_ns()
+        day = datetime.now()
+        result.started_clock = day.hour * 3600 + day.minute * 60 + day.second + day.microsecond / 1e6
         result.history, result.errors = traffic.history, traffic.errors
         try:
             for second_at, verb, *who in scenario.steps:
@@ -167,18 +172,17 @@ def longest_outage(history: list[Operation]) -> float:
 def reigns(data: Path, result: Result) -> list[tuple[float, str, int, int]]:
     """Every activation that the nodes logged, in order of time."""
     found = []
-    start = None
     for log in sorted((data / "logs").glob("c*.log")):
         for line in log.read_text(errors="replace").splitlines():
             match = _ACTIVE.match(line)
             if match:
                 clock, node, p, term, restart = match.groups()
                 h, m, s = clock.split(":")
-                at = int(h) * 3600 + int(m) * 60 + float(s)
+                at = int(h) * 3600 + int(m) * 60 + float(s) - result.started_clock
+                if at < -43_200:  # past midnight
+                    at += 86_400
                 found.append((at, node, int(p), int(term) << 16 | int(restart)))
-    if found:
-        start = min(at for at, *_ in found)
-    return sorted((at - (start or 0.0), node, p, epoch) for at, node, p, epoch in found)
+    return sorted(found)
 
 
 def check_reigns(found: list[tuple[float, str, int, int]]) -> list[str]:
