@@ -56,10 +56,19 @@ class Cluster:
             "dev", "up", "--data", str(data), "--cells", str(cells), "--nodes", str(nodes),
             "--partitions", str(partitions), "--port", str(port), "--detach", *flags,
         )  # fmt: skip
-        return cls(data)
+        cluster = cls(data)
+        cluster.wait_until_led(partitions)
+        return cluster
 
     def up_again(self) -> None:
         cellctl("dev", "up", "--data", str(self.data), "--detach")
+
+    def wait_until_led(self, partitions: int, timeout_s: float = 30.0) -> None:
+        """``up`` returns when a first record is written; the other partitions may still elect."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.leaders()) < partitions:
+            assert time.monotonic() < deadline, f"only {sorted(self.leaders())} of {partitions} are led"
+            time.sleep(0.05)
 
     def down(self) -> None:
         cellctl("dev", "down", "--data", str(self.data))
