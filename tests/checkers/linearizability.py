@@ -48,6 +48,7 @@ def step(state: State, op: Operation, seen: dict[str, int]) -> State | None:
                 return None
         elif not value or (op.when != version if exact else op.when < version):
             return None
+    version = max(version, op.when or 0)  # which it had, if the condition held
     if op.outcome == "unknown":
         if op.kind == "delete":
             return ("", version + 1, False) if value else state
@@ -68,14 +69,25 @@ def relevant(ops: list[Operation], seen: dict[str, int]) -> list[Operation]:
     """Without what never happened and unknown writes that nobody can have noticed."""
     acknowledged = {op.version for op in ops if op.kind != "read" and op.outcome == "ok"}
     noticed = {op.version for op in ops if op.outcome == "refused" and op.version}
-    noticed |= {op.when for op in ops if op.outcome == "ok" and op.when}
-    strangers = bool(noticed - acknowledged - set(seen.values()))
+    noticed |= {op.when for op in ops if op.when and (op.outcome == "ok" or op.value in seen)}
+    strangers = bool(noticed - acknowledged - set(seen.values())) or _deletes_of_nothing(ops)
     return [
         op
         for op in ops
         if op.outcome in ("ok", "refused")
         or (op.outcome == "unknown" and (op.kind == "delete" or op.value in seen or strangers))
     ]
+
+
+def _deletes_of_nothing(ops: list[Operation]) -> bool:
+    """Whether an acknowledged delete removed something that no acknowledged write left there."""
+    there = False
+    changes = [op for op in ops if op.kind != "read" and op.outcome == "ok" and op.version]
+    for op in sorted(changes, key=lambda op: op.version):
+        if op.kind == "delete" and not there:
+            return True
+        there = op.kind == "put"
+    return False
 
 
 def check_key(ops: list[Operation]) -> str | None:

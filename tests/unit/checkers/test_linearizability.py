@@ -41,11 +41,20 @@ GOOD = {
     "delete and make anew": [
         op("w a", 0, 1, version=1), op("d", 2, 3, version=2), op("r", 4, 5), op("w b", 6, 7, version=3, when=0),
     ],
+    "a delete of what only an unknown write can have made": [
+        op("w a", 0, 1, version=1), op("d", 2, 3, version=2), op("w b", 4, 5, "unknown"), op("d", 6, 7, version=5),
+    ],
+    "an unknown write on top of another that nobody saw": [
+        op("w u", 0, 0, "unknown"), op("w v1", 0, 0, "unknown", when=1), op("r v1", 1, 2, version=2),
+    ],
     "nothing to delete": [op("d", 0, 1), op("w a", 2, 3, version=1)],
     "an unknown delete": [op("w a", 0, 1, version=1), op("d", 2, 3, "unknown"), op("r", 4, 5)],
 }  # fmt: skip
 
 BAD = {
+    "a delete of what nobody can have made": [
+        op("w a", 0, 1, version=1), op("d", 2, 3, version=2), op("w b", 8, 9, "unknown"), op("d", 6, 7, version=5),
+    ],
     "stale read": [op("w a", 0, 1, version=1), op("w b", 2, 3, version=2), op("r a", 4, 5, version=1)],
     "lost write": [op("w a", 0, 1, version=1), op("r", 2, 3)],
     "read of what nobody wrote": [op("r x", 0, 1, version=1)],
