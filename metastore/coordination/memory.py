@@ -112,9 +112,11 @@ class MemoryCoordinator:
         clock: Callable[[], float],
         known_cluster_id: int | None = None,
         known_revision: int = 0,
+        poll_s: float = POLL_S,
     ) -> None:
         self.service = service
         self.clock = clock
+        self.poll_s = poll_s
         self.cut = False
         self.cluster_id = known_cluster_id
         self.revision = known_revision
@@ -213,7 +215,7 @@ class MemorySession:
             except CoordinationUnavailable:
                 if not self.alive:
                     self._set(0)
-            await asyncio.sleep(min(self._ttl_s / 6, POLL_S))
+            await asyncio.sleep(min(self._ttl_s / 6, self._c.poll_s))
 
     async def close(self) -> None:
         if self._task is not None:
@@ -255,4 +257,4 @@ class MemoryWatch(Mirror):
                 self.ready.set()
             except CoordinationUnavailable:
                 pass
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._c.poll_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from random import Random
 from typing import Any
@@ -73,7 +74,9 @@ class Node:
         self.stalls = 0
         self.worst_stall_ns = 0
         largest = int(store.facts.get(FACT_LARGEST_GRANT, 0))
-        self.core = NodeCore(self.me, self.settings, Random(), store.read_entries, now_ns(), largest)
+        self.core = NodeCore(
+            self.me, self.settings, Random(random.random()), store.read_entries, now_ns(), largest
+        )
         self.links = PeerLinks(
             config.cluster, self.me, self.on_peer_messages, self.on_peer_up, self.on_peer_down
         )

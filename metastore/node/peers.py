@@ -3,6 +3,8 @@
 Messages of one loop turn to one peer leave in one write. A peer that does not read has its
 messages dropped beyond a bound (the core repeats what matters), so a paused peer costs
 neither memory nor time. A refused or reset connection is told to the core at once (R9).
+Each side pings, and ends a connection on which nothing came for long: when the other machine
+loses its power no reset ever tells, and whoever has nothing to send would wait for ever.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ log = logging.getLogger("metastore.peers")
 MAX_BUFFERED_BYTES = 16 << 20
 MAX_FRAME_BODY_BYTES = 8 << 20
 DIAL_TIMEOUT_S = 1.0
+PING_S = 1.0
+SILENT_PINGS = 5
 DIAL_PAUSE_MIN_S, DIAL_PAUSE_MAX_S = 0.05, 0.4
+PING_FRAME = frames.pack(frames.PING, None)
 
 
 class PeerConnection(asyncio.Protocol):
@@ -36,6 +41,8 @@ class PeerConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.decoder = frames.FrameDecoder()
         self.closed = asyncio.get_running_loop().create_future()
+        self._quiet = 0
+        self._pinger: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # not isinstance: uvloop's transports are no subclasses of asyncio's
@@ -44,8 +51,27 @@ class PeerConnection(asyncio.Protocol):
             transport.write(
                 frames.pack(frames.PEER_HELLO, hello(self.links.cluster, self.links.me, *self.target))
             )
+        self._ping_later()
+
+    def _ping_later(self) -> None:
+        self._pinger = asyncio.get_running_loop().call_later(PING_S, self._ping)
+
+    def _ping(self) -> None:
+        self._quiet += 1
+        if self._quiet > SILENT_PINGS:
+            log.warning(
+                "peer %s disconnected: silent for %.0f s",
+                self.peer.node if self.peer else self.target,
+                SILENT_PINGS * PING_S,
+            )
+            self.abort()
+            return
+        if self.peer is not None and self.transport is not None:
+            self.transport.write(PING_FRAME)
+        self._ping_later()
 
     def data_received(self, data: bytes) -> None:
+        self._quiet = 0
         try:
             for kind, body in self.decoder.feed(data):
                 self.handle(kind, body)
@@ -54,6 +80,8 @@ class PeerConnection(asyncio.Protocol):
             self.abort()
 
     def handle(self, kind: int, body: Any) -> None:
+        if self.peer is not None and kind == frames.PING:
+            return
         if self.peer is not None:
             if kind != frames.PEER or type(body) is not list:
                 raise ProtocolError(f"frame type {kind} on a peer connection")
@@ -73,6 +101,7 @@ class PeerConnection(asyncio.Protocol):
         peer = read_hello(body, self.links.cluster, self.links.me)
         assert self.transport is not None
         self.transport.write(frames.pack(frames.PEER_HELLO_OK, list(self.links.me)))
+        self._ping_later()
         self.open(peer)
 
     def open(self, peer: Process) -> None:
@@ -106,6 +135,8 @@ class PeerConnection(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._pinger is not None:
+            self._pinger.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
         if self.peer is not None:

@@ -114,6 +114,8 @@ class NodeLog:
         self._jobs: queue.SimpleQueue[list[_Piece] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._preparing: threading.Thread | None = None
+        #: takes a round instead of the log's own thread, and tells ``round_written`` (simulation)
+        self.writer: Callable[[list[_Piece]], None] | None = None
         self._on_durable: Callable[[int], None] = lambda seq: None
         self._on_failure: Callable[[StorageError], None] = lambda error: None
 
@@ -222,7 +224,7 @@ class NodeLog:
         if segment is None or segment.number != number:
             segment = self.files.create(number)
         segments.append(segment)
-        if self._loop is not None:
+        if self._thread is not None:
             self._preparing = threading.Thread(
                 target=self._prepare, args=(number + 1,), name="log-prepare", daemon=True
             )
@@ -244,8 +246,10 @@ class NodeLog:
         on_failure: Callable[[StorageError], None],
     ) -> None:
         self._loop, self._on_durable, self._on_failure = loop, on_durable, on_failure
-        self._thread = threading.Thread(target=self._write_forever, name="log-writer", daemon=True)
-        self._thread.start()
+        if self.writer is None:
+            self.writer = self._jobs.put
+            self._thread = threading.Thread(target=self._write_forever, name="log-writer", daemon=True)
+            self._thread.start()
 
     def kick(self) -> None:
         """Begin a round if none is running and something waits."""
@@ -256,19 +260,21 @@ class NodeLog:
                 self._failed(e)
                 return
             self.syncing = True
-            self._jobs.put(pieces)
+            assert self.writer is not None
+            self.writer(pieces)
 
     def run_round(self) -> None:
         """The pending round, here and now (no thread): for tests and simulation."""
         if self._waiting:
             try:
-                self._write(self._take_round())
+                self.write_pieces(self._take_round())
             except OSError as e:
                 self._failed(e)
                 raise self.failure or e from None
             self._round_ended()
 
-    def _write(self, pieces: list[_Piece]) -> None:
+    def write_pieces(self, pieces: list[_Piece]) -> None:
+        """The writer's part. Raises OSError."""
         disk = self.files.disk
         for number, (segment, offset, data) in enumerate(pieces):
             disk.write(segment.fd, data, offset)
@@ -284,12 +290,12 @@ class NodeLog:
                 return
             began = time.monotonic_ns()
             try:
-                self._write(pieces)
+                self.write_pieces(pieces)
             except OSError as e:
-                self._call(loop, self._failed, e)
+                self._call(loop, self.round_written, e)
                 return
             self.last_sync_us = (time.monotonic_ns() - began) // 1000
-            self._call(loop, self._round_done)
+            self._call(loop, self.round_written, None)
 
     @staticmethod
     def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *args: object) -> None:
@@ -312,7 +318,11 @@ class NodeLog:
             self._cached.popleft()
             self._cache_bytes -= len(blob)
 
-    def _round_done(self) -> None:
+    def round_written(self, error: OSError | None) -> None:
+        """In the loop's thread: the round is durable, or has failed."""
+        if error is not None:
+            self._failed(error)
+            return
         self.syncing = False
         self._round_ended()
         self._on_durable(self.durable_seq)

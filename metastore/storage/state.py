@@ -104,9 +104,21 @@ Job = list[tuple[Any, bytes, bytes | None]]
 class State:
     """One LMDB environment. Reads from the loop thread, ``write`` from the writer thread."""
 
-    def __init__(self, folder: Path, map_size: int) -> None:
+    def __init__(self, env: Any) -> None:
+        """``env``: an open LMDB environment, or what stands in for one."""
+        self.env = env
+        self.data = env.open_db(b"data")
+        self.aux = env.open_db(b"aux")
+        self.meta = env.open_db(b"meta")
+        # what a killed process had committed may be in the kernel's cache only
+        env.sync(True)
+        self._reader = env.begin()
+
+    @classmethod
+    def open(cls, folder: Path, map_size: int) -> State:
+        """Raises StorageError."""
         try:
-            self.env = lmdb.open(
+            env = lmdb.open(
                 str(folder),
                 map_size=map_size,
                 max_dbs=4,
@@ -116,14 +128,9 @@ class State:
                 readahead=False,
                 meminit=False,
             )
-            self.data = self.env.open_db(b"data")
-            self.aux = self.env.open_db(b"aux")
-            self.meta = self.env.open_db(b"meta")
-            # what a killed process had committed may be in the kernel's cache only
-            self.env.sync(True)
+            return cls(env)
         except lmdb.Error as e:
             raise StorageError(f"the state in {folder} cannot be opened: {e}") from None
-        self._reader = self.env.begin()
 
     # --- reading --------------------------------------------------------------------------
 

@@ -162,16 +162,17 @@ class Store:
             identity, created = _identity(folder, cluster, node)
             store = cls(folder, identity, created, options or StorageOptions())
             store._lock_fd = lock_fd
-            store._recover(disk or Disk())
+            store.recover(disk or Disk(), State.open(folder / "state", store.options.map_size_bytes))
         except BaseException:
             os.close(lock_fd)
             raise
         return store
 
-    def _recover(self, disk: Disk) -> None:
+    def recover(self, disk: Disk, state: State) -> None:
+        """Bring log and state together. Raises CorruptLog."""
         files = SegmentFiles(self.folder / "log", disk, self.store_id, self.options.segment_bytes)
         self.log = NodeLog(files, self.options.cache_bytes)
-        self.state = State(self.folder / "state", self.options.map_size_bytes)
+        self.state = state
         row = self.state.node_row()
         self.facts = dict(row.get("facts", {}))
         metas = self.state.metas()
@@ -201,6 +202,9 @@ class Store:
         self._loop, self._on_durable, self._on_failure = loop, on_durable, on_failure
         self.log.start(loop, self._round_durable, self._fail)
         self._timer = loop.create_task(self._flush_forever())
+
+    def _now(self) -> float:
+        return self._loop.time() if self._loop is not None else 0.0
 
     def _fail(self, error: StorageError) -> None:
         if self._failed is None:
@@ -345,7 +349,7 @@ class Store:
         meta.commit = max(meta.commit, index)
         active = self._active
         if not active.changes:
-            self._active_since = time.monotonic()
+            self._active_since = self._now()
         active.apply(p, changes, aux)
         self._dirty.add(p)
         if active.bytes > self.options.flush_bytes or active.changes > self.options.flush_changes:
@@ -354,7 +358,7 @@ class Store:
     async def _flush_forever(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_INTERVAL_S)
-            due = self._active.changes and time.monotonic() - self._active_since > self.options.flush_age_s
+            due = self._active.changes and self._now() - self._active_since > self.options.flush_age_s
             if due or self._needs_checkpoint():
                 self._freeze()
             if self._garbage and self._flushing is None and self._failed is None:

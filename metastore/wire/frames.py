@@ -37,6 +37,7 @@ STATUS: Final = 9
 PEER_HELLO: Final = 32
 PEER_HELLO_OK: Final = 33
 PEER: Final = 34
+PING: Final = 35
 
 _packer_options: dict[str, Any] = {"use_bin_type": True}
 
