@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from metastore.client import AsyncClient, Namespace
@@ -27,11 +28,16 @@ class Traffic:
     history: list[Operation] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
     stop: bool = False
+    #: the clock of the history, in nanoseconds
+    clock: Callable[[], int] = time.monotonic_ns
+    tasks: int = TASKS
+    #: distinguishes the values of several of these
+    name: str = ""
     #: key -> a version some task saw last, for conditions that have a chance to hold
     versions: dict[str, int] = field(default_factory=dict)
 
     async def run(self) -> None:
-        await asyncio.gather(*(self._task(n) for n in range(TASKS)))
+        await asyncio.gather(*(self._task(n) for n in range(self.tasks)))
 
     async def _task(self, number: int) -> None:
         rng = random.Random(self.seed * 1000 + number)
@@ -39,7 +45,7 @@ class Traffic:
         count = 0
         while not self.stop:
             count += 1
-            await self.one(number, ns, rng.choice(self.keys), rng.random(), f"{number}.{count}")
+            await self.one(number, ns, rng.choice(self.keys), rng.random(), f"{self.name}{number}.{count}")
             await asyncio.sleep(PAUSE_S * rng.random() * 2)
 
     async def one(self, number: int, ns: Namespace, key: str, dice: float, value: str) -> Operation:
@@ -51,7 +57,7 @@ class Traffic:
             kind = "delete"
         elif dice > 0.65:
             when = self.versions.get(key, ABSENT)
-        began = time.monotonic_ns()
+        began = self.clock()
         outcome, version, seen = "ok", 0, value if kind == "put" else ""
         try:
             if kind == "read":
@@ -73,26 +79,26 @@ class Traffic:
             self.errors[e.code] = self.errors.get(e.code, 0) + 1
         if outcome != "unknown" and outcome != "none":
             self.versions[key] = 0 if kind == "delete" or (kind == "read" and not seen) else version
-        op = Operation(number, key, kind, began, time.monotonic_ns(), outcome, seen, version, when)
+        op = Operation(number, key, kind, began, self.clock(), outcome, seen, version, when)
         self.history.append(op)
         return op
 
     async def until_all_serve(self, patience_s: float) -> float:
         """Seconds until every key takes a write again; raises AssertionError when it takes longer."""
-        began = time.monotonic()
+        began = self.clock()
         ns = self.clients[0].namespace("chaos")
         for number, key in enumerate(self.keys):
             while (
-                await self.one(TASKS, ns, key, 0.5, f"back.{number}.{time.monotonic_ns()}")
+                await self.one(self.tasks, ns, key, 0.5, f"{self.name}back.{number}.{self.clock()}")
             ).outcome != "ok":
-                assert time.monotonic() - began < patience_s, (
+                assert self.clock() - began < patience_s * 1e9, (
                     f"{key} takes no write {patience_s} s after healing"
                 )
                 await asyncio.sleep(0.1)
-        return time.monotonic() - began
+        return (self.clock() - began) / 1e9
 
     async def read_all(self) -> None:
         """A last look at every key."""
         ns = self.clients[-1].namespace("chaos")
         for key in self.keys:
-            await self.one(TASKS, ns, key, 0.0, "")
+            await self.one(self.tasks, ns, key, 0.0, "")

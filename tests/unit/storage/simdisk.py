@@ -7,8 +7,10 @@ them from what will ever be written while reads go on showing them, as Linux doe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import NoReturn
 
 from metastore.storage.disk import Disk
 
@@ -48,6 +50,7 @@ class SimDisk(Disk):
         self.files: dict[Path, _File] = {}
         self.cut_after: int | None = None
         self.fail_next_sync = False
+        self.on_cut: Callable[[], None] = lambda: None
         self._open: dict[int, _File] = {}
         self._next_fd = 1000
 
@@ -58,9 +61,13 @@ class SimDisk(Disk):
         self.cut_after -= 1
         return self.cut_after < 0
 
+    def _cut(self) -> NoReturn:
+        self.on_cut()
+        raise Cut
+
     def _step(self) -> None:
         if self._tick():
-            raise Cut
+            self._cut()
 
     # --- what befalls it ------------------------------------------------------------------
 
@@ -85,7 +92,7 @@ class SimDisk(Disk):
     def create(self, path: Path, size: int) -> None:
         if self._tick():
             self.files[path.with_suffix(".new")] = _File(size // 2)
-            raise Cut
+            self._cut()
         self.files[path] = _File(size)
         self._step()
 
@@ -103,7 +110,7 @@ class SimDisk(Disk):
             done = self.random.randrange(len(data) + 1)
             if done:
                 self._open[fd].write(data[:done], offset)
-            raise Cut
+            self._cut()
         self._open[fd].write(data, offset)
         self._step()
 

@@ -1,0 +1,1 @@
+"""The replication rules as a small model, explored exhaustively within stated bounds."""
