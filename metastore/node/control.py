@@ -11,6 +11,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from metastore.clock import now_ns
 from metastore.coordination.interface import Change, Compare, Coordinator, Put, Session
 from metastore.core import effects as fx
@@ -34,6 +36,9 @@ log = logging.getLogger("metastore.control")
 FACT_CLUSTER_ID = "etcd_cluster_id"
 FACT_REVISION = "etcd_revision"
 RECONCILE_S = 1.0
+USAGE_S = 2.0
+#: what a node keeps for a start without etcd
+REMEMBERED = frozenset({"nodes", "config", "leader", "namespaces"})
 MAX_CONCURRENT_CAMPAIGNS = 16
 
 
@@ -53,6 +58,8 @@ class Control:
         self._configs: dict[int, int] = {}
         self._remembered: tuple[int | None, int] = (None, 0)
         self._remember_due = False
+        self._published: dict[str, list[int]] = {}
+        self._published_at = 0
         self.ready = asyncio.Event()
         self.campaigns = 0
         self.elections_won = 0
@@ -82,6 +89,7 @@ class Control:
 
     def _lease_changed(self) -> None:
         self._registered = False
+        self._published = {}
         self.wake()
 
     async def close(self) -> None:
@@ -103,7 +111,8 @@ class Control:
                 self._apply_change(change, revision)
             except (InvalidRequest, KeyError, ValueError, TypeError) as e:
                 log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
-        self._remember_due = True
+        kinds = {self.layout.parse(change.key)[0] for change in changes}
+        self._remember_due |= bool(kinds & REMEMBERED)
         self.wake()
         node.settle()
 
@@ -121,6 +130,8 @@ class Control:
                 host = node.open_partition(config)
             self._configs[config.partition] = new.mod_revision
             host.replica.on_config(now_ns(), config, new.mod_revision)
+        elif parts[0] == "usage":
+            node.policies.published(parts[1], new.value if new else None)
         elif parts[0] == "leader" and parts[1] == node.config.cell:
             p = int(parts[2])
             host = node.hosts.get(p)
@@ -207,11 +218,13 @@ class Control:
         if self.ready.is_set():
             self.leader_keys_read()
             self._remember()
+        usage = self.node.policies.recount()
         session = self.session
         if not session.alive or not session.lease_id:
             return
         if not self._registered:
             await self._register(session)
+        await self._publish(usage, session)
         if self.ready.is_set():
             for p, host in list(self.node.hosts.items()):
                 replica = host.replica
@@ -235,6 +248,21 @@ class Control:
             ],
         )
         self._registered = True
+
+    async def _publish(self, usage: dict[str, list[int]], session: Session) -> None:
+        """What this node leads of namespaces with a quota, when that changed by over a hundredth."""
+        now = now_ns()
+        if now - self._published_at < USAGE_S * 1e9:
+            return
+        if usage.keys() == self._published.keys() and all(
+            abs(new - old) * 100 <= old
+            for ns in usage
+            for new, old in zip(usage[ns], self._published[ns], strict=True)
+        ):
+            return
+        key = self.layout.usage(self.node.config.node)
+        await self.coordinator.txn([], [Put(key, orjson.dumps(usage), session.lease_id)])
+        self._published, self._published_at = {ns: list(sums) for ns, sums in usage.items()}, now
 
     async def _put_back(self, p: int, epoch: int, session: Session) -> None:
         """R12: ``leader(p)`` at our own epoch and on the present lease, if config still names us."""

@@ -30,6 +30,7 @@ from metastore.node.clients import ClientConnection
 from metastore.node.control import Control
 from metastore.node.host import PartitionHost
 from metastore.node.peers import PeerLinks
+from metastore.node.policies import Policies
 from metastore.node.snapshots import Snapshots
 from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry, TruncateEntry
 from metastore.storage.store import Store
@@ -82,12 +83,13 @@ class Node:
         )
         self.snapshots = Snapshots(self)
         self.topology = self._restored_topology()
+        self.policies = Policies(self)
         self.control = Control(self)
         self._largest_grant_ns = largest
         self._held: deque[tuple[int, str, Any]] = deque()
         self._inbox: deque[tuple[Process, Any]] = deque()
         self._turn_scheduled = False
-        self._turn_ns = 0
+        self._pumping: dict[PartitionHost, None] = {}
         self._quorum_asked = False
         self._loop: asyncio.AbstractEventLoop
         self._tasks: list[asyncio.Task[None]] = []
@@ -188,6 +190,25 @@ class Node:
         if not self._turn_scheduled:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
+
+    def schedule_pump(self, host: PartitionHost) -> None:
+        """Feed watches that are behind, between turns."""
+        if not self._pumping:
+            self._loop.call_soon(self._pump)
+        self._pumping[host] = None
+
+    def _pump(self) -> None:
+        pumping, self._pumping = self._pumping, {}
+        try:
+            for host in pumping:
+                if self.failure is None and host.watches.pump():
+                    self.schedule_pump(host)
+        except (StorageError, AssertionError) as e:
+            log.exception("fail-stop")
+            self.fail(e)
+
+    def watch_count(self) -> int:
+        return sum(host.watches.count for host in self.hosts.values())
 
     def settle(self) -> None:
         """Carry out what the core asked for. Called right after every event given to it: nobody
@@ -358,6 +379,7 @@ class Node:
                 # they are silent (R9). Grants are checked against the clock anyway (R8).
                 for host in self.hosts.values():
                     host.replica.heard(now)
+                    host.restart_ttls(now)
             due = now + tick_ns
             self.core.tick(now, self.control.can_elect())
             self.settle()
@@ -400,6 +422,8 @@ class Node:
                     "commit_index": r.commit_index,
                     "applied_index": host.applied,
                     "version": host.machine.last_version,
+                    "records": sum(held[0] for held in host.machine.usage.values()),
+                    "bytes": sum(held[1] for held in host.machine.usage.values()),
                     "lag": lag,
                     "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
                 }
@@ -411,6 +435,8 @@ class Node:
             "incarnation": self.me.incarnation,
             "partitions": partitions,
             "etcd": self.control.status(),
+            "topology_revision": self.topology.revision,
+            "watches": self.watch_count(),
             "peers": self.links.connected(),
             "stalls": self.stalls,
             "worst_stall_ms": self.worst_stall_ns // MS,

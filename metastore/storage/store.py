@@ -39,7 +39,7 @@ from metastore.storage.state import NODE_ROW, Job, Meta, State, meta_key
 
 log = logging.getLogger("metastore.store")
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FLUSH_INTERVAL_S: Final = 0.25
 
 
@@ -112,7 +112,7 @@ class Store:
         self.options = options
         self.facts: dict[str, Any] = {}
         self.partitions: dict[int, PartitionInfo] = {}
-        self.scan_was_cut = False
+        self.scan_next: bytes | None = None
         self.flushes = 0
         self.last_flush_ms = 0
         self.log: NodeLog
@@ -301,25 +301,33 @@ class Store:
                 return part.records[lkey]
         return self.state.get(self.partitions[p].meta.slot, lkey)
 
-    def scan(self, p: int, start: bytes, end: bytes, limit: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
-        """Records with ``start <= lkey < end`` in order, at most ``limit``. ``scan_was_cut``
-        says whether ``max_bytes`` ended it early."""
-        self.scan_was_cut = False
+    def scan(
+        self,
+        p: int,
+        start: bytes,
+        end: bytes,
+        limit: int,
+        max_bytes: int,
+        wanted: bytes = b"",
+        max_looks: int = 1 << 62,
+    ) -> list[tuple[bytes, bytes]]:
+        """Records with ``start <= lkey < end`` in order, at most ``limit``, of those whose namespace
+        and key begin with ``wanted``. ``scan_next``: where to go on when ``limit``, ``max_bytes`` or
+        ``max_looks`` (records looked at) ended it early; None = there is nothing more."""
         rows: list[tuple[bytes, bytes]] = []
         last: bytes | None = None
         for lkey, record in self._merged(p, start, end):
             if lkey == last:
                 continue
+            if len(rows) >= limit or max_bytes <= 0 or max_looks <= 0:
+                self.scan_next = lkey
+                return rows
             last = lkey
-            if record is None:
-                continue
-            rows.append((lkey, record))
-            max_bytes -= len(lkey) + len(record)
-            if len(rows) >= limit:
-                break
-            if max_bytes <= 0:
-                self.scan_was_cut = True
-                break
+            max_looks -= 1
+            if record is not None and (not wanted or lkey.startswith(wanted, 8)):
+                rows.append((lkey, record))
+                max_bytes -= len(lkey) + len(record)
+        self.scan_next = None
         return rows
 
     def _merged(self, p: int, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:

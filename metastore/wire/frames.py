@@ -33,6 +33,10 @@ TOPOLOGY: Final = 6
 ERROR: Final = 7
 STATUS_REQUEST: Final = 8
 STATUS: Final = 9
+WATCH: Final = 10
+UNWATCH: Final = 11
+EVENTS: Final = 12
+WATCH_END: Final = 13
 # node <-> node
 PEER_HELLO: Final = 32
 PEER_HELLO_OK: Final = 33
