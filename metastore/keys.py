@@ -26,6 +26,8 @@ MAX_CONTENT_TYPE_BYTES = 127
 #: routing rules of namespaces; n > 0: the first n segments
 PARENT, WHOLE_KEY = 0, -1
 MAX_SEGMENTS = 16
+#: of a cluster when it is made: its table has to fit a frame
+MAX_PARTITIONS = 8192
 #: above every storage key
 END_OF_RING = b"\xff" * 9
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
@@ -162,9 +164,9 @@ class PartitionMap:
 
     @classmethod
     def even(cls, count: int) -> PartitionMap:
-        """``count`` (a power of two, 1 to 65536) equal ranges with ids 0 to count - 1."""
-        if not 1 <= count <= 65536 or count & (count - 1):
-            raise InvalidRequest(f"partitions = {count}: must be a power of two from 1 to 65536")
+        """``count`` (a power of two, 1 to MAX_PARTITIONS) equal ranges with ids 0 to count - 1."""
+        if not 1 <= count <= MAX_PARTITIONS or count & (count - 1):
+            raise InvalidRequest(f"partitions = {count}: must be a power of two from 1 to {MAX_PARTITIONS}")
         width = (1 << 64) // count
         return cls(PartitionRange(i, i * width, (i + 1) * width) for i in range(count))
 

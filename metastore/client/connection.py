@@ -259,4 +259,4 @@ class NodeConnection(asyncio.Protocol):
             raise AttemptTimeout("the node does not answer") from None
 
     def close(self) -> None:
-        self._fail(ConnectionLost("closed", sent=False))
+        self._fail(ConnectionLost("closed", sent=True))

@@ -110,6 +110,7 @@ class Dispatcher:
         self.ids = RequestIds()
         self.election_patience_s = election_patience_s
         self.retries = 0
+        self.closed = False
         self._connections: dict[str, NodeConnection] = {}
         self._connecting: dict[str, asyncio.Future[NodeConnection]] = {}
         self._refreshing: asyncio.Task[bool] | None = None
@@ -133,6 +134,7 @@ class Dispatcher:
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
+        self.closed = True
         tasks: list[asyncio.Task[Any]] = [t for t in (self._refresher, self._refreshing) if t is not None]
         for task in tasks:
             task.cancel()
@@ -248,7 +250,7 @@ class Dispatcher:
         try:
             return await attempt.run()
         finally:
-            ids.end(partition, seq)
+            ids.end(partition, op[4])
 
     async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
         """Another client's operation, with the request id that it gave it (``op`` as it came, checked)."""
@@ -320,6 +322,8 @@ class _Attempts:
             now = loop.time()
             if now >= self.until:
                 raise self.at_the_end(DeadlineExceeded("the deadline passed"))
+            if client.closed:
+                raise self.at_the_end(Unavailable("the client is closed"))
             placement = client.table.route(self.lkey)
             address = self.choose(placement)
             if address is None:
@@ -410,8 +414,11 @@ class _Attempts:
             return
         if isinstance(error, RequestIdExpired) and self.ids is not None:
             index = error.detail.get("index")
-            if not self.maybe_done and not error.detail.get("reused") and isinstance(index, int):
+            if not self.maybe_done and isinstance(index, int):
                 self.ids.seen(self.partition, index)
+                if error.detail.get("reused"):  # so many later ones were finished that it counts as one
+                    self.ids.end(self.partition, self.op[4])
+                    self.op[4], _ = self.ids.begin(self.partition)
                 self.op[6] = max(index, self.op[6])
                 return
             raise self.at_the_end(error)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgpack
 
 from metastore.clock import now_ns
-from metastore.errors import InvalidRequest, MetastoreError, Overloaded, ProtocolError
+from metastore.errors import InvalidRequest, MetastoreError, Overloaded, ProtocolError, StorageError
 from metastore.node.peers import PING_FRAME, PeerConnection
 from metastore.wire import frames
 from metastore.wire.client_messages import (
@@ -94,6 +94,8 @@ class ClientConnection(asyncio.Protocol):
         except ProtocolError as e:
             log.info("client disconnected: %s", e)
             self.refuse(e)
+        except StorageError as e:
+            self.node.fail_stop(e)  # R14: also when it is a read that finds the damage
         self.node.schedule_turn()
 
     def pause_writing(self) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from metastore.clock import now_ns
-from metastore.coordination.interface import Change, Compare, Coordinator, Put, Session
+from metastore.coordination.interface import KV, Change, Compare, Coordinator, Get, Put, Session
 from metastore.core import effects as fx
-from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest
+from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest, StorageError
 from metastore.layout import (
     ConfigRecord,
     Layout,
@@ -82,6 +82,7 @@ class Control:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self.node.ended)
 
     def wake(self) -> None:
         """Something changed that etcd should hear of soon."""
@@ -111,6 +112,8 @@ class Control:
                 self._apply_change(change, revision)
             except (InvalidRequest, KeyError, ValueError, TypeError) as e:
                 log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
+            except (StorageError, AssertionError) as e:
+                node.fail_stop(e)
         kinds = {self.layout.parse(change.key)[0] for change in changes}
         self._remember_due |= bool(kinds & REMEMBERED)
         self.wake()
@@ -124,6 +127,13 @@ class Control:
         elif parts[0] == "config" and parts[1] == node.config.cell and new is not None:
             config = ConfigRecord.from_json(new.value)
             host = node.hosts.get(config.partition)
+            known = host.replica.config if host is not None else None
+            if known is not None and term_of(config.epoch) < term_of(known.epoch):
+                self.coordinator.distrust(
+                    f"etcd's record of partition {config.partition} is at term {term_of(config.epoch)} and was at "
+                    f"{term_of(known.epoch)}"
+                )
+                return
             if host is None:
                 if (node.me.node, node.me.store) not in config.members():
                     return
@@ -159,6 +169,10 @@ class Control:
                 won = await self._elect(effect)
         except CoordinationError as e:
             log.debug("campaign for partition %d: %s", p, e)
+        except (StorageError, AssertionError):
+            raise
+        except Exception:
+            log.exception("the campaign for partition %d failed", p)
         host = node.hosts[p]
         if won:
             self.elections_won += 1
@@ -186,8 +200,12 @@ class Control:
             result = await self.coordinator.txn(
                 [Compare.mod_revision_is(config_key, effect.expect_mod_revision), leader_is],
                 [Put(config_key, effect.new.to_json()), Put(leader_key, mine, session.lease_id)],
+                [Get(config_key), Get(leader_key)],
             )
-            return (effect.new, result.revision) if result.succeeded else None
+            if result.succeeded:
+                return effect.new, result.revision
+            self._catch_up(p, *result.kvs)
+            return None
         except CoordinationUnknown:
             # decide by what is there, never by the lost answer
             config = await self.coordinator.get(config_key)
@@ -195,6 +213,15 @@ class Control:
             if config is None or leader is None or leader.value != mine:
                 return None
             return effect.new, config.mod_revision
+
+    def _catch_up(self, p: int, config: KV | None, leader: KV | None) -> None:
+        """What the transaction found instead: the watch may be behind, or cut off from news."""
+        host = self.node.hosts[p]
+        if config is not None:
+            self._configs[p] = max(config.mod_revision, self._configs.get(p, 0))
+            host.replica.on_config(now_ns(), ConfigRecord.from_json(config.value), config.mod_revision)
+        self._leaders[p] = leader
+        host.replica.on_leader_value(leader.value if leader else None)
 
     # --- registration, R12, durable facts ------------------------------------------------------
 
@@ -210,6 +237,8 @@ class Control:
                 await self._reconcile()
             except CoordinationError as e:
                 log.debug("reconcile: %s", e)
+            except (StorageError, AssertionError):
+                raise  # what is broken is this node (R14)
             except Exception:
                 log.exception("reconcile failed; it will be tried again")
             await asyncio.sleep(0.02)
@@ -271,7 +300,11 @@ class Control:
         seen = self._leaders.get(p)
         if seen is not None and seen.value == mine and seen.lease == session.lease_id:
             return
-        if seen is not None and LeaderRecord.from_json(seen.value).node != node.me.node:
+        try:
+            if seen is not None and LeaderRecord.from_json(seen.value).node != node.me.node:
+                return
+        except (InvalidRequest, KeyError, ValueError, TypeError) as e:
+            log.error("leader record of partition %d is not understood, and is left alone: %s", p, e)
             return
         leader_is = Compare.absent(key) if seen is None else Compare.value_is(key, seen.value)
         config_key = self.layout.config(node.config.cell, p)

@@ -21,9 +21,9 @@ from metastore.core import effects as fx
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.node import NodeCore
-from metastore.core.replica import InvariantBroken, Restored, unpack_config
+from metastore.core.replica import Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
-from metastore.errors import CorruptLog, MetastoreError, Moved, StorageError
+from metastore.errors import MetastoreError, Moved, ProtocolError
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
 from metastore.node.clients import ClientConnection
@@ -115,7 +115,9 @@ class Node:
         for record in self.topology.nodes.values():
             self.meet(record)
         self.core_started = True
-        self._tasks.append(self._loop.create_task(self._tick_forever()))
+        ticking = self._loop.create_task(self._tick_forever())
+        ticking.add_done_callback(self.ended)
+        self._tasks.append(ticking)
         self.settle()
 
     def _restored_topology(self) -> TopologyTable:
@@ -184,6 +186,18 @@ class Node:
             log.critical("node stops: %s: %s", type(error).__name__, error, extra={"node": self.config.node})
             self.failed.set()
 
+    def fail_stop(self, error: Exception) -> None:
+        """Whatever came up while effects were carried out: some of them are lost, so nothing that
+        follows may be answered. No exception is harmless here."""
+        log.error("fail-stop", exc_info=error)
+        self.fail(error)
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        """A background task ended: by an error, the node does too."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self.fail_stop(error)
+
     # --- turns ------------------------------------------------------------------------------
 
     def schedule_turn(self) -> None:
@@ -203,9 +217,8 @@ class Node:
             for host in pumping:
                 if self.failure is None and host.watches.pump():
                     self.schedule_pump(host)
-        except (StorageError, AssertionError) as e:
-            log.exception("fail-stop")
-            self.fail(e)
+        except Exception as e:
+            self.fail_stop(e)
 
     def watch_count(self) -> int:
         return sum(host.watches.count for host in self.hosts.values())
@@ -217,9 +230,8 @@ class Node:
         if self.failure is None:
             try:
                 self.run_effects()
-            except (StorageError, InvariantBroken, AssertionError) as e:
-                log.exception("fail-stop")
-                self.fail(e)
+            except Exception as e:
+                self.fail_stop(e)
             self.schedule_turn()
 
     def _turn(self) -> None:
@@ -241,9 +253,8 @@ class Node:
             for client in answering:
                 client.flush()
             self.store.kick()
-        except (StorageError, InvariantBroken, AssertionError) as e:
-            log.exception("fail-stop")
-            self.fail(e)
+        except Exception as e:
+            self.fail_stop(e)
 
     def run_effects(self) -> None:
         """Carry out effects until there are none; messages to this very process come back."""
@@ -265,6 +276,7 @@ class Node:
             else:
                 self._route(effect.node, effect.message)
         elif isinstance(effect, fx.PersistEntries):
+            self.store.check_epoch(effect.p, effect.epoch)
             for blob in effect.blobs:
                 self.store.append(EntryRecord(effect.p, effect.commit, blob))
         elif isinstance(effect, fx.Committed):
@@ -328,9 +340,10 @@ class Node:
                     self.snapshots.receive(src, message)
                 else:
                     core.receive(now, src, message)
-        except (InvariantBroken, AssertionError, CorruptLog) as e:
-            log.exception("fail-stop")
-            self.fail(e)
+        except ProtocolError:
+            raise
+        except Exception as e:
+            self.fail_stop(e)
         finally:  # also when a later message makes no sense: ProtocolError ends the connection
             self.settle()
             if self.parking:
@@ -344,6 +357,8 @@ class Node:
                 self.parking.append(host)
 
     def on_peer_up(self, node: str) -> None:
+        # what was owed to an earlier connection, or run, of the peer means nothing to this one
+        self._held = deque(held for held in self._held if held[1] != node)
         self.core.peer_up(now_ns(), node)
         self.settle()
 
@@ -381,6 +396,7 @@ class Node:
                     host.replica.heard(now)
                     host.restart_ttls(now)
             due = now + tick_ns
+            self.core.ctx.stuck = self.store.syncing_for_s() * 1e9 > self.settings.suspect_after_ns
             self.core.tick(now, self.control.can_elect())
             self.settle()
             if self.parking:

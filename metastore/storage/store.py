@@ -41,6 +41,7 @@ log = logging.getLogger("metastore.store")
 
 FORMAT: Final = 2
 FLUSH_INTERVAL_S: Final = 0.25
+HOLD_AFTER_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,8 @@ class Store:
         #: (record number, slot): rows to delete once the log is durable up to that record
         self._garbage: list[tuple[int, int]] = []
         self._switching = 0
+        #: partition -> entries above this are kept for a while
+        self._held: dict[int, int] = {}
         self._aux_sources: dict[int, Callable[[bytes], bytes | None]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -257,10 +260,14 @@ class Store:
 
     def append(self, record: Record) -> int:
         """Buffer a record; its number. Durable once ``durable_seq`` reaches it."""
+        if isinstance(record, SealEntry) and record.epoch <= self.partitions[record.p].meta.sealed:
+            sealed = self.partitions[record.p].meta.sealed
+            raise StorageError(
+                f"R1: partition {record.p} has sealed {sealed}; it is not lowered to {record.epoch}"
+            )
         seq = self.log.append(record)
         if isinstance(record, SealEntry):
             meta = self.partitions[record.p].meta
-            assert record.epoch > meta.sealed, f"I7: {record.epoch} would replace {meta.sealed}"
             meta.sealed, meta.owner, meta.config = record.epoch, record.owner, record.config
             self._dirty.add(record.p)
         elif isinstance(record, ConfigEntry):
@@ -270,8 +277,31 @@ class Store:
             self.facts[record.key] = record.value
         return seq
 
+    def check_epoch(self, p: int, epoch: int) -> None:
+        """R1: the storage write itself compares. Raises StorageError unless ``epoch`` is the one sealed."""
+        sealed = self.partitions[p].meta.sealed
+        if epoch != sealed:
+            raise StorageError(
+                f"R1: partition {p} has sealed epoch {sealed}; nothing is written under {epoch}"
+            )
+
     def kick(self) -> None:
         self.log.kick()
+
+    def syncing_for_s(self) -> float:
+        """How long the round under way has taken so far."""
+        if self._loop is None or not self.log.syncing:
+            return 0.0
+        return self._loop.time() - self.log.syncing_since_s
+
+    def hold_log(self, p: int, index: int) -> None:
+        """Keep entries above ``index``, within bounds: a snapshot at it is on its way (R17)."""
+        self._held[p] = min(index, self._held.get(p, index))
+
+    def release_log(self, p: int) -> None:
+        """The snapshot has arrived or failed; whoever got it has a while to ask for what follows."""
+        if self._loop is not None:
+            self._loop.call_later(HOLD_AFTER_S, self._held.pop, p, None)
 
     def read_entries(self, p: int, first: int, max_bytes: int) -> list[bytes]:
         return self.log.read(p, first, max_bytes)
@@ -453,7 +483,10 @@ class Store:
         self._checkpoint_seq = flush.seq
         self._durable_applied.update(flush.applied)
         shortened, removed = self.log.remove_segments(
-            lambda p: self._durable_applied.get(p, 0), flush.seq, self.options.log_retention_bytes
+            lambda p: self._durable_applied.get(p, 0),
+            flush.seq,
+            self.options.log_retention_bytes,
+            self._held,
         )
         if removed and self._loop is not None:
             self._loop.run_in_executor(self._writer, self._delete_segments, removed)
