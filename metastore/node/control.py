@@ -29,6 +29,7 @@ from metastore.layout import (
 from metastore.logs import log_event
 
 if TYPE_CHECKING:
+    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
 
 log = logging.getLogger("metastore.control")
@@ -56,6 +57,8 @@ class Control:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_CAMPAIGNS)
         self._leaders: dict[int, Any] = {}
         self._configs: dict[int, int] = {}
+        #: partition -> the term of its record, as the watch has it
+        self._terms: dict[int, int] = {}
         self._remembered: tuple[int | None, int] = (None, 0)
         self._remember_due = False
         self._published: dict[str, list[int]] = {}
@@ -127,18 +130,12 @@ class Control:
         elif parts[0] == "config" and parts[1] == node.config.cell and new is not None:
             config = ConfigRecord.from_json(new.value)
             host = node.hosts.get(config.partition)
-            known = host.replica.config if host is not None else None
-            if known is not None and term_of(config.epoch) < term_of(known.epoch):
-                self.coordinator.distrust(
-                    f"etcd's record of partition {config.partition} is at term {term_of(config.epoch)} and was at "
-                    f"{term_of(known.epoch)}"
-                )
-                return
             if host is None:
                 if (node.me.node, node.me.store) not in config.members():
                     return
                 host = node.open_partition(config)
             self._configs[config.partition] = new.mod_revision
+            self._terms[config.partition] = term_of(config.epoch)
             host.replica.on_config(now_ns(), config, new.mod_revision)
         elif parts[0] == "usage":
             node.policies.published(parts[1], new.value if new else None)
@@ -256,6 +253,7 @@ class Control:
         await self._publish(usage, session)
         if self.ready.is_set():
             for p, host in list(self.node.hosts.items()):
+                await self._compare_terms(p, host)
                 replica = host.replica
                 config = replica.config
                 if (
@@ -265,6 +263,18 @@ class Control:
                     and term_of(config.epoch) == term_of(replica.sealed_epoch)
                 ):
                     await self._put_back(p, replica.sealed_epoch, session)
+
+    async def _compare_terms(self, p: int, host: PartitionHost) -> None:
+        """R13: a term sealed here was etcd's before. The watch may be behind it, a fresh reading
+        cannot; one that is says that etcd was restored from a backup."""
+        sealed = term_of(host.replica.sealed_epoch)
+        if self._terms.get(p, sealed) >= sealed:
+            return
+        found = await self.coordinator.get(self.layout.config(self.node.config.cell, p))
+        if found is not None:
+            term = term_of(ConfigRecord.from_json(found.value).epoch)
+            if term < sealed:
+                self.coordinator.distrust(f"etcd has partition {p} at term {term}, and it was at {sealed}")
 
     async def _register(self, session: Session) -> None:
         c, layout = self.node.config, self.layout
