@@ -24,6 +24,7 @@ MAX_KEY_BYTES = 2048
 MAX_VALUE_BYTES = 1 << 20
 MAX_CONTENT_TYPE_BYTES = 127
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_LKEY = re.compile(rb".{8}[a-z0-9][a-z0-9._-]{0,63}\0(?=.)", re.DOTALL)
 
 
 def check_namespace(namespace: str) -> str:
@@ -88,6 +89,24 @@ def storage_key(namespace: str, key: str) -> bytes:
     ns = check_namespace(namespace).encode()
     raw = encode_key(key)
     return hash_point(ns, routing_key(raw)) + ns + b"\0" + raw
+
+
+def is_storage_key(lkey: bytes) -> bool:
+    """Whether ``lkey`` is made as ``storage_key`` does it, but for the point, which is the routing
+    rule's affair. What is stored once has to be readable by everybody who lists its namespace."""
+    found = _LKEY.match(lkey)
+    if found is None or len(lkey) - found.end() > MAX_KEY_BYTES:
+        return False
+    try:
+        lkey[found.end() :].decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def is_content_type(text: str) -> bool:
+    """Whether ``text`` can be a record's content type: it goes out as a header of HTTP."""
+    return len(text) <= MAX_CONTENT_TYPE_BYTES and text.isascii() and text.isprintable()
 
 
 def split_storage_key(lkey: bytes) -> tuple[str, str]:

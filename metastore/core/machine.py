@@ -26,8 +26,8 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from metastore.errors import ConditionFailed, NotANumber, RequestIdExpired
-from metastore.records import COUNTER, pack_record, record_versions, unpack_record
+from metastore.errors import ConditionFailed, CorruptState, NotANumber, RequestIdExpired
+from metastore.records import COUNTER, HEAD_BYTES, pack_record, record_versions, unpack_record
 from metastore.wire.client_messages import ADD, DELETE, EXISTS, PUT
 
 NOTHING: Final = 0
@@ -342,6 +342,59 @@ class Machine:
             self.expired_below = max(self.expired_below, gone.last_index)
             aux.add(SESSION_PREFIX + client)
         return aux
+
+
+def check_payload(payload: bytes | memoryview) -> str | None:
+    """Why ``payload`` is none that ``resolve`` makes; None if it can be applied, but for the version
+    at which it begins. A follower asks before it stores what it is sent."""
+    try:
+        base, floors, rows = msgpack.unpackb(payload, use_list=True)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as e:
+        return f"the payload does not parse: {type(e).__name__}"
+    if type(base) is not int or base < 0 or type(floors) is not list or type(rows) is not list:
+        return "the payload is not [version, floors, rows]"
+    for item in floors:
+        if type(item) is not list or len(item) != 2 or type(item[0]) is not bytes or type(item[1]) is not int:
+            return "a floor is not [client, count]"
+    sessions = len(floors)
+    for row in rows:
+        kind = row[0] if type(row) is list and row else None
+        if kind == NOTHING and len(row) == 5:
+            _, at, *counts = row
+        elif kind == DELETE and len(row) == 4 and type(row[1]) is bytes:
+            _, _, at, *counts = row
+        elif kind in (PUT, ADD) and len(row) == 5 and type(row[1]) is type(row[2]) is bytes:
+            _, _, record, at, *counts = row
+            if len(record) < HEAD_BYTES or (kind == ADD and not _is_counter(record)):
+                return "a row's record is none"
+        else:
+            return "a row of an unknown form"
+        if type(at) is not int or not -1 <= at < sessions:
+            return "a row of a session that is not there"
+        if not all(type(count) is int and 0 <= count <= INT64_MAX for count in counts):
+            return "a row whose counts are none"
+    return None
+
+
+def _is_counter(record: bytes) -> bool:
+    try:
+        int(unpack_record(record).value)
+    except (ValueError, CorruptState):
+        return False
+    return True
+
+
+def check_aux(key: bytes, raw: bytes) -> bool:
+    """Whether an aux row that came with a snapshot is one that ``load`` takes."""
+    try:
+        if key == META_KEY:
+            found = msgpack.unpackb(raw)
+            return len(found) == 2 and all(type(v) is int and v >= 0 for v in found)
+        session = Session.unpack(raw)
+        counts = (session.guard, session.floor, session.last_index, session.ordinal, *session.outcomes)
+        return key[:1] == SESSION_PREFIX and all(type(v) is int and v >= 0 for v in counts)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
+        return False
 
 
 def nothing_tail(status: int, version: int, index: int) -> Tail:

@@ -44,10 +44,17 @@ MAX_BATCH_BYTES = 4 << 20
 MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
 DIGEST_SLICE = 500
+#: of one turn of the loop; what comes beyond it is refused
+MAX_LISTING_NS = 20_000_000
 APPLY_READ_BYTES = 4 << 20
 
 Waiting = tuple[ClientConnection, bytes, list[Any], int]
 """``(connection, client id, op, deadline in ns)``."""
+
+
+def op_bytes(op: list[Any]) -> int:
+    """About what a waiting operation takes."""
+    return 96 + len(op[3]) + (len(op[8]) if len(op) == 11 else 0)
 
 
 class PartitionHost:
@@ -90,13 +97,15 @@ class PartitionHost:
         replica, node = self.replica, self.node
         if replica.role != ACTIVE:
             connection.answer(error_result(op[0], self.not_leader()))
-        elif len(self.pending) >= node.config.max_pending_writes or node.store.overlay_full:
+        elif (
+            len(self.pending) >= node.config.max_pending_writes
+            or node.store.overlay_full
+            or node.admission.writes_full
+        ):
             error = Overloaded("too many writes wait here", retry_after_s=0.1)
             connection.answer(error_result(op[0], error))
         elif replica.can_read(now_ns()):
-            if not self.pending:
-                node.writing.append(self)
-            self.pending.append((connection, client, op, deadline))
+            self.pend((connection, client, op, deadline))
         else:
             self.park(connection, client, op, deadline)
 
@@ -105,9 +114,9 @@ class PartitionHost:
     ) -> None:
         replica = self.replica
         if replica.role == ACTIVE:
-            result = self.read(op, 0)
+            result, size = self.read(connection, op, 0)
             if replica.can_read(now_ns()):  # R8: after the data was read
-                connection.answer(result)
+                connection.answer(result, size)
                 return
             self.park(connection, client, op, deadline)
         else:
@@ -125,7 +134,10 @@ class PartitionHost:
                 )
         elif arg is not None and (age_ms is None or age_ms > arg):
             error = TooStale(f"this replica is {age_ms} ms old, over {arg} ms", age_ms=age_ms)
-        connection.answer(error_result(op[0], error) if error else self.read(op, age_ms))
+        if error is not None:
+            connection.answer(error_result(op[0], error))
+        else:
+            connection.answer(*self.read(connection, op, age_ms))
 
     def age_ms(self) -> int | None:
         """Upper bound of the age of this copy, from when it last heard that it had everything."""
@@ -138,11 +150,27 @@ class PartitionHost:
             fresh = max(fresh, term.quorum_acked_at_ns())
         return (now - fresh) // 1_000_000 if fresh else None
 
-    def read(self, op: list[Any], age_ms: int | None) -> list[Any]:
+    def read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
+        """The answer, and about how many bytes it is."""
         store = self.node.store
+        if connection.crowded():
+            error = Overloaded("too many answers wait to be read on this connection", retry_after_s=0.1)
+            return error_result(op[0], error), 0
         if op[1] == GET:
             record = store.get(self.p, op[3])
-            return [op[0], NOT_FOUND, age_ms] if record is None else [op[0], OK, record, age_ms]
+            if record is None:
+                return [op[0], NOT_FOUND, age_ms], 0
+            return [op[0], OK, record, age_ms], len(record)
+        if self.node.listing_ns > MAX_LISTING_NS:
+            error = Overloaded("too many listings at once", retry_after_s=0.1)
+            return error_result(op[0], error), 0
+        began = now_ns()
+        result = self.list_rows(op, age_ms)
+        self.node.listing_ns += now_ns() - began
+        return result, MAX_LIST_BYTES - store.scan_bytes_left
+
+    def list_rows(self, op: list[Any], age_ms: int | None) -> list[Any]:
+        store = self.node.store
         _, _, _, start, end, limit, flags, _, _ = op
         hi = self.hi[1:] if self.hi[0] == 0 else b"\xff" * 9
         rows = store.scan(self.p, start, min(end, hi) if end else hi, limit + 1, MAX_LIST_BYTES)
@@ -195,6 +223,7 @@ class PartitionHost:
         if not self.parked:
             self.node.parking.append(self)
         mark = core.last_number
+        self.node.admission.waiting += op_bytes(op)
         self.parked.append((mark, (connection, client, op, min(deadline, now + 2_000_000_000))))
         self.node.ask_quorum()
 
@@ -206,13 +235,11 @@ class PartitionHost:
             if replica.role != ACTIVE:
                 error = self.not_leader()
             elif replica.confirmed_since(mark):
-                self.parked.popleft()
+                self.unpark_first()
                 if op[1] in (GET, LIST):
-                    connection.answer(self.read(op, 0))
+                    connection.answer(*self.read(connection, op, 0))
                 else:
-                    if not self.pending:
-                        self.node.writing.append(self)
-                    self.pending.append((connection, client, op, deadline))
+                    self.pend((connection, client, op, deadline))
                 continue
             elif now > deadline:
                 error = Unavailable(
@@ -220,8 +247,19 @@ class PartitionHost:
                 )
             else:
                 return
-            self.parked.popleft()
+            self.unpark_first()
             connection.answer(error_result(op[0], error))
+
+    def unpark_first(self) -> None:
+        _, (_, _, op, _) = self.parked.popleft()
+        self.node.admission.waiting -= op_bytes(op)
+
+    def pend(self, waiting: Waiting) -> None:
+        """A write that goes with the next entry."""
+        if not self.pending:
+            self.node.writing.append(self)
+        self.node.admission.waiting += op_bytes(waiting[2])
+        self.pending.append(waiting)
 
     # --- proposing and applying -----------------------------------------------------------------
 
@@ -229,6 +267,7 @@ class PartitionHost:
         """Resolve and propose what has gathered, as few entries as the bounds allow."""
         pending, self.pending = self.pending, []
         replica = self.replica
+        self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in pending)
         if self.applied < replica.commit_index and not replica.installing:
             raise InvariantBroken(
                 f"R7: partition {self.p} would resolve at entry {self.applied}, {replica.commit_index} is committed"
@@ -241,7 +280,7 @@ class PartitionHost:
                 return
             size, count = 0, 0
             for _, _, op, _ in pending:
-                size += 96 + len(op[3]) + (len(op[8]) if len(op) == 11 else 0)
+                size += op_bytes(op)
                 if count and (size > MAX_BATCH_BYTES or count >= MAX_BATCH_OPS):
                     break
                 count += 1

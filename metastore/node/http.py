@@ -25,7 +25,7 @@ def _metrics(node: Node) -> str:
     rows = [
         ("metastore_partitions", "replicas held", len(status["partitions"])),
         ("metastore_partitions_leading", "partitions led", leading),
-        ("metastore_client_connections", "open client connections", len(node.clients)),
+        ("metastore_client_connections", "open client connections", status["clients"]["connections"]),
         ("metastore_loop_stalls_total", "times the loop stood still for over 500 ms", status["stalls"]),
         ("metastore_peer_messages_dropped_total", "messages not buffered for a peer", node.links.dropped),
         ("metastore_elections_won_total", "terms won", node.control.elections_won),

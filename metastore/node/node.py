@@ -19,18 +19,21 @@ from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.core import effects as fx
 from metastore.core.logindex import LogIndex
+from metastore.core.machine import check_payload
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.node import NodeCore
-from metastore.core.replica import InvariantBroken, Restored, unpack_config
+from metastore.core.replica import Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
-from metastore.errors import CorruptLog, MetastoreError, Moved, StorageError
+from metastore.errors import MetastoreError, Moved, ProtocolError
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
+from metastore.node.admission import Admission
 from metastore.node.clients import ClientConnection
 from metastore.node.control import Control
 from metastore.node.host import PartitionHost
 from metastore.node.peers import PeerLinks
 from metastore.node.snapshots import Snapshots
+from metastore.node.views import Views
 from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry, TruncateEntry
 from metastore.storage.store import Store
 from metastore.topology import TopologyTable
@@ -63,7 +66,12 @@ class Node:
         self.me = Process(config.node, store.store_id, incarnation)
         self.settings = core_settings(config)
         self.hosts: dict[int, PartitionHost] = {}
-        self.clients: set[ClientConnection] = set()
+        self.admission = Admission(
+            config.max_connections, int(config.client_patience_s * 1e9), config.client_memory_mib << 20
+        )
+        self.views = Views(self)
+        #: time spent on listings in this turn: they are what one small operation costs most with
+        self.listing_ns = 0
         self.answering: list[ClientConnection] = []
         self.writing: list[PartitionHost] = []
         self.parking: list[PartitionHost] = []
@@ -75,11 +83,18 @@ class Node:
         self.worst_stall_ns = 0
         largest = int(store.facts.get(FACT_LARGEST_GRANT, 0))
         self.core = NodeCore(
-            self.me, self.settings, Random(random.random()), store.read_entries, now_ns(), largest
+            self.me,
+            self.settings,
+            Random(random.random()),
+            store.read_entries,
+            now_ns(),
+            largest,
+            check_payload,
         )
         self.links = PeerLinks(
             config.cluster, self.me, self.on_peer_messages, self.on_peer_up, self.on_peer_down
         )
+        self.links.refusal = self.why_no_peer
         self.snapshots = Snapshots(self)
         self.topology = self._restored_topology()
         self.control = Control(self)
@@ -155,7 +170,7 @@ class Node:
         await self.control.close()
         await self.links.close()
         await self.snapshots.close()
-        for client in list(self.clients):
+        for client in [*self.admission.clients, *self.admission.strangers]:
             client.close()
         await self.store.close()
 
@@ -196,13 +211,14 @@ class Node:
         if self.failure is None:
             try:
                 self.run_effects()
-            except (StorageError, InvariantBroken, AssertionError) as e:
+            except Exception as e:  # whatever it is, effects are lost: nothing may be built on that
                 log.exception("fail-stop")
                 self.fail(e)
             self.schedule_turn()
 
     def _turn(self) -> None:
         self._turn_scheduled = False
+        self.listing_ns = 0
         if self.failure is not None:
             return
         try:
@@ -220,7 +236,7 @@ class Node:
             for client in answering:
                 client.flush()
             self.store.kick()
-        except (StorageError, InvariantBroken, AssertionError) as e:
+        except Exception as e:
             log.exception("fail-stop")
             self.fail(e)
 
@@ -298,7 +314,21 @@ class Node:
 
     # --- peers -----------------------------------------------------------------------------
 
+    def why_no_peer(self, peer: Process) -> str | None:
+        """Why a process that calls itself ``peer`` is none of ours; None when it may be one (R13).
+
+        A node that joined while etcd was away from here is not in the table: then, and only then,
+        an unknown name passes."""
+        record = self.topology.nodes.get(peer.node)
+        if record is None:
+            return "no such node is registered" if self.control.knows_all_nodes() else None
+        if record.cell != self.config.cell:
+            return f"it is of cell {record.cell!r}"
+        return None if record.store_id == peer.store else f"its store is {record.store_id}"
+
     def on_peer_messages(self, src: Process, messages: list[Any]) -> None:
+        if self.failure is not None:
+            return
         now = now_ns()
         core = self.core
         try:
@@ -307,10 +337,12 @@ class Node:
                     self.snapshots.receive(src, message)
                 else:
                     core.receive(now, src, message)
-        except (InvariantBroken, AssertionError, CorruptLog) as e:
+        except ProtocolError:
+            raise  # the message made no sense and changed nothing: it costs its sender the connection
+        except Exception as e:
             log.exception("fail-stop")
             self.fail(e)
-        finally:  # also when a later message makes no sense: ProtocolError ends the connection
+        finally:  # what came before a message that makes no sense stands
             self.settle()
             if self.parking:
                 self._unpark(now_ns())
@@ -365,6 +397,7 @@ class Node:
                 self._unpark(now)
             for host in self.hosts.values():
                 host.sweep(now)
+            self.admission.sweep(now)
 
     # --- views -----------------------------------------------------------------------------
 
@@ -372,48 +405,6 @@ class Node:
         cell = self.topology.cell_of(p)
         return Moved(f"this node holds no replica of partition {p}", partition=p, cell=cell)
 
-    def topology_wire(self, known_revision: int) -> dict[str, Any] | None:
-        for p, host in self.hosts.items():
-            replica = host.replica
-            if replica.owner is not None and replica.sealed_epoch:
-                leader = replica.owner.node
-                self.topology.apply_hint(p, leader, replica.sealed_epoch)
-        return self.topology.to_wire()
-
     def status(self) -> dict[str, Any]:
-        """The node's own view, for tools (cellctl status, doctor)."""
-        now = now_ns()
-        partitions = []
-        for p, host in sorted(self.hosts.items()):
-            r = host.replica
-            lag: dict[str, int] = {}
-            if r.term is not None:
-                lag = {n: r.log.last_index - r.term.progress[n].match for n in r.term.others()}
-            healthy = r.is_healthy(now) if r.term is not None else not r.leader_is_lost(now)
-            partitions.append(
-                {
-                    "id": p,
-                    "role": r.role,
-                    "epoch": r.sealed_epoch,
-                    "leader": r.leader_node,
-                    "last_index": r.log.last_index,
-                    "commit_index": r.commit_index,
-                    "applied_index": host.applied,
-                    "version": host.machine.last_version,
-                    "lag": lag,
-                    "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
-                }
-            )
-        return {
-            "node": self.config.node,
-            "cell": self.config.cell,
-            "store_id": self.me.store,
-            "incarnation": self.me.incarnation,
-            "partitions": partitions,
-            "etcd": self.control.status(),
-            "peers": self.links.connected(),
-            "stalls": self.stalls,
-            "worst_stall_ms": self.worst_stall_ns // MS,
-            "storage": self.store.stats(),
-            "failed": str(self.failure) if self.failure else None,
-        }
+        """The node's own view, for tools; of this moment or the one before."""
+        return self.views.status()

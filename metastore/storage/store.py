@@ -113,6 +113,7 @@ class Store:
         self.facts: dict[str, Any] = {}
         self.partitions: dict[int, PartitionInfo] = {}
         self.scan_was_cut = False
+        self.scan_bytes_left = 0
         self.flushes = 0
         self.last_flush_ms = 0
         self.log: NodeLog
@@ -303,7 +304,7 @@ class Store:
 
     def scan(self, p: int, start: bytes, end: bytes, limit: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
         """Records with ``start <= lkey < end`` in order, at most ``limit``. ``scan_was_cut``
-        says whether ``max_bytes`` ended it early."""
+        says whether ``max_bytes`` ended it early, ``scan_bytes_left`` what was left of them."""
         self.scan_was_cut = False
         rows: list[tuple[bytes, bytes]] = []
         last: bytes | None = None
@@ -320,6 +321,7 @@ class Store:
             if max_bytes <= 0:
                 self.scan_was_cut = True
                 break
+        self.scan_bytes_left = max_bytes
         return rows
 
     def _merged(self, p: int, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
