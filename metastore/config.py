@@ -147,7 +147,9 @@ class RouterConfig(BaseConfig):
     client_patience_s: float = setting(
         20.0, "time for a request's head, for a body, for an answer to be taken", 0.1, 3600
     )
-    body_memory_mib: int = setting(256, "bodies of the requests under way; beyond it 503", 16, 1 << 16)
+    request_memory_mib: int = setting(
+        256, "bodies and gathered answers of the requests under way; beyond it 503", 32, 1 << 16
+    )
 
     def check(self) -> None:
         _check_address("http", self.http)

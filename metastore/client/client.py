@@ -38,6 +38,8 @@ from metastore.wire.client_messages import (
 )
 
 Consistency = Literal["linearizable", "stale", "at_least"]
+#: a page ends with the rows that fill it, however many were asked for
+MAX_PAGE_BYTES = 4 << 20
 END_OF_RING = b"\xff" * 9
 Rows = list[list[Any]]
 Calls = list[Any]
@@ -217,7 +219,7 @@ class Namespace:
         max_staleness_ms: int | None = None,
         deadline_s: float | None = None,
     ) -> Page:
-        """One page of records.
+        """One page of records; it may hold fewer than ``limit`` though more follow: ``cursor`` tells.
 
         A prefix with a ``/`` (or a whole ``{tag}``) lists the entries of that one directory (or
         tag) that begin with it, in byte order; any other the whole namespace, in hash order.
@@ -256,6 +258,7 @@ class Namespace:
         if not table.complete:
             await self._dispatcher._wait_for_table(until)
         found: Rows = []
+        size = 0
         ordered = table.in_order()
         for number, placement in enumerate(ordered):
             low, high = placement.lo.to_bytes(8, "big"), min(placement.hi, (1 << 64) - 1).to_bytes(8, "big")
@@ -265,8 +268,10 @@ class Namespace:
             start = max(low, after)
             while True:
                 rows, more = await self._rows(start, end, limit, tail, until)
-                found += [row for row in rows if row[0][8:].startswith(wanted)]
-                if len(found) >= limit:
+                fresh = [row for row in rows if row[0][8:].startswith(wanted)]
+                found += fresh
+                size += sum(len(k) + (len(v) if type(v) is bytes else 8) for k, v in fresh)
+                if len(found) >= limit or size >= MAX_PAGE_BYTES:
                     left = more or len(found) > limit or number + 1 < len(ordered)
                     return found[:limit], left
                 if not more or not rows:
