@@ -78,6 +78,12 @@ class InvalidRequest(MetastoreError):
     code, status, http_status = "invalid_request", 8, 400
 
 
+class CrossPartition(InvalidRequest):
+    """The keys of a transaction live in different partitions; the message names two of them."""
+
+    code, status = "cross_partition", 20
+
+
 class TooLarge(InvalidRequest):
     """A key, value, batch or frame is over its size limit."""
 
@@ -118,6 +124,41 @@ class NotANumber(MetastoreError):
     """``add`` met a record that is not a counter, or left the signed 64-bit range."""
 
     code, status, http_status = "not_a_number", 14, 409
+
+
+class Fenced(MetastoreError):
+    """The write carried a fencing token below one that the partition has seen under that name.
+
+    ``detail``: ``name``, ``token`` (the highest seen). Whoever holds the lower one has been replaced."""
+
+    code, status, http_status = "fenced", 15, 409
+
+
+class ConditionRequired(MetastoreError):
+    """The namespace takes only writes that carry a condition; nothing was done."""
+
+    code, status, http_status = "condition_required", 16, 428
+
+
+class QuotaExceeded(MetastoreError):
+    """The namespace is at its quota of records or bytes; what would add to it is refused."""
+
+    code, status, http_status = "quota_exceeded", 17, 507
+
+
+class Compacted(MetastoreError):
+    """The changes asked for are older than what this replica keeps: list again, then watch from there.
+
+    ``detail["oldest"]``: the oldest version from which a watch can resume here."""
+
+    code, status, http_status = "compacted", 18, 410
+
+
+class WrongRouting(MetastoreError):
+    """The key was placed by another routing rule than its namespace has: the sender's copy of the
+    policy is old. Nothing was done."""
+
+    code, status, http_status, retryable = "wrong_routing", 19, 503, True
 
 
 class InternalError(MetastoreError):

@@ -23,6 +23,13 @@ HASH_NAME = "xxh3-64"
 MAX_KEY_BYTES = 2048
 MAX_VALUE_BYTES = 1 << 20
 MAX_CONTENT_TYPE_BYTES = 127
+#: routing rules of namespaces; n > 0: the first n segments
+PARENT, WHOLE_KEY = 0, -1
+MAX_SEGMENTS = 16
+#: of a cluster when it is made: its table has to fit a frame
+MAX_PARTITIONS = 8192
+#: above every storage key
+END_OF_RING = b"\xff" * 9
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _LKEY = re.compile(rb".{8}[a-z0-9][a-z0-9._-]{0,63}\0(?=.)", re.DOTALL)
 
@@ -50,26 +57,45 @@ def encode_key(key: str) -> bytes:
     return raw
 
 
-def routing_key(key: bytes) -> bytes:
-    """The default rule: the first non-empty ``{tag}``, else the parent path, else the key.
+def routing_key(key: bytes, rule: int = PARENT) -> bytes:
+    """The part of ``key`` that decides where it lives, by a namespace's rule.
 
-    ``b"a/b/c"`` -> ``b"a/b"``; ``b"{t1}/x"`` -> ``b"t1"``; ``b"x"`` -> ``b"x"``.
+    PARENT (the default): the first non-empty ``{tag}``, else the parent path, else the key:
+    ``b"a/b/c"`` -> ``b"a/b"``; ``b"{t1}/x"`` -> ``b"t1"``; ``b"x"`` -> ``b"x"``. WHOLE_KEY: the key.
+    ``n`` > 0: its first ``n`` segments, the key when it has fewer.
     """
-    start = key.find(b"{")
-    if start >= 0:
-        end = key.find(b"}", start + 1)
-        if end > start + 1:
-            return key[start + 1 : end]
-    cut = key.rfind(b"/")
+    if rule == PARENT:
+        start = key.find(b"{")
+        if start >= 0:
+            end = key.find(b"}", start + 1)
+            if end > start + 1:
+                return key[start + 1 : end]
+        cut = key.rfind(b"/")
+        return key[:cut] if cut >= 0 else key
+    cut = _segment_end(key, rule)
     return key[:cut] if cut >= 0 else key
 
 
-def prefix_routing_key(prefix: bytes) -> bytes | None:
-    """The routing key shared by the keys that a listing of ``prefix`` means, or None when
-    they are spread over the namespace (no ``/`` and no whole ``{tag}`` in the prefix).
+def _segment_end(key: bytes, rule: int) -> int:
+    """Where the ``rule``-th segment ends; -1 when no ``/`` ends it, or for WHOLE_KEY."""
+    cut = -1
+    for _ in range(rule):
+        cut = key.find(b"/", cut + 1)
+        if cut < 0:
+            break
+    return cut
 
-    ``b"a/b/"`` and ``b"a/b/c"`` -> ``b"a/b"``: the entries of that one directory.
+
+def prefix_routing_key(prefix: bytes, rule: int = PARENT) -> bytes | None:
+    """The routing key shared by the keys that a listing of ``prefix`` means, or None when
+    they are spread over the namespace.
+
+    By the default rule that takes a ``/`` or a whole ``{tag}`` in the prefix: ``b"a/b/"`` and
+    ``b"a/b/c"`` -> ``b"a/b"``, the entries of that one directory. By ``n`` segments it takes those.
     """
+    if rule != PARENT:
+        cut = _segment_end(prefix, rule)
+        return prefix[:cut] if cut >= 0 else None
     if b"{" in prefix or b"/" in prefix:
         start = prefix.find(b"{")
         if start >= 0 and prefix.find(b"}", start + 1) <= start + 1:
@@ -84,11 +110,17 @@ def hash_point(namespace: bytes, routing: bytes) -> bytes:
     return xxhash.xxh3_64_digest(namespace + b"\0" + routing)
 
 
-def storage_key(namespace: str, key: str) -> bytes:
+def storage_key(namespace: str, key: str, rule: int = PARENT) -> bytes:
     """The lkey of ``key``; raises InvalidRequest or TooLarge."""
     ns = check_namespace(namespace).encode()
     raw = encode_key(key)
-    return hash_point(ns, routing_key(raw)) + ns + b"\0" + raw
+    return hash_point(ns, routing_key(raw, rule)) + ns + b"\0" + raw
+
+
+def well_placed(lkey: bytes, rule: int) -> bool:
+    """Whether the point of a well-formed lkey is the one that its key has by ``rule``."""
+    nul = lkey.index(b"\0", 9)
+    return lkey[:8] == hash_point(lkey[8:nul], routing_key(lkey[nul + 1 :], rule))
 
 
 def is_storage_key(lkey: bytes) -> bool:
@@ -113,6 +145,12 @@ def split_storage_key(lkey: bytes) -> tuple[str, str]:
     """``(namespace, key)`` of an lkey."""
     nul = lkey.index(b"\0", 8)
     return lkey[8:nul].decode(), lkey[nul + 1 :].decode()
+
+
+def next_key(prefix: bytes) -> bytes:
+    """The smallest bytes above everything that begins with ``prefix``."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else END_OF_RING
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +183,9 @@ class PartitionMap:
 
     @classmethod
     def even(cls, count: int) -> PartitionMap:
-        """``count`` (a power of two, 1 to 65536) equal ranges with ids 0 to count - 1."""
-        if not 1 <= count <= 65536 or count & (count - 1):
-            raise InvalidRequest(f"partitions = {count}: must be a power of two from 1 to 65536")
+        """``count`` (a power of two, 1 to MAX_PARTITIONS) equal ranges with ids 0 to count - 1."""
+        if not 1 <= count <= MAX_PARTITIONS or count & (count - 1):
+            raise InvalidRequest(f"partitions = {count}: must be a power of two from 1 to {MAX_PARTITIONS}")
         width = (1 << 64) // count
         return cls(PartitionRange(i, i * width, (i + 1) * width) for i in range(count))
 

@@ -6,6 +6,8 @@
 /metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
 /metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
 /metastore/{cluster}/leader/{cell}/{p:05d}    LeaderRecord     on the leader's lease
+/metastore/{cluster}/namespaces/{namespace}   namespaces.Policy
+/metastore/{cluster}/usage/{node}             {namespace: [records, bytes]} of what it leads, on its lease
 """
 
 from __future__ import annotations
@@ -168,6 +170,12 @@ class Layout:
 
     def leader(self, cell: str, partition: int) -> str:
         return f"{self.root}leader/{cell}/{partition:05d}"
+
+    def namespace(self, namespace: str) -> str:
+        return f"{self.root}namespaces/{namespace}"
+
+    def usage(self, node: str) -> str:
+        return f"{self.root}usage/{node}"
 
     def parse(self, key: str) -> tuple[str, ...]:
         """``("config", cell, "00001")`` and the like; the parts below the cluster's root."""

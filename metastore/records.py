@@ -51,6 +51,11 @@ def record_versions(packed: bytes) -> tuple[int, int, int]:
     return flags, version, created
 
 
+def record_ttl_ms(packed: bytes) -> int:
+    """0 when the record lives for ever."""
+    return int(_U64.unpack_from(packed, HEAD_BYTES)[0]) if packed[4] & TTL else 0
+
+
 def unpack_record(packed: bytes) -> Record:
     """Decode and verify. Raises CorruptState when the checksum or the lengths are wrong."""
     if len(packed) < HEAD_BYTES:

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from metastore.errors import InvalidRequest, Unavailable
-from metastore.keys import PartitionMap, PartitionRange
+from metastore.keys import PARENT, PartitionMap, PartitionRange
 from metastore.layout import ConfigRecord, LeaderRecord, NodeRecord, node_record_from_json
+from metastore.namespaces import DEFAULT, Policy, policy_from_json, policy_from_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class TopologyTable:
         self.revision = 0
         self.nodes: dict[str, NodeRecord] = {}
         self.partitions: dict[int, Placement] = {}
+        self.namespaces: dict[str, Policy] = {}
+        self._rules: dict[str, int] = {}
         self._map: PartitionMap | None = None
 
     # --- asking ---------------------------------------------------------------------------
@@ -74,6 +77,13 @@ class TopologyTable:
         record = self.nodes.get(node) if node else None
         return record.rpc if record else None
 
+    def policy(self, namespace: str) -> Policy:
+        return self.namespaces.get(namespace, DEFAULT)
+
+    def rule(self, namespace: str) -> int:
+        """The routing rule of a namespace (metastore.keys)."""
+        return self._rules.get(namespace, PARENT)
+
     # --- learning -------------------------------------------------------------------------
 
     def apply_hint(self, partition: int, leader: str | None, epoch: int) -> bool:
@@ -95,6 +105,16 @@ class TopologyTable:
         elif parts[0] == "leader" and value is not None:
             leader = LeaderRecord.from_json(value)
             self.apply_hint(int(parts[2]), leader.node, leader.epoch)
+        elif parts[0] == "namespaces":
+            self._set_policy(parts[1], None if value is None else policy_from_json(value))
+
+    def _set_policy(self, namespace: str, policy: Policy | None) -> None:
+        if policy is None:
+            self.namespaces.pop(namespace, None)
+            self._rules.pop(namespace, None)
+        else:
+            self.namespaces[namespace] = policy
+            self._rules[namespace] = policy.rule
 
     def _apply_config(self, cell: str, config: ConfigRecord) -> None:
         known = self.partitions.get(config.partition)
@@ -124,6 +144,12 @@ class TopologyTable:
                 self.partitions[p] = theirs
             elif theirs.epoch > ours.epoch:
                 self.partitions[p] = replace(ours, leader=theirs.leader, epoch=theirs.epoch)
+        if newer:
+            for name in list(self.namespaces):
+                if name not in other.namespaces:
+                    self._set_policy(name, None)
+            for name, policy in other.namespaces.items():
+                self._set_policy(name, policy)
         self.revision = max(self.revision, other.revision)
 
     # --- as plain data --------------------------------------------------------------------
@@ -134,6 +160,7 @@ class TopologyTable:
             "cluster": self.cluster,
             "revision": self.revision,
             "nodes": [asdict(n) for n in self.nodes.values()],
+            "namespaces": {name: policy.to_plain() for name, policy in sorted(self.namespaces.items())},
             "partitions": [
                 {
                     "id": p.id,
@@ -156,6 +183,8 @@ class TopologyTable:
             table.revision = int(raw["revision"])
             for n in raw["nodes"]:
                 table.nodes[n["node"]] = NodeRecord(**n)
+            for name, policy in raw["namespaces"].items():
+                table._set_policy(name, policy_from_plain(policy))
             for p in raw["partitions"]:
                 table.partitions[p["id"]] = Placement(
                     p["id"],

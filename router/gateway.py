@@ -19,8 +19,8 @@ import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from metastore.client.client import Namespace, condition_of, consistency_of
 from metastore.client.dispatch import Dispatcher, RequestIds
+from metastore.client.namespace import Namespace, condition_of, consistency_of
 from metastore.config import RouterConfig
 from metastore.errors import (
     ConditionFailed,

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 from metastore.errors import MetastoreError, Overloaded, ProtocolError, from_wire
 from metastore.wire import frames
+from metastore.wire.client_messages import PUT, TXN
 
 MAX_OUTSTANDING = 4096
 MAX_OPS_PER_FRAME = 1024
 MAX_FRAME_BYTES = 4 << 20
 SWEEP_S = 0.05
 SILENT_S = 0.6
+#: a connection with watches is pinged this often, and lost when nothing came for that long
+PING_S, WATCH_SILENCE_S = 1.0, 4.0
 #: patience with one attempt at a node that has fallen silent: enough to hear that it is back
 SILENT_TIMEOUT_S = 0.3
+
+
+def op_bytes(op: list[Any]) -> int:
+    """Roughly what is large in an operation."""
+    if op[1] == PUT:
+        return len(op[8])
+    if op[1] == TXN:
+        return sum(len(part[2]) for parts in op[8:10] for part in parts if part[0] == PUT)
+    return 0
+
+
+OnEvents = Callable[[int, list[Any]], None]
+OnEnd = Callable[[MetastoreError], None]
 
 
 class ConnectionLost(MetastoreError):
@@ -48,6 +65,10 @@ class NodeConnection(asyncio.Protocol):
         self._out: list[tuple[bytes, list[Any], float]] = []
         self._topology: list[asyncio.Future[Any]] = []
         self._status: list[asyncio.Future[Any]] = []
+        self._watches: dict[int, tuple[OnEvents, OnEnd]] = {}
+        self._next_watch = 1
+        self._heard_at = 0.0
+        self._ping_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         #: since when something is waited for and nothing came
         self._quiet_since = 0.0
@@ -69,6 +90,7 @@ class NodeConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._quiet_since, self._gave_up = self.loop.time(), False
+        self._heard_at = self._quiet_since
         try:
             for kind, body in self._decoder.feed(data):
                 if kind == frames.RESPONSE:
@@ -93,6 +115,14 @@ class NodeConnection(asyncio.Protocol):
     def _other(self, kind: int, body: Any) -> None:
         if kind == frames.HELLO_OK:
             self.hello = body
+        elif kind == frames.EVENTS:
+            found = self._watches.get(body[0])
+            if found is not None:
+                found[0](body[1], body[2])
+        elif kind == frames.WATCH_END:
+            found = self._watches.pop(body[0], None)
+            if found is not None:
+                found[1](from_wire(body[1], body[2], body[3]))
         elif kind == frames.TOPOLOGY and self._topology:
             self._answer(self._topology.pop(0), body[0])
         elif kind == frames.STATUS and self._status:
@@ -117,8 +147,18 @@ class NodeConnection(asyncio.Protocol):
             future, _ = self._waiting.pop(i)
             if not future.done():
                 future.set_exception(AttemptTimeout("the node does not answer"))
+        if self._watches:
+            self._watch_over(now)
         if not self.lost:
             self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    def _watch_over(self, now: float) -> None:
+        """Who only listens does not notice that the other side is gone, unless it asks."""
+        if now - self._heard_at > WATCH_SILENCE_S:
+            self._fail(ConnectionLost(f"the node was silent for {WATCH_SILENCE_S} s", sent=True))
+        elif now >= self._ping_at and self.transport is not None:
+            self._ping_at = now + PING_S
+            self.transport.write(frames.pack(frames.PING, None))
 
     def _fail(self, error: MetastoreError) -> None:
         if self.lost:
@@ -130,6 +170,9 @@ class NodeConnection(asyncio.Protocol):
         for future in [f for f, _ in waiting.values()] + self._topology + self._status:
             if not future.done():
                 future.set_exception(error)
+        watches, self._watches = self._watches, {}
+        for _, on_end in watches.values():
+            on_end(error)
         self._out.clear()
         if self.transport is not None:
             self.transport.abort()
@@ -170,12 +213,30 @@ class NodeConnection(asyncio.Protocol):
                 if client is not client_id and client != client_id:
                     break
                 ops.append(op)
-                size += 64 + (len(op[8]) if len(op) == 11 else 0)
+                size += 64 + op_bytes(op)
                 until = max(until, op_until)
                 start += 1
             timeout_ms = min(120_000, max(1, int((until - now) * 1000)))
             chunks.append(frames.pack(frames.REQUEST, [client_id, timeout_ms, ops]))
         self.transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+
+    def watch(self, body: list[Any], on_events: OnEvents, on_end: OnEnd) -> int:
+        """Begin a watch (``body`` without its id); its id. ``on_events(version, events)`` for what
+        comes, ``on_end(error)`` once when it ends by itself. Raises ConnectionLost."""
+        if self.lost or self.transport is None:
+            raise ConnectionLost("connection lost", sent=False)
+        watch_id = self._next_watch
+        self._next_watch += 1
+        if not self._watches:
+            self._heard_at = self.loop.time()
+        self._watches[watch_id] = (on_events, on_end)
+        self.transport.write(frames.pack(frames.WATCH, [watch_id, *body]))
+        return watch_id
+
+    def unwatch(self, watch_id: int) -> None:
+        """End a watch, if it has not ended yet."""
+        if self._watches.pop(watch_id, None) is not None and not self.lost and self.transport is not None:
+            self.transport.write(frames.pack(frames.UNWATCH, [watch_id]))
 
     async def topology(self, timeout_s: float) -> Any:
         """The node's topology table in wire form."""
@@ -198,4 +259,4 @@ class NodeConnection(asyncio.Protocol):
             raise AttemptTimeout("the node does not answer") from None
 
     def close(self) -> None:
-        self._fail(ConnectionLost("closed", sent=False))
+        self._fail(ConnectionLost("closed", sent=True))

@@ -14,21 +14,36 @@ from typing import Any
 
 from metastore.client.connection import SILENT_TIMEOUT_S, AttemptTimeout, ConnectionLost, NodeConnection
 from metastore.errors import (
+    ConditionFailed,
     DeadlineExceeded,
-    InvalidRequest,
+    Fenced,
     MetastoreError,
     Moved,
+    NotANumber,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
     RequestIdExpired,
     ShuttingDown,
+    TooLarge,
     TooStale,
     Unavailable,
     from_wire,
 )
 from metastore.topology import Placement, TopologyTable
-from metastore.wire.client_messages import CLIENT_ID_BYTES, GET, LINEARIZABLE, NOT_FOUND, OK
+from metastore.wire.client_messages import (
+    ADD,
+    CLIENT_ID_BYTES,
+    DELETE,
+    GET,
+    LINEARIZABLE,
+    LIST,
+    NOT_FOUND,
+    OK,
+    PUT,
+    TOUCH,
+    TXN,
+)
 
 log = logging.getLogger("metastore.client")
 
@@ -38,6 +53,10 @@ BACKOFF_S = (0.01, 0.4)
 DEAD_CELL_PATIENCE_S = 0.25
 REFRESH_S = 5.0
 MIN_REFRESH_GAP_S = 0.2
+
+
+#: what a write's entry can say beside success: dedupe tells it again
+REMEMBERED = frozenset({ConditionFailed.status, NotANumber.status, Fenced.status, TooLarge.status})
 
 
 class RequestIds:
@@ -91,6 +110,7 @@ class Dispatcher:
         self.ids = RequestIds()
         self.election_patience_s = election_patience_s
         self.retries = 0
+        self.closed = False
         self._connections: dict[str, NodeConnection] = {}
         self._connecting: dict[str, asyncio.Future[NodeConnection]] = {}
         self._refreshing: asyncio.Task[bool] | None = None
@@ -114,6 +134,7 @@ class Dispatcher:
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
+        self.closed = True
         tasks: list[asyncio.Task[Any]] = [t for t in (self._refresher, self._refreshing) if t is not None]
         for task in tasks:
             task.cancel()
@@ -208,10 +229,9 @@ class Dispatcher:
     # --- operations -------------------------------------------------------------------------
 
     async def read(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
-        """A GET or LIST (``op`` without id and partition) of the partition of ``lkey``."""
-        consistency = op[4] if op[1] == GET else op[7]
+        """A GET, LIST or TOUCH (``op`` without id and partition) of the partition of ``lkey``."""
         attempt = _Attempts(self, op, lkey, until)
-        if consistency != LINEARIZABLE:
+        if op[1] != TOUCH and op[4 if op[1] == GET else 7] != LINEARIZABLE:
             attempt.spread = True
         return await attempt.run()
 
@@ -220,19 +240,28 @@ class Dispatcher:
     ) -> list[Any]:
         """A write; its request id is made here, or belongs to ``ids``."""
         ids = ids or self.ids
-        if not self.table.complete:
-            await self._wait_for_table(until)
+        await self.ready(until)
         partition = self.table.route(lkey).id
         seq, stamp = ids.begin(partition)
         op[4], op[6] = seq, stamp
         attempt = _Attempts(self, op, lkey, until)
-        attempt.ids, attempt.partition = ids, partition
+        attempt.ids, attempt.partition, attempt.client_id = ids, partition, ids.client_id
+        attempt.changes = True
         try:
             return await attempt.run()
         finally:
-            ids.end(partition, seq)
+            ids.end(partition, op[4])
 
-    async def _wait_for_table(self, until: float) -> None:
+    async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
+        """Another client's operation, with the request id that it gave it (``op`` as it came, checked)."""
+        attempt = _Attempts(self, op, op[3], until)
+        attempt.client_id = client_id
+        attempt.changes = op[1] in (PUT, DELETE, ADD, TXN)
+        attempt.spread = op[1] in (GET, LIST) and op[4 if op[1] == GET else 7] != LINEARIZABLE
+        return await attempt.run()
+
+    async def ready(self, until: float) -> None:
+        """Return once the topology is known. Raises Unavailable at ``until``."""
         loop = asyncio.get_running_loop()
         while not self.table.complete:
             if loop.time() >= until:
@@ -248,7 +277,9 @@ class _Attempts:
     """The attempts of one operation."""
 
     __slots__ = (
+        "changes",
         "client",
+        "client_id",
         "dead",
         "first_failure",
         "hops",
@@ -269,7 +300,10 @@ class _Attempts:
         self.op = op
         self.lkey = lkey
         self.until = until
+        self.client_id = client.ids.client_id
         self.ids: RequestIds | None = None
+        #: whether an attempt may have changed something
+        self.changes = False
         self.partition = -1
         self.spread = False
         self.maybe_done = False
@@ -283,12 +317,13 @@ class _Attempts:
     async def run(self) -> list[Any]:
         client = self.client
         loop = asyncio.get_running_loop()
-        if not client.table.complete:
-            await client._wait_for_table(self.until)
+        await client.ready(self.until)
         while True:
             now = loop.time()
             if now >= self.until:
                 raise self.at_the_end(DeadlineExceeded("the deadline passed"))
+            if client.closed:
+                raise self.at_the_end(Unavailable("the client is closed"))
             placement = client.table.route(self.lkey)
             address = self.choose(placement)
             if address is None:
@@ -300,22 +335,18 @@ class _Attempts:
                     connection = await client.connect(address, self.until)
                 op = self.op.copy()
                 op[2] = placement.id
-                client_id = client.ids.client_id
                 if self.ids is not None:
                     op[5] = self.ids.floor(self.partition)
-                    client_id = self.ids.client_id
                 patience = SILENT_TIMEOUT_S if connection.silent else ATTEMPT_TIMEOUT_S
-                result = await connection.submit(client_id, op, min(self.until, loop.time() + patience))
+                result = await connection.submit(self.client_id, op, min(self.until, loop.time() + patience))
             except ConnectionLost as e:
-                if e.detail.get("sent") and self.ids is not None:
-                    self.maybe_done = True
+                self.maybe_done |= self.changes and bool(e.detail.get("sent"))
                 if e.detail.get("refused"):
                     self.dead.add(address)
                 self.failed(loop, address, e)
                 continue
             except AttemptTimeout as e:
-                if self.ids is not None:
-                    self.maybe_done = True
+                self.maybe_done |= self.changes
                 self.failed(loop, address, e)
                 continue
             except Overloaded as e:
@@ -383,8 +414,11 @@ class _Attempts:
             return
         if isinstance(error, RequestIdExpired) and self.ids is not None:
             index = error.detail.get("index")
-            if not self.maybe_done and not error.detail.get("reused") and isinstance(index, int):
+            if not self.maybe_done and isinstance(index, int):
                 self.ids.seen(self.partition, index)
+                if error.detail.get("reused"):  # so many later ones were finished that it counts as one
+                    self.ids.end(self.partition, self.op[4])
+                    self.op[4], _ = self.ids.begin(self.partition)
                 self.op[6] = max(index, self.op[6])
                 return
             raise self.at_the_end(error)
@@ -395,7 +429,7 @@ class _Attempts:
             ):
                 await self.pause(loop, placement)
             return
-        if self.maybe_done and error.outcome == "none" and isinstance(error, InvalidRequest):
+        if self.maybe_done and error.status not in REMEMBERED:
             raise self.at_the_end(error)
         # With dedupe this is the first outcome, whatever attempt it belongs to (R7).
         raise error

@@ -42,6 +42,7 @@ CALL_TIMEOUT_S = 2.0
 FAIL_FAST_S = (0.05, 0.2)
 RETRY_S = (0.2, 1.0)
 WATCH_SILENCE_S = 3.0
+RANGE_PAGE = 2000
 CHANNEL_OPTIONS = {
     "grpc.keepalive_time_ms": 2000,
     "grpc.keepalive_timeout_ms": 2000,
@@ -136,7 +137,13 @@ class EtcdCoordinator:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     response = await make(client)
-                self._see(response.header, before if check else 0)
+                if not self._see(response.header, before if check else 0):
+                    error = (
+                        CoordinationUnknown(self.untrusted)
+                        if write
+                        else CoordinationUnavailable(self.untrusted)
+                    )
+                    break
                 self._set_connected(True)
                 return response
             except TimeoutError:
@@ -169,24 +176,28 @@ class EtcdCoordinator:
             return CoordinationUnavailable(f"etcd refused: {e.details()}")
         return CoordinationUnknown(f"etcd: {e.details()}")
 
-    def _see(self, header: Any, at_least: int) -> None:
-        """R13: note etcd's identity and revision; stop trusting it when they contradict."""
+    def distrust(self, why: str) -> None:
+        if not self.untrusted:
+            self.untrusted = f"{why}; rebuild its records from the stores before going on"
+            log.critical("%s", self.untrusted)
+        self._set_connected(False)
+
+    def _see(self, header: Any, at_least: int) -> bool:
+        """R13: note etcd's identity and revision; False when they contradict what is known."""
         if self.cluster_id is None:
             self.cluster_id = header.cluster_id
         if header.cluster_id != self.cluster_id:
-            self.untrusted = (
-                f"etcd's cluster id is {header.cluster_id:x} and was {self.cluster_id:x}: it was replaced or "
-                "restored; rebuild its records from the stores before going on"
+            self.distrust(
+                f"etcd's cluster id is {header.cluster_id:x} and was {self.cluster_id:x}: it was replaced or restored"
             )
         elif header.revision < at_least:
-            self.untrusted = (
-                f"etcd's revision went back from {at_least} to {header.revision}: it was restored from a backup; "
-                "rebuild its records from the stores before going on"
+            self.distrust(
+                f"etcd's revision went back from {at_least} to {header.revision}: it was restored from a backup"
             )
         if self.untrusted:
-            log.critical("%s", self.untrusted)
-            raise CoordinationUnavailable(self.untrusted)
+            return False
         self.revision = max(self.revision, header.revision)
+        return True
 
     def _set_connected(self, connected: bool) -> None:
         if connected != self.connected:
@@ -200,9 +211,22 @@ class EtcdCoordinator:
 
     async def range(self, prefix: str) -> tuple[int, list[KV]]:
         raw = prefix.encode()
-        request = rpc.RangeRequest(key=raw, range_end=_prefix_end(raw))
-        r = await self.call(lambda c: c.kvstub.Range(request, timeout=CALL_TIMEOUT_S), write=False)
-        return r.header.revision, [_kv(kv) for kv in r.kvs]
+        start, revision = raw, 0
+        found: list[KV] = []
+        while True:  # pages of one revision: an answer has a size limit
+            request = rpc.RangeRequest(
+                key=start, range_end=_prefix_end(raw), limit=RANGE_PAGE, revision=revision
+            )
+
+            def ask(c: aetcd.Client, request: Any = request) -> Awaitable[Any]:
+                return c.kvstub.Range(request, timeout=CALL_TIMEOUT_S)  # type: ignore[no-any-return]
+
+            r = await self.call(ask, write=False)
+            revision = revision or r.header.revision
+            found += [_kv(kv) for kv in r.kvs]
+            if not r.more:
+                return revision, found
+            start = r.kvs[-1].key + b"\0"
 
     async def txn(
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
@@ -371,7 +395,8 @@ class EtcdWatch(Mirror):
     async def _stream(self) -> bool:
         """Follow events until the stream ends; whether the prefix must be read again."""
         client = await self._etcd.client()
-        call = rpc.WatchStub(client.channel).Watch()
+        # a member cut off from its leader ends the stream instead of keeping it without news
+        call = rpc.WatchStub(client.channel).Watch(metadata=(("hasleader", "true"),))
         raw = self._prefix.encode()
         create = rpc.WatchCreateRequest(
             key=raw, range_end=_prefix_end(raw), start_revision=self.revision + 1, progress_notify=True
@@ -386,6 +411,8 @@ class EtcdWatch(Mirror):
                     return False
                 if response.canceled or response.compact_revision:
                     return True
+                if not self._etcd._see(response.header, self.revision if response.created else 0):
+                    raise CoordinationUnavailable(self._etcd.untrusted)
                 if response.created or not response.events:
                     continue
                 events = [

@@ -141,6 +141,10 @@ class Coordinator(Protocol):
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
     ) -> TxnResult: ...
 
+    def distrust(self, why: str) -> None:
+        """R13: the service contradicts what is known; from here on every call fails."""
+        ...
+
     def session(self, ttl_s: float) -> Session: ...
 
     def watch(self, prefix: str, on_change: OnChange) -> Watch:

@@ -129,6 +129,7 @@ class MemoryCoordinator:
         service = self.service
         self.connected = service.up and not self.cut
         if self.untrusted:
+            self.connected = False
             raise CoordinationUnavailable(self.untrusted)
         if not self.connected:
             raise CoordinationUnavailable("the service is away")
@@ -136,10 +137,14 @@ class MemoryCoordinator:
         if self.cluster_id is None:
             self.cluster_id = service.cluster_id
         if service.cluster_id != self.cluster_id or service.revision < self.revision:
-            self.untrusted = "the service was replaced or restored from a backup"
+            self.distrust("the service was replaced or restored from a backup")
             raise CoordinationUnavailable(self.untrusted)
         self.revision = service.revision
         return service
+
+    def distrust(self, why: str) -> None:
+        self.untrusted = self.untrusted or why
+        self.connected = False
 
     async def get(self, key: str) -> KV | None:
         await asyncio.sleep(0)

@@ -14,9 +14,12 @@ from metastore.layout import ConfigRecord
 
 
 class PersistEntries(NamedTuple):
+    """``epoch``: under which they are written; the store compares it with the one sealed (R1)."""
+
     p: int
     blobs: list[bytes]
     commit: int
+    epoch: int
 
 
 class PersistSeal(NamedTuple):

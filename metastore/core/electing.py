@@ -135,6 +135,7 @@ class PartitionReplica(LeadingReplica):
             not (by_etcd or self.resuming or self.can_claim())
             or not self.is_member()
             or self.installing
+            or self.ctx.stuck
             or not self.leader_is_lost(now)
         ):
             self.lost_since_ns = 0
@@ -185,7 +186,9 @@ class PartitionReplica(LeadingReplica):
         owner = self.owner
         # asked by another run of the very process that led: that one is gone
         anew = owner is not None and src[:2] == owner[:2] and src != owner and src != self.ctx.me
-        lost = (anew or self.leader_is_lost(now)) and not self.installing
+        # one that leads and hears no quorum, or was promised to a rival's followers (R16), vetoes nobody
+        ailing = self.role in LEADING_ROLES and not self.is_healthy(now)
+        lost = (anew or ailing or self.leader_is_lost(now)) and not self.installing
         self.send(src.node, m.PreVoteReply(self.p, msg.epoch, msg.round, lost))
 
     def on_prevote_reply(self, now: int, src: Process, msg: m.PreVoteReply) -> None:
@@ -228,12 +231,13 @@ class PartitionReplica(LeadingReplica):
         """The election transaction ended: ``won`` is the new config, None = lost or no etcd."""
         self.campaigning_since_ns = 0
         settings = self.ctx.settings
-        if won is None or self.sealed_epoch >= won.epoch:
+        superseded = won is not None and self.config is not None and self.config.epoch > won.epoch
+        if won is None or superseded or self.sealed_epoch >= won.epoch:
             jitter = self.ctx.random.randrange(settings.campaign_retry_ns // 2 + 1)
             self.campaign_at_ns = now + settings.campaign_retry_ns // 2 + jitter
             self.prevotes = set()
             return
-        self.config, self.config_mod_revision = won, max(mod_revision, self.config_mod_revision)
+        self.config, self.config_mod_revision = won, mod_revision
         self.begin_term(now, won.epoch, won, "won the election", self.resigned_epoch)
 
     def on_handoff(self, now: int, src: Process, msg: m.HandOff) -> None:

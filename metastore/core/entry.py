@@ -15,6 +15,8 @@ from metastore.errors import CorruptLog
 
 HEAD: Final = struct.Struct("<QQI")
 MAX_ENTRY_BYTES: Final = 8 << 20
+#: entries of one message or reading: the wire takes arrays of four times as many elements
+MAX_READ_ENTRIES: Final = 4096
 
 
 def pack_entry(index: int, epoch: int, payload: bytes) -> bytes:

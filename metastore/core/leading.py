@@ -157,7 +157,7 @@ class LeadingReplica(Replica):
     def append_own(self, blob: bytes) -> int:
         index = self.log.last_index + 1
         self.log.append(index, self.sealed_epoch)
-        self.emit(fx.PersistEntries(self.p, [blob], self.commit_index))
+        self.emit(fx.PersistEntries(self.p, [blob], self.commit_index, self.sealed_epoch))
         # comes back when durable: the leader counts its own copy only then (R6)
         self.send(self.ctx.me.node, m.Appended(self.p, self.sealed_epoch, index), durable=True)
         return index
@@ -319,7 +319,7 @@ class LeadingReplica(Replica):
     def is_healthy(self, now: int) -> bool:
         """Whether this leader, or leader to be, gets on; said in its heartbeats (R9)."""
         term = self.term
-        if term is None or self.role not in LEADING_ROLES:
+        if term is None or self.role not in LEADING_ROLES or self.ctx.stuck:
             return False
         if self.role in (ACTIVE, RESIGNING):
             return self.has_quorum(now)
@@ -396,7 +396,7 @@ class LeadingReplica(Replica):
 
     def tick_progress(self, now: int, node: str, pr: Progress) -> None:
         settings = self.ctx.settings
-        if not pr.sealed:
+        if not pr.sealed or node in self.ctx.down:
             return
         if pr.snapshotting_since_ns:
             if now - pr.snapshotting_since_ns > settings.snapshot_timeout_ns:

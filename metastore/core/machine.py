@@ -2,43 +2,78 @@
 
 The leader *resolves* operations against the latest state it has proposed, in log order, into
 rows of plain effects; everybody *applies* rows, which needs no clock, no chance and no
-condition. An entry's payload is msgpack ``[base_version, [[client_id, floor], ...], [row, ...]]``:
+condition. An entry's payload is msgpack ``[base_version, sessions, rows, usage, fences]``:
 
-    [PUT, lkey, record, session, seq]     also for ADD (row kind ADD: the answer tells the count)
-    [DELETE, lkey, session, seq]
-    [NOTHING, session, seq, status, version]    a failed condition, or nothing to delete
+    sessions   [[client_id, floor], ...]
+    rows       [PUT, lkey, record, at, seq]     also for ADD (row kind ADD: the answer tells the count)
+               [DELETE, lkey, at, seq]
+               [EXPIRE, lkey, -1, 0]
+               [NOTHING, at, seq, status, version]    a failed condition, or nothing to delete
+               [TXN, at, seq, succeeded, parts]       parts: [PUT, lkey, record], [ADD, lkey, record],
+                                                      [DELETE, lkey], [NOTHING], [GET, record or None]
+    usage      [[namespace, records, bytes], ...]  by how much each namespace has grown
+    fences     [[name, token], ...]                raised by this entry
 
-``session`` is a position in the list of sessions, -1 when no dedupe was asked for. The n-th
-changing row of an entry has the version ``base_version + n``, from 1: versions are dense.
+``at`` is a position in ``sessions``, -1 when no dedupe was asked for. The n-th change of an entry has
+the version ``base_version + n``, from 1: versions are dense. Dedupe is ``core.dedupe``'s.
 
-Dedupe (R7). A session is one client's finished requests in this partition, kept until the
-client says that it will not ask again (``floor``). At most MAX_SESSIONS are kept; the longest
-unused goes first, and ``expired_below`` remembers the highest log index at which a forgotten
-session was last used. A request carries a ``stamp``, the highest index its client had seen
-when it was first sent; had it been executed, then after ``stamp``. So one that is not found
-and has ``stamp >= expired_below`` was never executed, and any other is refused.
+Beside the records a partition remembers, all of it replicated: finished requests, the version it
+stands at, how much each namespace holds here, which records have a TTL, and the highest fencing
+token seen of every name. Each is saved as an *aux row*; ``aux_keys`` names those there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from metastore.errors import ConditionFailed, CorruptState, NotANumber, RequestIdExpired
-from metastore.records import COUNTER, HEAD_BYTES, pack_record, record_versions, unpack_record
-from metastore.wire.client_messages import ADD, DELETE, EXISTS, PUT
+from metastore.core.dedupe import Session, Sessions, Tail
+from metastore.errors import ConditionFailed, Fenced, NotANumber, TooLarge
+from metastore.records import (
+    COUNTER,
+    TTL,
+    pack_record,
+    record_ttl_ms,
+    record_versions,
+    unpack_record,
+)
+from metastore.wire.client_messages import (
+    ADD,
+    DELETE,
+    EQUAL,
+    EXISTS,
+    EXPIRE,
+    GET,
+    LESS,
+    MAX_TXN_READ_BYTES,
+    NOT_EQUAL,
+    NOT_FOUND,
+    OK,
+    PUT,
+    TOUCH,
+    TXN,
+    VALUE,
+    VERSION,
+)
 
 NOTHING: Final = 0
-MAX_SESSIONS: Final = 10_000
-MAX_OUTCOMES: Final = 4096
+MAX_FENCES: Final = 65_536
+MAX_CURRENT_BYTES: Final = 64 << 10
 INT64_MAX: Final = (1 << 63) - 1
 META_KEY: Final = b"m"
 SESSION_PREFIX: Final = b"s"
+USAGE_PREFIX: Final = b"u"
+TTL_PREFIX: Final = b"t"
+FENCE_PREFIX: Final = b"f"
 
-Tail = tuple[Any, ...]
-"""An answer without its id: what follows the id in a RESPONSE (wire.client_messages)."""
+#: where the fence of an operation stands, if it has one
+_FENCE_AT: Final = {PUT: 11, DELETE: 8, ADD: 9, TXN: 10}
+
+Change = tuple[bytes, bytes | None]
+"""``(lkey, record)``, None = deleted."""
 
 
 class Resolved(NamedTuple):
@@ -49,37 +84,62 @@ class Resolved(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What applying an entry changed: records, and the aux rows to save with them."""
+    """What applying an entry changed: records (the n-th has version ``base`` + n, from 1), the aux
+    rows to save with them, and which versions are expirations."""
 
-    changes: list[tuple[bytes, bytes | None]]
+    changes: list[Change]
     aux: set[bytes]
+    base: int = 0
+    expired: tuple[int, ...] = ()
 
 
-class Session:
-    """One client's outcomes in this partition."""
+class _Refused(Exception):
+    """A transaction that can have no effect; its status."""
 
-    __slots__ = ("floor", "guard", "last_index", "ordinal", "outcomes")
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
-    def __init__(self, guard: int) -> None:
-        self.guard = guard
-        self.floor = 0
-        self.last_index = 0
-        self.ordinal = 0
-        self.outcomes: dict[int, Tail] = {}
 
-    def pack(self) -> bytes:
-        raw: bytes = msgpack.packb(
-            [self.guard, self.floor, self.last_index, self.ordinal, list(self.outcomes.items())]
-        )
-        return raw
+def digest_key(prefix: bytes, name: bytes) -> bytes:
+    """The aux key of something whose name may be too long for one."""
+    return prefix + hashlib.blake2b(name, digest_size=16).digest()
 
-    @classmethod
-    def unpack(cls, raw: bytes) -> Session:
-        guard, floor, last_index, ordinal, outcomes = msgpack.unpackb(raw)
-        session = cls(guard)
-        session.floor, session.last_index, session.ordinal = floor, last_index, ordinal
-        session.outcomes = {seq: tuple(tail) for seq, tail in outcomes}
-        return session
+
+def changes_of(payload: bytes) -> Applied:
+    """The changes of an entry without applying it (for watches)."""
+    if not payload:
+        return Applied([], set())
+    base, _, rows, _, _ = msgpack.unpackb(payload, use_list=True)
+    changes: list[Change] = []
+    expired: list[int] = []
+    for row in rows:
+        kind = row[0]
+        if kind in (PUT, ADD):
+            changes.append((row[1], row[2]))
+        elif kind == TXN:
+            changes += _txn_changes(row[4])
+        elif kind != NOTHING:
+            changes.append((row[1], None))
+            if kind == EXPIRE:
+                expired.append(base + len(changes))
+    return Applied(changes, set(), base, tuple(expired))
+
+
+def base_version(payload: bytes) -> int | None:
+    """The version before an entry's first change, without decoding the rest; None for a no-op."""
+    if not payload:
+        return None
+    head = msgpack.Unpacker()
+    head.feed(payload[:16])
+    head.read_array_header()
+    return int(head.unpack())
+
+
+def _txn_changes(parts: list[list[Any]]) -> list[Change]:
+    return [
+        (part[1], part[2] if part[0] != DELETE else None) for part in parts if part[0] in (PUT, ADD, DELETE)
+    ]
 
 
 class Machine:
@@ -88,40 +148,89 @@ class Machine:
     def __init__(self, read: Callable[[bytes], bytes | None]) -> None:
         self.read = read
         self.last_version = 0
-        self.expired_below = 0
-        self.sessions: dict[bytes, Session] = {}
+        self.dedupe = Sessions()
+        #: namespace -> [records, bytes]
+        self.usage: dict[bytes, list[int]] = {}
+        #: lkey -> (version, ttl_ms) of every record that has a TTL
+        self.timed: dict[bytes, tuple[int, int]] = {}
+        self.fences: dict[bytes, int] = {}
+        self._timed_names: dict[bytes, bytes] = {}
+        self._fence_names: dict[bytes, bytes] = {}
         # the leader's state beyond what is committed
         self._version = 0
         self._records: dict[bytes, tuple[int, bytes | None]] = {}
         self._outcomes: dict[bytes, dict[int, Resolved]] = {}
-        self._entries: dict[int, tuple[int, list[list[Any]], list[list[Any]]]] = {}
+        self._fences: dict[bytes, int] = {}
+        self._entries: dict[int, tuple[int, list[Any], list[Any], list[Any], list[Any]]] = {}
+
+    @property
+    def sessions(self) -> dict[bytes, Session]:
+        return self.dedupe.by_client
+
+    @property
+    def expired_below(self) -> int:
+        return self.dedupe.expired_below
 
     # --- saving and loading ---------------------------------------------------------------
 
     def aux(self, key: bytes) -> bytes | None:
         """The aux row ``key`` as it is now; None = delete it."""
+        kind, rest = key[:1], key[1:]
+        row: Any = None
         if key == META_KEY:
-            raw: bytes = msgpack.packb([self.last_version, self.expired_below])
-            return raw
-        session = self.sessions.get(key[1:])
-        return session.pack() if session else None
+            row = [self.last_version, self.dedupe.expired_below]
+        elif kind == SESSION_PREFIX:
+            session = self.dedupe.by_client.get(rest)
+            return session.pack() if session else None
+        elif kind == USAGE_PREFIX:
+            row = self.usage.get(rest)
+        elif kind == TTL_PREFIX:
+            name = self._timed_names.get(key)
+            row = None if name is None else [name, *self.timed[name]]
+        elif kind == FENCE_PREFIX:
+            name = self._fence_names.get(key)
+            row = None if name is None else [name, self.fences[name]]
+        if row is None:
+            return None
+        raw: bytes = msgpack.packb(row)
+        return raw
+
+    def aux_keys(self) -> list[bytes]:
+        """Every aux row that there is, in an order that all replicas share."""
+        keys = [META_KEY]
+        keys += [SESSION_PREFIX + client for client in sorted(self.dedupe.by_client)]
+        keys += [USAGE_PREFIX + namespace for namespace in sorted(self.usage)]
+        keys += sorted(self._timed_names)
+        keys += sorted(self._fence_names)
+        return keys
 
     def reset(self) -> None:
         """Back to empty, before the rows of an installed snapshot are loaded (R17)."""
-        self.last_version = self.expired_below = 0
-        self.sessions = {}
+        self.last_version = 0
+        self.dedupe = Sessions()
+        for table in (self.usage, self.timed, self.fences, self._timed_names, self._fence_names):
+            table.clear()
         self.abandon()
 
     def load(self, rows: list[tuple[bytes, bytes]]) -> None:
         """Start from saved aux rows."""
-        loaded: list[tuple[bytes, Session]] = []
+        sessions: list[tuple[bytes, Session]] = []
+        expired_below = 0
         for key, raw in rows:
+            kind = key[:1]
             if key == META_KEY:
-                self.last_version, self.expired_below = msgpack.unpackb(raw)
-            elif key[:1] == SESSION_PREFIX:
-                loaded.append((key[1:], Session.unpack(raw)))
-        loaded.sort(key=lambda item: (item[1].last_index, item[1].ordinal))
-        self.sessions = dict(loaded)
+                self.last_version, expired_below = msgpack.unpackb(raw)
+            elif kind == SESSION_PREFIX:
+                sessions.append((key[1:], Session.unpack(raw)))
+            elif kind == USAGE_PREFIX:
+                self.usage[key[1:]] = msgpack.unpackb(raw)
+            elif kind == TTL_PREFIX:
+                lkey, version, ttl_ms = msgpack.unpackb(raw)
+                self.timed[lkey], self._timed_names[key] = (version, ttl_ms), lkey
+            elif kind == FENCE_PREFIX:
+                name, token = msgpack.unpackb(raw)
+                self.fences[name], self._fence_names[key] = token, name
+        self.dedupe.load(sessions, expired_below)
         self.abandon()
 
     # --- the leader: resolve --------------------------------------------------------------
@@ -133,12 +242,14 @@ class Machine:
     def abandon(self) -> None:
         """Forget what was proposed and is not committed: leadership began or ended."""
         self._version = self.last_version
-        self._records.clear()
-        self._outcomes.clear()
-        self._entries.clear()
+        for table in (self._records, self._outcomes, self._fences, self._entries):
+            table.clear()
 
-    def resolve(self, index: int, ops: list[tuple[bytes, list[Any]]]) -> tuple[bytes | None, list[Resolved]]:
-        """Resolve ``(client_id, op)`` pairs (checked before) into the payload of entry ``index``.
+    def resolve(
+        self, index: int, ops: Iterable[tuple[bytes, list[Any]]], expired: Iterable[tuple[bytes, int]] = ()
+    ) -> tuple[bytes | None, list[Resolved]]:
+        """Resolve ``(client_id, op)`` pairs (checked before) into the payload of entry ``index``, and
+        before them ``(lkey, version)`` of records whose TTL is over.
 
         Returns the payload, None when no entry is needed, and what became of each op.
         """
@@ -146,8 +257,18 @@ class Machine:
         sessions: dict[bytes, int] = {}
         floors: list[list[Any]] = []
         results: list[Resolved] = []
+        usage: dict[bytes, list[int]] = {}
+        fences: list[list[Any]] = []
         base = self._version
+        for lkey, version in expired:
+            old = self.current(lkey)
+            if old is not None and record_versions(old)[1] == version:
+                self._change(index, lkey, old, None, usage)
+                rows.append([EXPIRE, lkey, -1, 0])
         for client, op in ops:
+            if op[1] == TOUCH:
+                results.append(self._touch(op))
+                continue
             seq = op[4]
             if seq:
                 known = self._known(client, seq, op[6])
@@ -162,7 +283,7 @@ class Machine:
                     floors[at][1] = op[5]
             else:
                 at = -1
-            row, tail = self._resolve_one(index, op, at, seq)
+            row, tail = self._resolve_one(index, op, at, seq, usage, fences)
             rows.append(row)
             result = Resolved(index, tail)
             results.append(result)
@@ -173,8 +294,9 @@ class Machine:
                 pending[seq] = result
         if not rows:
             return None, results
-        self._entries[index] = (base, floors, rows)
-        payload: bytes = msgpack.packb([base, floors, rows])
+        entry = (base, floors, rows, [[ns, *grown] for ns, grown in usage.items()], fences)
+        self._entries[index] = entry
+        payload: bytes = msgpack.packb(entry)
         return payload, results
 
     def _known(self, client: bytes, seq: int, stamp: int) -> Resolved | None:
@@ -184,55 +306,81 @@ class Machine:
             found = pending.get(seq)
             if found is not None:
                 return found
-        session = self.sessions.get(client)
-        if session is None:
-            if stamp >= self.expired_below:
-                return None
-        else:
-            tail = session.outcomes.get(seq)
-            if tail is not None:
-                return Resolved(0, tail)
-            if seq >= session.floor and stamp >= session.guard:
-                return None
-        return Resolved(
-            0,
-            (
-                RequestIdExpired.status,
-                f"request id {seq} with stamp {stamp} is older than the dedupe window",
-                {"index": self.expired_below, "reused": session is not None and seq < session.floor},
-            ),
-        )
+        tail = self.dedupe.known(client, seq, stamp)
+        return None if tail is None else Resolved(0, tail)
 
     def current(self, lkey: bytes) -> bytes | None:
         """The record as of the latest proposal."""
         found = self._records.get(lkey)
         return self.read(lkey) if found is None else found[1]
 
-    def _resolve_one(self, index: int, op: list[Any], at: int, seq: int) -> tuple[list[Any], Tail]:
-        kind, lkey, condition = op[1], op[3], op[7]
+    def _change(
+        self, index: int, lkey: bytes, old: bytes | None, new: bytes | None, usage: dict[bytes, list[int]]
+    ) -> None:
+        """One more change of what is proposed."""
+        self._version += 1
+        self._records[lkey] = (index, new)
+        namespace = lkey[8 : lkey.find(0, 8)]
+        grown = usage.get(namespace)
+        if grown is None:
+            grown = usage[namespace] = [0, 0]
+        if old is not None and new is not None:
+            grown[1] += len(new) - len(old)
+        elif new is not None:
+            grown[0] += 1
+            grown[1] += len(lkey) + len(new)
+        elif old is not None:
+            grown[0] -= 1
+            grown[1] -= len(lkey) + len(old)
+
+    def _resolve_one(
+        self,
+        index: int,
+        op: list[Any],
+        at: int,
+        seq: int,
+        usage: dict[bytes, list[int]],
+        fences: list[list[Any]],
+    ) -> tuple[list[Any], Tail]:
+        kind, lkey = op[1], op[3]
+        if len(op) > _FENCE_AT[kind] and op[_FENCE_AT[kind]] is not None:
+            refused = self._fence(index, lkey, op[_FENCE_AT[kind]], at, seq, fences)
+            if refused is not None:
+                return refused
+        if kind == TXN:
+            return self._resolve_txn(index, op, at, seq, usage)
+        condition = op[7]
         old = self.current(lkey)
         flags, version, created = (0, 0, 0) if old is None else record_versions(old)
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
-            return self._nothing(at, seq, ConditionFailed.status, version, index)
+            row, tail = self._nothing(at, seq, ConditionFailed.status, version, index)
+            if old is not None and len(old) <= MAX_CURRENT_BYTES:
+                # for who waits now; what dedupe remembers, and a retry gets, is without it
+                tail = (*tail[:2], {**tail[2], "record": old})
+            return row, tail
         if kind == DELETE:
-            if not version:
+            if old is None:
                 return self._nothing(at, seq, 0, 0, index)
-            self._version += 1
-            self._records[lkey] = (index, None)
+            self._change(index, lkey, old, None, usage)
             return [DELETE, lkey, at, seq], (0, self._version, index)
         new_version = self._version + 1
         if kind == PUT:
-            record = pack_record(new_version, created or new_version, op[8], op[9].encode(), op[10])
-            tail: Tail = (0, new_version, index, not version)
+            record = pack_record(new_version, created or new_version, op[8], op[9].encode(), op[10] or 0)
+            tail = (0, new_version, index, not version)
         else:
             total = self._add(old, flags, op[8])
             if total is None:
                 return self._nothing(at, seq, NotANumber.status, version, index)
-            record = pack_record(new_version, created or new_version, b"%d" % total, b"", 0, COUNTER)
+            record = self._counter(old, new_version, created, total)
             tail = (0, new_version, index, total)
-        self._version = new_version
-        self._records[lkey] = (index, record)
+        self._change(index, lkey, old, record, usage)
         return [kind, lkey, record, at, seq], tail
+
+    @staticmethod
+    def _counter(old: bytes | None, version: int, created: int, total: int) -> bytes:
+        """A counter keeps the TTL it was made with; there is none to give when adding."""
+        ttl_ms = record_ttl_ms(old) if old is not None else 0
+        return pack_record(version, created or version, b"%d" % total, b"", ttl_ms, COUNTER)
 
     @staticmethod
     def _add(old: bytes | None, flags: int, delta: int) -> int | None:
@@ -248,35 +396,148 @@ class Machine:
     def _nothing(at: int, seq: int, status: int, version: int, index: int) -> tuple[list[Any], Tail]:
         return [NOTHING, at, seq, status, version], nothing_tail(status, version, index)
 
+    def _touch(self, op: list[Any]) -> Resolved:
+        """Nothing is proposed: the leader's clock is all that a TTL runs on (R15). The answer waits
+        for the entry that made the record what it is."""
+        lkey, condition = op[3], op[4]
+        found = self._records.get(lkey)
+        at, record = (0, self.read(lkey)) if found is None else found
+        version = 0 if record is None else record_versions(record)[1]
+        if record is None and condition is None:
+            return Resolved(at, (NOT_FOUND, 0))
+        if condition is not None and (version == 0 if condition == EXISTS else version != condition):
+            return Resolved(at, nothing_tail(ConditionFailed.status, version, at))
+        if record is None:
+            return Resolved(at, (NOT_FOUND, 0))
+        return Resolved(at, (OK, version, 0, record_ttl_ms(record)))
+
+    # --- fences -----------------------------------------------------------------------------
+
+    def _fence(
+        self, index: int, lkey: bytes, fence: list[Any], at: int, seq: int, fences: list[list[Any]]
+    ) -> tuple[list[Any], Tail] | None:
+        """None when the token is the highest seen of its name so far, else the refusal."""
+        name = lkey[8 : lkey.find(0, 8) + 1] + fence[0].encode()
+        token: int = fence[1]
+        seen = self._fences.get(name) or self.fences.get(name, 0)
+        if token < seen:
+            return self._nothing(at, seq, Fenced.status, seen, index)
+        if token > seen:
+            if not seen and len(self.fences) + len(self._fences) >= MAX_FENCES:
+                return self._nothing(at, seq, TooLarge.status, MAX_FENCES, index)
+            self._fences[name] = token
+            fences.append([name, token])
+        return None
+
+    # --- transactions -----------------------------------------------------------------------
+
+    def _resolve_txn(
+        self, index: int, op: list[Any], at: int, seq: int, usage: dict[bytes, list[int]]
+    ) -> tuple[list[Any], Tail]:
+        succeeded = all(self._holds(*compare) for compare in op[7])
+        staged: dict[bytes, tuple[bytes | None, bytes | None]] = {}
+        try:
+            parts = self._stage(op[8] if succeeded else op[9], staged)
+        except _Refused as refused:
+            return self._nothing(at, seq, refused.status, MAX_TXN_READ_BYTES, index)
+        for part in parts:
+            if part[0] in (PUT, ADD):
+                old = self.current(part[1])
+                self._change(index, part[1], old, part[2], usage)
+            elif part[0] == DELETE:
+                self._change(index, part[1], self.current(part[1]), None, usage)
+        row = [TXN, at, seq, succeeded, parts]
+        return row, (0, succeeded, index, _txn_results(self._version - len(_txn_changes(parts)), parts))
+
+    def _holds(self, lkey: bytes, target: int, relation: int, operand: Any) -> bool:
+        record = self.current(lkey)
+        if target == VALUE:
+            if record is None:
+                return relation == NOT_EQUAL
+            value: Any = unpack_record(record).value
+        else:
+            _, version, created = (0, 0, 0) if record is None else record_versions(record)
+            value = version if target == VERSION else created
+        if relation == EQUAL:
+            return bool(value == operand)
+        if relation == NOT_EQUAL:
+            return bool(value != operand)
+        return bool(value < operand if relation == LESS else value > operand)
+
+    def _stage(
+        self, parts: list[list[Any]], staged: dict[bytes, tuple[bytes | None, bytes | None]]
+    ) -> list[list[Any]]:
+        """The rows of a branch, each part seeing those before it. Nothing is changed yet, so that a
+        part that cannot be done undoes nothing. Raises _Refused."""
+        version, read_bytes = self._version, 0
+        rows: list[list[Any]] = []
+        for part in parts:
+            kind, lkey = part[0], part[1]
+            old = staged[lkey][1] if lkey in staged else self.current(lkey)
+            if kind == GET:
+                read_bytes += len(old) if old else 0
+                if read_bytes > MAX_TXN_READ_BYTES:
+                    raise _Refused(TooLarge.status)
+                rows.append([GET, old])
+                continue
+            if kind == DELETE and old is None:
+                rows.append([NOTHING])
+                continue
+            version += 1
+            flags, _, created = (0, 0, 0) if old is None else record_versions(old)
+            if kind == DELETE:
+                new = None
+                rows.append([DELETE, lkey])
+            elif kind == PUT:
+                new = pack_record(version, created or version, part[2], part[3].encode(), part[4] or 0)
+                rows.append([PUT, lkey, new])
+            else:
+                total = self._add(old, flags, part[2])
+                if total is None:
+                    raise _Refused(NotANumber.status)
+                new = self._counter(old, version, created, total)
+                rows.append([ADD, lkey, new])
+            staged[lkey] = (old, new)
+        return rows
+
     # --- everybody: apply -------------------------------------------------------------------
 
     def apply(self, index: int, payload: bytes) -> Applied:
         """Apply a committed entry. Raises AssertionError when versions do not join up (I7)."""
         own = self._entries.pop(index, None)
         if own is not None:
-            base, floors, rows = own
+            base, floors, rows, usage, fences = own
         elif payload:
-            base, floors, rows = msgpack.unpackb(payload, use_list=True)
+            base, floors, rows, usage, fences = msgpack.unpackb(payload, use_list=True)
         else:
-            return Applied([], set())
+            return Applied([], set(), self.last_version)
         if base != self.last_version:
             raise AssertionError(
                 f"I7: entry {index} begins at version {base}, the state is at {self.last_version}"
             )
-        changes: list[tuple[bytes, bytes | None]] = []
+        changes: list[Change] = []
         tails: list[tuple[int, int, Tail]] = []
+        expired: list[int] = []
         version = base
         for row in rows:
             kind = row[0]
             if kind == NOTHING:
                 _, at, seq, status, seen = row
                 tail = nothing_tail(status, seen, index)
+            elif kind == TXN:
+                _, at, seq, succeeded, parts = row
+                tail = (0, succeeded, index, _txn_results(version, parts))
+                changed = _txn_changes(parts)
+                changes += changed
+                version += len(changed)
             else:
                 version += 1
-                if kind == DELETE:
+                if kind in (DELETE, EXPIRE):
                     _, lkey, at, seq = row
                     changes.append((lkey, None))
                     tail = (0, version, index)
+                    if kind == EXPIRE:
+                        expired.append(version)
                 else:
                     _, lkey, record, at, seq = row
                     changes.append((lkey, record))
@@ -287,19 +548,65 @@ class Machine:
             if at >= 0:
                 tails.append((at, seq, tail))
         self.last_version = version
-        aux = self._remember(index, floors, tails)
+        aux = self._remember(index, floors, tails, usage, fences)
+        self._note_ttls(changes, base, aux)
         if own is not None:
-            self._forget_proposed(index, changes, floors, tails)
+            self._forget_proposed(index, changes, floors, tails, fences)
         elif not self._entries:
             self._version = version
-        return Applied(changes, aux)
+        return Applied(changes, aux, base, tuple(expired))
+
+    def _remember(
+        self,
+        index: int,
+        floors: list[list[Any]],
+        tails: list[tuple[int, int, Tail]],
+        usage: list[list[Any]],
+        fences: list[list[Any]],
+    ) -> set[bytes]:
+        aux = {META_KEY}
+        changed, gone = self.dedupe.remember(index, floors, tails)
+        for client in changed:
+            aux.add(SESSION_PREFIX + client)
+        for client in gone:
+            aux.add(SESSION_PREFIX + client)
+        for namespace, records, size in usage:
+            held = self.usage.get(namespace)
+            if held is None:
+                held = self.usage[namespace] = [0, 0]
+            held[0] += records
+            held[1] += size
+            if held == [0, 0]:
+                del self.usage[namespace]
+            aux.add(USAGE_PREFIX + namespace)
+        for name, token in fences:
+            self.fences[name] = token
+            key = digest_key(FENCE_PREFIX, name)
+            self._fence_names[key] = name
+            aux.add(key)
+        return aux
+
+    def _note_ttls(self, changes: list[Change], base: int, aux: set[bytes]) -> None:
+        timed = self.timed
+        number = base
+        for lkey, record in changes:
+            number += 1
+            if record is not None and record[4] & TTL:
+                key = digest_key(TTL_PREFIX, lkey)
+                timed[lkey], self._timed_names[key] = (number, record_ttl_ms(record)), lkey
+                aux.add(key)
+            elif timed and lkey in timed:
+                key = digest_key(TTL_PREFIX, lkey)
+                del timed[lkey], self._timed_names[key]
+                aux.add(key)
 
     def _forget_proposed(
         self,
         index: int,
-        changes: list[tuple[bytes, bytes | None]],
+        changes: list[Change],
         floors: list[list[Any]],
         tails: list[tuple[int, int, Tail]],
+        fences: list[list[Any]],
     ) -> None:
         for lkey, _ in changes:
             found = self._records.get(lkey)
@@ -311,90 +618,30 @@ class Machine:
                 pending.pop(seq, None)
                 if not pending:
                     del self._outcomes[floors[at][0]]
-
-    def _remember(
-        self, index: int, floors: list[list[Any]], tails: list[tuple[int, int, Tail]]
-    ) -> set[bytes]:
-        aux = {META_KEY}
-        touched: list[Session] = []
-        for ordinal, (client, floor) in enumerate(floors):
-            session = self.sessions.pop(client, None) or Session(self.expired_below)
-            self.sessions[client] = session  # at the end: the most lately used
-            session.last_index, session.ordinal = index, ordinal
-            if floor > session.floor:
-                session.floor = floor
-                outcomes = session.outcomes
-                for seq in [s for s in outcomes if s < floor]:
-                    del outcomes[seq]
-            touched.append(session)
-            aux.add(SESSION_PREFIX + client)
-        for at, seq, tail in tails:
-            touched[at].outcomes[seq] = tail
-        for session in touched:
-            excess = len(session.outcomes) - MAX_OUTCOMES
-            if excess > 0:
-                for seq in sorted(session.outcomes)[:excess]:
-                    del session.outcomes[seq]
-                    session.floor = max(session.floor, seq + 1)
-        while len(self.sessions) > MAX_SESSIONS:
-            client = next(iter(self.sessions))
-            gone = self.sessions.pop(client)
-            self.expired_below = max(self.expired_below, gone.last_index)
-            aux.add(SESSION_PREFIX + client)
-        return aux
+        for name, token in fences:
+            if self._fences.get(name) == token:
+                del self._fences[name]
 
 
-def check_payload(payload: bytes | memoryview) -> str | None:
-    """Why ``payload`` is none that ``resolve`` makes; None if it can be applied, but for the version
-    at which it begins. A follower asks before it stores what it is sent."""
-    try:
-        base, floors, rows = msgpack.unpackb(payload, use_list=True)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as e:
-        return f"the payload does not parse: {type(e).__name__}"
-    if type(base) is not int or base < 0 or type(floors) is not list or type(rows) is not list:
-        return "the payload is not [version, floors, rows]"
-    for item in floors:
-        if type(item) is not list or len(item) != 2 or type(item[0]) is not bytes or type(item[1]) is not int:
-            return "a floor is not [client, count]"
-    sessions = len(floors)
-    for row in rows:
-        kind = row[0] if type(row) is list and row else None
-        if kind == NOTHING and len(row) == 5:
-            _, at, *counts = row
-        elif kind == DELETE and len(row) == 4 and type(row[1]) is bytes:
-            _, _, at, *counts = row
-        elif kind in (PUT, ADD) and len(row) == 5 and type(row[1]) is type(row[2]) is bytes:
-            _, _, record, at, *counts = row
-            if len(record) < HEAD_BYTES or (kind == ADD and not _is_counter(record)):
-                return "a row's record is none"
+def _txn_results(base: int, parts: list[list[Any]]) -> list[list[Any]]:
+    """The answers to a transaction's parts, the first change of which has version ``base`` + 1."""
+    results: list[list[Any]] = []
+    version = base
+    for part in parts:
+        kind = part[0]
+        if kind == GET:
+            results.append([NOT_FOUND] if part[1] is None else [OK, part[1]])
+        elif kind == NOTHING:
+            results.append([OK, 0])
         else:
-            return "a row of an unknown form"
-        if type(at) is not int or not -1 <= at < sessions:
-            return "a row of a session that is not there"
-        if not all(type(count) is int and 0 <= count <= INT64_MAX for count in counts):
-            return "a row whose counts are none"
-    return None
-
-
-def _is_counter(record: bytes) -> bool:
-    try:
-        int(unpack_record(record).value)
-    except (ValueError, CorruptState):
-        return False
-    return True
-
-
-def check_aux(key: bytes, raw: bytes) -> bool:
-    """Whether an aux row that came with a snapshot is one that ``load`` takes."""
-    try:
-        if key == META_KEY:
-            found = msgpack.unpackb(raw)
-            return len(found) == 2 and all(type(v) is int and v >= 0 for v in found)
-        session = Session.unpack(raw)
-        counts = (session.guard, session.floor, session.last_index, session.ordinal, *session.outcomes)
-        return key[:1] == SESSION_PREFIX and all(type(v) is int and v >= 0 for v in counts)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
-        return False
+            version += 1
+            if kind == PUT:
+                results.append([OK, version, record_versions(part[2])[2] == version])
+            elif kind == DELETE:
+                results.append([OK, version])
+            else:
+                results.append([OK, version, int(unpack_record(part[2]).value)])
+    return results
 
 
 def nothing_tail(status: int, version: int, index: int) -> Tail:
@@ -404,6 +651,16 @@ def nothing_tail(status: int, version: int, index: int) -> Tail:
     if status == ConditionFailed.status:
         text = f"the record is at version {version}" if version else "there is no such record"
         return (status, f"condition failed: {text}", {"version": version, "index": index})
+    if status == Fenced.status:
+        text = f"a higher token, {version}, was seen here under that fence's name"
+        return (status, text, {"token": version, "index": index})
+    if status == TooLarge.status:
+        bound = (
+            f"a partition remembers at most {MAX_FENCES} fence names: name locks, not attempts"
+            if version == MAX_FENCES
+            else f"a transaction reads at most {version} bytes: get large records on their own"
+        )
+        return (status, bound, {"index": index})
     return (
         status,
         "the record is not a counter, or the sum leaves 64 bits",

@@ -25,18 +25,22 @@ Beat = tuple[int, int, int, int]
 class Heartbeat(NamedTuple):
     """Leader to peer, for all partitions it leads there (R8).
 
-    ``number`` names the message; ``beats`` = [(p, epoch, healthy, commit), ...]: healthy 0 says
+    ``number`` names the message; ``echo``: the receiver's own clock, from its last acknowledgement that
+    the leader has heard: the leader knew all that it says here later than that; ``beats`` = [(p, epoch, healthy, commit), ...]: healthy 0 says
     that the leader hears no quorum itself, so that it keeps nobody from electing (R9); commit
     tells a follower how far behind it is and never raises its own (R6)."""
 
     number: int
+    echo: int
     beats: list[Beat]
 
 
 class HeartbeatAck(NamedTuple):
-    """Grants reads for ``grant_ns`` to every beat but the refused [(p, sealed_epoch), ...] (R8)."""
+    """Grants reads for ``grant_ns`` to every beat but the refused [(p, sealed_epoch), ...] (R8).
+    ``clock``: the sender's, to be echoed."""
 
     number: int
+    clock: int
     grant_ns: int
     refused: list[tuple[int, int]]
 

@@ -13,7 +13,7 @@ from typing import Any
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.electing import PartitionReplica
-from metastore.core.entry import entry_position
+from metastore.core.entry import MAX_READ_ENTRIES, entry_position
 from metastore.core.messages import Process
 from metastore.core.replica import LEADING_ROLES, Context, ReadLog, Restored
 from metastore.core.settings import CoreSettings
@@ -45,10 +45,13 @@ class NodeCore:
         self.me = me
         self.replicas: dict[int, PartitionReplica] = {}
         self.last_heartbeat_ns = 0
-        #: the number of the newest heartbeat sent: what a read that arrives now waits beyond
-        self.last_number = 0
+        #: the number of the newest heartbeat sent: what a read that arrives now waits beyond. It begins
+        #: anywhere, so that no answer owed to an earlier run is taken for one to this (R8)
+        self.last_number = random.getrandbits(60)
         #: peer -> {number: (sent_ns, beats)}: what an acknowledgement will cover (R8)
         self._beats: dict[str, dict[int, tuple[int, list[m.Beat]]]] = {}
+        #: peer -> its own clock when it sent the last acknowledgement heard: its copy is as fresh as that
+        self._echoes: dict[str, int] = {}
         self._handlers: dict[type[Any], Callable[[PartitionReplica, int, Process, Any], None]] = {
             m.Append: PartitionReplica.on_append,
             m.Appended: PartitionReplica.on_appended,
@@ -93,7 +96,7 @@ class NodeCore:
         if first < changed:
             return self._read_store(p, first, max_bytes)[: changed - first]
         blobs: list[bytes] = []
-        while first in fresh and max_bytes > 0:
+        while first in fresh and max_bytes > 0 and len(blobs) < MAX_READ_ENTRIES:
             blobs.append(fresh[first])
             max_bytes -= len(fresh[first])
             first += 1
@@ -135,6 +138,7 @@ class NodeCore:
         """A connection to ``node`` is open (again)."""
         self.ctx.down.discard(node)
         self._beats.pop(node, None)
+        self._echoes.pop(node, None)
         for replica in self.replicas.values():
             replica.peer_is_back(now, node)
             if replica.resuming:  # somebody to ask
@@ -185,7 +189,7 @@ class NodeCore:
             if len(outstanding) >= MAX_OUTSTANDING_HEARTBEATS:
                 del outstanding[next(iter(outstanding))]
             outstanding[self.last_number] = (now, beats)
-            self.emit(fx.Send(node, m.Heartbeat(self.last_number, beats)))
+            self.emit(fx.Send(node, m.Heartbeat(self.last_number, self._echoes.get(node, 0), beats)))
 
     def _on_heartbeat(self, now: int, src: Process, msg: m.Heartbeat) -> None:
         grant_ns = self.ctx.settings.grant_ns
@@ -194,17 +198,18 @@ class NodeCore:
             replica = self.replicas.get(p)
             if replica is None:
                 refused.append((p, 0))
-            elif not replica.grant(now, src, epoch, bool(healthy), commit, grant_ns):
+            elif not replica.grant(now, src, epoch, bool(healthy), commit, msg.echo, grant_ns):
                 refused.append((p, replica.sealed_epoch))
         # the seal under which a grant is given may still be on its way to disk: the answer
         # waits for it (R1)
-        self.emit(fx.Send(src.node, m.HeartbeatAck(msg.number, grant_ns, refused), True))
+        self.emit(fx.Send(src.node, m.HeartbeatAck(msg.number, now, grant_ns, refused), True))
 
     def _on_heartbeat_ack(self, now: int, src: Process, msg: m.HeartbeatAck) -> None:
         sent = self._beats.get(src.node, {}).pop(msg.number, None)
         if sent is None:
             return
         sent_ns, beats = sent
+        self._echoes[src.node] = max(msg.clock, self._echoes.get(src.node, 0))
         refused: dict[int, int] = dict(msg.refused)
         for p, epoch, *_ in beats:
             replica = self.replicas.get(p)

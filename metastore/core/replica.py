@@ -90,6 +90,8 @@ class Context:
     can_elect: bool = False
     #: why a payload cannot be applied, whatever the state (None = it can)
     check_payload: Callable[[memoryview], str | None] | None = None
+    #: the disk has taken a round for longer than a leader may be silent: lead nothing from here
+    stuck: bool = False
     #: peers whose connection was reset or refused, and not yet back (R9)
     down: set[str] = field(default_factory=set)
 
@@ -179,6 +181,8 @@ class Replica:
             incoming = unpack_config(config)
             if known is None or incoming.epoch > known.epoch:
                 self.config, self.config_mod_revision = incoming, 0
+        if known is not None and self.config is known:  # the record above has made an older one durable
+            self.emit(fx.PersistConfig(self.p, pack_config(known)))
         self.heard(now)
         self.elections_ns = [*self.elections_ns[-31:], now]
 
@@ -232,16 +236,20 @@ class Replica:
                 left = max(left, until - now)
         return left
 
-    def grant(self, now: int, src: Process, epoch: int, healthy: bool, commit: int, grant_ns: int) -> bool:
+    def grant(
+        self, now: int, src: Process, epoch: int, healthy: bool, commit: int, echo: int, grant_ns: int
+    ) -> bool:
         """R8, giving side: whether a heartbeat of ``epoch`` is covered by the acknowledgement.
 
-        A leader that says it hears no quorum (not ``healthy``) keeps nobody from electing."""
+        A leader that says it hears no quorum (not ``healthy``) keeps nobody from electing. ``echo``: a
+        time on this side's clock before the leader said ``commit``; the time of receipt is none,
+        since a process that slept receives what was said long ago."""
         if epoch != self.sealed_epoch or src != self.owner:
             return False
         if healthy:
             self.heard(now)
             if commit <= self.commit_index:
-                self.fresh_ns = now
+                self.fresh_ns = max(self.fresh_ns, min(echo, now))
         if src != self.ctx.me:
             self.grants[src] = (epoch, now + grant_ns)
         return True
@@ -288,8 +296,6 @@ class Replica:
         self.store_entries(msg.entries, prev_index, min(msg.commit, prev_index + len(msg.entries)))
         match = prev_index + len(msg.entries)
         self.advance_commit(min(msg.commit, match))
-        if self.commit_index >= msg.commit:
-            self.fresh_ns = now
         self.send(src.node, m.Appended(self.p, msg.epoch, match), durable=True)
 
     def store_entries(self, blobs: list[bytes], prev_index: int, commit: int) -> None:
@@ -313,7 +319,7 @@ class Replica:
         fresh = blobs[new_from:] if new_from else blobs
         for blob in fresh:
             log.append(*entry_position(blob))
-        self.emit(fx.PersistEntries(self.p, fresh, commit))
+        self.emit(fx.PersistEntries(self.p, fresh, commit, self.sealed_epoch))
 
     def truncate(self, keep_index: int) -> None:
         if keep_index < self.commit_index:

@@ -14,14 +14,20 @@ import msgpack
 
 from metastore.clock import now_ns
 from metastore.errors import InvalidRequest, MetastoreError, Overloaded, ProtocolError, StorageError
-from metastore.node.peers import PeerConnection
+from metastore.node.peers import PING_FRAME, PeerConnection
 from metastore.wire import frames
-from metastore.wire.client_messages import CLIENT_ID_BYTES, MAX_OPS_PER_FRAME, MAX_TIMEOUT_MS
+from metastore.wire.client_messages import (
+    CLIENT_ID_BYTES,
+    MAX_OPS_PER_FRAME,
+    MAX_TIMEOUT_MS,
+    MAX_WATCHES_PER_CONNECTION,
+)
 from metastore.wire.frames import shown
-from metastore.wire.op_checks import check_op, op_shape
+from metastore.wire.op_checks import check_op, check_watch, op_shape
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
+    from metastore.node.watches import PartitionWatches
 
 log = logging.getLogger("metastore.clients")
 
@@ -50,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
         self.results: list[Any] = []
         self.result_bytes = 0
         self.reading = True
+        self.watches: dict[int, PartitionWatches] = {}
         #: as the admission has them in its sums
         self.unfinished = 0
         self.unread = 0
@@ -88,8 +95,8 @@ class ClientConnection(asyncio.Protocol):
         except ProtocolError as e:
             self.admission.ration.line("client disconnected: %s", e)
             self.refuse(e)
-        except StorageError as e:  # what it read is corrupt (R14)
-            self.node.fail(e)
+        except StorageError as e:
+            self.node.fail_stop(e)  # R14: also when it is a read that finds the damage
         if self.peer is None:
             self.note_unfinished(complete)
         self.node.schedule_turn()
@@ -113,6 +120,8 @@ class ClientConnection(asyncio.Protocol):
         if not self.reading and self.transport is not None and not self.transport.is_closing():
             self.reading = True
             self.transport.resume_reading()
+        for watches in dict.fromkeys(self.watches.values()):
+            self.node.schedule_pump(watches.host)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.admission.left(self)
@@ -120,6 +129,9 @@ class ClientConnection(asyncio.Protocol):
             self.peer.connection_lost(exc)
         self.transport = None
         self.results = []
+        for watch_id, watches in list(self.watches.items()):
+            watches.remove(self, watch_id)
+        self.watches.clear()
 
     # --- what it holds ------------------------------------------------------------------------
 
@@ -203,8 +215,43 @@ class ClientConnection(asyncio.Protocol):
             self.write(self.node.views.topology_frame())
         elif kind == frames.STATUS_REQUEST:
             self.write(self.node.views.status_frame())
+        elif kind == frames.PING:
+            self.write(PING_FRAME)
+        elif kind == frames.WATCH:
+            self.watch(body)
+        elif kind == frames.UNWATCH:
+            watch_id = body[0] if type(body) is list and body and type(body[0]) is int else -1
+            watches = self.watches.pop(watch_id, None)
+            if watches is not None:
+                watches.remove(self, watch_id)
         else:
             raise ProtocolError(f"unexpected frame type {kind}")
+
+    # --- watches ----------------------------------------------------------------------------
+
+    def watch(self, body: Any) -> None:
+        error = check_watch(body)
+        if error is not None:
+            raise ProtocolError(error.message)
+        node, host = self.node, self.node.hosts.get(body[1])
+        if body[0] in self.watches:
+            raise ProtocolError(f"watch id {body[0]} is in use")
+        if len(self.watches) >= MAX_WATCHES_PER_CONNECTION or node.watch_count() >= node.config.max_watches:
+            error = Overloaded("too many watches here (max_watches)", retry_after_s=5)
+        elif host is None:
+            error = node.unknown_partition(body[1])
+        else:
+            host.watches.add(self, body)
+            return
+        self.watch_ended(body[0], error)
+
+    def watch_ended(self, watch_id: int, error: MetastoreError) -> None:
+        self.watches.pop(watch_id, None)
+        self.write(frames.pack(frames.WATCH_END, [watch_id, error.status, error.message, error.detail]))
+
+    def congested(self, limit: int) -> bool:
+        """Whether over ``limit`` bytes wait to be read by the other side."""
+        return self.transport is None or self.transport.get_write_buffer_size() > limit
 
     # --- answers ----------------------------------------------------------------------------
 

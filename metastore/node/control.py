@@ -11,10 +11,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from metastore.clock import now_ns
-from metastore.coordination.interface import Change, Compare, Coordinator, Put, Session
+from metastore.coordination.interface import KV, Change, Compare, Coordinator, Get, Put, Session
 from metastore.core import effects as fx
-from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest
+from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest, StorageError
 from metastore.layout import (
     ConfigRecord,
     Layout,
@@ -34,6 +36,9 @@ log = logging.getLogger("metastore.control")
 FACT_CLUSTER_ID = "etcd_cluster_id"
 FACT_REVISION = "etcd_revision"
 RECONCILE_S = 1.0
+USAGE_S = 2.0
+#: what a node keeps for a start without etcd
+REMEMBERED = frozenset({"nodes", "config", "leader", "namespaces"})
 MAX_CONCURRENT_CAMPAIGNS = 16
 
 
@@ -53,6 +58,8 @@ class Control:
         self._configs: dict[int, int] = {}
         self._remembered: tuple[int | None, int] = (None, 0)
         self._remember_due = False
+        self._published: dict[str, list[int]] = {}
+        self._published_at = 0
         self.ready = asyncio.Event()
         self.campaigns = 0
         self.elections_won = 0
@@ -75,6 +82,7 @@ class Control:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self.node.ended)
 
     def wake(self) -> None:
         """Something changed that etcd should hear of soon."""
@@ -82,6 +90,7 @@ class Control:
 
     def _lease_changed(self) -> None:
         self._registered = False
+        self._published = {}
         self.wake()
 
     async def close(self) -> None:
@@ -103,7 +112,10 @@ class Control:
                 self._apply_change(change, revision)
             except (InvalidRequest, KeyError, ValueError, TypeError) as e:
                 log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
-        self._remember_due = True
+            except (StorageError, AssertionError) as e:
+                node.fail_stop(e)
+        kinds = {self.layout.parse(change.key)[0] for change in changes}
+        self._remember_due |= bool(kinds & REMEMBERED)
         self.wake()
         node.settle()
 
@@ -115,12 +127,21 @@ class Control:
         elif parts[0] == "config" and parts[1] == node.config.cell and new is not None:
             config = ConfigRecord.from_json(new.value)
             host = node.hosts.get(config.partition)
+            known = host.replica.config if host is not None else None
+            if known is not None and term_of(config.epoch) < term_of(known.epoch):
+                self.coordinator.distrust(
+                    f"etcd's record of partition {config.partition} is at term {term_of(config.epoch)} and was at "
+                    f"{term_of(known.epoch)}"
+                )
+                return
             if host is None:
                 if (node.me.node, node.me.store) not in config.members():
                     return
                 host = node.open_partition(config)
             self._configs[config.partition] = new.mod_revision
             host.replica.on_config(now_ns(), config, new.mod_revision)
+        elif parts[0] == "usage":
+            node.policies.published(parts[1], new.value if new else None)
         elif parts[0] == "leader" and parts[1] == node.config.cell:
             p = int(parts[2])
             host = node.hosts.get(p)
@@ -148,6 +169,10 @@ class Control:
                 won = await self._elect(effect)
         except CoordinationError as e:
             log.debug("campaign for partition %d: %s", p, e)
+        except (StorageError, AssertionError):
+            raise
+        except Exception:
+            log.exception("the campaign for partition %d failed", p)
         host = node.hosts[p]
         if won:
             self.elections_won += 1
@@ -175,8 +200,12 @@ class Control:
             result = await self.coordinator.txn(
                 [Compare.mod_revision_is(config_key, effect.expect_mod_revision), leader_is],
                 [Put(config_key, effect.new.to_json()), Put(leader_key, mine, session.lease_id)],
+                [Get(config_key), Get(leader_key)],
             )
-            return (effect.new, result.revision) if result.succeeded else None
+            if result.succeeded:
+                return effect.new, result.revision
+            self._catch_up(p, *result.kvs)
+            return None
         except CoordinationUnknown:
             # decide by what is there, never by the lost answer
             config = await self.coordinator.get(config_key)
@@ -184,6 +213,15 @@ class Control:
             if config is None or leader is None or leader.value != mine:
                 return None
             return effect.new, config.mod_revision
+
+    def _catch_up(self, p: int, config: KV | None, leader: KV | None) -> None:
+        """What the transaction found instead: the watch may be behind, or cut off from news."""
+        host = self.node.hosts[p]
+        if config is not None:
+            self._configs[p] = max(config.mod_revision, self._configs.get(p, 0))
+            host.replica.on_config(now_ns(), ConfigRecord.from_json(config.value), config.mod_revision)
+        self._leaders[p] = leader
+        host.replica.on_leader_value(leader.value if leader else None)
 
     # --- registration, R12, durable facts ------------------------------------------------------
 
@@ -199,6 +237,8 @@ class Control:
                 await self._reconcile()
             except CoordinationError as e:
                 log.debug("reconcile: %s", e)
+            except (StorageError, AssertionError):
+                raise  # what is broken is this node (R14)
             except Exception:
                 log.exception("reconcile failed; it will be tried again")
             await asyncio.sleep(0.02)
@@ -207,11 +247,13 @@ class Control:
         if self.ready.is_set():
             self.leader_keys_read()
             self._remember()
+        usage = self.node.policies.recount()
         session = self.session
         if not session.alive or not session.lease_id:
             return
         if not self._registered:
             await self._register(session)
+        await self._publish(usage, session)
         if self.ready.is_set():
             for p, host in list(self.node.hosts.items()):
                 replica = host.replica
@@ -236,6 +278,21 @@ class Control:
         )
         self._registered = True
 
+    async def _publish(self, usage: dict[str, list[int]], session: Session) -> None:
+        """What this node leads of namespaces with a quota, when that changed by over a hundredth."""
+        now = now_ns()
+        if now - self._published_at < USAGE_S * 1e9:
+            return
+        if usage.keys() == self._published.keys() and all(
+            abs(new - old) * 100 <= old
+            for ns in usage
+            for new, old in zip(usage[ns], self._published[ns], strict=True)
+        ):
+            return
+        key = self.layout.usage(self.node.config.node)
+        await self.coordinator.txn([], [Put(key, orjson.dumps(usage), session.lease_id)])
+        self._published, self._published_at = {ns: list(sums) for ns, sums in usage.items()}, now
+
     async def _put_back(self, p: int, epoch: int, session: Session) -> None:
         """R12: ``leader(p)`` at our own epoch and on the present lease, if config still names us."""
         node, key = self.node, self.layout.leader(self.node.config.cell, p)
@@ -243,7 +300,11 @@ class Control:
         seen = self._leaders.get(p)
         if seen is not None and seen.value == mine and seen.lease == session.lease_id:
             return
-        if seen is not None and LeaderRecord.from_json(seen.value).node != node.me.node:
+        try:
+            if seen is not None and LeaderRecord.from_json(seen.value).node != node.me.node:
+                return
+        except (InvalidRequest, KeyError, ValueError, TypeError) as e:
+            log.error("leader record of partition %d is not understood, and is left alone: %s", p, e)
             return
         leader_is = Compare.absent(key) if seen is None else Compare.value_is(key, seen.value)
         config_key = self.layout.config(node.config.cell, p)

@@ -17,9 +17,10 @@ import xxhash
 from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
-from metastore.core.machine import META_KEY, SESSION_PREFIX, Machine
+from metastore.core.machine import Applied, Machine
 from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNING, InvariantBroken
 from metastore.errors import (
+    DeadlineExceeded,
     MetastoreError,
     Moved,
     NotLeader,
@@ -31,8 +32,22 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.node.clients import ClientConnection, error_result
+from metastore.node.ttls import Deadlines
+from metastore.node.watches import PartitionWatches
 from metastore.records import record_versions
-from metastore.wire.client_messages import AT_LEAST, GET, KEYS_ONLY, LINEARIZABLE, LIST, NOT_FOUND, OK
+from metastore.wire.client_messages import (
+    AT_LEAST,
+    GET,
+    KEYS_ONLY,
+    LINEARIZABLE,
+    LIST,
+    MAX_TXN_READ_BYTES,
+    NOT_FOUND,
+    OK,
+    PUT,
+    TOUCH,
+    TXN,
+)
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
@@ -43,10 +58,12 @@ PROPOSING = frozenset({ACTIVE, RESIGNING})
 MAX_BATCH_BYTES = 4 << 20
 MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
+MAX_LIST_LOOKS = 20_000
 DIGEST_SLICE = 500
 #: of one turn of the loop; what comes beyond it is refused
 MAX_LISTING_NS = 20_000_000
 APPLY_READ_BYTES = 4 << 20
+MAX_EXPIRED_AT_ONCE = 256
 
 Waiting = tuple[ClientConnection, bytes, list[Any], int]
 """``(connection, client id, op, deadline in ns)``."""
@@ -54,7 +71,31 @@ Waiting = tuple[ClientConnection, bytes, list[Any], int]
 
 def op_bytes(op: list[Any]) -> int:
     """About what a waiting operation takes."""
-    return 96 + len(op[3]) + (len(op[8]) if len(op) == 11 else 0)
+    kind = op[1]
+    size = 96 + len(op[3])
+    if kind == PUT:
+        size += len(op[8])
+    elif kind == TXN:
+        for compare in op[7]:
+            size += 96 + len(compare[0]) + (len(compare[3]) if type(compare[3]) is bytes else 0)
+        for branch in op[8:10]:
+            size += sum(96 + len(p[1]) + (len(p[2]) if p[0] == PUT else 0) for p in branch)
+    return size
+
+
+def batch_length(pending: list[Waiting]) -> int:
+    """How many of those waiting make one entry."""
+    size, parts, count = 0, 0, 0
+    for _, _, op, _ in pending:
+        size += op_bytes(op)
+        parts += 1
+        if op[1] == TXN:
+            parts += sum(map(len, op[8:10]))
+            size += MAX_TXN_READ_BYTES if any(p[0] == GET for b in op[8:10] for p in b) else 0
+        if count and (size > MAX_BATCH_BYTES or parts > MAX_BATCH_OPS):
+            break
+        count += 1
+    return count
 
 
 class PartitionHost:
@@ -71,6 +112,14 @@ class PartitionHost:
         self.pending: list[Waiting] = []
         self.parked: deque[tuple[int, Waiting]] = deque()
         self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...], int]] = deque()
+        self.watches = PartitionWatches(self)
+        self.deadlines = Deadlines()
+        self.expired: list[tuple[bytes, int]] = []
+
+    @property
+    def log_base(self) -> int:
+        """The last entry that the log no longer holds."""
+        return self.node.store.partitions[self.p].log.base_index
 
     # --- operations -------------------------------------------------------------------------
 
@@ -80,10 +129,13 @@ class PartitionHost:
     def operate(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
         """One checked operation of a client."""
         kind = op[1]
-        if not self.covers(op[3]):
-            error: MetastoreError = Moved(
+        if not self.covers(op[3]) or (kind == TXN and not self.covers_all(op)):
+            error: MetastoreError | None = Moved(
                 f"partition {self.p} does not hold that key; refresh the topology", partition=self.p
             )
+        else:
+            error = self.node.policies.refuse(self, op)
+        if error is not None:
             connection.answer(error_result(op[0], error))
         elif kind in (GET, LIST):
             if op[4 if kind == GET else 7] == LINEARIZABLE:
@@ -92,6 +144,10 @@ class PartitionHost:
                 self.read_local(connection, op)
         else:
             self.write(connection, client, op, deadline)
+
+    def covers_all(self, txn: list[Any]) -> bool:
+        keys = [compare[0] for compare in txn[7]] + [part[1] for parts in txn[8:10] for part in parts]
+        return all(map(self.covers, keys))
 
     def write(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
         replica, node = self.replica, self.node
@@ -105,9 +161,16 @@ class PartitionHost:
             error = Overloaded("too many writes wait here", retry_after_s=0.1)
             connection.answer(error_result(op[0], error))
         elif replica.can_read(now_ns()):
-            self.pend((connection, client, op, deadline))
+            self.queue(connection, client, op, deadline)
         else:
             self.park(connection, client, op, deadline)
+
+    def queue(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+        """To be proposed when the log is free."""
+        if not self.pending and not self.expired:
+            self.node.writing.append(self)
+        self.node.admission.waiting += op_bytes(op)
+        self.pending.append((connection, client, op, deadline))
 
     def read_linearizable(
         self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int
@@ -171,15 +234,16 @@ class PartitionHost:
 
     def list_rows(self, op: list[Any], age_ms: int | None) -> list[Any]:
         store = self.node.store
-        _, _, _, start, end, limit, flags, _, _ = op
+        start, end, limit, flags = op[3:7]
         hi = self.hi[1:] if self.hi[0] == 0 else b"\xff" * 9
-        rows = store.scan(self.p, start, min(end, hi) if end else hi, limit + 1, MAX_LIST_BYTES)
-        more = len(rows) > limit or store.scan_was_cut
-        if len(rows) > limit:
-            rows.pop()
+        wanted = op[9] if len(op) > 9 else b""
+        rows = store.scan(
+            self.p, start, min(end, hi) if end else hi, limit, MAX_LIST_BYTES, wanted, MAX_LIST_LOOKS
+        )
+        tail = [store.scan_next, age_ms, self.machine.last_version]
         if flags & KEYS_ONLY:
-            return [op[0], OK, [[k, record_versions(r)[1]] for k, r in rows], more, age_ms]
-        return [op[0], OK, [[k, r] for k, r in rows], more, age_ms]
+            return [op[0], OK, [[k, record_versions(r)[1]] for k, r in rows], *tail]
+        return [op[0], OK, [[k, r] for k, r in rows], *tail]
 
     def not_leader(self) -> MetastoreError:
         replica = self.replica
@@ -239,7 +303,7 @@ class PartitionHost:
                 if op[1] in (GET, LIST):
                     connection.answer(*self.read(connection, op, 0))
                 else:
-                    self.pend((connection, client, op, deadline))
+                    self.queue(connection, client, op, deadline)
                 continue
             elif now > deadline:
                 error = Unavailable(
@@ -254,47 +318,63 @@ class PartitionHost:
         _, (_, _, op, _) = self.parked.popleft()
         self.node.admission.waiting -= op_bytes(op)
 
-    def pend(self, waiting: Waiting) -> None:
-        """A write that goes with the next entry."""
-        if not self.pending:
-            self.node.writing.append(self)
-        self.node.admission.waiting += op_bytes(waiting[2])
-        self.pending.append(waiting)
-
     # --- proposing and applying -----------------------------------------------------------------
 
     def propose_pending(self, now: int) -> None:
         """Resolve and propose what has gathered, as few entries as the bounds allow."""
         pending, self.pending = self.pending, []
+        expired, self.expired = self.expired, []
         replica = self.replica
         self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in pending)
         if self.applied < replica.commit_index and not replica.installing:
             raise InvariantBroken(
                 f"R7: partition {self.p} would resolve at entry {self.applied}, {replica.commit_index} is committed"
             )
-        while pending:
+        while pending or expired:
             if replica.role != ACTIVE:
                 error = self.not_leader()
                 for connection, _, op, _ in pending:
                     connection.answer(error_result(op[0], error))
                 return
-            size, count = 0, 0
-            for _, _, op, _ in pending:
-                size += op_bytes(op)
-                if count and (size > MAX_BATCH_BYTES or count >= MAX_BATCH_OPS):
-                    break
-                count += 1
+            count = batch_length(pending)
             batch, pending = pending[:count], pending[count:]
+            if any(now > w[3] for w in batch):
+                batch = self.without_late(now, batch)
+            over = [e for e in expired if self.deadlines.is_over(now, *e)]
+            expired = []
             index = replica.log.last_index + 1
-            payload, results = self.machine.resolve(index, [(w[1], w[2]) for w in batch])
+            payload, results = self.machine.resolve(index, [(w[1], w[2]) for w in batch], over)
             if payload is not None:
                 proposed = replica.propose(now, payload)
                 assert proposed == index
             for (connection, _, op, deadline), (at, tail) in zip(batch, results, strict=True):
+                if op[1] == TOUCH:
+                    tail = self.touched(now, op, at, tail)
                 if at > self.applied:
                     self.waiters.append((at, connection, op[0], tail, deadline))
                 else:
                     connection.answer([op[0], *tail])
+
+    @staticmethod
+    def without_late(now: int, batch: list[Waiting]) -> list[Waiting]:
+        """Whoever sent these has given up; they are told that nothing was done."""
+        error = DeadlineExceeded("the deadline passed before the write was proposed")
+        for connection, _, op, deadline in batch:
+            if now > deadline:
+                connection.answer(error_result(op[0], error))
+        return [w for w in batch if now <= w[3]]
+
+    def touched(self, now: int, op: list[Any], at: int, tail: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Renew on this leader's clock, and answer so only while it is the leader (R8, R15): a
+        later one starts all TTLs anew, which is later still."""
+        if tail[0] == OK:
+            self.deadlines.renew(now, op[3], self.machine.timed.get(op[3]))
+            if at <= self.applied and not self.replica.can_read(now_ns()):
+                error = Unavailable(
+                    f"partition {self.p}: no quorum confirms its leader now", retry_after_s=0.2
+                )
+                return error.status, error.message, error.detail
+        return tail
 
     def apply_to(self, upto: int) -> None:
         """Apply committed entries in order and answer those who wait for them (R6)."""
@@ -305,6 +385,7 @@ class PartitionHost:
                 applied = machine.apply(index, b"")
                 store.apply(self.p, index, self.replica.log.epoch_at(index), applied.changes, applied.aux)
                 self.applied = index
+                self.after(index, applied)
                 continue
             for blob in store.read_entries(self.p, index, APPLY_READ_BYTES):
                 index, epoch = entry_position(blob)
@@ -315,12 +396,23 @@ class PartitionHost:
                 applied = machine.apply(index, entry_payload(blob))
                 store.apply(self.p, index, epoch, applied.changes, applied.aux)
                 self.applied = index
+                self.after(index, applied)
         waiters = self.waiters
         while waiters and waiters[0][0] <= upto:
             _, connection, op_id, tail, _ = waiters.popleft()
             connection.answer([op_id, *tail])
         if node.core_started and self.pending and not waiters:
             node.schedule_turn()
+
+    def after(self, index: int, applied: Applied) -> None:
+        """Entry ``index`` is applied: whoever follows the changes."""
+        if self.watches.count:
+            self.watches.applied(index, applied)
+        timed = self.machine.timed
+        if self.deadlines.running and (timed or len(self.deadlines)):
+            now = now_ns()
+            for lkey, _ in applied.changes:
+                self.deadlines.changed(now, lkey, timed.get(lkey))
 
     # --- leadership -------------------------------------------------------------------------------
 
@@ -332,7 +424,12 @@ class PartitionHost:
         if went_on:
             return  # one reign: what it proposed stands
         self.machine.abandon()
-        if role not in PROPOSING:
+        if role in PROPOSING:
+            self.deadlines.start(now_ns(), self.machine.timed)  # R15: anew, in full
+        else:
+            self.deadlines.stop()
+            if self.watches.count:
+                self.watches.end_all(self.not_leader(), also_any=False)
             error = OutcomeUnknown(
                 f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
             )
@@ -359,13 +456,27 @@ class PartitionHost:
             await asyncio.sleep(0)
             if self.applied != applied:
                 return None
-        for key in [META_KEY, *(SESSION_PREFIX + c for c in sorted(self.machine.sessions))]:
+        for key in self.machine.aux_keys():
             total.update(key + (self.machine.aux(key) or b""))
         version = self.machine.last_version
         return {"applied": applied, "version": version, "records": records, "digest": total.hexdigest()}
 
+    def restart_ttls(self, now: int) -> None:
+        """The process slept, and those who would have touched their records may have been unable to."""
+        if self.deadlines.running:
+            self.deadlines.start(now, self.machine.timed)
+
     def sweep(self, now: int) -> None:
-        """Answer waiters whose deadline passed while no quorum commits their entry."""
+        """Let records expire; keep watches informed; answer waiters whose deadline passed while no
+        quorum commits their entry."""
+        if self.deadlines.running and len(self.deadlines):
+            over = self.deadlines.due(now, MAX_EXPIRED_AT_ONCE)
+            if over and self.role == ACTIVE:
+                if not self.pending and not self.expired:
+                    self.node.writing.append(self)
+                self.expired += over
+                self.node.schedule_turn()
+        self.watches.sweep(now)
         if self.waiters and now > self.waiters[0][4] and not self.replica.has_quorum(now):
             error = OutcomeUnknown(
                 f"partition {self.p}: proposed, and no quorum has acknowledged it in time", partition=self.p

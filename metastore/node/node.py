@@ -19,9 +19,9 @@ from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.core import effects as fx
 from metastore.core.logindex import LogIndex
-from metastore.core.machine import check_payload
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.node import NodeCore
+from metastore.core.payloads import check_payload
 from metastore.core.replica import Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.errors import MetastoreError, Moved, ProtocolError
@@ -32,6 +32,7 @@ from metastore.node.clients import ClientConnection
 from metastore.node.control import Control
 from metastore.node.host import PartitionHost
 from metastore.node.peers import PeerLinks
+from metastore.node.policies import Policies
 from metastore.node.snapshots import Snapshots
 from metastore.node.views import Views
 from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry, TruncateEntry
@@ -97,12 +98,13 @@ class Node:
         self.links.refusal = self.why_no_peer
         self.snapshots = Snapshots(self)
         self.topology = self._restored_topology()
+        self.policies = Policies(self)
         self.control = Control(self)
         self._largest_grant_ns = largest
         self._held: deque[tuple[int, str, Any]] = deque()
         self._inbox: deque[tuple[Process, Any]] = deque()
         self._turn_scheduled = False
-        self._turn_ns = 0
+        self._pumping: dict[PartitionHost, None] = {}
         self._quorum_asked = False
         self._loop: asyncio.AbstractEventLoop
         self._tasks: list[asyncio.Task[None]] = []
@@ -128,7 +130,9 @@ class Node:
         for record in self.topology.nodes.values():
             self.meet(record)
         self.core_started = True
-        self._tasks.append(self._loop.create_task(self._tick_forever()))
+        ticking = self._loop.create_task(self._tick_forever())
+        ticking.add_done_callback(self.ended)
+        self._tasks.append(ticking)
         self.settle()
 
     def _restored_topology(self) -> TopologyTable:
@@ -197,12 +201,42 @@ class Node:
             log.critical("node stops: %s: %s", type(error).__name__, error, extra={"node": self.config.node})
             self.failed.set()
 
+    def fail_stop(self, error: Exception) -> None:
+        """Whatever came up while effects were carried out: some of them are lost, so nothing that
+        follows may be answered. No exception is harmless here."""
+        log.error("fail-stop", exc_info=error)
+        self.fail(error)
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        """A background task ended: by an error, the node does too."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self.fail_stop(error)
+
     # --- turns ------------------------------------------------------------------------------
 
     def schedule_turn(self) -> None:
         if not self._turn_scheduled:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
+
+    def schedule_pump(self, host: PartitionHost) -> None:
+        """Feed watches that are behind, between turns."""
+        if not self._pumping:
+            self._loop.call_soon(self._pump)
+        self._pumping[host] = None
+
+    def _pump(self) -> None:
+        pumping, self._pumping = self._pumping, {}
+        try:
+            for host in pumping:
+                if self.failure is None and host.watches.pump():
+                    self.schedule_pump(host)
+        except Exception as e:
+            self.fail_stop(e)
+
+    def watch_count(self) -> int:
+        return sum(host.watches.count for host in self.hosts.values())
 
     def settle(self) -> None:
         """Carry out what the core asked for. Called right after every event given to it: nobody
@@ -211,9 +245,8 @@ class Node:
         if self.failure is None:
             try:
                 self.run_effects()
-            except Exception as e:  # whatever it is, effects are lost: nothing may be built on that
-                log.exception("fail-stop")
-                self.fail(e)
+            except Exception as e:
+                self.fail_stop(e)
             self.schedule_turn()
 
     def _turn(self) -> None:
@@ -237,8 +270,7 @@ class Node:
                 client.flush()
             self.store.kick()
         except Exception as e:
-            log.exception("fail-stop")
-            self.fail(e)
+            self.fail_stop(e)
 
     def run_effects(self) -> None:
         """Carry out effects until there are none; messages to this very process come back."""
@@ -260,6 +292,7 @@ class Node:
             else:
                 self._route(effect.node, effect.message)
         elif isinstance(effect, fx.PersistEntries):
+            self.store.check_epoch(effect.p, effect.epoch)
             for blob in effect.blobs:
                 self.store.append(EntryRecord(effect.p, effect.commit, blob))
         elif isinstance(effect, fx.Committed):
@@ -340,8 +373,7 @@ class Node:
         except ProtocolError:
             raise  # the message made no sense and changed nothing: it costs its sender the connection
         except Exception as e:
-            log.exception("fail-stop")
-            self.fail(e)
+            self.fail_stop(e)
         finally:  # what came before a message that makes no sense stands
             self.settle()
             if self.parking:
@@ -355,6 +387,8 @@ class Node:
                 self.parking.append(host)
 
     def on_peer_up(self, node: str) -> None:
+        # what was owed to an earlier connection, or run, of the peer means nothing to this one
+        self._held = deque(held for held in self._held if held[1] != node)
         self.core.peer_up(now_ns(), node)
         self.settle()
 
@@ -390,7 +424,9 @@ class Node:
                 # they are silent (R9). Grants are checked against the clock anyway (R8).
                 for host in self.hosts.values():
                     host.replica.heard(now)
+                    host.restart_ttls(now)
             due = now + tick_ns
+            self.core.ctx.stuck = self.store.syncing_for_s() * 1e9 > self.settings.suspect_after_ns
             self.core.tick(now, self.control.can_elect())
             self.settle()
             if self.parking:

@@ -11,9 +11,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from metastore.clock import now_ns
-from metastore.core.machine import check_aux
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
-from metastore.errors import CorruptState, MetastoreError, ProtocolError, StorageError
+from metastore.core.payloads import check_aux
+from metastore.errors import CorruptState, MetastoreError, ProtocolError, StorageError, Unavailable
 from metastore.keys import is_storage_key
 from metastore.logs import log_event
 from metastore.records import unpack_record
@@ -31,7 +31,7 @@ ACK_TIMEOUT_S = 10.0
 MAX_CONCURRENT_SENDS = 2
 MAX_CONCURRENT_RECEIVES = 4
 #: a chunk ends with the row that fills it: a record, or what dedupe remembers of one client
-MAX_CHUNK_BYTES = CHUNK_BYTES + (2 << 20)
+MAX_CHUNK_BYTES = CHUNK_BYTES + (6 << 20)
 MAX_AUX_KEY_BYTES = 64
 
 
@@ -70,22 +70,29 @@ class Snapshots:
 
     def start(self, p: int, to: str, epoch: int) -> None:
         """Begin to stream partition ``p`` to ``to``, unless that is under way."""
-        if (p, to) in self._out:
+        if (p, to) in self._out or to not in self.node.links.connected():
             return
         self._count += 1
         out = self._out[p, to] = _Outgoing(self._count)
         task = asyncio.get_running_loop().create_task(self._send(p, to, epoch, out))
+        self._watched(task)
+
+    def _watched(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self.node.ended)
 
     async def _send(self, p: int, to: str, epoch: int, out: _Outgoing) -> None:
         node = self.node
         try:
             async with self._slots:
+                if to not in node.links.connected():
+                    raise Unavailable(f"{to} is gone")
                 reader = node.store.open_snapshot(p)
                 try:
                     fields = {"node": node.config.node, "partition": p, "epoch": epoch}
                     log_event(log, f"sends a snapshot at {reader.index} to {to}", **fields)
+                    node.store.hold_log(p, reader.index)
                     self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch))
                     number = 0
                     while True:
@@ -99,6 +106,9 @@ class Snapshots:
                     self.sent += 1
                 finally:
                     reader.close()
+                    node.store.release_log(p)
+        except StorageError:
+            raise  # what is on this disk cannot be read: R14
         except (TimeoutError, MetastoreError) as e:
             log.info("snapshot of partition %d to %s given up: %s", p, to, e or "no acknowledgement")
         finally:
@@ -108,7 +118,7 @@ class Snapshots:
         """Wait until chunk ``until`` is acknowledged."""
         while out.acked < until:
             if out.refused:
-                raise StorageError(f"{to} refused it")
+                raise Unavailable(f"{to} refused it")
             out.changed.clear()
             async with asyncio.timeout(ACK_TIMEOUT_S):
                 await out.changed.wait()
@@ -176,8 +186,7 @@ class Snapshots:
         incoming = _Incoming(src, begin, self.node.store.begin_install(begin.p))
         self._in[begin.p] = incoming
         incoming.task = asyncio.get_running_loop().create_task(self._stage(incoming))
-        self._tasks.add(incoming.task)
-        incoming.task.add_done_callback(self._tasks.discard)
+        self._watched(incoming.task)
 
     async def _stage(self, incoming: _Incoming) -> None:
         begin, node = incoming.begin, self.node
@@ -196,31 +205,26 @@ class Snapshots:
             node.settle()
         except TimeoutError:
             self.discard(begin.p)
-        except StorageError as e:
-            node.fail(e)
 
     def install(self, p: int, at_index: int, at_epoch: int) -> None:
         """The core agreed: switch the staged state in."""
         incoming = self._in.pop(p)
         task = asyncio.get_running_loop().create_task(self._install(p, incoming, at_index, at_epoch))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._watched(task)
 
     async def _install(self, p: int, incoming: _Incoming, at_index: int, at_epoch: int) -> None:
         node = self.node
-        try:
-            await incoming.installer.finish(at_index, at_epoch)
-            host = node.hosts[p]
-            host.machine.reset()
-            host.machine.load(node.store.load_aux(p))
-            host.applied = at_index
-            host.replica.on_snapshot_installed(now_ns(), at_index, at_epoch)
-            self.installed += 1
-            fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
-            log_event(log, f"installed a snapshot at {at_index}", **fields)
-            node.settle()
-        except Exception as e:  # half a switch: nothing may be built on that
-            node.fail(e)
+        await incoming.installer.finish(at_index, at_epoch)
+        host = node.hosts[p]
+        host.machine.reset()
+        host.machine.load(node.store.load_aux(p))
+        host.applied = at_index
+        host.watches.snapshot_installed()
+        host.replica.on_snapshot_installed(now_ns(), at_index, at_epoch)
+        self.installed += 1
+        fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+        log_event(log, f"installed a snapshot at {at_index}", **fields)
+        node.settle()
 
     def discard(self, p: int) -> None:
         """Drop what is staged for ``p``, if anything."""
@@ -229,8 +233,7 @@ class Snapshots:
             if incoming.task is not None and incoming.task is not asyncio.current_task():
                 incoming.task.cancel()
             task = asyncio.get_running_loop().create_task(incoming.installer.abort())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._watched(task)
 
     def peer_down(self, node: str) -> None:
         for (_, to), out in self._out.items():

@@ -70,6 +70,8 @@ def node_status(node: Node) -> dict[str, Any]:
                 "commit_index": r.commit_index,
                 "applied_index": host.applied,
                 "version": host.machine.last_version,
+                "records": sum(held[0] for held in host.machine.usage.values()),
+                "bytes": sum(held[1] for held in host.machine.usage.values()),
                 "lag": lag,
                 "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
             }
@@ -81,6 +83,8 @@ def node_status(node: Node) -> dict[str, Any]:
         "incarnation": node.me.incarnation,
         "partitions": partitions,
         "etcd": node.control.status(),
+        "topology_revision": node.topology.revision,
+        "watches": node.watch_count(),
         "peers": node.links.connected(),
         "stalls": node.stalls,
         "worst_stall_ms": node.worst_stall_ns // MS,

@@ -14,10 +14,10 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from metastore.core.entry import entry_position
+from metastore.core.entry import MAX_READ_ENTRIES, entry_position
 from metastore.core.logindex import LogIndex
 from metastore.errors import CorruptLog, StorageError
 from metastore.storage.records import (
@@ -40,6 +40,7 @@ from metastore.storage.segments import (
 log = logging.getLogger("metastore.log")
 
 TARGET_BLOCK_BYTES = 4 << 20
+HELD_FACTOR = 4
 GUESS_BYTES = 16 << 10
 
 
@@ -100,6 +101,7 @@ class NodeLog:
         self.block = 0
         self.durable_block = 0
         self.syncing = False
+        self.syncing_since_s = 0.0
         self.failure: StorageError | None = None
         self.rounds = 0
         self.last_sync_us = 0
@@ -260,6 +262,7 @@ class NodeLog:
                 self._failed(e)
                 return
             self.syncing = True
+            self.syncing_since_s = self._loop.time()
             assert self.writer is not None
             self.writer(pieces)
 
@@ -291,7 +294,7 @@ class NodeLog:
             began = time.monotonic_ns()
             try:
                 self.write_pieces(pieces)
-            except OSError as e:
+            except Exception as e:
                 self._call(loop, self.round_written, e)
                 return
             self.last_sync_us = (time.monotonic_ns() - began) // 1000
@@ -318,7 +321,7 @@ class NodeLog:
             self._cached.popleft()
             self._cache_bytes -= len(blob)
 
-    def round_written(self, error: OSError | None) -> None:
+    def round_written(self, error: Exception | None) -> None:
         """In the loop's thread: the round is durable, or has failed."""
         if error is not None:
             self._failed(error)
@@ -359,7 +362,7 @@ class NodeLog:
         if not index.base_index < first <= index.last_index:
             raise IndexError(f"partition {p}: entry {first} is not within the log")
         blobs: list[bytes] = []
-        while first <= index.last_index and (max_bytes > 0 or not blobs):
+        while first <= index.last_index and (max_bytes > 0 or not blobs) and len(blobs) < MAX_READ_ENTRIES:
             blob = part.blobs.get(first)
             if blob is None:
                 blob = self._read_one(part.locations[first - index.base_index - 1], p, first)
@@ -374,11 +377,14 @@ class NodeLog:
         if segment is None:
             raise CorruptLog(f"partition {p}: entry {index} lies in log segment {number}, which is gone")
         disk = self.files.disk
-        data = disk.read(segment.fd, GUESS_BYTES, offset)
-        length = ENTRY_HEAD.unpack_from(data)[0] if len(data) >= ENTRY_HEAD.size else 0
-        stop = 4 + length
-        if stop > len(data):
-            data += disk.read(segment.fd, stop - len(data), offset + len(data))
+        try:
+            data = disk.read(segment.fd, GUESS_BYTES, offset)
+            length = ENTRY_HEAD.unpack_from(data)[0] if len(data) >= ENTRY_HEAD.size else 0
+            stop = 4 + length
+            if stop > len(data):
+                data += disk.read(segment.fd, stop - len(data), offset + len(data))
+        except OSError as e:
+            raise StorageError(f"{segment.path} cannot be read at offset {offset}: {e}") from None
         for _, record in unpack_records(data[:stop]):
             if type(record) is EntryRecord and record.p == p and entry_position(record.blob)[0] == index:
                 return record.blob
@@ -387,10 +393,15 @@ class NodeLog:
     # --- removal ------------------------------------------------------------------------------
 
     def remove_segments(
-        self, applied: Callable[[int], int], checkpoint_seq: int, retention_bytes: int
+        self,
+        applied: Callable[[int], int],
+        checkpoint_seq: int,
+        retention_bytes: int,
+        held: Mapping[int, int] | None = None,
     ) -> tuple[list[int], list[Segment]]:
         """Forget the oldest segments beyond the retention, as far as the state reflects all that
-        is in them. The partitions whose logs became shorter, and the files to delete."""
+        is in them. The partitions whose logs became shorter, and the files to delete. ``held``: entries
+        above these somebody is about to need, kept up to HELD_FACTOR times the retention."""
         shortened: set[int] = set()
         removed: list[Segment] = []
         segments = self.files.segments
@@ -399,6 +410,9 @@ class NodeLog:
             if first.last_seq > checkpoint_seq or segments[1].last_seq > self.durable_seq:
                 break
             if any(not self._is_applied(p, top, applied(p)) for p, top in first.max_index.items()):
+                break
+            wanted = any(first.max_index.get(p, 0) > index for p, index in (held or {}).items())
+            if wanted and self.files.total_bytes() <= HELD_FACTOR * retention_bytes:
                 break
             for p, top in first.max_index.items():
                 part = self.partitions.get(p)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from metastore.errors import StorageError
+from metastore.errors import Unavailable
 from metastore.storage.state import Job, Meta, meta_key
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class SnapshotReader:
         raw = self._txn.get(meta_key(p), db=store.state.meta)
         if raw is None:
             self._txn.abort()
-            raise StorageError(f"partition {p} has nothing applied on disk yet")
+            raise Unavailable(f"partition {p} has nothing applied on disk yet")
         meta = Meta.unpack(raw)
         self.index, self.epoch, self._slot = meta.applied, meta.applied_epoch, meta.slot
         self._rows = self._all_rows()

@@ -39,8 +39,9 @@ from metastore.storage.state import NODE_ROW, Job, Meta, State, meta_key
 
 log = logging.getLogger("metastore.store")
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FLUSH_INTERVAL_S: Final = 0.25
+HOLD_AFTER_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Store:
         self.options = options
         self.facts: dict[str, Any] = {}
         self.partitions: dict[int, PartitionInfo] = {}
-        self.scan_was_cut = False
+        self.scan_next: bytes | None = None
         self.scan_bytes_left = 0
         self.flushes = 0
         self.last_flush_ms = 0
@@ -129,6 +130,8 @@ class Store:
         #: (record number, slot): rows to delete once the log is durable up to that record
         self._garbage: list[tuple[int, int]] = []
         self._switching = 0
+        #: partition -> entries above this are kept for a while
+        self._held: dict[int, int] = {}
         self._aux_sources: dict[int, Callable[[bytes], bytes | None]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -258,10 +261,14 @@ class Store:
 
     def append(self, record: Record) -> int:
         """Buffer a record; its number. Durable once ``durable_seq`` reaches it."""
+        if isinstance(record, SealEntry) and record.epoch <= self.partitions[record.p].meta.sealed:
+            sealed = self.partitions[record.p].meta.sealed
+            raise StorageError(
+                f"R1: partition {record.p} has sealed {sealed}; it is not lowered to {record.epoch}"
+            )
         seq = self.log.append(record)
         if isinstance(record, SealEntry):
             meta = self.partitions[record.p].meta
-            assert record.epoch > meta.sealed, f"I7: {record.epoch} would replace {meta.sealed}"
             meta.sealed, meta.owner, meta.config = record.epoch, record.owner, record.config
             self._dirty.add(record.p)
         elif isinstance(record, ConfigEntry):
@@ -271,8 +278,31 @@ class Store:
             self.facts[record.key] = record.value
         return seq
 
+    def check_epoch(self, p: int, epoch: int) -> None:
+        """R1: the storage write itself compares. Raises StorageError unless ``epoch`` is the one sealed."""
+        sealed = self.partitions[p].meta.sealed
+        if epoch != sealed:
+            raise StorageError(
+                f"R1: partition {p} has sealed epoch {sealed}; nothing is written under {epoch}"
+            )
+
     def kick(self) -> None:
         self.log.kick()
+
+    def syncing_for_s(self) -> float:
+        """How long the round under way has taken so far."""
+        if self._loop is None or not self.log.syncing:
+            return 0.0
+        return self._loop.time() - self.log.syncing_since_s
+
+    def hold_log(self, p: int, index: int) -> None:
+        """Keep entries above ``index``, within bounds: a snapshot at it is on its way (R17)."""
+        self._held[p] = min(index, self._held.get(p, index))
+
+    def release_log(self, p: int) -> None:
+        """The snapshot has arrived or failed; whoever got it has a while to ask for what follows."""
+        if self._loop is not None:
+            self._loop.call_later(HOLD_AFTER_S, self._held.pop, p, None)
 
     def read_entries(self, p: int, first: int, max_bytes: int) -> list[bytes]:
         return self.log.read(p, first, max_bytes)
@@ -302,26 +332,34 @@ class Store:
                 return part.records[lkey]
         return self.state.get(self.partitions[p].meta.slot, lkey)
 
-    def scan(self, p: int, start: bytes, end: bytes, limit: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
-        """Records with ``start <= lkey < end`` in order, at most ``limit``. ``scan_was_cut``
-        says whether ``max_bytes`` ended it early, ``scan_bytes_left`` what was left of them."""
-        self.scan_was_cut = False
+    def scan(
+        self,
+        p: int,
+        start: bytes,
+        end: bytes,
+        limit: int,
+        max_bytes: int,
+        wanted: bytes = b"",
+        max_looks: int = 1 << 62,
+    ) -> list[tuple[bytes, bytes]]:
+        """Records with ``start <= lkey < end`` in order, at most ``limit``, of those whose namespace
+        and key begin with ``wanted``. ``scan_next``: where to go on when ``limit``, ``max_bytes`` or
+        ``max_looks`` (records looked at) ended it early; None = there is nothing more.
+        ``scan_bytes_left``: what was left of ``max_bytes``."""
         rows: list[tuple[bytes, bytes]] = []
         last: bytes | None = None
         for lkey, record in self._merged(p, start, end):
             if lkey == last:
                 continue
+            if len(rows) >= limit or max_bytes <= 0 or max_looks <= 0:
+                self.scan_next, self.scan_bytes_left = lkey, max_bytes
+                return rows
             last = lkey
-            if record is None:
-                continue
-            rows.append((lkey, record))
-            max_bytes -= len(lkey) + len(record)
-            if len(rows) >= limit:
-                break
-            if max_bytes <= 0:
-                self.scan_was_cut = True
-                break
-        self.scan_bytes_left = max_bytes
+            max_looks -= 1
+            if record is not None and (not wanted or lkey.startswith(wanted, 8)):
+                rows.append((lkey, record))
+                max_bytes -= len(lkey) + len(record)
+        self.scan_next, self.scan_bytes_left = None, max_bytes
         return rows
 
     def _merged(self, p: int, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
@@ -447,7 +485,10 @@ class Store:
         self._checkpoint_seq = flush.seq
         self._durable_applied.update(flush.applied)
         shortened, removed = self.log.remove_segments(
-            lambda p: self._durable_applied.get(p, 0), flush.seq, self.options.log_retention_bytes
+            lambda p: self._durable_applied.get(p, 0),
+            flush.seq,
+            self.options.log_retention_bytes,
+            self._held,
         )
         if removed and self._loop is not None:
             self._loop.run_in_executor(self._writer, self._delete_segments, removed)

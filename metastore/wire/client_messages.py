@@ -10,7 +10,16 @@ detail]`` and a close. ``cluster`` may be "" when the client does not know it ye
     [id, PUT,    partition, lkey, seq, floor, stamp, condition, value, content_type, ttl_ms]
     [id, DELETE, partition, lkey, seq, floor, stamp, condition]
     [id, ADD,    partition, lkey, seq, floor, stamp, condition, delta]
-    [id, LIST,   partition, start, end, limit, flags, consistency, arg]
+    [id, TXN,    partition, lkey, seq, floor, stamp, [compare, ...], [part, ...], [part, ...]]
+    [id, TOUCH,  partition, lkey, condition]
+    [id, LIST,   partition, start, end, limit, flags, consistency, arg, wanted]
+
+A LIST may end before ``wanted``, else only records count whose namespace and key begin with it. PUT, DELETE, ADD and TXN take one more element, ``[fence name, token]``: the write is refused once a
+higher token of that name was seen in the partition. ``ttl_ms``: None = the namespace's default, 0 = none.
+A TXN does its first list of parts if all compares hold, else its second; all its keys are of one
+partition, that of ``lkey``. A compare is ``[lkey, target, relation, operand]``: VERSION or CREATED
+(0 = absent) with a number, VALUE with bytes. A part is ``[GET, lkey]``, ``[PUT, lkey, value, content_type,
+ttl_ms]``, ``[DELETE, lkey]`` or ``[ADD, lkey, delta]``. TOUCH starts a record's TTL anew.
 
 ``id``: chosen by the client, unique among its outstanding ops on the connection.
 ``consistency``: LINEARIZABLE (arg None), STALE (arg = max staleness in ms, None = any age),
@@ -29,9 +38,22 @@ sent the op (0 = none); a retry repeats seq and stamp unchanged.
     [id, OK, version, index, created]   PUT
     [id, OK, version, index]            DELETE (version of the delete; 0: there was nothing to delete)
     [id, OK, version, index, value]     ADD   (value: the new count)
-    [id, OK, rows, more, age_ms]        LIST  (rows: [[lkey, record], ...], or [[lkey, version], ...]
-                                               with KEYS_ONLY; more: rows beyond the last one exist)
-    [id, status, message, detail]       any error (metastore.errors; detail is a map)
+    [id, OK, succeeded, index, parts]   TXN   (a part: [OK, record] or [NOT_FOUND] of a GET, [OK, version,
+                                               created], [OK, version], [OK, version, value])
+    [id, OK, version, 0, ttl_ms]        TOUCH
+    [id, NOT_FOUND, 0]                  TOUCH
+    [id, OK, rows, next, age_ms, version]  LIST (rows: [[lkey, record], ...], or [[lkey, version], ...]
+                                               with KEYS_ONLY; next: the start from which to go on, None
+                                               at the end; version: the partition's when it was read)
+    [id, status, message, detail]       any error (metastore.errors; detail is a map). A failed condition
+                                        has ``record``, the present one, unless it is large or a retry.
+
+Watching. ``WATCH [watch_id, partition, start, end, after, flags, wanted]``: every change of keys ``start <=
+lkey < end`` (whose namespace and key begin with ``wanted``) with a version above ``after`` (None = from now on), in order, once. Answered by ``EVENTS [watch_id,
+version, [event, ...]]``: all changes up to ``version`` have now been sent; an event is ``[kind (PUT,
+DELETE or EXPIRE), lkey, version, record (None but for PUT)]``. The first EVENTS comes at once. A watch
+ends with ``WATCH_END [watch_id, status, message, detail]`` or the connection; ``UNWATCH [watch_id]``
+ends it. Flags: WATCH_ANY = from any replica, not only the leader; WATCH_KEYS = without records.
 
 ``TOPOLOGY_REQUEST [known_revision]`` -> ``TOPOLOGY [map]`` (metastore.topology's wire form), or
 ``TOPOLOGY [None]`` when the node knows nothing newer.
@@ -47,6 +69,10 @@ PUT: Final = 2
 DELETE: Final = 3
 ADD: Final = 4
 LIST: Final = 5
+TXN: Final = 6
+TOUCH: Final = 7
+#: no operation of a client: the leader's delete of a record whose TTL is over
+EXPIRE: Final = 8
 
 OK: Final = 0
 NOT_FOUND: Final = 1
@@ -60,7 +86,19 @@ EXISTS: Final = -1
 
 KEYS_ONLY: Final = 1
 
+WATCH_ANY: Final = 1
+WATCH_KEYS: Final = 2
+
+#: targets and relations of a TXN's compares
+VERSION, VALUE, CREATED = 0, 1, 2
+EQUAL, NOT_EQUAL, LESS, GREATER = 0, 1, 2, 3
+
 MAX_OPS_PER_FRAME: Final = 4096
 MAX_LIST_LIMIT: Final = 10_000
 MAX_TIMEOUT_MS: Final = 120_000
 CLIENT_ID_BYTES: Final = 16
+MAX_TXN_PARTS: Final = 128
+MAX_TXN_READ_BYTES: Final = 1 << 20
+MAX_TXN_BYTES: Final = 2 << 20
+MAX_FENCE_NAME_BYTES: Final = 256
+MAX_WATCHES_PER_CONNECTION: Final = 8192

@@ -29,7 +29,7 @@ bound keeps a hostile frame below about 130 MB, and that only until it fails to 
 #: A byte of msgpack may become an object of 72: of a small frame that is no harm, in a large one the
 #: elements are counted. Values are what makes honest frames large, not their number.
 UNCOUNTED_BYTES: Final = 64 << 10
-MAX_CLIENT_ITEMS: Final = 100_000
+MAX_CLIENT_ITEMS: Final = 500_000
 MAX_PEER_ITEMS: Final = 1_000_000
 
 # client <-> node
@@ -42,6 +42,10 @@ TOPOLOGY: Final = 6
 ERROR: Final = 7
 STATUS_REQUEST: Final = 8
 STATUS: Final = 9
+WATCH: Final = 10
+UNWATCH: Final = 11
+EVENTS: Final = 12
+WATCH_END: Final = 13
 # node <-> node
 PEER_HELLO: Final = 32
 PEER_HELLO_OK: Final = 33

@@ -400,7 +400,7 @@ class Node:
             del self.blobs[i]
         facts = [r for r in disk.records if isinstance(r, fx.PersistSeal | fx.PersistConfig)]
         kept = [self.blobs[i] for i in sorted(self.blobs)]
-        disk.records = facts + ([fx.PersistEntries(P, kept, upto)] if kept else [])
+        disk.records = facts + ([fx.PersistEntries(P, kept, upto, 0)] if kept else [])
         disk.durable = len(disk.records)
 
     # --- control plane --------------------------------------------------------------------------

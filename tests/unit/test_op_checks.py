@@ -10,8 +10,24 @@ from hypothesis import strategies as st
 
 from metastore.errors import InvalidRequest, TooLarge
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, storage_key
-from metastore.wire.client_messages import ADD, AT_LEAST, DELETE, GET, LIST, MAX_LIST_LIMIT, PUT
-from metastore.wire.op_checks import check_op, op_shape
+from metastore.namespaces import MAX_TTL_MS
+from metastore.wire.client_messages import (
+    ADD,
+    AT_LEAST,
+    DELETE,
+    GET,
+    LIST,
+    MAX_FENCE_NAME_BYTES,
+    MAX_LIST_LIMIT,
+    MAX_TXN_PARTS,
+    PUT,
+    TOUCH,
+    TXN,
+    VALUE,
+    VERSION,
+    WATCH_KEYS,
+)
+from metastore.wire.op_checks import check_op, check_watch, op_shape
 
 KEY = storage_key("n", "k")
 MAX = (1 << 63) - 1
@@ -23,6 +39,8 @@ def op(kind: int, **changed: Any) -> list[Any]:
         PUT: {"seq": 1, "floor": 0, "stamp": 0, "condition": None, "value": b"", "type": "", "ttl": 0},
         DELETE: {"seq": 1, "floor": 0, "stamp": 0, "condition": None},
         ADD: {"seq": 1, "floor": 0, "stamp": 0, "condition": None, "delta": 1},
+        TXN: {"seq": 1, "floor": 0, "stamp": 0, "compares": [], "then": [], "otherwise": []},
+        TOUCH: {"condition": None},
         LIST: {"end": b"", "limit": 1, "flags": 0, "consistency": 0, "arg": None},
     }
     made = {"id": 1, "kind": kind, "partition": 0, "lkey": KEY, **shapes[kind]}
@@ -36,6 +54,10 @@ GOOD = [
     op(PUT, value=bytes(MAX_VALUE_BYTES)), op(PUT, type="x" * MAX_CONTENT_TYPE_BYTES),
     op(PUT, lkey=storage_key("n" * 64, "k" * MAX_KEY_BYTES)),
     op(PUT, condition=0), op(PUT, condition=-1), op(PUT, condition=MAX - 1), op(PUT, seq=MAX - 1),
+    op(PUT, ttl=None), op(PUT, ttl=MAX_TTL_MS), op(TOUCH), op(TOUCH, condition=3), op(TXN),
+    [*op(PUT), ["lock", 1]], [*op(DELETE), ["x" * MAX_FENCE_NAME_BYTES, MAX - 1]], [*op(ADD), ["l", 1]],
+    op(TXN, compares=[[KEY, VERSION, 0, 0], [KEY, VALUE, 3, b""]] * (MAX_TXN_PARTS // 2)),
+    [*op(TXN, then=[[GET, KEY], [PUT, KEY, b"", "", None], [DELETE, KEY], [ADD, KEY, 1]]), ["l", 1]],
     op(ADD, delta=-(1 << 63)), op(ADD, delta=MAX), op(LIST, limit=MAX_LIST_LIMIT),
 ]  # fmt: skip
 
@@ -52,7 +74,10 @@ BAD = [
     (op(PUT, type="x" * (MAX_CONTENT_TYPE_BYTES + 1)), "content type"),
     (op(PUT, type=b"x"), "content type"),
     (op(PUT, ttl=-1), "ttl_ms -1"),
-    (op(PUT, ttl=1), "not served by this version"),
+    (op(PUT, ttl=MAX_TTL_MS + 1), f"ttl_ms {MAX_TTL_MS + 1}"),
+    (op(PUT, ttl=True), "ttl_ms True"),
+    (op(PUT, type="caf\u00e9"), "not ASCII"),
+    (op(PUT, type="\ud800"), "content type"),
     (op(PUT, seq=-1), "-1 is not a count"),
     (op(PUT, seq=MAX), "is not a count below"),
     (op(PUT, floor="1"), "request id part"),
@@ -66,14 +91,36 @@ BAD = [
     (op(GET, lkey=b"short"), "malformed storage key"),
     (op(GET, lkey=b"no nul byte in it"), "malformed storage key"),
     (op(PUT, lkey=KEY[:-1]), "malformed storage key"),
-    (op(GET, lkey=KEY + bytes(3000)), "too long"),
-    (op(GET, lkey="text"), "not bytes"),
+    (op(GET, lkey=KEY + bytes(3000)), "malformed storage key"),
+    (op(GET, lkey="text"), "malformed storage key"),
+    (op(GET, lkey=b"........" + b"n" * 65 + b"\0k"), "malformed storage key"),
+    (op(GET, lkey=b"........" + b"\0k"), "malformed storage key"),
+    (op(LIST, lkey=None), "an end of a list"),
+    (op(TOUCH, condition="1"), "condition"),
+    ([*op(PUT), "lock"], "a fence is not"),
+    ([*op(PUT), ["", 1]], "a fence's name"),
+    ([*op(DELETE), ["\ud800", 0]], "fencing token 0"),
+    ([*op(ADD), ["x" * (MAX_FENCE_NAME_BYTES + 1), 1]], "a fence's name"),
+    ([*op(TXN), ["x", MAX]], "fencing token"),
+    (op(TXN, compares=None), "compares"),
+    (op(TXN, compares=[[KEY, 0, 0, 0]] * (MAX_TXN_PARTS + 1)), f"at most {MAX_TXN_PARTS}"),
+    (op(TXN, compares=[[b"k", 0, 0, 0]]), "a compare is not"),
+    (op(TXN, compares=[[KEY, 3, 0, 0]]), "target 3"),
+    (op(TXN, compares=[[KEY, 0, 4, 0]]), "relation 4"),
+    (op(TXN, compares=[[KEY, VALUE, 0, 1]]), "compared with bytes"),
+    (op(TXN, compares=[[KEY, 0, 0, b""]]), "which is none"),
+    (op(TXN, then=[[GET, KEY]] * (MAX_TXN_PARTS + 1)), "a branch of a transaction"),
+    (op(TXN, then=[[LIST, KEY]]), "operation 5 of a transaction is malformed"),
+    (op(TXN, then=[7]), "not an array"),
+    (op(TXN, otherwise=[[PUT, KEY, "v", "", None]]), "not bytes"),
+    (op(TXN, then=[[ADD, KEY, None]]), "delta"),
+    (op(TXN, then=[[PUT, KEY, bytes(MAX_VALUE_BYTES), "", 0]] * 3), "over the limit"),
     (op(GET, consistency=3), "unknown consistency 3"),
     (op(GET, consistency=AT_LEAST), "at_least needs a version"),
     (op(GET, consistency=1, arg=-1), "consistency argument -1"),
     (op(LIST, limit=0), f"limit 0 is not within 1 and {MAX_LIST_LIMIT}"),
     (op(LIST, limit=MAX_LIST_LIMIT + 1), f"limit {MAX_LIST_LIMIT + 1}"),
-    (op(LIST, end=None), "end of a list"),
+    (op(LIST, end=None), "an end of a list"),
     (op(LIST, flags="1"), "flags"),
 ]
 
@@ -102,7 +149,18 @@ ANY = st.recursive(
 )
 
 
-@given(st.sampled_from([GET, PUT, DELETE, ADD, LIST]), st.lists(ANY, min_size=1, max_size=11))
+@pytest.mark.parametrize(
+    "body",
+    [None, [], [1, 0, b"", b"", None], ["1", 0, b"", b"", None, 0, b""], [1, None, b"", b"", None, 0, b""],
+     [1, 0, "", b"", None, 0, b""], [1, 0, b"", bytes(4000), None, 0, b""], [1, 0, b"", b"", -1, 0, b""],
+     [1, 0, b"", b"", None, 8, b""], [1, 0, b"", b"", None, True, b""], [1, 0, b"", b"", None, 0, ""]],
+)  # fmt: skip
+def test_watches_that_are_none(body: Any) -> None:
+    assert isinstance(check_watch(body), InvalidRequest)
+    assert check_watch([1, 0, b"a", b"b", 5, WATCH_KEYS, b"n"]) is None
+
+
+@given(st.sampled_from([GET, PUT, DELETE, ADD, LIST, TXN, TOUCH]), st.lists(ANY, min_size=1, max_size=11))
 def test_nothing_else_ever_happens(kind: int, rest: list[Any]) -> None:
     made = [1, kind, 0, *rest]
     if op_shape(made) is None:

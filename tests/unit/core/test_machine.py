@@ -8,11 +8,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metastore.core import dedupe
 from metastore.core import machine as machine_module
-from metastore.core.machine import META_KEY, SESSION_PREFIX, Machine
-from metastore.errors import ConditionFailed, NotANumber, RequestIdExpired
+from metastore.core.machine import Machine, base_version, changes_of
+from metastore.errors import ConditionFailed, Fenced, NotANumber, RequestIdExpired, TooLarge
 from metastore.records import unpack_record
-from metastore.wire.client_messages import ABSENT, ADD, DELETE, EXISTS, PUT
+from metastore.wire.client_messages import (
+    ABSENT,
+    ADD,
+    CREATED,
+    DELETE,
+    EQUAL,
+    EXISTS,
+    GET,
+    GREATER,
+    LESS,
+    NOT_EQUAL,
+    NOT_FOUND,
+    OK,
+    PUT,
+    TOUCH,
+    TXN,
+    VALUE,
+    VERSION,
+)
 
 A, B = b"a" * 16, b"b" * 16
 
@@ -54,21 +73,53 @@ class Replica:
 
     def view(self) -> tuple[Any, ...]:
         sessions = {c: s.pack() for c, s in self.machine.sessions.items()}
-        return self.state, self.machine.last_version, self.machine.expired_below, sessions
+        m = self.machine
+        return self.state, m.last_version, m.expired_below, sessions, m.usage, m.timed, m.fences
+
+
+def lk(key: str, namespace: str = "n") -> bytes:
+    return b"........" + namespace.encode() + b"\0" + key.encode()
 
 
 def put(
-    key: str, value: bytes = b"v", *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None
+    key: str,
+    value: bytes = b"v",
+    *,
+    seq: int = 0,
+    floor: int = 0,
+    stamp: int = 0,
+    when: int | None = None,
+    ttl: int | None = None,
+    fence: list[Any] | None = None,
 ):
-    return [0, PUT, 0, key.encode(), seq, floor, stamp, when, value, "", 0]
+    return [0, PUT, 0, lk(key), seq, floor, stamp, when, value, "", ttl, *([fence] if fence else [])]
 
 
 def delete(key: str, *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None):
-    return [0, DELETE, 0, key.encode(), seq, floor, stamp, when]
+    return [0, DELETE, 0, lk(key), seq, floor, stamp, when]
 
 
 def add(key: str, delta: int, *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None):
-    return [0, ADD, 0, key.encode(), seq, floor, stamp, when, delta]
+    return [0, ADD, 0, lk(key), seq, floor, stamp, when, delta]
+
+
+def txn(
+    compares: list[Any], then: list[Any], otherwise: list[Any] = (), *, seq: int = 0, fence: Any = None
+) -> list[Any]:  # type: ignore[assignment]
+    return [0, TXN, 0, lk("x"), seq, 0, 0, compares, then, list(otherwise), *([fence] if fence else [])]
+
+
+def touch(key: str, when: int | None = None) -> list[Any]:
+    return [0, TOUCH, 0, lk(key), when]
+
+
+def assert_accounts(r: Replica) -> None:
+    """Usage and TTLs are what a count of the records gives."""
+    records = len(r.state)
+    size = sum(len(k) + len(v) for k, v in r.state.items())
+    assert r.machine.usage == ({b"n": [records, size]} if records else {})
+    timed = {k: (u.version, u.ttl_ms) for k, v in r.state.items() if (u := unpack_record(v)).ttl_ms}
+    assert r.machine.timed == timed
 
 
 def test_versions_are_dense_and_conditions_hold() -> None:
@@ -82,7 +133,7 @@ def test_versions_are_dense_and_conditions_hold() -> None:
     assert r.run((A, put("z", when=ABSENT))) == [(0, 4, 6, True)]
     assert r.run((A, delete("z", when=4))) == [(0, 5, 7)]
     assert r.run((A, delete("z"))) == [(0, 0, 8)]
-    assert unpack_record(r.state[b"x"]).created == 1
+    assert unpack_record(r.state[lk("x")]).created == 1
 
 
 def test_conditions_see_what_is_proposed_before_them() -> None:
@@ -96,7 +147,7 @@ def test_conditions_see_what_is_proposed_before_them() -> None:
     assert r.propose((A, put("x", when=5)))[1][0].tail[:2] == (0, 6)
     r.apply(2, b"")
     r.apply(3, b"")
-    assert unpack_record(r.state[b"x"]).version == 6
+    assert unpack_record(r.state[lk("x")]).version == 6
 
 
 def test_counters() -> None:
@@ -120,7 +171,10 @@ def test_a_retry_gets_the_first_outcome() -> None:
     r.apply(1, b"")
     payload, third = r.propose((A, put("x", seq=1)), (A, put("x", seq=2, when=ABSENT)))
     assert payload is None
-    assert [t.tail for t in third] == [t.tail for t in first]
+    assert third[0].tail == first[0].tail
+    status, text, detail = first[1].tail
+    assert unpack_record(detail.pop("record")).version == 1, "who failed the condition is shown why"
+    assert third[1].tail == (status, text, detail), "a retry is told the version"
     assert r.propose((B, put("x", seq=1)))[0] is not None, "another client's id"
 
 
@@ -135,7 +189,7 @@ def test_finished_ids_are_refused_not_executed() -> None:
 
 def test_a_forgotten_session_is_refused_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request older than the window may have been executed; one stamped later was not."""
-    monkeypatch.setattr(machine_module, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(dedupe, "MAX_SESSIONS", 2)
     r = Replica()
     r.run((A, put("x", seq=1)))
     r.run((B, put("y", seq=1)))
@@ -151,7 +205,7 @@ def test_a_forgotten_session_is_refused_not_executed(monkeypatch: pytest.MonkeyP
 
 
 def test_outcomes_beyond_the_bound_go_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "MAX_OUTCOMES", 3)
+    monkeypatch.setattr(dedupe, "MAX_OUTCOMES", 3)
     r = Replica()
     for seq in range(1, 6):
         r.run((A, put("x", seq=seq)))
@@ -179,20 +233,181 @@ def test_versions_that_do_not_join_up_are_told() -> None:
         other.apply(2, payload)
 
 
+def test_a_transaction_does_all_of_one_branch() -> None:
+    r = Replica()
+    r.run((A, put("x", b"1")), (A, add("n", 5)))
+    swap = txn(
+        [[lk("x"), VALUE, EQUAL, b"1"], [lk("y"), VERSION, EQUAL, 0], [lk("n"), VERSION, GREATER, 1]],
+        [
+            [GET, lk("x")],
+            [PUT, lk("y"), b"2", "", None],
+            [DELETE, lk("x")],
+            [DELETE, lk("x")],
+            [ADD, lk("n"), 2],
+            [GET, lk("y")],
+            [GET, lk("x")],
+        ],
+        [[GET, lk("x")]],
+    )
+    ((status, succeeded, index, parts),) = r.run((A, swap))
+    assert (status, succeeded, index) == (OK, True, 2)
+    assert unpack_record(parts[0][1]).value == b"1"
+    assert parts[1:5] == [[OK, 3, True], [OK, 4], [OK, 0], [OK, 5, 7]]
+    assert unpack_record(parts[5][1]).version == 3
+    assert parts[6] == [NOT_FOUND]
+    ((_, succeeded, _, parts),) = r.run((A, swap))
+    assert (succeeded, parts) == (False, [[NOT_FOUND]])
+    assert r.machine.last_version == 5
+    assert set(r.state) == {lk("y"), lk("n")}
+
+
+@pytest.mark.parametrize(
+    ("compare", "holds"),
+    [
+        ([VERSION, EQUAL, 2], True), ([VERSION, EQUAL, 1], False), ([VERSION, NOT_EQUAL, 2], False),
+        ([VERSION, LESS, 3], True), ([VERSION, GREATER, 2], False), ([CREATED, EQUAL, 1], True),
+        ([CREATED, LESS, 1], False), ([VALUE, EQUAL, b"b"], True), ([VALUE, NOT_EQUAL, b"b"], False),
+        ([VALUE, LESS, b"c"], True), ([VALUE, GREATER, b"b"], False),
+    ],
+)  # fmt: skip
+def test_compares(compare: list[Any], holds: bool) -> None:
+    r = Replica()
+    r.run((A, put("x", b"a")), (A, put("x", b"b")))
+    ((_, succeeded, _, _),) = r.run((A, txn([[lk("x"), *compare]], [])))
+    assert succeeded is holds
+
+
+@pytest.mark.parametrize(
+    ("compare", "holds"),
+    [([VERSION, EQUAL, 0], True), ([CREATED, GREATER, 0], False), ([VALUE, EQUAL, b""], False),
+     ([VALUE, NOT_EQUAL, b""], True), ([VALUE, LESS, b"z"], False)],
+)  # fmt: skip
+def test_compares_with_what_is_absent(compare: list[Any], holds: bool) -> None:
+    r = Replica()
+    ((_, succeeded, _, _),) = r.run((A, txn([[lk("x"), *compare]], [])))
+    assert succeeded is holds
+
+
+def test_a_transaction_that_cannot_be_done_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    r = Replica()
+    r.run((A, put("x", b"text")))
+    half = [[PUT, lk("y"), b"", "", None], [ADD, lk("x"), 1]]
+    assert r.run((A, txn([], half)))[0][0] == NotANumber.status
+    monkeypatch.setattr(machine_module, "MAX_TXN_READ_BYTES", 10)
+    assert r.run((A, txn([], [[PUT, lk("y"), b"", "", None], [GET, lk("x")]])))[0][0] == TooLarge.status
+    assert set(r.state) == {lk("x")}
+    assert r.machine.last_version == 1
+    assert_accounts(r)
+
+
+def test_a_retried_transaction_gets_what_it_read_then() -> None:
+    r = Replica()
+    r.run((A, put("x", b"1")))
+    op = txn([], [[GET, lk("x")], [PUT, lk("x"), b"2", "", None]], seq=1)
+    (first,) = r.run((A, op))
+    payload, (again,) = r.propose((A, op))
+    assert payload is None
+    assert again.tail == first
+    fresh = Machine(r.state.get)
+    fresh.load(list(r.saved.items()))
+    assert fresh.resolve(9, [(A, op)])[1][0].tail == first
+    assert fresh.sessions[A].size == r.machine.sessions[A].size > 0
+
+
+def test_what_outcomes_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dedupe, "MAX_OUTCOME_BYTES", 300)
+    r = Replica()
+    r.run((A, put("x", b"v" * 100)))
+    for seq in range(1, 5):
+        r.run((A, txn([], [[GET, lk("x")]], seq=seq)))
+    assert sorted(r.machine.sessions[A].outcomes) == [3, 4]
+
+
+def test_a_lower_token_is_refused_once_a_higher_was_seen() -> None:
+    r = Replica()
+    assert r.run((A, put("x", fence=["lock", 7])))[0][0] == OK
+    assert r.run((A, put("x", fence=["lock", 7])))[0][0] == OK, "the holder's own"
+    status, text, detail = r.run((A, put("x", fence=["lock", 6])))[0]
+    assert (status, detail["token"]) == (Fenced.status, 7)
+    assert "7" in text
+    assert r.run((A, put("x", fence=["other", 1])))[0][0] == OK
+    assert r.run((A, txn([], [], fence=["lock", 6])))[0][0] == Fenced.status
+    _, results = r.propose((A, put("x", fence=["lock", 9])), (A, put("x", fence=["lock", 8])))
+    assert [t.tail[0] for t in results] == [OK, Fenced.status], "also while the higher is uncommitted"
+    r.machine.abandon()
+    r.index -= 1
+    assert r.run((A, put("x", fence=["lock", 8])))[0][0] == OK, "it never was"
+
+
+def test_fence_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "MAX_FENCES", 2)
+    r = Replica()
+    r.run((A, put("x", fence=["a", 1])), (A, put("x", fence=["b", 1])))
+    status, text, _ = r.run((A, put("x", fence=["c", 1])))[0]
+    assert status == TooLarge.status
+    assert "fence names" in text
+    assert r.run((A, put("x", fence=["a", 2])))[0][0] == OK
+
+
+def test_records_expire_by_version_only() -> None:
+    r = Replica()
+    r.run((A, put("x", ttl=5000)), (A, put("y", ttl=0)))
+    assert r.machine.timed == {lk("x"): (1, 5000)}
+    assert r.machine.resolve(2, [], [(lk("x"), 9), (lk("z"), 1)]) == (None, [])
+    payload, _ = r.machine.resolve(2, [(A, put("x", when=ABSENT))], [(lk("x"), 1)])
+    assert payload is not None
+    applied = r.machine.apply(2, b"")
+    assert [(k, v is None) for k, v in applied.changes] == [(lk("x"), True), (lk("x"), False)]
+    assert applied.expired == (3,)
+    assert changes_of(payload) == applied._replace(aux=set())
+    assert base_version(payload) == 2
+    assert r.machine.timed == {}
+
+
+def test_a_touch_proposes_nothing_and_waits_for_what_it_met() -> None:
+    r = Replica()
+    assert r.propose((A, touch("x"))) == (None, [(0, (NOT_FOUND, 0))])
+    r.propose((A, put("x", ttl=5000)))
+    assert r.propose((A, touch("x"))) == (None, [(1, (OK, 1, 0, 5000))])
+    assert r.propose((A, touch("x", 7)))[1][0].tail[0] == ConditionFailed.status
+    r.machine.resolve(2, [], [(lk("x"), 1)])
+    assert r.propose((A, touch("x"))) == (None, [(2, (NOT_FOUND, 0))]), "its end is proposed"
+
+
+def test_a_counter_keeps_its_ttl() -> None:
+    r = Replica()
+    r.run((A, add("n", 1)))
+    assert r.machine.timed == {}
+    r.state[lk("n")] = machine_module.pack_record(1, 1, b"1", b"", 500, machine_module.COUNTER)
+    r.run((A, add("n", 1)))
+    assert r.machine.timed == {lk("n"): (2, 500)}
+
+
+def operation(
+    kind: int, keys: list[str], client: bytes, seq: int, floor: int, when: int | None, delta: int
+) -> tuple[bytes, list[Any]]:
+    """``delta`` decides whatever else there is to decide."""
+    key, number = keys[0], {"seq": seq, "floor": min(floor, seq), "stamp": floor, "when": when}
+    ttl, fence = 1000 * max(0, delta), ["f", delta + 4] if delta else None
+    if kind == PUT:
+        return client, put(key, b"%d" % delta, ttl=ttl, fence=fence, **number)  # type: ignore[arg-type]
+    if kind == DELETE:
+        return client, delete(key, **number)  # type: ignore[arg-type]
+    if kind == ADD:
+        return client, add(key, delta, **number)  # type: ignore[arg-type]
+    if kind == TOUCH:
+        return client, touch(key, when)
+    parts = [[GET, lk(k)] for k in keys] + [[PUT, lk(k), b"t", "", ttl] for k in keys[1:]]
+    parts += [[DELETE, lk(keys[0])], [ADD, lk("n"), delta]]
+    return client, txn([[lk(key), VERSION, GREATER, delta]], parts, [[GET, lk(key)]], seq=seq, fence=fence)
+
+
 OPS = st.builds(
-    lambda kind, key, client, seq, floor, stamp, when, delta: (
-        client,
-        put(key, b"%d" % delta, seq=seq, floor=min(floor, seq), stamp=stamp, when=when)
-        if kind == PUT
-        else delete(key, seq=seq, floor=min(floor, seq), stamp=stamp, when=when)
-        if kind == DELETE
-        else add(key, delta, seq=seq, floor=min(floor, seq), stamp=stamp, when=when),
-    ),
-    st.sampled_from([PUT, PUT, DELETE, ADD]),
-    st.sampled_from("xyz"),
+    operation,
+    st.sampled_from([PUT, PUT, DELETE, ADD, TXN, TOUCH]),
+    st.lists(st.sampled_from("xyz"), min_size=1, max_size=3),
     st.sampled_from([A, B, b"c" * 16]),
     st.integers(0, 9),
-    st.integers(0, 6),
     st.integers(0, 6),
     st.sampled_from([None, None, None, ABSENT, EXISTS, 1, 2, 3]),
     st.integers(-3, 3),
@@ -204,7 +419,7 @@ OPS = st.builds(
 def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: st.DataObject) -> None:
     """The leader, with several entries in flight; a follower that applies bytes; a replica that
     restarts from saved rows at any point: one state, one dedupe table."""
-    machine_module.MAX_SESSIONS, old = 2, machine_module.MAX_SESSIONS
+    dedupe.MAX_SESSIONS, old = 2, dedupe.MAX_SESSIONS
     try:
         leader, follower, restarted = Replica(), Replica(), Replica()
         payloads: list[bytes] = []
@@ -232,6 +447,7 @@ def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: 
         assert leader.view() == follower.view() == restarted.view()
         assert follower.saved == restarted.saved
         if payloads:
-            assert set(follower.saved) == {META_KEY} | {SESSION_PREFIX + c for c in follower.machine.sessions}
+            assert set(follower.saved) == set(follower.machine.aux_keys())
+        assert_accounts(follower)
     finally:
-        machine_module.MAX_SESSIONS = old
+        dedupe.MAX_SESSIONS = old

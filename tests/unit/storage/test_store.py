@@ -544,7 +544,7 @@ def test_folders_that_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="belongs to cluster 'c', not 'd'"):
         Store.open(tmp_path, cluster="d", node="n")
     identity = tmp_path / "store.json"
-    identity.write_text(identity.read_text().replace('"format":1', '"format":9'))
+    identity.write_text(identity.read_text().replace('"format":2', '"format":9'))
     with pytest.raises(ConfigError, match="data format 9"):
         open_store(tmp_path)
     identity.unlink()

@@ -1,0 +1,141 @@
+"""What the client gives back, and what it takes beside plain values. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from metastore.errors import MetastoreError
+from metastore.records import Record
+
+Consistency = Literal["linearizable", "stale", "at_least"]
+
+
+class Fence(NamedTuple):
+    """A fencing token: a write that carries it is refused (Fenced) by every partition that has seen
+    a higher token of this name. Names belong to the namespace that is written to."""
+
+    name: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """``created``: there was no record before."""
+
+    version: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AddResult:
+    """``value``: the counter after the addition."""
+
+    value: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class TouchResult:
+    """``ttl_s``: how long the record lives from now on, 0 = for ever."""
+
+    version: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing. ``cursor``: pass it to get the next one; None at the end. ``resume``:
+    of a listing within one routing key, pass it to ``watch`` to see every change since this page was read;
+    None for listings of a whole namespace (open the watch first, then list)."""
+
+    items: list[tuple[str, Record]]
+    cursor: str | None
+    resume: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change. ``kind``: put, delete, or expire (its TTL was over). ``record``: what was put; None
+    for the others, and with ``keys_only``."""
+
+    kind: Literal["put", "delete", "expire"]
+    key: str
+    version: int
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """A read in a batch or a transaction."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A write in a batch or a transaction. ``version``: what it must be now, 0 = absent (batches only:
+    a transaction has its compares). ``ttl_s``: None = the namespace's default, 0 = it lives for ever."""
+
+    key: str
+    value: bytes
+    version: int | None = None
+    content_type: str = ""
+    ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A delete in a batch or a transaction."""
+
+    key: str
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """An addition to a counter in a batch or a transaction."""
+
+    key: str
+    delta: int = 1
+
+
+Relation = Literal["==", "!=", "<", ">"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """One condition of a transaction: ``Compare("a/b", "version", "==", 7)``.
+
+    ``what``: ``version`` or ``created`` (numbers, 0 = the record is absent) or ``value`` (bytes; of an
+    absent record only ``!=`` holds)."""
+
+    key: str
+    what: Literal["version", "created", "value"]
+    relation: Relation
+    operand: int | bytes
+
+    @classmethod
+    def absent(cls, key: str) -> Compare:
+        return cls(key, "version", "==", 0)
+
+    @classmethod
+    def exists(cls, key: str) -> Compare:
+        return cls(key, "version", ">", 0)
+
+
+Op = Get | Put | Delete | Add
+OpResult = Record | PutResult | AddResult | int | None
+"""Of a Get: the record or None. Of a Put: PutResult, of an Add: AddResult. Of a Delete: its version,
+0 when there was nothing."""
+
+BatchResults = list[OpResult | MetastoreError]
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """``succeeded``: all compares held, and ``then`` was done; else ``otherwise`` was. ``results``: one
+    for each operation of that branch, in order."""
+
+    succeeded: bool
+    results: list[OpResult]

@@ -1,0 +1,176 @@
+"""What namespaces ask for, enforced by the leader before an operation is queued.
+
+Routing rule, required condition, default TTL, quotas. Quotas are kept within seconds, not to the
+record: each node publishes what it leads of each namespace that has one, and refuses what would
+grow a namespace whose sum is at its bound.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from metastore.errors import ConditionRequired, MetastoreError, QuotaExceeded, Unavailable, WrongRouting
+from metastore.keys import PARENT, hash_point, prefix_routing_key, well_placed
+from metastore.namespaces import Policy
+from metastore.records import unpack_record
+from metastore.wire.client_messages import ADD, DELETE, GET, LIST, PUT, TOUCH, TXN
+
+if TYPE_CHECKING:
+    from metastore.node.host import PartitionHost
+    from metastore.node.node import Node
+
+Usage = dict[str, list[int]]
+"""Namespace -> [records, bytes]."""
+
+
+class Policies:
+    """See the module."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        #: node -> what it has published
+        self.others: dict[str, Usage] = {}
+        #: namespaces at their quota: (of records, of bytes)
+        self.full: dict[str, tuple[bool, bool]] = {}
+
+    # --- before an operation ----------------------------------------------------------------
+
+    def refuse(self, host: PartitionHost, op: list[Any]) -> MetastoreError | None:
+        """Why a checked operation is not to be carried out; None = it is. A default TTL is filled in."""
+        kind, lkey = op[1], op[3]
+        namespaces = self.node.topology.namespaces
+        if kind == LIST:
+            return self.refuse_range(lkey, op[4]) if namespaces else None
+        name = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")
+        policy = namespaces.get(name) if namespaces else None
+        rule = PARENT if policy is None else self.node.topology.rule(name)
+        if kind in (GET, TOUCH):
+            return None if policy is None or well_placed(lkey, rule) else self._misplaced(name)
+        if not well_placed(lkey, rule):
+            return self._misplaced(name)
+        if kind == TXN:
+            return self._refuse_txn(host, op, name, policy, rule)
+        if policy is None:
+            return None
+        if kind == PUT and op[10] is None:
+            op[10] = policy.default_ttl_ms
+        return self._refuse_write(name, policy, op[7] is not None) or (
+            self._refuse_growth(host, name, policy, lkey, len(op[8]) if kind == PUT else 0)
+            if kind != DELETE and name in self.full
+            else None
+        )
+
+    def _refuse_txn(
+        self, host: PartitionHost, op: list[Any], name: str, policy: Policy | None, rule: int
+    ) -> MetastoreError | None:
+        namespaces = self.node.topology.namespaces
+        for lkey in [c[0] for c in op[7]] + [part[1] for parts in op[8:10] for part in parts]:
+            named = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")
+            if not well_placed(lkey, self.node.topology.rule(named)):
+                return self._misplaced(named)
+        for parts in op[8:10]:
+            for part in parts:
+                named = part[1][8 : part[1].index(0, 8)].decode("ascii", "replace")
+                found = namespaces.get(named)
+                if found is None or part[0] == GET:
+                    continue
+                if part[0] == PUT and part[4] is None:
+                    part[4] = found.default_ttl_ms
+                refused = self._refuse_write(named, found, bool(op[7]))
+                if refused is None and part[0] in (PUT, ADD) and named in self.full:
+                    size = len(part[2]) if part[0] == PUT else 0
+                    refused = self._refuse_growth(host, named, found, part[1], size)
+                if refused is not None:
+                    return refused
+        return None
+
+    @staticmethod
+    def _refuse_write(name: str, policy: Policy, conditional: bool) -> MetastoreError | None:
+        if not policy.ready:
+            return Unavailable(f"namespace {name} is being created", retry_after_s=1)
+        if policy.require_condition and not conditional:
+            return ConditionRequired(
+                f"namespace {name} takes only conditional writes: give a version, or ask for absence"
+            )
+        return None
+
+    def _refuse_growth(
+        self, host: PartitionHost, name: str, policy: Policy, lkey: bytes, size: int
+    ) -> MetastoreError | None:
+        records_full, bytes_full = self.full[name]
+        old = host.machine.current(lkey)
+        if old is None and records_full:
+            return QuotaExceeded(
+                f"namespace {name} holds its {policy.max_records} records (max_records); delete some, or raise it"
+            )
+        if bytes_full and (old is None or len(unpack_record(old).value) < size):
+            return QuotaExceeded(
+                f"namespace {name} holds its {policy.max_bytes} bytes (max_bytes); delete some, or raise it"
+            )
+        return None
+
+    @staticmethod
+    def _misplaced(name: str) -> MetastoreError:
+        return WrongRouting(
+            f"a key of namespace {name} was placed by another routing rule than the namespace has; "
+            "refresh the topology",
+            retry_after_s=0.1,
+        )
+
+    def refuse_range(self, start: bytes, end: bytes) -> MetastoreError | None:
+        """A listing or watch of one routing key, made by another rule than the namespace has."""
+        if start[:8] != end[:8] or len(start) < 10:
+            return None
+        nul = start.find(0, 8)
+        if nul < 0:
+            return None
+        namespace = start[8:nul]
+        name = namespace.decode("ascii", "replace")
+        if name not in self.node.topology.namespaces:
+            return None
+        routing = prefix_routing_key(start[nul + 1 :], self.node.topology.rule(name))
+        if routing is None or hash_point(namespace, routing) != start[:8]:
+            return self._misplaced(name)
+        return None
+
+    # --- quotas -----------------------------------------------------------------------------
+
+    def local(self) -> Usage:
+        """What this node leads, of namespaces with a quota."""
+        limited = {
+            name.encode(): name for name, policy in self.node.topology.namespaces.items() if policy.has_quota
+        }
+        usage: Usage = {}
+        for host in self.node.hosts.values() if limited else ():
+            if host.role == "active":
+                for raw, name in limited.items():
+                    held = host.machine.usage.get(raw)
+                    if held is not None:
+                        sums = usage.setdefault(name, [0, 0])
+                        sums[0] += held[0]
+                        sums[1] += held[1]
+        return usage
+
+    def published(self, node: str, raw: bytes | None) -> None:
+        """Another node's usage, as etcd has it; None = gone."""
+        if raw is None:
+            self.others.pop(node, None)
+        elif node != self.node.me.node:
+            self.others[node] = {str(k): [int(v[0]), int(v[1])] for k, v in orjson.loads(raw).items()}
+
+    def recount(self) -> Usage:
+        """Which namespaces are full now; also what to publish."""
+        local = self.local()
+        full: dict[str, tuple[bool, bool]] = {}
+        for name, policy in self.node.topology.namespaces.items():
+            if policy.has_quota:
+                sums = [u[name] for u in (local, *self.others.values()) if name in u]
+                records, size = sum(s[0] for s in sums), sum(s[1] for s in sums)
+                records_full = 0 < policy.max_records <= records
+                bytes_full = 0 < policy.max_bytes <= size
+                if records_full or bytes_full:
+                    full[name] = records_full, bytes_full
+        self.full = full
+        return local

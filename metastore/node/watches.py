@@ -1,0 +1,333 @@
+"""Watches of one partition: every committed change, in order, once (design.md: watch).
+
+A watch stands at a position of the log. While it keeps up it is *live* and gets what each
+applied entry changed; one whose connection is congested, or that begins in the past, is fed
+from the log until it is live. So a slow watcher costs no memory: it is behind, and when the
+log no longer holds its position it is told so. All runs in the loop's thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from metastore.clock import now_ns
+from metastore.core.entry import entry_payload
+from metastore.core.machine import Applied, base_version, changes_of
+from metastore.core.replica import ACTIVE, RESIGNING
+from metastore.errors import Compacted, InvalidRequest, MetastoreError, Moved, Overloaded, Unavailable
+from metastore.wire import frames
+from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
+
+if TYPE_CHECKING:
+    from metastore.node.clients import ClientConnection
+    from metastore.node.host import PartitionHost
+
+SLICE_BYTES = 256 << 10
+CONGESTED_BYTES = 1 << 20
+PROGRESS_NS = 2_000_000_000
+#: of one turn of the loop, for watches that are behind
+MAX_PUMP_NS = 10_000_000
+#: likewise for finding where watches from the past begin; what comes beyond it is refused
+MAX_SEEKING_NS = 20_000_000
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+Group = tuple[bytes, bytes, int, bytes]
+"""``(start, end, flags, wanted)``: watches that get the same events, packed once."""
+
+
+class Watch:
+    """One watch of one connection. ``index``: the last entry it has been told of."""
+
+    __slots__ = (
+        "connection",
+        "end",
+        "flags",
+        "group",
+        "head",
+        "id",
+        "index",
+        "live",
+        "start",
+        "told",
+        "version",
+    )
+
+    def __init__(self, connection: ClientConnection, body: list[Any]) -> None:
+        self.connection = connection
+        self.id, _, self.start, self.end, _, self.flags, wanted = body
+        self.group: Group = (self.start, self.end, self.flags, wanted)
+        self.head: bytes = b"\x93" + _pack(self.id)
+        self.index = 0
+        self.version = 0
+        self.told = 0
+        self.live = False
+
+
+Groups = dict[Group, dict[Watch, None]]
+
+
+class PartitionWatches:
+    """See the module."""
+
+    def __init__(self, host: PartitionHost) -> None:
+        self.host = host
+        self.count = 0
+        self._all: dict[tuple[int, int], Watch] = {}
+        #: live watches; those of one routing key by its point
+        self._wide: Groups = {}
+        self._narrow: dict[bytes, Groups] = {}
+        self._behind: dict[Watch, None] = {}
+        self._progress_ns = 0
+
+    # --- beginning and ending ---------------------------------------------------------------
+
+    def add(self, connection: ClientConnection, body: list[Any]) -> None:
+        """A checked WATCH frame."""
+        host = self.host
+        watch = Watch(connection, body)
+        error = self._refuse(watch, body[4])
+        if error is not None:
+            connection.watch_ended(watch.id, error)
+            return
+        self._all[id(connection), watch.id] = watch
+        self.count += 1
+        connection.watches[watch.id] = self
+        if body[4] is None:
+            watch.index, watch.version = host.applied, host.machine.last_version
+        self._send(watch, watch.version, b"\x90")
+        if body[4] is None:
+            self._go_live(watch)
+        else:
+            self._behind[watch] = None
+            host.node.schedule_pump(host)
+
+    def _refuse(self, watch: Watch, after: int | None) -> MetastoreError | None:
+        host = self.host
+        if not watch.flags & WATCH_ANY and host.role not in (ACTIVE, RESIGNING):
+            return host.not_leader()
+        lo, hi = host.lo, host.hi[1:] if host.hi[0] == 0 else b"\xff" * 9
+        if watch.start < lo or watch.end > hi or watch.start >= watch.end:
+            return Moved(
+                f"partition {host.p} does not hold that range; refresh the topology", partition=host.p
+            )
+        error = host.node.policies.refuse_range(watch.start, watch.end)
+        if error is not None or after is None:
+            return error
+        if host.node.listing_ns > MAX_SEEKING_NS:
+            return Overloaded("too many watches from the past at once", retry_after_s=0.1)
+        began = now_ns()
+        error = self._seek(watch, after)
+        host.node.listing_ns += now_ns() - began
+        return error
+
+    def _seek(self, watch: Watch, after: int) -> MetastoreError | None:
+        """Stand before the first entry that may have a change above version ``after``."""
+        host = self.host
+        last = host.machine.last_version
+        watch.version = after
+        if after >= last:
+            watch.index = host.applied
+            if after > last and host.role in (ACTIVE, RESIGNING):
+                return InvalidRequest(
+                    f"partition {host.p} is at version {last}, so nothing can be resumed after {after}"
+                )
+            return None
+        first = host.log_base + 1
+        oldest = self._base_at_or_after(first)
+        if oldest is None or oldest > after:
+            return Compacted(
+                f"partition {host.p}: changes after version {after} are no longer kept, those after "
+                f"{last if oldest is None else oldest} are; list again and watch from there",
+                oldest=last if oldest is None else oldest,
+            )
+        low, high = (
+            first,
+            host.applied,
+        )  # the first entry in [low, high] whose base is <= after, from the right
+        while low < high:
+            middle = (low + high + 1) // 2
+            base = self._base_at_or_after(middle)
+            if base is not None and base <= after:
+                low = middle
+            else:
+                high = middle - 1
+        watch.index = low - 1
+        return None
+
+    def _base_at_or_after(self, index: int) -> int | None:
+        """The base version of entry ``index``, or of the next that is not a no-op."""
+        host = self.host
+        while index <= host.applied:
+            base = base_version(entry_payload(host.node.store.read_entries(host.p, index, 1)[0]))
+            if base is not None:
+                return base
+            index += 1
+        return None
+
+    def remove(self, connection: ClientConnection, watch_id: int) -> None:
+        """The client ended it, or is gone."""
+        watch = self._all.pop((id(connection), watch_id), None)
+        if watch is not None:
+            self.count -= 1
+            self._not_live(watch)
+            self._behind.pop(watch, None)
+
+    def end_all(self, error: MetastoreError, *, also_any: bool = True) -> None:
+        """Every watch ends, or (leadership is lost here) those that want the leader."""
+        for watch in list(self._all.values()):
+            if also_any or not watch.flags & WATCH_ANY:
+                self.remove(watch.connection, watch.id)
+                watch.connection.watch_ended(watch.id, error)
+
+    # --- live ---------------------------------------------------------------------------------
+
+    def _groups(self, watch: Watch) -> Groups:
+        if watch.start[:8] != watch.end[:8]:
+            return self._wide
+        return self._narrow.setdefault(watch.start[:8], {})
+
+    def _go_live(self, watch: Watch) -> None:
+        watch.live = True
+        self._groups(watch).setdefault(watch.group, {})[watch] = None
+
+    def _not_live(self, watch: Watch) -> None:
+        if not watch.live:
+            return
+        watch.live = False
+        groups = self._groups(watch)
+        del groups[watch.group][watch]
+        if not groups[watch.group]:
+            del groups[watch.group]
+        if not groups and groups is not self._wide:
+            del self._narrow[watch.start[:8]]
+
+    def applied(self, index: int, applied: Applied) -> None:
+        """Tell the live ones what entry ``index`` changed."""
+        if not applied.changes:
+            return
+        if self._wide:
+            for group, watches in list(self._wide.items()):
+                self._tell(index, applied, group, list(watches))
+        if self._narrow:
+            for point in {lkey[:8] for lkey, _ in applied.changes}:
+                for group, watches in list(self._narrow.get(point, {}).items()):
+                    self._tell(index, applied, group, list(watches))
+
+    def _tell(self, index: int, applied: Applied, group: Group, watches: list[Watch]) -> None:
+        count, events = pack_events(applied, *group)
+        if not count:
+            return
+        version = applied.base + len(applied.changes)
+        body = _array(count) + events
+        for watch in watches:
+            if watch.connection.congested(CONGESTED_BYTES):
+                # not told: a connection may have thousands of watches, and each event is large
+                watch.index, watch.version = index - 1, applied.base
+                self._not_live(watch)
+                self._behind[watch] = None
+                continue
+            watch.index, watch.version = index, version
+            self._send(watch, version, body)
+
+    @staticmethod
+    def _send(watch: Watch, version: int, events: bytes) -> None:
+        watch.told = version
+        body = watch.head + _pack(version) + events
+        watch.connection.write(frames.HEADER.pack(len(body) + 2, frames.WIRE_VERSION, frames.EVENTS) + body)
+
+    # --- behind ---------------------------------------------------------------------------------
+
+    def pump(self) -> bool:
+        """Feed those that are behind one slice each from the log, for a while; whether some could go
+        on at once."""
+        more, until = False, now_ns() + MAX_PUMP_NS
+        for watch in list(self._behind):
+            if watch.connection.congested(CONGESTED_BYTES // 2):
+                continue
+            if now_ns() > until:
+                return True
+            self._behind[watch] = self._behind.pop(watch)  # the others have their turn before it
+            more |= self._feed(watch)
+        return more
+
+    def _feed(self, watch: Watch) -> bool:
+        host = self.host
+        if watch.index < host.log_base:
+            self.remove(watch.connection, watch.id)
+            oldest = self._base_at_or_after(host.log_base + 1)
+            error = Compacted(
+                f"partition {host.p}: a watch at version {watch.version} fell behind what is kept",
+                oldest=host.machine.last_version if oldest is None else oldest,
+            )
+            watch.connection.watch_ended(watch.id, error)
+            return False
+        if watch.index < host.applied:
+            after = watch.version
+            for number, blob in enumerate(
+                host.node.store.read_entries(host.p, watch.index + 1, SLICE_BYTES), watch.index + 1
+            ):
+                if number > host.applied:
+                    break
+                entry = changes_of(entry_payload(blob))
+                watch.index = number
+                if not entry.changes:
+                    continue
+                watch.version = entry.base + len(entry.changes)
+                count, events = pack_events(entry, *watch.group, after)
+                if count:
+                    self._send(watch, watch.version, _array(count) + events)
+        if watch.index < host.applied:
+            return not watch.connection.congested(CONGESTED_BYTES // 2)
+        del self._behind[watch]
+        self._go_live(watch)
+        return False
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def sweep(self, now: int) -> None:
+        """Tell idle watches how far they are; end those of a leader that hears no quorum."""
+        if not self.count or now - self._progress_ns < PROGRESS_NS:
+            return
+        self._progress_ns = now
+        host = self.host
+        if host.role == ACTIVE and not host.replica.has_quorum(now):
+            text = f"partition {host.p}: its leader hears no quorum of replicas"
+            self.end_all(Unavailable(text, retry_after_s=1, partition=host.p), also_any=False)
+        version = host.machine.last_version
+        for watch in self._all.values():
+            if watch.live and watch.told < version and not watch.connection.congested(CONGESTED_BYTES):
+                watch.index, watch.version = host.applied, version
+                self._send(watch, version, b"\x90")
+
+    def snapshot_installed(self) -> None:
+        """The log begins anew (R17): who stood before it is behind, and will be told."""
+        for watch in list(self._all.values()):
+            if watch.live:
+                self._not_live(watch)
+                self._behind[watch] = None
+        if self._behind:
+            self.host.node.schedule_pump(self.host)
+
+
+def pack_events(
+    applied: Applied, start: bytes, end: bytes, flags: int, wanted: bytes, after: int = 0
+) -> tuple[int, bytes]:
+    """``(count, msgpack)`` of the events within a range, above version ``after``."""
+    events: list[bytes] = []
+    for version, (lkey, record) in enumerate(applied.changes, applied.base + 1):
+        if start <= lkey < end and version > after and lkey.startswith(wanted, 8):
+            if record is not None:
+                events.append(_pack((PUT, lkey, version, None if flags & WATCH_KEYS else record)))
+            else:
+                kind = EXPIRE if version in applied.expired else DELETE
+                events.append(_pack((kind, lkey, version, None)))
+    return len(events), b"".join(events)
+
+
+def _array(count: int) -> bytes:
+    """The msgpack header of an array."""
+    if count < 16:
+        return bytes((0x90 | count,))
+    return b"\xdc" + count.to_bytes(2, "big") if count < 65536 else b"\xdd" + count.to_bytes(4, "big")

@@ -1,0 +1,205 @@
+"""Corners of electing and leading that only a certain order of events reaches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from metastore.core import effects as fx
+from metastore.core import messages as m
+from metastore.core.entry import entry_position, pack_entry
+from metastore.core.logindex import LogIndex
+from metastore.core.messages import Process
+from metastore.core.node import NodeCore
+from metastore.core.replica import Restored
+from metastore.core.settings import MS, CoreSettings
+from metastore.layout import ConfigRecord, first_epoch, term_of
+
+MEMBERS = (("a", "sa"), ("b", "sb"), ("c", "sc"))
+TERM1 = first_epoch(1)
+CONFIG = ConfigRecord(0, 0, 1 << 64, TERM1, "a", MEMBERS)
+START = 100_000 * MS
+
+
+def process(name: str, run: str = "1") -> Process:
+    return Process(name, "s" + name, run)
+
+
+class Node:
+    """A core whose log is a dict, and what it said."""
+
+    def __init__(self, me: Process, restored: Restored, seed: int = 1) -> None:
+        self.me = me
+        self.blobs: dict[int, bytes] = {}
+        self.core = NodeCore(me, CoreSettings(), Random(seed), self.read, START - 90_000 * MS, 0)
+        self.replica = self.core.add_replica(START, 0, restored)
+        self.up = True
+
+    def read(self, p: int, first: int, max_bytes: int) -> list[bytes]:
+        return [self.blobs[i] for i in range(first, first + len(self.blobs)) if i in self.blobs]
+
+    def take(self) -> list[Any]:
+        effects = self.core.take()
+        for e in effects:
+            if isinstance(e, fx.PersistEntries):
+                self.blobs.update({entry_position(b)[0]: b for b in e.blobs})
+        return effects
+
+    def sent(self, kind: type[Any]) -> list[Any]:
+        return [e.message for e in self.take() if isinstance(e, fx.Send) and isinstance(e.message, kind)]
+
+
+def followers(owner: Process, *names: str) -> dict[str, Node]:
+    return {n: Node(process(n), Restored(LogIndex(), TERM1, owner, CONFIG, 0)) for n in names}
+
+
+def deliver(
+    nodes: dict[str, Node], now: int, drop: Callable[[str, str, Any], bool] = lambda a, b, x: False
+) -> None:
+    """Every message at once, until nobody has anything to say."""
+    moved = True
+    while moved:
+        moved = False
+        for node in nodes.values():
+            for e in node.take():
+                if isinstance(e, fx.Send) and node.up and not drop(node.me.node, e.node, e.message):
+                    moved = True
+                    if nodes[e.node].up:
+                        nodes[e.node].core.receive(now, node.me, e.message)
+
+
+def test_an_answer_owed_to_an_earlier_run_grants_nothing() -> None:
+    """R8: the numbers of two runs' heartbeats never meet."""
+    runs = [
+        Node(process("a", f"{i}"), Restored(LogIndex(), TERM1, None, CONFIG, 0), seed=i) for i in range(8)
+    ]
+    numbers = sorted(n.core.last_number for n in runs)
+    assert all(b - a > 1 << 32 for a, b in itertools.pairwise(numbers))
+
+
+def test_news_from_before_a_sleep_are_not_fresh() -> None:
+    """The age of a copy counts from what the leader is known to have known, not from receipt."""
+    leader = process("a")
+    node = followers(leader, "b")["b"]
+    echo, wake = START + 1000 * MS, START + 61_000 * MS
+    node.core.receive(wake, leader, m.Heartbeat(7, echo, [(0, TERM1, 1, 0)]))
+    assert node.replica.fresh_ns == echo
+    (ack,) = node.sent(m.HeartbeatAck)
+    assert ack.clock == wake
+    node.core.receive(wake, leader, m.Heartbeat(8, 0, [(0, TERM1, 1, 0)]))
+    assert node.replica.fresh_ns == echo, "nothing was echoed"
+
+
+def test_heartbeats_echo_the_last_acknowledgement() -> None:
+    nodes = followers(process("a", "0"), "a", "b", "c")
+    nodes["a"].replica.claim(START, "test")
+    deliver(nodes, START)
+    now = START + 200 * MS
+    nodes["a"].core.tick(now, False)
+    beats = nodes["a"].sent(m.Heartbeat)
+    assert [b.echo for b in beats] == [0, 0]
+    nodes["a"].core.receive(now, process("b"), m.HeartbeatAck(beats[0].number, 777, 900 * MS, []))
+    nodes["a"].core.tick(now + 200 * MS, False)
+    assert sorted(b.echo for b in nodes["a"].sent(m.Heartbeat)) == [0, 777]
+
+
+def test_a_won_term_that_was_superseded_is_left_alone() -> None:
+    """R2: the answer of the transaction comes after the watch told of the next term."""
+    node = Node(process("a"), Restored(LogIndex(), 0, None, None, 0))
+    r, now = node.replica, START
+    r.on_config(now, replace(CONFIG, leader="c"), 10)
+    r.on_leader_value(None)
+    for _ in range(400):
+        now += 20 * MS
+        node.core.tick(now, True)
+        campaigns = [e for e in node.take() if isinstance(e, fx.Campaign)]
+        if campaigns:
+            break
+    r.on_config(now, replace(CONFIG, epoch=first_epoch(3), leader="b"), 21)
+    r.on_campaign_done(now, campaigns[0].new, 20)
+    assert r.config is not None
+    assert (term_of(r.config.epoch), r.config_mod_revision) == (3, 21)
+    assert r.term is None
+
+
+def test_a_leader_without_a_quorum_vetoes_nobody() -> None:
+    """I8, R16: rivals claim one restart; the winner's quorum dies; the loser may go on with the winner."""
+    old = process("a", "old")
+    nodes = followers(old, "a", "b", "c")
+    a, b, c = (nodes[n] for n in "abc")
+    for n in (b, c):
+        n.core.ctx.down.add("a")
+    held: list[tuple[Node, Node, Any]] = []
+
+    def crossing(src: str, dst: str, message: Any) -> bool:
+        """a's and b's SEALs cross, c is sealed by b, and b's no-op is lost with c."""
+        if isinstance(message, m.Seal) and "a" in (src, dst) and src != dst:
+            if dst != "c":
+                held.append((nodes[src], nodes[dst], message))
+            return True
+        return isinstance(message, m.Append) and (src, dst) == ("b", "c")
+
+    now = START
+    a.core.resume_all(now)
+    b.replica.tick_electing(now)
+    now += 200 * MS
+    b.replica.tick_electing(now)
+    deliver(nodes, now, crossing)
+    for src, dst, message in held:
+        dst.core.receive(now, src.me, message)
+    deliver(nodes, now, lambda s, d, x: isinstance(x, m.Append) and d == "c")
+    assert a.replica.owner != b.replica.owner, "each promised the epoch to itself"
+    c.up = False
+    for n in (a, b):
+        n.core.ctx.down = {"c"}
+    for _ in range(3000):
+        now += 20 * MS
+        for n in (a, b):
+            n.core.tick(now, False)
+        deliver(nodes, now)
+        if "active" in (a.replica.role, b.replica.role):
+            return
+    raise AssertionError(f"nobody leads: a {a.replica.role}, b {b.replica.role}")
+
+
+def test_a_node_whose_disk_hangs_leads_nothing() -> None:
+    """Its heartbeats say so, it vetoes nobody, and it does not try to become a leader itself."""
+    nodes = followers(process("a", "0"), "a", "b", "c")
+    a, b = nodes["a"], nodes["b"]
+    a.replica.claim(START, "test")
+    deliver(nodes, START)
+    now = START + 200 * MS
+    assert a.replica.role == "active"
+    a.core.ctx.stuck = True
+    a.core.tick(now, False)
+    assert [beat[2] for h in a.sent(m.Heartbeat) for beat in h.beats] == [0, 0]
+    a.core.receive(now, b.me, m.PreVote(0, a.replica.sealed_epoch, 1))
+    assert [r.lost for r in a.sent(m.PreVoteReply)] == [True]
+    b.core.ctx.stuck = True
+    for _ in range(500):
+        now += 20 * MS
+        b.core.tick(now, False)
+        assert not b.sent(m.PreVote)
+
+
+def test_a_seal_of_an_old_config_leaves_the_newer_one_durable() -> None:
+    newer = replace(CONFIG, epoch=first_epoch(3), leader="c")
+    node = Node(process("b"), Restored(LogIndex(), TERM1, process("a"), newer, 0))
+    restart = replace(CONFIG, epoch=TERM1)
+    from metastore.core.replica import pack_config
+
+    node.core.receive(START, process("a", "2"), m.Seal(0, TERM1 + 1, pack_config(restart), 0))
+    kinds = [type(e) for e in node.take()]
+    assert kinds.index(fx.PersistConfig) == kinds.index(fx.PersistSeal) + 1
+    assert node.replica.config == newer
+
+
+def test_what_is_read_for_one_message_is_bounded_in_number() -> None:
+    """Small entries by the thousand: a frame takes so many elements and no more."""
+    node = Node(process("a"), Restored(LogIndex(), TERM1, None, CONFIG, 0))
+    blobs = [pack_entry(i, TERM1, b"x") for i in range(1, 20_001)]
+    node.core.emit(fx.PersistEntries(0, blobs, 0, TERM1))
+    assert len(node.core._read_log(0, 1, 1 << 20)) == 4096

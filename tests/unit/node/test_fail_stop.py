@@ -1,0 +1,149 @@
+"""R14 at the driver: whatever breaks while effects are carried out ends the node; nothing that was
+lost on the way is acknowledged afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from metastore.config import NodeConfig
+from metastore.core import messages as m
+from metastore.core.entry import pack_entry
+from metastore.core.messages import Process
+from metastore.core.replica import pack_config
+from metastore.errors import ProtocolError, StorageError
+from metastore.layout import ConfigRecord, first_epoch
+from metastore.node.clients import ClientConnection
+from metastore.node.node import Node
+from metastore.storage.store import Store
+
+LEADER = Process("l", "sl", "1")
+EPOCH = first_epoch(1)
+
+
+class Fixture:
+    """A follower on a real store; ``out``: what it says to its peers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = NodeConfig(
+            cell="c1", node="f", data_dir=str(folder), rpc="127.0.0.1:9", http="127.0.0.1:9"
+        )
+        self.store = Store.open(folder, cluster="metastore", node="f")
+        self.node = Node(self.config, self.store, "1")
+        self.out: list[Any] = []
+
+    async def start(self) -> None:
+        self.node.start()
+        self.node.links.queue = lambda node, message: self.out.append(message)  # type: ignore[method-assign]
+        members = (("l", "sl"), ("f", self.store.store_id), ("x", "sx"))
+        self.record = ConfigRecord(0, 0, 1 << 64, EPOCH, "l", members)
+        self.host = self.node.open_partition(self.record)
+        self.node.on_peer_messages(LEADER, [m.Seal(0, EPOCH, pack_config(self.record), 0)])
+        await self.durable()
+        self.out.clear()
+
+    async def durable(self) -> None:
+        while self.store.durable_seq < self.store.last_seq and self.node.failure is None:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0)
+
+    def append(self, prev: int, *blobs: bytes, commit: int = 0) -> m.Append:
+        return m.Append(0, EPOCH, EPOCH if prev else 0, prev, commit, list(blobs))
+
+    def answers(self) -> list[Any]:
+        return [x for x in self.out if isinstance(x, m.Appended | m.Sealed)]
+
+
+@pytest.fixture
+async def f(tmp_path: Path) -> AsyncIterator[Fixture]:
+    fixture = Fixture(tmp_path)
+    await fixture.start()
+    yield fixture
+    await fixture.node.stop(hand_over=False)
+
+
+async def test_an_entry_that_cannot_be_applied_ends_the_node(f: Fixture) -> None:
+    """The second APPEND of the frame is never acknowledged: its effects went with the first's."""
+    odd = pack_entry(2, EPOCH, msgpack.packb([7, [], [], [], []]))  # the state is not at version 7
+    f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""), odd)])
+    await f.durable()
+    f.out.clear()
+    third = pack_entry(3, EPOCH, b"")
+    f.node.on_peer_messages(LEADER, [f.append(2, commit=2), f.append(2, third)])
+    await f.durable()
+    assert f.node.failure is not None
+    f.node.on_peer_messages(LEADER, [f.append(2, third)])
+    await f.durable()
+    assert not f.answers()
+
+
+async def test_an_entry_of_a_form_that_is_not_known_is_not_taken(f: Fixture) -> None:
+    """Of a later version, or made up: its sender is disconnected, and nothing is stored."""
+    odd = pack_entry(2, EPOCH, msgpack.packb([0, [], [[2, b"k", b"r", -1, 0, "of a later version"]], [], []]))
+    with pytest.raises(ProtocolError, match="a form that there is not"):
+        f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""), odd)])
+    await f.durable()
+    assert not f.answers()
+    assert f.host.replica.log.last_index == 0
+    assert f.node.failure is None
+
+
+async def test_a_log_that_cannot_be_read_ends_the_node(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EIO behind a commit; the SEAL in the same frame is not answered."""
+    f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""))])
+    await f.durable()
+    f.out.clear()
+    f.store.log.partitions[0].blobs.clear()
+
+    def fails(*_: Any) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(f.store.log.files.disk, "read", fails)
+    seal = m.Seal(0, EPOCH + 1, pack_config(f.record), 0)
+    f.node.on_peer_messages(LEADER, [f.append(1, commit=1), seal])
+    await f.durable()
+    assert isinstance(f.node.failure, StorageError)
+    assert "cannot be read" in str(f.node.failure)
+    assert not f.answers()
+
+
+async def test_a_tick_that_fails_ends_the_node(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(f.node.core, "tick", fails)
+    async with asyncio.timeout(30):
+        await f.node.failed.wait()
+
+
+async def test_damage_that_a_client_finds_ends_the_node(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = ClientConnection(f.node)
+    connection.greeted = True
+
+    def fails(body: Any) -> None:
+        raise CorruptState("the stored record does not match its checksum")
+
+    monkeypatch.setattr(connection, "request", fails)
+    from metastore.wire import frames
+
+    connection.data_received(frames.pack(frames.REQUEST, []))
+    assert isinstance(f.node.failure, CorruptState)
+
+
+async def test_nonsense_from_a_peer_ends_only_its_connection(f: Fixture) -> None:
+    with pytest.raises(ProtocolError):
+        f.node.on_peer_messages(LEADER, [f.append(0, b"not an entry at all")])
+    assert f.node.failure is None
+
+
+async def test_nothing_is_written_under_another_epoch_than_the_sealed_one(f: Fixture) -> None:
+    """R1: the storage write itself compares."""
+    f.store.check_epoch(0, EPOCH)
+    for epoch in (EPOCH - 1, EPOCH + 1):
+        with pytest.raises(StorageError, match="R1"):
+            f.store.check_epoch(0, epoch)
