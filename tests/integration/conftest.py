@@ -30,6 +30,12 @@ def _cluster(request: Any, tmp_path: Path, **shape: Any) -> Iterator[Cluster]:
         cluster.down()
 
 
+@pytest.fixture(scope="module")
+def shared_cell(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cell of three nodes, 8 partitions, for tests that break nothing; each in namespaces of its own."""
+    yield from _cluster(request, tmp_path_factory.mktemp("shared"), cells=1, nodes=3, partitions=8)
+
+
 @pytest.fixture
 def cell(request: Any, tmp_path: Path) -> Iterator[Cluster]:
     """One cell of three nodes, 8 partitions."""
