@@ -257,7 +257,8 @@ class Store:
 
     @property
     def syncing(self) -> bool:
-        return self.log.syncing
+        """What is appended now waits for a later round."""
+        return self.log.syncing or self.log.short
 
     def append(self, record: Record) -> int:
         """Buffer a record; its number. Durable once ``durable_seq`` reaches it."""
@@ -291,7 +292,7 @@ class Store:
 
     def syncing_for_s(self) -> float:
         """How long the round under way has taken so far."""
-        if self._loop is None or not self.log.syncing:
+        if self._loop is None or not self.syncing:
             return 0.0
         return self._loop.time() - self.log.syncing_since_s
 

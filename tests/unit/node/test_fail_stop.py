@@ -16,7 +16,7 @@ from metastore.core import messages as m
 from metastore.core.entry import pack_entry
 from metastore.core.messages import Process
 from metastore.core.replica import pack_config
-from metastore.errors import ProtocolError, StorageError
+from metastore.errors import CorruptState, ProtocolError, StorageError
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.node.clients import ClientConnection
 from metastore.node.node import Node
