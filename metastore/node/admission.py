@@ -85,7 +85,8 @@ class Admission:
         return True
 
     def left(self, connection: ClientConnection) -> None:
-        """Closed, or no client but a peer."""
+        """Closed, or no client but a peer: nothing of it counts any more."""
+        connection.gone = True
         self.strangers.pop(connection, None)
         self.clients.discard(connection)
         self.holding.pop(connection, None)
@@ -112,6 +113,8 @@ class Admission:
             self.make_room(now)
 
     def _note(self, connection: ClientConnection, unfinished: int, unread: int) -> None:
+        if connection.gone:
+            return
         self.unfinished += unfinished - connection.unfinished
         self.unread += unread - connection.unread
         connection.unfinished, connection.unread = unfinished, unread

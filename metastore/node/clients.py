@@ -35,6 +35,8 @@ log = logging.getLogger("metastore.clients")
 MAX_UNREAD_BYTES = 8 << 20
 MAX_UNSENT_BYTES = 32 << 20
 MAX_RESPONSE_ROWS = 8192
+#: what all clients together have of one turn of the loop, but for the frame that is begun
+MAX_CLIENT_NS = 30_000_000
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
@@ -56,7 +58,12 @@ class ClientConnection(asyncio.Protocol):
         self.results: list[Any] = []
         self.result_bytes = 0
         self.reading = True
+        self.congested_writing = False
+        self.deferred = False
         self.watches: dict[int, PartitionWatches] = {}
+        #: closed, or about to be
+        self.gone = False
+        self.refused = False
         #: as the admission has them in its sums
         self.unfinished = 0
         self.unread = 0
@@ -78,48 +85,93 @@ class ClientConnection(asyncio.Protocol):
         if self.peer is not None:
             self.peer.data_received(data)
             return
-        complete = False
+        self.decoder.push(data)
+        if not self.deferred and not self.congested_writing:
+            self.work()
+
+    def work(self) -> None:
+        """Take what has come, as far as its answers are read and the time for clients in this turn goes."""
+        node, complete = self.node, False
+        began = now_ns()
         try:
-            for kind, body in self.decoder.frames(data):
+            while not (self.gone or self.refused or self.congested_writing):
+                if node.client_ns > MAX_CLIENT_NS:
+                    self.defer()
+                    break
+                frame = self.decoder.pull()
+                if frame is None:
+                    break
                 complete = True
-                if self.peer is not None:
-                    self.peer.handle(kind, body)
-                elif kind == frames.REQUEST and self.greeted:
+                kind, body = frame
+                if kind == frames.REQUEST and self.greeted:
                     self.request(body)
                 elif self.greeted:
                     self.other(kind, body)
                 else:
                     self.greet(kind, body)
-                if self.transport is None or self.transport.is_closing():
-                    break
+                    if self.peer is not None:
+                        self.peer.work()
+                        break
+                now = now_ns()
+                node.client_ns += now - began
+                began = now
         except ProtocolError as e:
             self.admission.ration.line("client disconnected: %s", e)
             self.refuse(e)
         except StorageError as e:
-            self.node.fail_stop(e)  # R14: also when it is a read that finds the damage
+            node.fail_stop(e)  # R14: also when it is a read that finds the damage
+        except Exception:  # a mistake of ours: it shall not be the others' affair
+            log.exception("what a client asked could not be looked at; it is disconnected")
+            self.close()
         if self.peer is None:
             self.note_unfinished(complete)
-        self.node.schedule_turn()
+        node.schedule_turn()
+
+    def defer(self) -> None:
+        """What has come is for a later turn: others have their share of this one."""
+        self.deferred = True
+        self.node.deferred.append(self)
+        self.read_or_not()
+
+    def resume(self) -> None:
+        """A later turn."""
+        self.deferred = False
+        self.read_or_not()
+        self.work()
+
+    def read_or_not(self) -> None:
+        """Nothing more is taken in while answers pile up, or what came waits to be looked at."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        reading = not self.deferred and not self.congested_writing
+        if reading != self.reading:
+            self.reading = reading
+            if reading:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
 
     def note_unfinished(self, complete: bool) -> None:
         held = self.decoder.buffered_bytes
         if held or self.unfinished:
             now = now_ns()
-            if complete or not self._frame_since_ns:
+            waits_for_us = self.deferred or self.congested_writing
+            if complete or not self._frame_since_ns or waits_for_us:
                 self._frame_since_ns = now
             if not held:
                 self._frame_since_ns = 0
             self.admission.holds(self, held, self.unread, now)
 
     def pause_writing(self) -> None:
-        if self.reading and self.transport is not None:
-            self.reading = False
-            self.transport.pause_reading()
+        self.congested_writing = True
+        self.read_or_not()
 
     def resume_writing(self) -> None:
-        if not self.reading and self.transport is not None and not self.transport.is_closing():
-            self.reading = True
-            self.transport.resume_reading()
+        self.congested_writing = False
+        self.read_or_not()
+        if not self.deferred and self.peer is None:
+            self.work()
         for watches in dict.fromkeys(self.watches.values()):
             self.node.schedule_pump(watches.host)
 
@@ -197,6 +249,8 @@ class ClientConnection(asyncio.Protocol):
         hosts = node.hosts
         deadline = now_ns() + timeout_ms * 1_000_000
         for op in ops:
+            if self.gone:
+                return
             error = op_shape(op)
             if error is not None:
                 raise ProtocolError(error.message)
@@ -293,7 +347,9 @@ class ClientConnection(asyncio.Protocol):
                 self.admission.evict(self, "it does not read its answers")
 
     def refuse(self, error: MetastoreError) -> None:
+        """Say why, and take nothing more; it is closed when it has read that, or its time is over."""
         self.write(frames.pack(frames.ERROR, [error.status, error.message, error.detail]))
+        self.refused = True
         if self.transport is not None:
             self.transport.close()
 

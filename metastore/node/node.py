@@ -71,8 +71,11 @@ class Node:
             config.max_connections, int(config.client_patience_s * 1e9), config.client_memory_mib << 20
         )
         self.views = Views(self)
-        #: time spent on listings in this turn: they are what one small operation costs most with
+        #: time spent in this turn on what clients ask, and on listings, which cost most for their size
+        self.client_ns = 0
         self.listing_ns = 0
+        #: clients with frames that no turn had time for yet
+        self.deferred: list[ClientConnection] = []
         self.answering: list[ClientConnection] = []
         self.writing: list[PartitionHost] = []
         self.parking: list[PartitionHost] = []
@@ -235,6 +238,11 @@ class Node:
         except Exception as e:
             self.fail_stop(e)
 
+    def _resume_deferred(self) -> None:
+        deferred, self.deferred = self.deferred, []
+        for connection in deferred:
+            connection.resume()
+
     def watch_count(self) -> int:
         return sum(host.watches.count for host in self.hosts.values())
 
@@ -251,9 +259,11 @@ class Node:
 
     def _turn(self) -> None:
         self._turn_scheduled = False
-        self.listing_ns = 0
+        self.client_ns = self.listing_ns = 0
         if self.failure is not None:
             return
+        if self.deferred:
+            self._loop.call_soon(self._resume_deferred)
         try:
             if self.writing and not self.store.syncing:
                 writing, self.writing = self.writing, []

@@ -74,10 +74,15 @@ class PeerConnection(asyncio.Protocol):
         self._ping_later()
 
     def data_received(self, data: bytes) -> None:
+        self.decoder.push(data)
+        self.work()
+
+    def work(self) -> None:
+        """Take what has come."""
         self._quiet = 0
         try:
-            for kind, body in self.decoder.frames(data):
-                self.handle(kind, body)
+            while (frame := self.decoder.pull()) is not None:
+                self.handle(*frame)
                 if self.transport is None or self.transport.is_closing():
                     return
         except ProtocolError as e:

@@ -10,7 +10,6 @@ and nothing else happens.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Any, Final
 
 import msgpack
@@ -107,55 +106,53 @@ def shown(value: Any, limit: int = 40) -> str:
 
 
 class FrameDecoder:
-    """Bytes in, ``(type, body)`` out; keeps at most one unfinished frame. Linear in what is fed,
-    however small the pieces. ``max_frame`` may be changed between two frames."""
+    """Bytes in, ``(type, body)`` out: ``push`` what came, ``pull`` frames until there is none. Linear in
+    what is pushed, however small the pieces. ``max_frame`` may be changed between two frames."""
 
-    __slots__ = ("_buffer", "_need", "max_frame", "max_items")
+    __slots__ = ("_buffer", "_pos", "max_frame", "max_items")
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, max_items: int = 0) -> None:
         self._buffer = bytearray()
-        self._need = HEADER.size
+        self._pos = 0
         self.max_frame = max_frame_bytes
         self.max_items = max_items
 
     @property
     def buffered_bytes(self) -> int:
-        return len(self._buffer)
+        return len(self._buffer) - self._pos
+
+    def push(self, data: bytes) -> None:
+        if self._pos:
+            del self._buffer[: self._pos]
+            self._pos = 0
+        self._buffer += data
+
+    def pull(self) -> tuple[int, Any] | None:
+        """The next frame, None when it is not all there. Raises ProtocolError, after which there is
+        nothing more to be had."""
+        buffer, pos = self._buffer, self._pos
+        end = len(buffer)
+        if end - pos < HEADER.size:
+            return None
+        length, version, kind = HEADER.unpack_from(buffer, pos)
+        if version != WIRE_VERSION:
+            raise ProtocolError(f"wire version {version}; this side speaks {WIRE_VERSION}")
+        if length < 2 or length > self.max_frame:
+            raise ProtocolError(f"frame length {length} is not within 2 and {self.max_frame} bytes")
+        stop = pos + 4 + length
+        if stop > end:
+            return None
+        body = unpack_body(memoryview(buffer)[pos + HEADER.size : stop], self.max_items)
+        if stop == end:
+            self._buffer, self._pos = bytearray(), 0
+        else:
+            self._pos = stop
+        return kind, body
 
     def feed(self, data: bytes) -> list[tuple[int, Any]]:
         """Every frame completed by ``data``, in order. Raises ProtocolError."""
-        return list(self.frames(data))
-
-    def frames(self, data: bytes) -> Iterator[tuple[int, Any]]:
-        """Like ``feed``, one frame at a time, so that those before a bad one are seen. Who does not
-        take them all has given up the stream."""
-        source: bytes | bytearray = data
-        if self._buffer:
-            self._buffer += data
-            if len(self._buffer) < self._need:
-                return
-            source = self._buffer
-            self._buffer = bytearray()
-        pos, end = 0, len(source)
-        need = HEADER.size
-        view = memoryview(source)
-        while end - pos >= HEADER.size:
-            length, version, kind = HEADER.unpack_from(source, pos)
-            if version != WIRE_VERSION:
-                raise ProtocolError(f"wire version {version}; this side speaks {WIRE_VERSION}")
-            if length < 2 or length > self.max_frame:
-                raise ProtocolError(f"frame length {length} is not within 2 and {self.max_frame} bytes")
-            stop = pos + 4 + length
-            if stop > end:
-                need = stop - pos
-                break
-            yield kind, unpack_body(view[pos + HEADER.size : stop], self.max_items)
-            pos = stop
-        if pos < end:
-            view.release()
-            if source is data:
-                self._buffer = bytearray(data[pos:] if pos else data)
-            else:
-                del source[:pos]  # type: ignore[union-attr]
-                self._buffer = source  # type: ignore[assignment]
-        self._need = need
+        self.push(data)
+        frames = []
+        while (frame := self.pull()) is not None:
+            frames.append(frame)
+        return frames

@@ -93,25 +93,45 @@ def parse(data: bytes) -> list[tuple[int, Any]]:
     return frames.FrameDecoder().feed(data)
 
 
-def read_frame(s: socket.socket, kind: int, patience_s: float = ANSWER_S) -> Any:
-    """The body of the next frame of ``kind``."""
-    decoder, until = frames.FrameDecoder(), time.monotonic() + patience_s
-    while True:
-        s.settimeout(max(0.01, until - time.monotonic()))
-        data = s.recv(1 << 20)
-        assert data, f"closed where a frame of type {kind} was due"
-        for found, body in decoder.feed(data):
-            if found == kind:
-                return body
-            assert found != frames.ERROR, body
+class Speaker:
+    """A connection to the rpc port that keeps what it has not been asked for yet."""
+
+    def __init__(self, address: str, *, small_window: bool = False) -> None:
+        self.socket = dial(address, small_window=small_window)
+        self._decoder = frames.FrameDecoder()
+        self._frames: list[tuple[int, Any]] = []
+
+    def __enter__(self) -> Speaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.settimeout(ANSWER_S)
+        self.socket.sendall(data)
+
+    def read(self, kind: int, patience_s: float = ANSWER_S) -> Any:
+        """The body of the next frame of ``kind``; others before it are passed over."""
+        until = time.monotonic() + patience_s
+        while True:
+            while self._frames:
+                found, body = self._frames.pop(0)
+                if found == kind:
+                    return body
+                assert found != frames.ERROR, body
+            self.socket.settimeout(max(0.01, until - time.monotonic()))
+            data = self.socket.recv(1 << 20)
+            assert data, f"closed where a frame of type {kind} was due"
+            self._frames += self._decoder.feed(data)
 
 
-def greeted(address: str, *, small_window: bool = False) -> socket.socket:
+def greeted(address: str, *, small_window: bool = False) -> Speaker:
     """A client's connection after its hello."""
-    s = dial(address, small_window=small_window)
-    s.sendall(HELLO)
-    assert read_frame(s, frames.HELLO_OK)[0] == "dev"
-    return s
+    speaker = Speaker(address, small_window=small_window)
+    speaker.send(HELLO)
+    assert speaker.read(frames.HELLO_OK)[0] == "dev"
+    return speaker
 
 
 def peer_hello(caller: tuple[str, str, str], target: tuple[str, str]) -> bytes:

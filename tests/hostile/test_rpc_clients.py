@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections import Counter
 from typing import Any
 
 import msgpack
@@ -28,7 +29,6 @@ from tests.hostile.attack import (
     parse,
     peer_hello,
     raw_frame,
-    read_frame,
     request,
     send,
 )
@@ -171,10 +171,10 @@ BAD_OPS: dict[str, tuple[list[Any], type[Exception]]] = {
 def test_a_bad_operation_is_answered_and_the_next_is_done(rpc: str) -> None:
     with greeted(rpc) as s:
         for name, (op, error) in BAD_OPS.items():
-            s.sendall(request(op) + request([2, GET, 0, LKEY, STALE, None]))
-            results = read_frame(s, frames.RESPONSE)
+            s.send(request(op) + request([2, GET, 0, LKEY, STALE, None]))
+            results = s.read(frames.RESPONSE)
             while len(results) < 2:
-                results += read_frame(s, frames.RESPONSE)
+                results += s.read(frames.RESPONSE)
             bad, good = results
             assert bad[:2] == [1, error.status], (name, bad)  # type: ignore[attr-defined]
             assert good[0] == 2, name
@@ -185,10 +185,10 @@ def test_numbers_at_the_end_of_64_bits_are_answered(rpc: str) -> None:
     big = (1 << 64) - 1
     with greeted(rpc) as s:
         for op in ([big, GET, big, LKEY, 0, None], [big, GET, -(1 << 63), LKEY, 2, 1 << 62]):
-            s.sendall(request(op))
-            assert read_frame(s, frames.RESPONSE)[0][:2] == [big, 4]
-        s.sendall(frame(frames.TOPOLOGY_REQUEST, [big]))
-        assert read_frame(s, frames.TOPOLOGY)[0]["cluster"] == "dev"
+            s.send(request(op))
+            assert s.read(frames.RESPONSE)[0][:2] == [big, 4]
+        s.send(frame(frames.TOPOLOGY_REQUEST, [big]))
+        assert s.read(frames.TOPOLOGY)[0]["cluster"] == "dev"
 
 
 # --- time ---------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_who_does_not_get_on_is_disconnected(rpc: str) -> None:
     sockets = [dial(rpc) for _ in beginnings]
     for s, data in zip(sockets, beginnings, strict=True):
         s.sendall(data)
-    slow, slower = dial(rpc), greeted(rpc)
+    slow, slower = dial(rpc), greeted(rpc).socket
     began = time.monotonic()
     dripping = {slow: HELLO, slower: request(PUT_OP)}
     at = 0
@@ -231,8 +231,8 @@ def test_a_client_that_only_listens_may_stay(rpc: str) -> None:
     """Idle is not slow: whoever owes nothing is left alone."""
     with greeted(rpc) as s:
         time.sleep(PATIENCE_S + 0.7)
-        s.sendall(request([7, GET, 0, LKEY, STALE, None]))
-        assert read_frame(s, frames.RESPONSE)[0][0] == 7
+        s.send(request([7, GET, 0, LKEY, STALE, None]))
+        assert s.read(frames.RESPONSE)[0][0] == 7
 
 
 def test_half_closed_after_a_request(rpc: str) -> None:
@@ -252,8 +252,8 @@ def test_thousands_who_say_nothing(attacked: Cluster, rpc: str) -> None:
         clients = attacked.status("c1n1")["clients"]
         assert clients["strangers"] <= MAX_STRANGERS
         with greeted(rpc) as s:
-            s.sendall(request([1, GET, 0, LKEY, STALE, None]))
-            assert read_frame(s, frames.RESPONSE)[0][0] == 1
+            s.send(request([1, GET, 0, LKEY, STALE, None]))
+            assert s.read(frames.RESPONSE)[0][0] == 1
         while attacked.status("c1n1")["clients"]["strangers"] > 5:
             assert time.monotonic() - began < PATIENCE_S + 5
             time.sleep(0.1)
@@ -273,14 +273,14 @@ def test_halves_of_frames_have_a_budget(attacked: Cluster, rpc: str) -> None:
         for _ in range(30):
             s = greeted(rpc)
             sockets.append(s)
-            send(s, half)
+            send(s.socket, half)
         held = attacked.status("c1n1")["clients"]["unfinished_bytes"]
         assert held <= NODE_MEMORY_MIB << 20
         assert memory_mib(pid, "VmRSS") - before < 100
         assert attacked.status("c1n1")["clients"]["evicted_total"] >= 25
     finally:
         for s in sockets:
-            s.close()
+            s.socket.close()
 
 
 @pytest.fixture(scope="module")
@@ -316,25 +316,22 @@ def test_who_does_not_read_is_not_answered_for_ever(
         "topology": frame(frames.TOPOLOGY_REQUEST, [0]) * 20_000,
         "status": frame(frames.STATUS_REQUEST, []) * 20_000,
     }[what]
-    pid = pids(attacked)["c1n1"]
-    before = memory_mib(pid, "VmRSS")
-    sockets = [greeted(rpc, small_window=True) for _ in range(6)]
-    began = time.monotonic()
+    others = attacked.status("c1n1")["clients"]["connections"]
+    speakers = [greeted(rpc, small_window=True) for _ in range(6)]
     try:
-        for s in sockets:
-            s.settimeout(PATIENCE_S + 5)
+        for s in speakers:
+            s.socket.settimeout(PATIENCE_S + 5)
             with contextlib.suppress(OSError):
                 for _ in range(6):
-                    s.sendall(data)
+                    s.socket.sendall(data)
         until = time.monotonic() + PATIENCE_S + 6
-        while time.monotonic() < until and attacked.status("c1n1")["clients"]["unread_bytes"]:
-            assert memory_mib(pid, "VmRSS") - before < 160
+        while attacked.status("c1n1")["clients"]["connections"] > others:
+            assert time.monotonic() < until, "nobody reads, and it waits on"
             time.sleep(0.1)
-        assert attacked.status("c1n1")["clients"]["unread_bytes"] < 1 << 20, "nobody reads, and it waits on"
-        assert time.monotonic() - began < 3 * PATIENCE_S + 12
+        assert attacked.status("c1n1")["clients"]["unread_bytes"] < 1 << 20
     finally:
-        for s in sockets:
-            s.close()
+        for s in speakers:
+            s.socket.close()
 
 
 def test_large_answers_that_are_read_come(large: tuple[bytes, int], attacked: Cluster) -> None:
@@ -345,47 +342,37 @@ def test_large_answers_that_are_read_come(large: tuple[bytes, int], attacked: Cl
         refused, until = 0, time.monotonic() + 15
         while left:
             assert time.monotonic() < until, f"{len(left)} of 60 do not come"
-            s.sendall(request(*[[i, GET, p, key, STALE, None] for i in left]))
+            s.send(request(*[[i, GET, p, key, STALE, None] for i in left]))
             results: list[Any] = []
             while len(results) < len(left):
-                results += read_frame(s, frames.RESPONSE)
+                results += s.read(frames.RESPONSE)
             assert {r[1] for r in results} <= {OK, Overloaded.status}
             left = [r[0] for r in results if r[1] != OK]
             refused += len(left)
         assert refused, "60 MiB at once were no more than may wait"
 
 
-def test_writes_that_wait_have_a_budget(attacked: Cluster) -> None:
-    """Many frames of large writes at once, more than may wait: some are refused, none is forgotten."""
-    key = storage_key("hostile", "flood/0")
-    found: dict[int, int] = {}
-    leaders = attacked.leaders()
-
-    async def partition() -> int:
-        async with attacked.client() as client:
-            return client.dispatcher.table.route(key).id
-
-    p = asyncio.run(partition())
-    rpc = str(attacked.node(leaders[p][0])["rpc"])
-    ops = [
-        [i, PUT, p, storage_key("hostile", f"flood/{i}"), 0, 0, 0, None, bytes(1 << 20), "", 0]
-        for i in range(15)
-    ]
-    sockets = [greeted(rpc) for _ in range(8)]
-    for s in sockets:
-        s.settimeout(20)
-        s.sendall(request(*ops, timeout_ms=15_000))
-    for s in sockets:
+def test_writes_that_wait_have_a_budget(attacked: Cluster, large: tuple[bytes, int]) -> None:
+    """More large writes at once than may wait for the log: some are refused, none is forgotten."""
+    name = attacked.leaders()[large[1]][0]
+    rpc = str(attacked.node(name)["rpc"])
+    found: Counter[int] = Counter()
+    speakers = [greeted(rpc) for _ in range(6)]
+    for number, s in enumerate(speakers):
+        for i in range(8):
+            key = storage_key("large", f"d/w{number}.{i}")
+            put = [i, PUT, large[1], key, 0, 0, 0, None, bytes(1 << 20), "", 0]
+            s.send(request(put, timeout_ms=15_000))
+    for s in speakers:
         answered = 0
-        while answered < len(ops):
-            results = read_frame(s, frames.RESPONSE, 20)
+        while answered < 8:
+            results = s.read(frames.RESPONSE, 20)
             answered += len(results)
-            for result in results:
-                found[result[1]] = found.get(result[1], 0) + 1
-        s.close()
+            found.update(result[1] for result in results)
+        s.socket.close()
     assert set(found) <= {OK, Overloaded.status}, found
-    assert found[OK] >= 15
-    assert attacked.status(leaders[p][0])["clients"]["waiting_bytes"] == 0
+    assert found[OK] >= 8
+    assert attacked.status(name)["clients"]["waiting_bytes"] == 0
 
 
 # --- chance ---------------------------------------------------------------------------------------
@@ -423,7 +410,7 @@ def test_frames_of_anything(rpc: str, kind: int, body: Any, after_hello: bool) -
 
 
 @QUICK
-@given(st.lists(st.lists(PLAIN, max_size=12), max_size=4))
+@given(st.lists(st.lists(LEAF | st.lists(LEAF, max_size=3), max_size=12), max_size=4))
 def test_requests_of_anything(rpc: str, ops: list[Any]) -> None:
     for op in ops[:1]:
         if len(op) > 2:

@@ -70,22 +70,22 @@ def test_a_large_frame_of_tiny_elements_is_refused(element: bytes) -> None:
 
 
 def test_frames_before_a_bad_one_are_seen() -> None:
-    decoder, got = FrameDecoder(), []
-    stream = decoder.frames(pack(3, 1) + pack(3, 2) + b"\xff" * 6)
-    got += [next(stream), next(stream)]
+    decoder = FrameDecoder()
+    decoder.push(pack(3, 1) + pack(3, 2) + b"\xff" * 6)
+    assert [decoder.pull(), decoder.pull()] == [(3, 1), (3, 2)]
     with pytest.raises(ProtocolError):
-        next(stream)
-    assert got == [(3, 1), (3, 2)]
+        decoder.pull()
 
 
 def test_the_limit_may_change_between_frames() -> None:
     """A hello is small; what follows it in the same piece may not be."""
     decoder = FrameDecoder(64)
-    sizes = []
-    for _, body in decoder.frames(pack(1, "hello") + pack(3, bytes(100))):
-        sizes.append(len(body))
-        decoder.max_frame = 1000
-    assert sizes == [5, 100]
+    decoder.push(pack(1, "hello") + pack(3, bytes(100)) + b"\0")
+    assert decoder.pull() == (1, "hello")
+    decoder.max_frame = 1000
+    assert decoder.pull() == (3, bytes(100))
+    assert decoder.pull() is None
+    assert decoder.buffered_bytes == 1
     with pytest.raises(ProtocolError, match="frame length"):
         FrameDecoder(64).feed(pack(1, "hello") + pack(3, bytes(100)))
 
