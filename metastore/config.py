@@ -88,6 +88,18 @@ class NodeConfig(BaseConfig):
     max_pending_writes: int = setting(8192, "writes that may wait per partition; beyond it 503", 1, 1 << 20)
     max_watches: int = setting(50_000, "open watches; beyond it they are refused", 1, 1 << 20)
     max_connections: int = setting(4096, "client connections; beyond it they are refused", 1, 1 << 20)
+    client_patience_s: float = setting(
+        20.0,
+        "time for a hello, for a frame that began, for answers to be taken; then disconnected",
+        0.1,
+        3600,
+    )
+    client_memory_mib: int = setting(
+        128,
+        "unfinished frames and unread answers of all clients, and as much again for writes that wait",
+        16,
+        1 << 16,
+    )
 
     def check(self) -> None:
         if self.grant_ms < 3 * self.heartbeat_ms:
@@ -132,6 +144,13 @@ class RouterConfig(BaseConfig):
     deadline_s: float = setting(5.0, "longest time a request may take", 0.05, 120)
     max_inflight: int = setting(4096, "requests under way; beyond it 503", 1, 1 << 20)
     max_inflight_per_cell: int = setting(1024, "requests under way to one cell; beyond it 503", 1, 1 << 20)
+    max_connections: int = setting(4096, "connections; beyond it the longest idle ends", 1, 1 << 20)
+    client_patience_s: float = setting(
+        20.0, "time for a request's head, for a body, for an answer to be taken", 0.1, 3600
+    )
+    request_memory_mib: int = setting(
+        256, "bodies and gathered answers of the requests under way; beyond it 503", 32, 1 << 16
+    )
 
     def check(self) -> None:
         _check_address("http", self.http)

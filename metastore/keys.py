@@ -31,6 +31,7 @@ MAX_PARTITIONS = 8192
 #: above every storage key
 END_OF_RING = b"\xff" * 9
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_LKEY = re.compile(rb".{8}[a-z0-9][a-z0-9._-]{0,63}\0(?=.)", re.DOTALL)
 
 
 def check_namespace(namespace: str) -> str:
@@ -120,6 +121,24 @@ def well_placed(lkey: bytes, rule: int) -> bool:
     """Whether the point of a well-formed lkey is the one that its key has by ``rule``."""
     nul = lkey.index(b"\0", 9)
     return lkey[:8] == hash_point(lkey[8:nul], routing_key(lkey[nul + 1 :], rule))
+
+
+def is_storage_key(lkey: bytes) -> bool:
+    """Whether ``lkey`` is made as ``storage_key`` does it, but for the point, which is the routing
+    rule's affair. What is stored once has to be readable by everybody who lists its namespace."""
+    found = _LKEY.match(lkey)
+    if found is None or len(lkey) - found.end() > MAX_KEY_BYTES:
+        return False
+    try:
+        lkey[found.end() :].decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def is_content_type(text: str) -> bool:
+    """Whether ``text`` can be a record's content type: it goes out as a header of HTTP."""
+    return len(text) <= MAX_CONTENT_TYPE_BYTES and text.isascii() and text.isprintable()
 
 
 def split_storage_key(lkey: bytes) -> tuple[str, str]:

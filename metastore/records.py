@@ -65,7 +65,12 @@ def unpack_record(packed: bytes) -> Record:
         raise CorruptState(f"record at version {version} does not match its checksum")
     pos, ttl_ms = HEAD_BYTES, 0
     if flags & TTL:
+        if len(packed) < pos + 8:
+            raise CorruptState(f"record at version {version} ends before its time to live")
         (ttl_ms,) = _U64.unpack_from(packed, pos)
         pos += 8
-    content_type = packed[pos : pos + type_len].decode()
+    try:
+        content_type = packed[pos : pos + type_len].decode()
+    except UnicodeDecodeError:
+        raise CorruptState(f"record at version {version} has a content type that is no text") from None
     return Record(version, created, packed[pos + type_len :], content_type, ttl_ms, bool(flags & COUNTER))

@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import orjson
 from aiohttp import web
@@ -32,11 +31,11 @@ from metastore.errors import (
     Overloaded,
     TooLarge,
 )
-from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_VALUE_BYTES, storage_key
-from metastore.records import Record, unpack_record
+from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_VALUE_BYTES, is_content_type, storage_key
+from metastore.problems import problem, problem_body
+from metastore.records import unpack_record
 from metastore.wire.client_messages import (
     DELETE,
-    EXISTS,
     GET,
     LINEARIZABLE,
     MAX_LIST_LIMIT,
@@ -44,98 +43,51 @@ from metastore.wire.client_messages import (
     NOT_FOUND,
     PUT,
 )
-from router.problems import problem, problem_body
+from router.requests import (
+    etag_version,
+    flag,
+    item_json,
+    json_response,
+    number,
+    query,
+    split_path,
+    write_condition,
+)
 
 log = logging.getLogger("router")
 
 MAX_BATCH_BODY_BYTES = 8 << 20
 PROBE_KEY = b"metastore\0probe"
+LEASE = "lease"
+#: listings under way, each of a page of client.MAX_PAGE_BYTES
+MAX_LISTINGS = 32
+#: what the gets of one batch may bring, and how many of them are under way at once
+MAX_BATCH_ANSWER_BYTES = 16 << 20
+MAX_BATCH_GETS = 64
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
-def split_path(request: web.Request, prefix: str) -> tuple[str, str]:
-    """``(namespace, key)`` of the path, percent-decoded exactly once; nothing is normalised, so
-    that keys such as ``a//b`` and ``a/../b`` survive. Raises InvalidRequest."""
-    raw = request.raw_path.partition("?")[0][len(prefix) :]
-    namespace, _, key = raw.partition("/")
-    try:
-        return unquote_to_bytes(namespace).decode(), unquote_to_bytes(key).decode()
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"the path {raw!r:.100} is not percent-encoded UTF-8") from None
+class Lease:
+    """What one request makes the router hold, in bytes, of what all may."""
 
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.bytes = 0
 
-def query(request: web.Request, *known: str) -> dict[str, str]:
-    """The query parameters; unknown or repeated ones are refused."""
-    found: dict[str, str] = {}
-    for name, value in request.query.items():
-        if name not in known:
-            raise InvalidRequest(f"unknown query parameter {name!r:.60}; known here: {', '.join(known)}")
-        if name in found:
-            raise InvalidRequest(f"query parameter {name!r} is given twice")
-        found[name] = value
-    return found
-
-
-def number(name: str, text: str, low: int, high: int) -> int:
-    """A whole number within bounds. Raises InvalidRequest."""
-    if not text.isascii() or not text.isdigit() or len(text) > 19 or not low <= int(text) <= high:
-        raise InvalidRequest(f"{name} = {text!r:.40} is not a whole number from {low} to {high}")
-    return int(text)
-
-
-def flag(name: str, text: str) -> bool:
-    if text not in ("true", "false", "1", "0", ""):
-        raise InvalidRequest(f"{name} = {text!r:.40}: use true or false")
-    return text in ("true", "1", "")
-
-
-def etag_version(name: str, text: str) -> int | None:
-    """The version in an entity tag, None for ``*``. Raises InvalidRequest."""
-    text = text.strip()
-    if text == "*":
-        return None
-    tag = text.removeprefix("W/").strip('"')
-    if not tag.isascii() or not tag.isdigit() or len(tag) > 18:
-        raise InvalidRequest(f'{name}: {text!r:.60} is neither * nor one version such as "12"')
-    return int(tag)
-
-
-def write_condition(request: web.Request) -> int | None:
-    """The wire condition of If-Match / If-None-Match on a write."""
-    match, none_match = request.headers.get("If-Match"), request.headers.get("If-None-Match")
-    if match is not None and none_match is not None:
-        raise InvalidRequest("give If-Match or If-None-Match, not both")
-    if none_match is not None:
-        if etag_version("If-None-Match", none_match) is not None:
-            raise InvalidRequest("If-None-Match on a write takes only *")
-        return 0
-    if match is not None:
-        version = etag_version("If-Match", match)
-        if version == 0:
-            raise InvalidRequest(
-                'If-Match: "0" is no version; for a record that must be absent use If-None-Match: *'
+    def take(self, size: int) -> None:
+        """Raises Overloaded when there is no room for ``size`` bytes more."""
+        gateway = self._gateway
+        if gateway.held + size > gateway.limit:
+            raise Overloaded(
+                f"the requests under way hold {gateway.held} bytes; {size} more are over the limit",
+                retry_after_s=1,
             )
-        return EXISTS if version is None else version
-    return None
+        self.bytes += size
+        gateway.held += size
 
-
-def item_json(key: str, record: Record, keys_only: bool) -> dict[str, Any]:
-    item: dict[str, Any] = {"key": key, "version": record.version}
-    if keys_only:
-        return item
-    item["created"] = record.created
-    item["content_type"] = record.content_type
-    try:
-        item["value"] = record.value.decode()
-    except UnicodeDecodeError:
-        item["value_base64"] = base64.b64encode(record.value).decode()
-    return item
-
-
-def json_response(value: Any, status: int = 200, **headers: str) -> web.Response:
-    return web.Response(
-        body=orjson.dumps(value), status=status, content_type="application/json", headers=headers
-    )
+    def end(self) -> None:
+        self._gateway.held -= self.bytes
+        self.bytes = 0
 
 
 class Gateway:
@@ -145,6 +97,11 @@ class Gateway:
         self.config = config
         self.dispatcher = dispatcher
         self.inflight = 0
+        self.listings = 0
+        #: bytes of bodies and gathered answers of the requests under way, and their bound
+        self.held = 0
+        self.limit = config.request_memory_mib << 20
+        self._probing: asyncio.Task[int] | None = None
         self.cells: dict[str, int] = {}
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -161,7 +118,7 @@ class Gateway:
         )
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BATCH_BODY_BYTES, handler_args={"max_field_size": 16384})
+        app = web.Application(client_max_size=MAX_BATCH_BODY_BYTES)
         add = app.router.add_route
         for method, name, handler in (
             ("GET", "get", self.get),
@@ -185,6 +142,7 @@ class Gateway:
 
         async def guard(request: web.Request) -> web.Response:
             began = time.perf_counter()
+            lease = request[LEASE] = Lease(self)
             if self.inflight >= self.config.max_inflight:
                 response = problem(
                     Overloaded(f"{self.inflight} requests are under way, the limit", retry_after_s=1)
@@ -199,6 +157,9 @@ class Gateway:
                     response = problem(
                         TooLarge(f"the body is over the limit of {MAX_BATCH_BODY_BYTES} bytes")
                     )
+                except web.RequestPayloadError as e:
+                    response = problem(InvalidRequest(f"the body is not whole: {str(e)[:200]}"))
+                    response.force_close()
                 except (web.HTTPException, asyncio.CancelledError, ConnectionError):
                     raise
                 except Exception:
@@ -206,6 +167,7 @@ class Gateway:
                     response = problem(InternalError("the router failed; its log tells more"))
                 finally:
                     self.inflight -= 1
+                    lease.end()
             self.requests.labels(name, str(response.status)).inc()
             seconds.observe(time.perf_counter() - began)
             return response
@@ -266,7 +228,8 @@ class Gateway:
         match = request.headers.get("If-Match")
         if match is not None and etag_version("If-Match", match) not in (None, record.version):
             raise ConditionFailed(f"the record is at version {record.version}", version=record.version)
-        headers["Content-Type"] = record.content_type or "application/octet-stream"
+        fits = record.content_type and is_content_type(record.content_type)
+        headers["Content-Type"] = record.content_type if fits else "application/octet-stream"
         return web.Response(body=record.value, headers=headers)
 
     @staticmethod
@@ -288,8 +251,10 @@ class Gateway:
         deadline_s = self.deadline_s(params)
         condition = write_condition(request)
         content_type = request.headers.get("Content-Type", "")
-        if len(content_type) > MAX_CONTENT_TYPE_BYTES or not content_type.isascii():
-            raise InvalidRequest(f"Content-Type is not ASCII of at most {MAX_CONTENT_TYPE_BYTES} characters")
+        if not is_content_type(content_type):
+            raise InvalidRequest(
+                f"Content-Type is not printable ASCII of at most {MAX_CONTENT_TYPE_BYTES} characters"
+            )
         ids = self.ids(request)
         value = await self.body(request, MAX_VALUE_BYTES)
         op = [0, PUT, 0, lkey, 0, 0, 0, condition, value, content_type, 0]
@@ -300,18 +265,21 @@ class Gateway:
         return json_response(body, 201 if created else 200, ETag=f'"{version}"')
 
     async def body(self, request: web.Request, limit: int) -> bytes:
-        """The body; a too large one is refused without reading it whole. Raises TooLarge."""
+        """The body; a too large one is refused without reading it whole. Raises TooLarge, Overloaded,
+        and InvalidRequest when it does not come."""
         length = request.content_length
         if length is not None and length > limit:
             raise TooLarge(f"a body of {length} bytes is over the limit of {limit} bytes")
         chunks: list[bytes] = []
         size = 0
+        lease: Lease = request[LEASE]
         try:
-            async with asyncio.timeout(self.config.deadline_s * 2):
+            async with asyncio.timeout(self.config.client_patience_s):
                 async for chunk in request.content.iter_chunked(65536):
                     size += len(chunk)
                     if size > limit:
                         raise TooLarge(f"the body is over the limit of {limit} bytes")
+                    lease.take(len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
             raise InvalidRequest("the body did not arrive in time") from None
@@ -338,17 +306,26 @@ class Gateway:
             raise InvalidRequest(f"consistency = {kind!r:.40}: a listing is linearizable or stale")
         staleness = params.get("max_staleness_ms")
         keys_only = flag("keys_only", params.get("keys_only", "false"))
+        limit = number("limit", params.get("limit", "1000"), 1, MAX_LIST_LIMIT)
+        age = None if staleness is None else number("max_staleness_ms", staleness, 0, 10**12)
         ns = Namespace(self.dispatcher, name, self.deadline_s(params))
-        page = await ns.list(
-            params.get("prefix", ""),
-            limit=number("limit", params.get("limit", "1000"), 1, MAX_LIST_LIMIT),
-            cursor=params.get("cursor") or None,
-            keys_only=keys_only,
-            consistency=kind,
-            max_staleness_ms=None if staleness is None else number("max_staleness_ms", staleness, 0, 10**12),
-        )
-        items = [item_json(key, record, keys_only) for key, record in page.items]
-        return json_response({"items": items, "cursor": page.cursor})
+        if self.listings >= MAX_LISTINGS:
+            raise Overloaded(f"{MAX_LISTINGS} listings are under way, the limit", retry_after_s=1)
+        self.listings += 1
+        try:
+            page = await ns.list(
+                params.get("prefix", ""),
+                limit=limit,
+                cursor=params.get("cursor") or None,
+                keys_only=keys_only,
+                consistency=kind,
+                max_staleness_ms=age,
+            )
+            request[LEASE].take(sum(len(key) + len(record.value) for key, record in page.items))
+            items = [item_json(key, record, keys_only) for key, record in page.items]
+            return json_response({"items": items, "cursor": page.cursor})
+        finally:
+            self.listings -= 1
 
     # --- batch --------------------------------------------------------------------------------
 
@@ -368,16 +345,24 @@ class Gateway:
             ) from None
         if len(ops) > MAX_OPS_PER_FRAME:
             raise TooLarge(f"{len(ops)} operations in a batch; the limit is {MAX_OPS_PER_FRAME}")
-        results = await asyncio.gather(*(self.one_of_batch(ns, op) for op in ops))
-        return json_response({"results": results})
-
-    async def one_of_batch(self, ns: Namespace, op: Any) -> dict[str, Any]:
+        gets, answers = asyncio.Semaphore(MAX_BATCH_GETS), Lease(self)
         try:
-            return await self.batch_op(ns, op)
+            results = await asyncio.gather(*(self.one_of_batch(ns, op, gets, answers) for op in ops))
+            return json_response({"results": results})
+        finally:
+            answers.end()
+
+    async def one_of_batch(
+        self, ns: Namespace, op: Any, gets: asyncio.Semaphore, answers: Lease
+    ) -> dict[str, Any]:
+        try:
+            return await self.batch_op(ns, op, gets, answers)
         except MetastoreError as e:
             return problem_body(e)
 
-    async def batch_op(self, ns: Namespace, op: Any) -> dict[str, Any]:
+    async def batch_op(
+        self, ns: Namespace, op: Any, gets: asyncio.Semaphore, answers: Lease
+    ) -> dict[str, Any]:
         if not isinstance(op, dict) or not isinstance(op.get("key"), str):
             raise InvalidRequest("an operation is an object with op and key")
         unknown = set(op) - {"op", "key", "value", "value_base64", "content_type", "if_version", "if_absent"}
@@ -385,21 +370,28 @@ class Gateway:
             raise InvalidRequest(f"unknown member {sorted(unknown)[0]!r:.60} in an operation")
         kind, key = op.get("op"), op["key"]
         version, absent = op.get("if_version"), op.get("if_absent", False)
+        content_type = op.get("content_type", "")
+        if type(absent) is not bool or type(content_type) is not str:
+            raise InvalidRequest("if_absent is true or false, and content_type is text")
         if version is not None and (type(version) is not int or not 0 < version < 1 << 62):
             raise InvalidRequest(f"if_version = {version!r:.40} is not a version")
-        condition_of(version, bool(absent), False)
+        condition_of(version, absent, False)
         if kind == "get":
-            record = await ns.get(key)
-            if record is None:
-                raise NotFound(f"there is no record {key!r:.200}")
+            async with gets:
+                if answers.bytes > MAX_BATCH_ANSWER_BYTES:
+                    raise TooLarge(f"the values of this batch are over {MAX_BATCH_ANSWER_BYTES} bytes")
+                record = await ns.get(key)
+                if record is None:
+                    raise NotFound(f"there is no record {key!r:.200}")
+                answers.take(len(record.value))
             return {"status": 200, **item_json(key, record, False)}
         if kind == "put":
             result = await ns.put(
                 key,
                 self.batch_value(op),
                 version=version,
-                absent=bool(absent),
-                content_type=str(op.get("content_type", "")),
+                absent=absent,
+                content_type=content_type,
             )
             return {"status": 201 if result.created else 200, "key": key, "version": result.version}
         if kind == "delete":
@@ -433,11 +425,16 @@ class Gateway:
         table = self.dispatcher.table
         body: dict[str, Any] = {"ready": table.complete, "partitions": len(table.partitions)}
         if table.complete and "leaders" in request.query:
-            results = await asyncio.gather(*(self.probe(p.lo) for p in table.in_order()))
-            body["partitions_led"] = sum(results)
+            if self._probing is None or self._probing.done():  # whoever asks meanwhile shares it
+                self._probing = asyncio.get_running_loop().create_task(self.probe_all())
+            body["partitions_led"] = await asyncio.shield(self._probing)
         return json_response(
             body, 200 if table.complete else 503, **({} if table.complete else {"Retry-After": "1"})
         )
+
+    async def probe_all(self) -> int:
+        places = self.dispatcher.table.in_order()
+        return sum(await asyncio.gather(*(self.probe(p.lo) for p in places)))
 
     async def probe(self, lo: int) -> bool:
         lkey = lo.to_bytes(8, "big") + PROBE_KEY

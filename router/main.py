@@ -16,7 +16,6 @@ from pathlib import Path
 
 import orjson
 import uvloop
-from aiohttp import web
 
 from metastore.client.dispatch import Dispatcher
 from metastore.config import RouterConfig, load_config
@@ -25,7 +24,9 @@ from metastore.coordination.interface import Change
 from metastore.errors import ConfigError, InvalidRequest, MetastoreError
 from metastore.layout import Layout
 from metastore.logs import setup_logging
+from metastore.process import open_files_limit
 from metastore.topology import TopologyTable
+from metastore.web import WebServer
 from router.gateway import Gateway
 
 log = logging.getLogger("router")
@@ -33,6 +34,8 @@ log = logging.getLogger("router")
 SNAPSHOT_INTERVAL_S = 5.0
 FIRST_SNAPSHOT_S = 0.1
 ELECTION_PATIENCE_S = 3.0
+#: nodes, etcd, the snapshot
+OTHER_FILES = 128
 
 
 def load_snapshot(path: str, table: TopologyTable) -> None:
@@ -95,10 +98,13 @@ async def serve(config: RouterConfig) -> int:
         layout.root, lambda revision, changes: follow_etcd(layout, table, revision, changes)
     )
     await dispatcher.start(0, required=False)
-    runner = web.AppRunner(Gateway(config, dispatcher).app(), access_log=None, handle_signals=False)
-    await runner.setup()
-    host, _, port = config.http.rpartition(":")
-    await web.TCPSite(runner, host, int(port), backlog=1024, shutdown_timeout=2.0).start()
+    server = WebServer(
+        Gateway(config, dispatcher).app(),
+        max_connections=min(config.max_connections, max(16, open_files_limit() - OTHER_FILES)),
+        patience_s=config.client_patience_s,
+        answer_bytes=config.request_memory_mib << 20,
+    )
+    await server.start(config.http)
     log.info("router of cluster %s serves on %s", config.cluster, config.http)
     keeper = loop.create_task(keep_snapshot(config.snapshot_path, table)) if config.snapshot_path else None
     await stop.wait()
@@ -107,7 +113,7 @@ async def serve(config: RouterConfig) -> int:
         if table.complete:
             with contextlib.suppress(OSError):
                 save_snapshot(config.snapshot_path, orjson.dumps(table.to_wire()))
-    await runner.cleanup()
+    await server.stop()
     watch.close()
     await dispatcher.close()
     await coordinator.close()

@@ -69,6 +69,8 @@ from metastore.wire.client_messages import (
 
 _TARGETS = {"version": VERSION, "created": CREATED, "value": VALUE}
 _RELATIONS = {"==": EQUAL, "!=": NOT_EQUAL, "<": LESS, ">": GREATER}
+#: a page ends with the rows that fill it, however many were asked for
+MAX_PAGE_BYTES = 4 << 20
 T = TypeVar("T")
 # under names of their own: the class below has a method called list
 Rows = list[list[Any]]
@@ -384,7 +386,7 @@ class Namespace:
         max_staleness_ms: int | None = None,
         deadline_s: float | None = None,
     ) -> Page:
-        """One page of records.
+        """One page of records; it may hold fewer than ``limit`` though more follow: ``cursor`` tells.
 
         A prefix with a ``/`` (or a whole ``{tag}``) lists the entries of that one directory (or
         tag) that begin with it, in byte order; any other the whole namespace, in hash order. With
@@ -427,6 +429,7 @@ class Namespace:
         """Rows of all partitions in hash order whose namespace and key begin with ``wanted``, and
         where to go on."""
         found: Rows = []
+        size = 0
         for placement in self.dispatcher.table.in_order():
             low = placement.lo.to_bytes(8, "big")
             end = END_OF_RING if placement.hi >> 64 else placement.hi.to_bytes(8, "big")
@@ -434,10 +437,11 @@ class Namespace:
                 continue
             start: bytes | None = max(low, start_at)
             while start is not None:
-                if len(found) >= limit:
+                if len(found) >= limit or size >= MAX_PAGE_BYTES:
                     return found, start
                 result = await self._rows(start, end, limit - len(found), tail, until, wanted)
                 found += result[2]
+                size += sum(len(k) + (len(v) if type(v) is bytes else 8) for k, v in result[2])
                 start = result[3]
         return found, None
 

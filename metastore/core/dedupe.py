@@ -1,7 +1,8 @@
 """What a partition remembers of finished requests, so that a retry gets the first outcome (R7). Pure.
 
 A *session* is one client's finished requests in this partition, kept until the client says that it
-will not ask again (``floor``). At most MAX_SESSIONS are kept; the longest unused goes first, and
+will not ask again (``floor``). At most MAX_SESSIONS are kept, and in all MAX_ALL_OUTCOMES and
+MAX_ALL_OUTCOME_BYTES of what they remember; the longest unused goes first, and
 ``expired_below`` remembers the highest log index at which a forgotten session was last used. A
 request carries a ``stamp``, the highest index its client had seen when it was first sent; had it
 been executed, then after ``stamp``. So one that is not found and has ``stamp >= expired_below`` was
@@ -20,6 +21,9 @@ from metastore.errors import RequestIdExpired
 MAX_SESSIONS: Final = 10_000
 MAX_OUTCOMES: Final = 4096
 MAX_OUTCOME_BYTES: Final = 4 << 20
+#: of all sessions: who never says that requests are finished shall not fill the memory of every replica
+MAX_ALL_OUTCOMES: Final = 200_000
+MAX_ALL_OUTCOME_BYTES: Final = 64 << 20
 
 Tail = tuple[Any, ...]
 """An answer without its id: what follows the id in a RESPONSE (wire.client_messages)."""
@@ -86,11 +90,16 @@ class Sessions:
     def __init__(self) -> None:
         self.by_client: dict[bytes, Session] = {}
         self.expired_below = 0
+        #: how many outcomes all sessions hold, and their bytes
+        self.outcomes = 0
+        self.size = 0
 
     def load(self, sessions: list[tuple[bytes, Session]], expired_below: int) -> None:
         sessions.sort(key=lambda item: (item[1].last_index, item[1].ordinal))
         self.by_client = dict(sessions)
         self.expired_below = expired_below
+        self.outcomes = sum(len(session.outcomes) for _, session in sessions)
+        self.size = sum(session.size for _, session in sessions)
 
     def known(self, client: bytes, seq: int, stamp: int) -> Tail | None:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
@@ -121,6 +130,8 @@ class Sessions:
         for ordinal, (client, floor) in enumerate(floors):
             session = by_client.pop(client, None) or Session(self.expired_below)
             by_client[client] = session  # at the end: the most lately used
+            self.outcomes -= len(session.outcomes)
+            self.size -= session.size
             session.last_index, session.ordinal = index, ordinal
             session.raise_floor(floor)
             touched.append(session)
@@ -132,10 +143,18 @@ class Sessions:
                 session.size += outcome_bytes(tail)
         for session in touched:
             session.bound()
+            self.outcomes += len(session.outcomes)
+            self.size += session.size
         gone: list[bytes] = []
-        while len(by_client) > MAX_SESSIONS:
+        while (
+            len(by_client) > MAX_SESSIONS
+            or self.outcomes > MAX_ALL_OUTCOMES
+            or self.size > MAX_ALL_OUTCOME_BYTES
+        ):
             client = next(iter(by_client))
             forgotten = by_client.pop(client)
+            self.outcomes -= len(forgotten.outcomes)
+            self.size -= forgotten.size
             self.expired_below = max(self.expired_below, forgotten.last_index)
             gone.append(client)
         return changed, gone

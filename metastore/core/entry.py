@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 from metastore.errors import CorruptLog
@@ -39,18 +40,31 @@ def entry_payload(blob: bytes) -> bytes:
     return payload
 
 
-def check_entries(blobs: list[bytes], first_index: int) -> str | None:
-    """Why ``blobs`` are not intact, contiguous entries from ``first_index`` on, or None."""
-    expect, last_epoch = first_index, 0
+def check_entries(
+    blobs: list[bytes],
+    first_index: int,
+    prev_epoch: int,
+    max_epoch: int,
+    check_payload: Callable[[memoryview], str | None] | None = None,
+) -> str | None:
+    """Why ``blobs`` are not intact, contiguous entries from ``first_index`` on, with epochs that do
+    not fall from ``prev_epoch`` and do not pass ``max_epoch``; None if they are."""
+    expect, last_epoch = first_index, prev_epoch
     for blob in blobs:
-        if len(blob) < HEAD.size:
-            return f"entry {expect} is {len(blob)} bytes, shorter than its header"
+        if not HEAD.size <= len(blob) <= MAX_ENTRY_BYTES:
+            return f"entry {expect} of {len(blob)} bytes is not within {HEAD.size} and {MAX_ENTRY_BYTES}"
         index, epoch, crc = HEAD.unpack_from(blob)
         if index != expect:
             return f"entry {index} where {expect} was due"
         if epoch < last_epoch:
             return f"entry {index} has epoch {epoch}, below {last_epoch} before it"
-        if zlib.crc32(memoryview(blob)[HEAD.size :]) != crc:
+        if epoch > max_epoch:
+            return f"entry {index} has epoch {epoch}, above {max_epoch}"
+        payload = memoryview(blob)[HEAD.size :]
+        if zlib.crc32(payload) != crc:
             return f"entry {index} does not match its checksum"
+        why = check_payload(payload) if check_payload is not None and payload else None
+        if why is not None:
+            return f"entry {index}: {why}"
         expect, last_epoch = index + 1, epoch
     return None

@@ -63,6 +63,8 @@ class LeadingReplica(Replica):
         term = self.my_term(src, msg.epoch)
         if term is None:
             return
+        if msg.last_epoch > msg.epoch or msg.commit > msg.last_index:
+            raise ProtocolError(f"partition {self.p}: {src.node} sealed a log that cannot be: {msg}")
         progress = term.progress[src.node]
         newly = not progress.sealed
         progress.sealed = True
@@ -107,7 +109,11 @@ class LeadingReplica(Replica):
             return
         if log.epoch_at(msg.prev_index) != msg.prev_epoch:
             return
-        why = check_entries(msg.entries, msg.prev_index + 1)
+        target_epoch, target_index = term.pull_target
+        check = self.ctx.check_payload
+        why = check_entries(msg.entries, msg.prev_index + 1, msg.prev_epoch, target_epoch, check)
+        if not why and msg.prev_index + len(msg.entries) > target_index:
+            why = f"more than the log that ended at {target_index}"
         if why:
             raise ProtocolError(f"partition {self.p}: entries pulled from {src.node}: {why}")
         self.store_entries(msg.entries, msg.prev_index, self.commit_index)

@@ -32,6 +32,7 @@ class NodeCore:
         read_log: ReadLog,
         now: int,
         largest_grant_given_ns: int,
+        check_payload: Callable[[memoryview], str | None] | None = None,
     ) -> None:
         """``largest_grant_given_ns``: durable, of all earlier runs on this store (R8)."""
         self.effects: list[fx.Effect] = []
@@ -40,6 +41,7 @@ class NodeCore:
         self._fresh: dict[int, tuple[int, dict[int, bytes]]] = {}
         self._read_store = read_log
         self.ctx = Context(me, settings, random, self._read_log, self.emit, now + wait)
+        self.ctx.check_payload = check_payload
         self.me = me
         self.replicas: dict[int, PartitionReplica] = {}
         self.last_heartbeat_ns = 0

@@ -26,7 +26,7 @@ from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
 from metastore.core.term import Term
 from metastore.errors import ProtocolError
-from metastore.layout import ConfigRecord
+from metastore.layout import ConfigRecord, term_of
 
 FOLLOWER: Final = "follower"
 SEALING: Final = "sealing"
@@ -37,6 +37,10 @@ RESIGNING: Final = "resigning"
 RESIGNED: Final = "resigned"
 
 LEADING_ROLES: Final = frozenset({SEALING, ADOPTING, ACTIVATING, ACTIVE, RESIGNING})
+
+MAX_CONFIG_BYTES: Final = 64 << 10
+#: terms that may have gone by without this replica: beyond that an epoch is not credible
+MAX_TERMS_MISSED: Final = 1 << 32
 
 ReadLog = Callable[[int, int, int], list[bytes]]
 """``(partition, first index, max bytes)`` -> entry blobs from the log, at least one."""
@@ -49,6 +53,22 @@ def pack_config(config: ConfigRecord) -> bytes:
 
 def unpack_config(raw: bytes) -> ConfigRecord:
     return ConfigRecord.from_plain(msgpack.unpackb(raw))
+
+
+def read_config(raw: bytes, p: int) -> ConfigRecord:
+    """The config that a peer sent for partition ``p``. Raises ProtocolError."""
+    try:
+        if len(raw) > MAX_CONFIG_BYTES:
+            raise ValueError(f"{len(raw)} bytes")
+        config = unpack_config(raw)
+        texts = [part for member in config.members() for part in member] + [config.leader or ""]
+        if not all(type(text) is str for text in texts):
+            raise ValueError("names that are none")
+        if config.partition != p or not 0 <= config.lo < config.hi <= 1 << 64 or not config.replicas:
+            raise ValueError("another partition, or no range, or no replicas")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgpack.UnpackException) as e:
+        raise ProtocolError(f"partition {p}: not a config: {type(e).__name__}: {e}"[:200]) from None
+    return config
 
 
 class InvariantBroken(AssertionError):
@@ -68,6 +88,8 @@ class Context:
     seal_not_before_ns: int = 0
     #: whether an election by etcd could be run from here now, as far as the driver knows
     can_elect: bool = False
+    #: why a payload cannot be applied, whatever the state (None = it can)
+    check_payload: Callable[[memoryview], str | None] | None = None
     #: the disk has taken a round for longer than a leader may be silent: lead nothing from here
     stuck: bool = False
     #: peers whose connection was reset or refused, and not yet back (R9)
@@ -184,11 +206,25 @@ class Replica:
             self.send(src.node, m.Refused(self.p, msg.epoch, self.sealed_epoch), durable=True)
             return
         if msg.epoch > self.sealed_epoch:
+            self.check_claim(src, msg)
             self.seal(now, msg.epoch, src, msg.config)
         last_epoch, last_index = self.log.last_position()
         left = self.remaining_grant_ns(now, src, msg.resigned)
         answer = m.Sealed(self.p, msg.epoch, last_epoch, last_index, self.commit_index, left)
         self.send(src.node, answer, durable=True)
+
+    def check_claim(self, src: Process, msg: m.Seal) -> None:
+        """What can be known of a claim without etcd: that config and epoch belong together, and
+        the owner to the config. Raises ProtocolError before anything has changed: an epoch once
+        sealed is never taken back (I7)."""
+        config = read_config(msg.config, self.p)
+        known = max(self.sealed_epoch, self.config.epoch if self.config else 0)
+        if term_of(config.epoch) != term_of(msg.epoch) or config.epoch > msg.epoch:
+            raise ProtocolError(f"partition {self.p}: epoch {msg.epoch} with the config of {config.epoch}")
+        if (src.node, src.store) not in config.members():
+            raise ProtocolError(f"partition {self.p}: {src.node} claims epoch {msg.epoch} of others' config")
+        if term_of(msg.epoch) - term_of(known) > MAX_TERMS_MISSED:
+            raise ProtocolError(f"partition {self.p}: epoch {msg.epoch} is not credible after {known}")
 
     def remaining_grant_ns(self, now: int, owner: Process, resigned_epoch: int) -> int:
         """R3: the longest unexpired grant given to any other process, R11's epoch left out."""
@@ -213,7 +249,7 @@ class Replica:
         if healthy:
             self.heard(now)
             if commit <= self.commit_index:
-                self.fresh_ns = max(self.fresh_ns, echo)
+                self.fresh_ns = max(self.fresh_ns, min(echo, now))
         if src != self.ctx.me:
             self.grants[src] = (epoch, now + grant_ns)
         return True
@@ -244,7 +280,8 @@ class Replica:
     def on_append(self, now: int, src: Process, msg: m.Append) -> None:
         if self.installing or not self.obeys(now, src, msg.epoch):
             return
-        why = check_entries(msg.entries, msg.prev_index + 1)
+        check = self.ctx.check_payload
+        why = check_entries(msg.entries, msg.prev_index + 1, msg.prev_epoch, msg.epoch, check)
         if why:
             raise ProtocolError(f"partition {self.p}: entries from {src.node}: {why}")
         self.leader_commit = max(self.leader_commit, msg.commit)
@@ -269,9 +306,11 @@ class Replica:
             index, epoch = entry_position(blob)
             if index <= self.commit_index:
                 continue
+            if index <= log.last_index and log.epoch_at(index) == epoch:
+                continue
+            if epoch < log.epoch_at(index - 1):  # before anything is taken back for it
+                raise ProtocolError(f"partition {self.p}: entry {index} of epoch {epoch} cannot follow ours")
             if index <= log.last_index:
-                if log.epoch_at(index) == epoch:
-                    continue
                 self.truncate(index - 1)
             new_from = offset
             break
@@ -302,13 +341,24 @@ class Replica:
 
     # --- R17, receiving side ----------------------------------------------------------
 
+    def pulls_from(self, src: Process, epoch: int) -> bool:
+        """Whether this owner adopts the log of ``src`` (R3)."""
+        term = self.term
+        return term is not None and term.epoch == epoch and term.pull_from == src.node
+
+    def takes_snapshot(self, src: Process, epoch: int) -> bool:
+        """Whether a snapshot from ``src`` could be of use: from the owner, or for adoption."""
+        if self.installing or epoch != self.sealed_epoch:
+            return False
+        return src == self.owner or self.pulls_from(src, epoch)
+
     def on_snapshot_staged(self, now: int, src: Process, epoch: int, index: int, index_epoch: int) -> None:
         """A whole snapshot is staged: switch it in, or discard it when it is not needed.
 
         A log that holds the snapshot's position has acknowledged what may lie behind it, so
         it is kept; one that does not conflicts below a committed index and may go whole.
         """
-        pulled = self.term is not None and self.term.epoch == epoch and self.role == ADOPTING
+        pulled = self.role == ADOPTING and self.pulls_from(src, epoch)
         if self.installing or (not pulled and not self.obeys(now, src, epoch)):
             self.emit(fx.DiscardSnapshot(self.p))
             return

@@ -22,6 +22,7 @@ from metastore.wire.client_messages import (
     MAX_TIMEOUT_MS,
     MAX_WATCHES_PER_CONNECTION,
 )
+from metastore.wire.frames import shown
 from metastore.wire.op_checks import check_op, check_watch, op_shape
 
 if TYPE_CHECKING:
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("metastore.clients")
 
+#: answers that a client has not taken: beyond the first its reads are refused, beyond the second it goes
+MAX_UNREAD_BYTES = 8 << 20
 MAX_UNSENT_BYTES = 32 << 20
 MAX_RESPONSE_ROWS = 8192
-HANDSHAKE_TIMEOUT_S = 10.0
+#: what all clients together have of one turn of the loop, but for the frame that is begun
+MAX_CLIENT_NS = 30_000_000
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
@@ -45,42 +49,60 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.admission = node.admission
         self.transport: asyncio.Transport | None = None
-        self.decoder = frames.FrameDecoder()
+        self.decoder = frames.FrameDecoder(frames.MAX_HELLO_BYTES, frames.MAX_CLIENT_ITEMS)
         self.peer: PeerConnection | None = None
         self.greeted = False
+        self.since_ns = now_ns()
         self.results: list[Any] = []
+        self.result_bytes = 0
         self.reading = True
+        self.congested_writing = False
+        self.deferred = False
         self.watches: dict[int, PartitionWatches] = {}
-        self._timeout: asyncio.TimerHandle | None = None
+        #: closed, or about to be
+        self.gone = False
+        self.refused = False
+        #: as the admission has them in its sums
+        self.unfinished = 0
+        self.unread = 0
+        self._frame_since_ns = 0
+        self._unread_since_ns = 0
+        self._written = 0
+        #: once so much of what was written is taken, what was unread then is read
+        self._mark = 0
 
     # --- asyncio.Protocol -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # not isinstance: uvloop's transports are no subclasses of asyncio's
         self.transport = transport = cast(asyncio.Transport, transport)
-        if len(self.node.clients) >= self.node.config.max_connections:
-            error = Overloaded(
-                f"{len(self.node.clients)} connections are open, the limit (max_connections)", retry_after_s=1
-            )
-            self.refuse(error)
-            return
-        self.node.clients.add(self)
         transport.set_write_buffer_limits(high=4 << 20)
-        loop = asyncio.get_running_loop()
-        self._timeout = loop.call_later(HANDSHAKE_TIMEOUT_S, self.too_slow)
-
-    def too_slow(self) -> None:
-        if not self.greeted:
-            self.close()
+        self.admission.arrived(self)
 
     def data_received(self, data: bytes) -> None:
         if self.peer is not None:
             self.peer.data_received(data)
             return
+        self.decoder.push(data)
+        if not self.deferred and not self.congested_writing:
+            self.work()
+
+    def work(self) -> None:
+        """Take what has come, as far as its answers are read and the time for clients in this turn goes."""
+        node, complete = self.node, False
+        began = now_ns()
         try:
-            found = self.decoder.feed(data)
-            for number, (kind, body) in enumerate(found):
+            while not (self.gone or self.refused or self.congested_writing):
+                if node.client_ns > MAX_CLIENT_NS:
+                    self.defer()
+                    break
+                frame = self.decoder.pull()
+                if frame is None:
+                    break
+                complete = True
+                kind, body = frame
                 if kind == frames.REQUEST and self.greeted:
                     self.request(body)
                 elif self.greeted:
@@ -88,32 +110,73 @@ class ClientConnection(asyncio.Protocol):
                 else:
                     self.greet(kind, body)
                     if self.peer is not None:
-                        for more_kind, more in found[number + 1 :]:
-                            self.peer.handle(more_kind, more)
+                        self.peer.work()
                         break
+                now = now_ns()
+                node.client_ns += now - began
+                began = now
         except ProtocolError as e:
-            log.info("client disconnected: %s", e)
+            self.admission.ration.line("client disconnected: %s", e)
             self.refuse(e)
         except StorageError as e:
-            self.node.fail_stop(e)  # R14: also when it is a read that finds the damage
-        self.node.schedule_turn()
+            node.fail_stop(e)  # R14: also when it is a read that finds the damage
+        except Exception:  # a mistake of ours: it shall not be the others' affair
+            log.exception("what a client asked could not be looked at; it is disconnected")
+            self.close()
+        if self.peer is None:
+            self.note_unfinished(complete)
+        node.schedule_turn()
+
+    def defer(self) -> None:
+        """What has come is for a later turn: others have their share of this one."""
+        self.deferred = True
+        self.node.deferred.append(self)
+        self.read_or_not()
+
+    def resume(self) -> None:
+        """A later turn."""
+        self.deferred = False
+        self.read_or_not()
+        self.work()
+
+    def read_or_not(self) -> None:
+        """Nothing more is taken in while answers pile up, or what came waits to be looked at."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        reading = not self.deferred and not self.congested_writing
+        if reading != self.reading:
+            self.reading = reading
+            if reading:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+
+    def note_unfinished(self, complete: bool) -> None:
+        held = self.decoder.buffered_bytes
+        if held or self.unfinished:
+            now = now_ns()
+            waits_for_us = self.deferred or self.congested_writing
+            if complete or not self._frame_since_ns or waits_for_us:
+                self._frame_since_ns = now
+            if not held:
+                self._frame_since_ns = 0
+            self.admission.holds(self, held, self.unread, now)
 
     def pause_writing(self) -> None:
-        if self.reading and self.transport is not None:
-            self.reading = False
-            self.transport.pause_reading()
+        self.congested_writing = True
+        self.read_or_not()
 
     def resume_writing(self) -> None:
-        if not self.reading and self.transport is not None and not self.transport.is_closing():
-            self.reading = True
-            self.transport.resume_reading()
+        self.congested_writing = False
+        self.read_or_not()
+        if not self.deferred and self.peer is None:
+            self.work()
         for watches in dict.fromkeys(self.watches.values()):
             self.node.schedule_pump(watches.host)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.node.clients.discard(self)
-        if self._timeout is not None:
-            self._timeout.cancel()
+        self.admission.left(self)
         if self.peer is not None:
             self.peer.connection_lost(exc)
         self.transport = None
@@ -122,23 +185,54 @@ class ClientConnection(asyncio.Protocol):
             watches.remove(self, watch_id)
         self.watches.clear()
 
+    # --- what it holds ------------------------------------------------------------------------
+
+    def measure(self, now: int) -> int:
+        """How many bytes of answers wait to be taken."""
+        unread = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        if not unread:
+            self._unread_since_ns = 0
+        elif not self._unread_since_ns or self._written - unread >= self._mark:
+            self._unread_since_ns, self._mark = now, self._written
+        return unread
+
+    def held_since_ns(self) -> int:
+        """Since when this node keeps something for it that has not got on."""
+        since = [t for t in (self._frame_since_ns, self._unread_since_ns) if t]
+        return min(since, default=now_ns())
+
+    def crowded(self) -> bool:
+        """Whether so many answers wait to be read that another is too much."""
+        if self.unread + self.result_bytes <= MAX_UNREAD_BYTES:
+            return False
+        now = now_ns()
+        self.admission.holds(self, self.unfinished, self.measure(now), now)
+        return self.unread + self.result_bytes > MAX_UNREAD_BYTES
+
     # --- frames ---------------------------------------------------------------------------
 
     def greet(self, kind: int, body: Any) -> None:
         node = self.node
         self.greeted = True
         if kind == frames.PEER_HELLO:
-            self.node.clients.discard(self)
-            self.peer = PeerConnection(node.links, None)
-            self.peer.transport = self.transport
-            self.peer.decoder = self.decoder
-            self.peer.accept(body)
+            peer = PeerConnection(node.links, None)
+            peer.transport = self.transport
+            peer.decoder = self.decoder
+            peer.accept(body)
+            self.decoder.max_frame, self.decoder.max_items = frames.MAX_FRAME_BYTES, frames.MAX_PEER_ITEMS
+            self.peer = peer
+            self.admission.left(self)
             return
         if kind != frames.HELLO or type(body) is not list or len(body) < 2 or type(body[0]) is not str:
             raise ProtocolError(f"frame type {kind} where a hello was due")
         if body[0] and body[0] != node.config.cluster:
-            raise ProtocolError(f"this is cluster {node.config.cluster!r}, not {body[0]!r:.80}")
-        config = node.config
+            raise ProtocolError(f"this is cluster {node.config.cluster!r}, not {shown(body[0], 80)}")
+        if not self.admission.greeted(self):
+            limit = node.config.max_connections
+            error = Overloaded(f"{limit} clients are connected, the limit (max_connections)", retry_after_s=1)
+            self.refuse(error)
+            return
+        config, self.decoder.max_frame = node.config, frames.MAX_FRAME_BYTES
         self.write(frames.pack(frames.HELLO_OK, [config.cluster, config.node, config.cell, node.me.store]))
 
     def request(self, body: Any) -> None:
@@ -148,13 +242,15 @@ class ClientConnection(asyncio.Protocol):
         if type(client) is not bytes or len(client) != CLIENT_ID_BYTES:
             raise ProtocolError(f"the client id is not {CLIENT_ID_BYTES} bytes")
         if type(timeout_ms) is not int or not 0 < timeout_ms <= MAX_TIMEOUT_MS:
-            raise ProtocolError(f"timeout_ms {timeout_ms!r:.20} is not within 1 and {MAX_TIMEOUT_MS}")
+            raise ProtocolError(f"timeout_ms {shown(timeout_ms, 20)} is not within 1 and {MAX_TIMEOUT_MS}")
         if len(ops) > MAX_OPS_PER_FRAME:
             raise ProtocolError(f"{len(ops)} operations in a frame; the limit is {MAX_OPS_PER_FRAME}")
         node = self.node
         hosts = node.hosts
         deadline = now_ns() + timeout_ms * 1_000_000
         for op in ops:
+            if self.gone:
+                return
             error = op_shape(op)
             if error is not None:
                 raise ProtocolError(error.message)
@@ -170,10 +266,9 @@ class ClientConnection(asyncio.Protocol):
 
     def other(self, kind: int, body: Any) -> None:
         if kind == frames.TOPOLOGY_REQUEST:
-            known = body[0] if type(body) is list and body and type(body[0]) is int else 0
-            self.write(frames.pack(frames.TOPOLOGY, [self.node.topology_wire(known)]))
+            self.write(self.node.views.topology_frame())
         elif kind == frames.STATUS_REQUEST:
-            self.write(frames.pack(frames.STATUS, [self.node.status()]))
+            self.write(self.node.views.status_frame())
         elif kind == frames.PING:
             self.write(PING_FRAME)
         elif kind == frames.WATCH:
@@ -214,40 +309,47 @@ class ClientConnection(asyncio.Protocol):
 
     # --- answers ----------------------------------------------------------------------------
 
-    def answer(self, result: list[Any]) -> None:
-        """Queue one result; it leaves at the end of the loop turn."""
+    def answer(self, result: list[Any], size: int = 0) -> None:
+        """Queue one result of about ``size`` bytes; it leaves at the end of the loop turn."""
         results = self.results
         if not results:
             self.node.answering.append(self)
         results.append(result)
+        self.result_bytes += size
 
     def flush(self) -> None:
-        results, self.results = self.results, []
+        results, self.results, self.result_bytes = self.results, [], 0
         transport = self.transport
         if transport is None or transport.is_closing() or not results:
             return
         body: bytes = _pack(results)
         if len(results) <= MAX_RESPONSE_ROWS and len(body) + 2 <= frames.MAX_FRAME_BYTES:
-            transport.write(frames.HEADER.pack(len(body) + 2, frames.WIRE_VERSION, frames.RESPONSE) + body)
+            self.write(frames.HEADER.pack(len(body) + 2, frames.WIRE_VERSION, frames.RESPONSE) + body)
         elif len(results) == 1:
             error = InvalidRequest(f"the answer of {len(body)} bytes is over the frame limit; ask for less")
-            transport.write(frames.pack(frames.RESPONSE, [error_result(results[0][0], error)]))
+            self.write(frames.pack(frames.RESPONSE, [error_result(results[0][0], error)]))
         else:
             half = len(results) // 2
             for part in (results[:half], results[half:]):
                 self.results = part
                 self.flush()
-            return
-        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            log.info("client disconnected: it does not read its answers")
-            self.close()
 
     def write(self, data: bytes) -> None:
-        if self.transport is not None:
-            self.transport.write(data)
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(data)
+        self._written += len(data)
+        if self.peer is None:
+            now = now_ns()
+            self.admission.holds(self, self.unfinished, self.measure(now), now)
+            if self.unread > MAX_UNSENT_BYTES:
+                self.admission.evict(self, "it does not read its answers")
 
     def refuse(self, error: MetastoreError) -> None:
-        self.write(frames.pack(frames.ERROR, [error.status, error.message, {}]))
+        """Say why, and take nothing more; it is closed when it has read that, or its time is over."""
+        self.write(frames.pack(frames.ERROR, [error.status, error.message, error.detail]))
+        self.refused = True
         if self.transport is not None:
             self.transport.close()
 

@@ -335,6 +335,10 @@ class Control:
             node.remember_fact(FACT_CLUSTER_ID, seen[0])
             node.remember_fact(FACT_REVISION, seen[1])
 
+    def knows_all_nodes(self) -> bool:
+        """Whether every node that ever registered is in the topology: etcd tells, or told lately."""
+        return self.ready.is_set() and self.can_elect()
+
     def can_elect(self) -> bool:
         """Whether an election could be run from here now."""
         return hasattr(self, "coordinator") and self.coordinator.connected and self.session.alive

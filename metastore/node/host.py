@@ -60,6 +60,8 @@ MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
 MAX_LIST_LOOKS = 20_000
 DIGEST_SLICE = 500
+#: of one turn of the loop; what comes beyond it is refused
+MAX_LISTING_NS = 20_000_000
 APPLY_READ_BYTES = 4 << 20
 MAX_EXPIRED_AT_ONCE = 256
 
@@ -67,19 +69,28 @@ Waiting = tuple[ClientConnection, bytes, list[Any], int]
 """``(connection, client id, op, deadline in ns)``."""
 
 
+def op_bytes(op: list[Any]) -> int:
+    """About what a waiting operation takes."""
+    kind = op[1]
+    size = 96 + len(op[3])
+    if kind == PUT:
+        size += len(op[8])
+    elif kind == TXN:
+        for compare in op[7]:
+            size += 96 + len(compare[0]) + (len(compare[3]) if type(compare[3]) is bytes else 0)
+        for branch in op[8:10]:
+            size += sum(96 + len(p[1]) + (len(p[2]) if p[0] == PUT else 0) for p in branch)
+    return size
+
+
 def batch_length(pending: list[Waiting]) -> int:
     """How many of those waiting make one entry."""
     size, parts, count = 0, 0, 0
     for _, _, op, _ in pending:
-        kind = op[1]
-        size += 96 + len(op[3])
+        size += op_bytes(op)
         parts += 1
-        if kind == PUT:
-            size += len(op[8])
-        elif kind == TXN:
-            for branch in op[8:10]:
-                parts += len(branch)
-                size += sum(96 + len(p[1]) + (len(p[2]) if p[0] == PUT else 0) for p in branch)
+        if op[1] == TXN:
+            parts += sum(map(len, op[8:10]))
             size += MAX_TXN_READ_BYTES if any(p[0] == GET for b in op[8:10] for p in b) else 0
         if count and (size > MAX_BATCH_BYTES or parts > MAX_BATCH_OPS):
             break
@@ -142,7 +153,11 @@ class PartitionHost:
         replica, node = self.replica, self.node
         if replica.role != ACTIVE:
             connection.answer(error_result(op[0], self.not_leader()))
-        elif len(self.pending) >= node.config.max_pending_writes or node.store.overlay_full:
+        elif (
+            len(self.pending) >= node.config.max_pending_writes
+            or node.store.overlay_full
+            or node.admission.writes_full
+        ):
             error = Overloaded("too many writes wait here", retry_after_s=0.1)
             connection.answer(error_result(op[0], error))
         elif replica.can_read(now_ns()):
@@ -154,6 +169,7 @@ class PartitionHost:
         """To be proposed when the log is free."""
         if not self.pending and not self.expired:
             self.node.writing.append(self)
+        self.node.admission.waiting += op_bytes(op)
         self.pending.append((connection, client, op, deadline))
 
     def read_linearizable(
@@ -161,9 +177,9 @@ class PartitionHost:
     ) -> None:
         replica = self.replica
         if replica.role == ACTIVE:
-            result = self.read(op, 0)
+            result, size = self.read(connection, op, 0)
             if replica.can_read(now_ns()):  # R8: after the data was read
-                connection.answer(result)
+                connection.answer(result, size)
                 return
             self.park(connection, client, op, deadline)
         else:
@@ -181,7 +197,10 @@ class PartitionHost:
                 )
         elif arg is not None and (age_ms is None or age_ms > arg):
             error = TooStale(f"this replica is {age_ms} ms old, over {arg} ms", age_ms=age_ms)
-        connection.answer(error_result(op[0], error) if error else self.read(op, age_ms))
+        if error is not None:
+            connection.answer(error_result(op[0], error))
+        else:
+            connection.answer(*self.read(connection, op, age_ms))
 
     def age_ms(self) -> int | None:
         """Upper bound of the age of this copy, from when it last heard that it had everything."""
@@ -194,11 +213,27 @@ class PartitionHost:
             fresh = max(fresh, term.quorum_acked_at_ns())
         return (now - fresh) // 1_000_000 if fresh else None
 
-    def read(self, op: list[Any], age_ms: int | None) -> list[Any]:
+    def read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
+        """The answer, and about how many bytes it is."""
         store = self.node.store
+        if connection.crowded():
+            error = Overloaded("too many answers wait to be read on this connection", retry_after_s=0.1)
+            return error_result(op[0], error), 0
         if op[1] == GET:
             record = store.get(self.p, op[3])
-            return [op[0], NOT_FOUND, age_ms] if record is None else [op[0], OK, record, age_ms]
+            if record is None:
+                return [op[0], NOT_FOUND, age_ms], 0
+            return [op[0], OK, record, age_ms], len(record)
+        if self.node.listing_ns > MAX_LISTING_NS:
+            error = Overloaded("too many listings at once", retry_after_s=0.1)
+            return error_result(op[0], error), 0
+        began = now_ns()
+        result = self.list_rows(op, age_ms)
+        self.node.listing_ns += now_ns() - began
+        return result, MAX_LIST_BYTES - store.scan_bytes_left
+
+    def list_rows(self, op: list[Any], age_ms: int | None) -> list[Any]:
+        store = self.node.store
         start, end, limit, flags = op[3:7]
         hi = self.hi[1:] if self.hi[0] == 0 else b"\xff" * 9
         wanted = op[9] if len(op) > 9 else b""
@@ -252,6 +287,7 @@ class PartitionHost:
         if not self.parked:
             self.node.parking.append(self)
         mark = core.last_number
+        self.node.admission.waiting += op_bytes(op)
         self.parked.append((mark, (connection, client, op, min(deadline, now + 2_000_000_000))))
         self.node.ask_quorum()
 
@@ -263,9 +299,9 @@ class PartitionHost:
             if replica.role != ACTIVE:
                 error = self.not_leader()
             elif replica.confirmed_since(mark):
-                self.parked.popleft()
+                self.unpark_first()
                 if op[1] in (GET, LIST):
-                    connection.answer(self.read(op, 0))
+                    connection.answer(*self.read(connection, op, 0))
                 else:
                     self.queue(connection, client, op, deadline)
                 continue
@@ -275,8 +311,12 @@ class PartitionHost:
                 )
             else:
                 return
-            self.parked.popleft()
+            self.unpark_first()
             connection.answer(error_result(op[0], error))
+
+    def unpark_first(self) -> None:
+        _, (_, _, op, _) = self.parked.popleft()
+        self.node.admission.waiting -= op_bytes(op)
 
     # --- proposing and applying -----------------------------------------------------------------
 
@@ -285,6 +325,7 @@ class PartitionHost:
         pending, self.pending = self.pending, []
         expired, self.expired = self.expired, []
         replica = self.replica
+        self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in pending)
         if self.applied < replica.commit_index and not replica.installing:
             raise InvariantBroken(
                 f"R7: partition {self.p} would resolve at entry {self.applied}, {replica.commit_index} is committed"

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
+from metastore.errors import MetastoreError, NotFound, Overloaded, Unavailable
+from metastore.problems import problem
+from metastore.web import WebServer
+
 if TYPE_CHECKING:
+    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
 
 
 DIGEST_TRIES = 20
+#: a digest reads a whole partition: one at a time, and few wait for their turn
+MAX_DIGESTS = 16
+DIGEST_AGE_S = 1.0
+MAX_CONNECTIONS = 256
+ANSWER_BYTES = 64 << 20
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -25,7 +36,7 @@ def _metrics(node: Node) -> str:
     rows = [
         ("metastore_partitions", "replicas held", len(status["partitions"])),
         ("metastore_partitions_leading", "partitions led", leading),
-        ("metastore_client_connections", "open client connections", len(node.clients)),
+        ("metastore_client_connections", "open client connections", status["clients"]["connections"]),
         ("metastore_loop_stalls_total", "times the loop stood still for over 500 ms", status["stalls"]),
         ("metastore_peer_messages_dropped_total", "messages not buffered for a peer", node.links.dropped),
         ("metastore_elections_won_total", "terms won", node.control.elections_won),
@@ -35,6 +46,11 @@ def _metrics(node: Node) -> str:
         for name, value in status["storage"].items()
         if isinstance(value, int | float)
     ]
+    rows += [
+        (f"metastore_clients_{name}", f"clients: {name}", value)
+        for name, value in status["clients"].items()
+        if name != "connections"
+    ]
     label = f'{{node="{node.config.node}",cell="{node.config.cell}"}}'
     lines = []
     for name, text, value in rows:
@@ -43,43 +59,79 @@ def _metrics(node: Node) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def serve_http(node: Node) -> web.AppRunner:
-    """Start serving on ``config.http``; the caller cleans the runner up. Raises OSError."""
+class Digests:
+    """Digests of partitions, one at a time; who asks for one that is being made shares it."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._turn = asyncio.Lock()
+        self._making: dict[int, asyncio.Task[dict[str, Any]]] = {}
+        #: partition -> (digest, until when it is given again while nothing changes)
+        self._made: dict[int, tuple[dict[str, Any], float]] = {}
+
+    async def of(self, partition: int) -> dict[str, Any]:
+        """What replicas of a partition compare: equal at equal ``applied`` (I2). Raises NotFound,
+        Overloaded, Unavailable."""
+        host = self.node.hosts.get(partition)
+        if host is None:
+            raise NotFound(f"this node holds no replica of partition {partition}")
+        task = self._making.get(partition)
+        made = self._made.get(partition)
+        if made is not None and made[0]["applied"] == host.applied and time.monotonic() < made[1]:
+            return made[0]
+        if task is None:
+            if len(self._making) >= MAX_DIGESTS:
+                raise Overloaded(f"{MAX_DIGESTS} digests are asked for already", retry_after_s=1)
+            task = asyncio.get_running_loop().create_task(self._make(host))
+            self._making[partition] = task
+            task.add_done_callback(lambda _: self._making.pop(partition, None))
+        return await asyncio.shield(task)
+
+    async def _make(self, host: PartitionHost) -> dict[str, Any]:
+        async with self._turn:
+            for _ in range(DIGEST_TRIES):
+                found = await host.digest()
+                if found is not None:
+                    self._made[host.p] = found, time.monotonic() + DIGEST_AGE_S
+                    return found
+        raise Unavailable(f"partition {host.p} changes too fast; try again", retry_after_s=1)
+
+
+async def serve_http(node: Node) -> WebServer:
+    """Start serving on ``config.http``; the caller stops it. Raises OSError."""
+    digests = Digests(node)
 
     async def livez(_: web.Request) -> web.Response:
         return _json({"status": "ok"}, 200)
 
     async def readyz(_: web.Request) -> web.Response:
-        status = node.status()
-        ready = not node.stopping and bool(status["partitions"])
-        return _json({"ready": ready, "partitions": len(status["partitions"])}, 200 if ready else 503)
+        partitions = len(node.hosts)
+        ready = not node.stopping and partitions > 0
+        return _json({"ready": ready, "partitions": partitions}, 200 if ready else 503)
 
     async def status(_: web.Request) -> web.Response:
         return _json(node.status())
 
     async def digest(request: web.Request) -> web.Response:
-        """What replicas of a partition compare: equal at equal ``applied`` (I2)."""
-        host = node.hosts.get(int(request.match_info["partition"]))
-        if host is None:
-            return _json({"code": "moved", "detail": "this node holds no such partition"}, 404)
-        for _ in range(DIGEST_TRIES):
-            found = await host.digest()
-            if found is not None:
-                return _json(found)
-        return _json({"code": "unavailable", "detail": "it changes too fast; try again"}, 503)
+        try:
+            return _json(await digests.of(int(request.match_info["partition"])))
+        except MetastoreError as e:
+            return problem(e, request.method == "HEAD")
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(text=_metrics(node), content_type="text/plain")
 
-    app = web.Application()
+    app = web.Application(client_max_size=64 << 10)
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/v1/status", status)
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/digest", digest)
     app.router.add_get("/metrics", metrics)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    host, _, port = node.config.http.rpartition(":")
-    await web.TCPSite(runner, host, int(port), reuse_address=True).start()
-    await asyncio.sleep(0)
-    return runner
+    server = WebServer(
+        app,
+        max_connections=MAX_CONNECTIONS,
+        patience_s=node.config.client_patience_s,
+        answer_bytes=ANSWER_BYTES,
+    )
+    await server.start(node.config.http)
+    return server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import secrets
@@ -17,15 +18,20 @@ from metastore.config import NodeConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
+from metastore.node.admission import MAX_STRANGERS
 from metastore.node.clients import ClientConnection
 from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
+from metastore.node.http import MAX_CONNECTIONS as HTTP_CONNECTIONS
 from metastore.node.http import serve_http
 from metastore.node.node import Node
+from metastore.process import open_files_limit
 from metastore.storage.store import StorageOptions, Store
 
 log = logging.getLogger("metastore.main")
 
 ETCD_PATIENCE_S = 1.5
+#: log segments, state, etcd, peers
+OTHER_FILES = 256
 
 
 def open_store(config: NodeConfig) -> Store:
@@ -39,8 +45,24 @@ def open_store(config: NodeConfig) -> Store:
     return Store.open(config.data_dir, cluster=config.cluster, node=config.node, options=options)
 
 
+def within_open_files(config: NodeConfig) -> NodeConfig:
+    """As many connections as files may be open, less what the store needs: a node that cannot open
+    its next log segment, because strangers hold all descriptors, would have to stop (R14)."""
+    allowed = open_files_limit() - MAX_STRANGERS - HTTP_CONNECTIONS - OTHER_FILES
+    if config.max_connections <= allowed:
+        return config
+    allowed = max(16, allowed)
+    log.warning(
+        "max_connections = %d needs more open files than the system allows (ulimit -n); taking %d",
+        config.max_connections,
+        allowed,
+    )
+    return dataclasses.replace(config, max_connections=allowed)
+
+
 async def serve(config: NodeConfig) -> int:
     """Run until a signal (0) or a failure (1)."""
+    config = within_open_files(config)
     store = open_store(config)
     node = Node(config, store, secrets.token_hex(8))
     loop = asyncio.get_running_loop()
@@ -55,7 +77,7 @@ async def serve(config: NodeConfig) -> int:
     node.start()
     host, _, port = config.rpc.rpartition(":")
     server = await loop.create_server(lambda: ClientConnection(node), host, int(port), backlog=1024)
-    runner = await serve_http(node)
+    http = await serve_http(node)
     coordinator = EtcdCoordinator(
         config.etcd,
         known_cluster_id=store.facts.get(FACT_CLUSTER_ID),
@@ -79,7 +101,7 @@ async def serve(config: NodeConfig) -> int:
     failed.cancel()
     server.close()
     await node.stop(hand_over=stop.done() and stop.result() == signal.SIGTERM)
-    await runner.cleanup()
+    await http.stop()
     return 1 if node.failure is not None else 0
 
 

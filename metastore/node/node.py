@@ -21,17 +21,20 @@ from metastore.core import effects as fx
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.node import NodeCore
+from metastore.core.payloads import check_payload
 from metastore.core.replica import Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.errors import MetastoreError, Moved, ProtocolError
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
+from metastore.node.admission import Admission
 from metastore.node.clients import ClientConnection
 from metastore.node.control import Control
 from metastore.node.host import PartitionHost
 from metastore.node.peers import PeerLinks
 from metastore.node.policies import Policies
 from metastore.node.snapshots import Snapshots
+from metastore.node.views import Views
 from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry, TruncateEntry
 from metastore.storage.store import Store
 from metastore.topology import TopologyTable
@@ -64,7 +67,15 @@ class Node:
         self.me = Process(config.node, store.store_id, incarnation)
         self.settings = core_settings(config)
         self.hosts: dict[int, PartitionHost] = {}
-        self.clients: set[ClientConnection] = set()
+        self.admission = Admission(
+            config.max_connections, int(config.client_patience_s * 1e9), config.client_memory_mib << 20
+        )
+        self.views = Views(self)
+        #: time spent in this turn on what clients ask, and on listings, which cost most for their size
+        self.client_ns = 0
+        self.listing_ns = 0
+        #: clients with frames that no turn had time for yet
+        self.deferred: list[ClientConnection] = []
         self.answering: list[ClientConnection] = []
         self.writing: list[PartitionHost] = []
         self.parking: list[PartitionHost] = []
@@ -76,11 +87,18 @@ class Node:
         self.worst_stall_ns = 0
         largest = int(store.facts.get(FACT_LARGEST_GRANT, 0))
         self.core = NodeCore(
-            self.me, self.settings, Random(random.random()), store.read_entries, now_ns(), largest
+            self.me,
+            self.settings,
+            Random(random.random()),
+            store.read_entries,
+            now_ns(),
+            largest,
+            check_payload,
         )
         self.links = PeerLinks(
             config.cluster, self.me, self.on_peer_messages, self.on_peer_up, self.on_peer_down
         )
+        self.links.refusal = self.why_no_peer
         self.snapshots = Snapshots(self)
         self.topology = self._restored_topology()
         self.policies = Policies(self)
@@ -159,7 +177,7 @@ class Node:
         await self.control.close()
         await self.links.close()
         await self.snapshots.close()
-        for client in list(self.clients):
+        for client in [*self.admission.clients, *self.admission.strangers]:
             client.close()
         await self.store.close()
 
@@ -220,6 +238,11 @@ class Node:
         except Exception as e:
             self.fail_stop(e)
 
+    def _resume_deferred(self) -> None:
+        deferred, self.deferred = self.deferred, []
+        for connection in deferred:
+            connection.resume()
+
     def watch_count(self) -> int:
         return sum(host.watches.count for host in self.hosts.values())
 
@@ -236,8 +259,11 @@ class Node:
 
     def _turn(self) -> None:
         self._turn_scheduled = False
+        self.client_ns = self.listing_ns = 0
         if self.failure is not None:
             return
+        if self.deferred:
+            self._loop.call_soon(self._resume_deferred)
         try:
             if self.writing and not self.store.syncing:
                 writing, self.writing = self.writing, []
@@ -331,7 +357,21 @@ class Node:
 
     # --- peers -----------------------------------------------------------------------------
 
+    def why_no_peer(self, peer: Process) -> str | None:
+        """Why a process that calls itself ``peer`` is none of ours; None when it may be one (R13).
+
+        A node that joined while etcd was away from here is not in the table: then, and only then,
+        an unknown name passes."""
+        record = self.topology.nodes.get(peer.node)
+        if record is None:
+            return "no such node is registered" if self.control.knows_all_nodes() else None
+        if record.cell != self.config.cell:
+            return f"it is of cell {record.cell!r}"
+        return None if record.store_id == peer.store else f"its store is {record.store_id}"
+
     def on_peer_messages(self, src: Process, messages: list[Any]) -> None:
+        if self.failure is not None:
+            return
         now = now_ns()
         core = self.core
         try:
@@ -341,10 +381,10 @@ class Node:
                 else:
                     core.receive(now, src, message)
         except ProtocolError:
-            raise
+            raise  # the message made no sense and changed nothing: it costs its sender the connection
         except Exception as e:
             self.fail_stop(e)
-        finally:  # also when a later message makes no sense: ProtocolError ends the connection
+        finally:  # what came before a message that makes no sense stands
             self.settle()
             if self.parking:
                 self._unpark(now_ns())
@@ -403,6 +443,7 @@ class Node:
                 self._unpark(now)
             for host in self.hosts.values():
                 host.sweep(now)
+            self.admission.sweep(now)
 
     # --- views -----------------------------------------------------------------------------
 
@@ -410,52 +451,6 @@ class Node:
         cell = self.topology.cell_of(p)
         return Moved(f"this node holds no replica of partition {p}", partition=p, cell=cell)
 
-    def topology_wire(self, known_revision: int) -> dict[str, Any] | None:
-        for p, host in self.hosts.items():
-            replica = host.replica
-            if replica.owner is not None and replica.sealed_epoch:
-                leader = replica.owner.node
-                self.topology.apply_hint(p, leader, replica.sealed_epoch)
-        return self.topology.to_wire()
-
     def status(self) -> dict[str, Any]:
-        """The node's own view, for tools (cellctl status, doctor)."""
-        now = now_ns()
-        partitions = []
-        for p, host in sorted(self.hosts.items()):
-            r = host.replica
-            lag: dict[str, int] = {}
-            if r.term is not None:
-                lag = {n: r.log.last_index - r.term.progress[n].match for n in r.term.others()}
-            healthy = r.is_healthy(now) if r.term is not None else not r.leader_is_lost(now)
-            partitions.append(
-                {
-                    "id": p,
-                    "role": r.role,
-                    "epoch": r.sealed_epoch,
-                    "leader": r.leader_node,
-                    "last_index": r.log.last_index,
-                    "commit_index": r.commit_index,
-                    "applied_index": host.applied,
-                    "version": host.machine.last_version,
-                    "records": sum(held[0] for held in host.machine.usage.values()),
-                    "bytes": sum(held[1] for held in host.machine.usage.values()),
-                    "lag": lag,
-                    "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
-                }
-            )
-        return {
-            "node": self.config.node,
-            "cell": self.config.cell,
-            "store_id": self.me.store,
-            "incarnation": self.me.incarnation,
-            "partitions": partitions,
-            "etcd": self.control.status(),
-            "topology_revision": self.topology.revision,
-            "watches": self.watch_count(),
-            "peers": self.links.connected(),
-            "stalls": self.stalls,
-            "worst_stall_ms": self.worst_stall_ns // MS,
-            "storage": self.store.stats(),
-            "failed": str(self.failure) if self.failure else None,
-        }
+        """The node's own view, for tools; of this moment or the one before."""
+        return self.views.status()

@@ -18,12 +18,15 @@ from typing import Any, cast
 from metastore.core.messages import Process
 from metastore.errors import ProtocolError
 from metastore.wire import frames
+from metastore.wire.frames import shown
 from metastore.wire.peer_messages import decode, encode, hello, read_hello, read_hello_ok
 
 log = logging.getLogger("metastore.peers")
 
 MAX_BUFFERED_BYTES = 16 << 20
 MAX_FRAME_BODY_BYTES = 8 << 20
+MAX_FRAME_MESSAGES = 4096
+MAX_PEERS = 256
 DIAL_TIMEOUT_S = 1.0
 PING_S = 1.0
 SILENT_PINGS = 5
@@ -39,7 +42,7 @@ class PeerConnection(asyncio.Protocol):
         self.target = target
         self.peer: Process | None = None
         self.transport: asyncio.Transport | None = None
-        self.decoder = frames.FrameDecoder()
+        self.decoder = frames.FrameDecoder(max_items=frames.MAX_PEER_ITEMS)
         self.closed = asyncio.get_running_loop().create_future()
         self._quiet = 0
         self._pinger: asyncio.TimerHandle | None = None
@@ -71,10 +74,17 @@ class PeerConnection(asyncio.Protocol):
         self._ping_later()
 
     def data_received(self, data: bytes) -> None:
+        self.decoder.push(data)
+        self.work()
+
+    def work(self) -> None:
+        """Take what has come."""
         self._quiet = 0
         try:
-            for kind, body in self.decoder.feed(data):
-                self.handle(kind, body)
+            while (frame := self.decoder.pull()) is not None:
+                self.handle(*frame)
+                if self.transport is None or self.transport.is_closing():
+                    return
         except ProtocolError as e:
             log.warning("peer %s disconnected: %s", self.peer.node if self.peer else "?", e)
             self.abort()
@@ -92,13 +102,16 @@ class PeerConnection(asyncio.Protocol):
                 raise ProtocolError(f"{self.target[0]} answered as {peer.node!r} with store {peer.store}")
             self.open(peer)
         elif self.target is not None and kind == frames.ERROR:
-            raise ProtocolError(f"{self.target[0]} refused: {body!r:.200}")
+            raise ProtocolError(
+                f"{self.target[0]} refused: {shown(body[1] if type(body) is list and len(body) > 1 else body, 200)}"
+            )
         else:
             raise ProtocolError(f"frame type {kind} before the hello")
 
     def accept(self, body: Any) -> None:
-        """The accepting side has read a PEER_HELLO."""
+        """The accepting side has read a PEER_HELLO. Raises ProtocolError."""
         peer = read_hello(body, self.links.cluster, self.links.me)
+        self.links.check_caller(peer)
         assert self.transport is not None
         self.transport.write(frames.pack(frames.PEER_HELLO_OK, list(self.links.me)))
         self._ping_later()
@@ -123,9 +136,9 @@ class PeerConnection(asyncio.Protocol):
             blobs = getattr(message, "entries", None) or getattr(message, "rows", None)
             if blobs:
                 size += sum(len(b) if type(b) is bytes else len(b[1]) + len(b[2]) for b in blobs)
-                if size > MAX_FRAME_BODY_BYTES:
-                    out.append(frames.pack(frames.PEER, body))
-                    body, size = [], 0
+            if size > MAX_FRAME_BODY_BYTES or len(body) >= MAX_FRAME_MESSAGES:
+                out.append(frames.pack(frames.PEER, body))
+                body, size = [], 0
         if body:
             out.append(frames.pack(frames.PEER, body))
         transport.write(out[0] if len(out) == 1 else b"".join(out))
@@ -160,6 +173,8 @@ class PeerLinks:
         self.on_up = on_up
         self.on_down = on_down
         self.dropped = 0
+        #: why a caller is not let in, None = it is
+        self.refusal: Callable[[Process], str | None] = lambda peer: None
         self._open: dict[str, PeerConnection] = {}
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._targets: dict[str, tuple[str, str, int]] = {}
@@ -207,6 +222,16 @@ class PeerLinks:
             pause = min(pause * 2, DIAL_PAUSE_MAX_S)
 
     # --- connections ----------------------------------------------------------------------
+
+    def check_caller(self, peer: Process) -> None:
+        """Whether ``peer`` is one that dials this node. Raises ProtocolError."""
+        if peer.node >= self.me.node:
+            raise ProtocolError(f"node {peer.node!r} does not dial {self.me.node!r}: the first by name dials")
+        why = self.refusal(peer)
+        if why is None and peer.node not in self._open and len(self._open) >= MAX_PEERS:
+            why = f"{MAX_PEERS} peers are connected"
+        if why is not None:
+            raise ProtocolError(f"{peer.node!r} with store {peer.store!r} is no peer here: {why}")
 
     def opened(self, peer: Process, connection: PeerConnection) -> None:
         old = self._open.get(peer.node)

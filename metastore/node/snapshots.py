@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 
 from metastore.clock import now_ns
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
-from metastore.errors import MetastoreError, StorageError, Unavailable
+from metastore.core.payloads import check_aux
+from metastore.errors import CorruptState, MetastoreError, ProtocolError, StorageError, Unavailable
+from metastore.keys import is_storage_key
 from metastore.logs import log_event
+from metastore.records import unpack_record
+from metastore.storage.snapshot import AUX, DATA
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
@@ -25,6 +29,10 @@ CHUNK_BYTES = 512 << 10
 WINDOW = 4
 ACK_TIMEOUT_S = 10.0
 MAX_CONCURRENT_SENDS = 2
+MAX_CONCURRENT_RECEIVES = 4
+#: a chunk ends with the row that fills it: a record, or what dedupe remembers of one client
+MAX_CHUNK_BYTES = CHUNK_BYTES + (6 << 20)
+MAX_AUX_KEY_BYTES = 64
 
 
 class _Outgoing:
@@ -132,6 +140,7 @@ class Snapshots:
         elif isinstance(message, SnapshotBegin):
             self._begin(src, message)
         else:
+            self._check_rows(src, message)
             incoming = self._in.get(message.p)
             if (
                 incoming is None
@@ -147,9 +156,30 @@ class Snapshots:
             incoming.next += 1
             incoming.queue.put_nowait(message)
 
+    def _check_rows(self, src: Process, chunk: SnapshotChunk) -> None:
+        """Rows that cannot be of that partition, or cannot be read back. Raises ProtocolError."""
+        host = self.node.hosts.get(chunk.p)
+        size = 0
+        for kind, key, value in chunk.rows:
+            size += len(key) + len(value)
+            try:
+                if kind == DATA:
+                    unpack_record(value)
+                    good = is_storage_key(key) and (host is None or host.covers(key))
+                else:
+                    good = kind == AUX and len(key) <= MAX_AUX_KEY_BYTES and check_aux(key, value)
+            except (CorruptState, ValueError):
+                good = False
+            if not good or size > MAX_CHUNK_BYTES:
+                raise ProtocolError(f"partition {chunk.p}: a snapshot from {src.node} holds what cannot be")
+
     def _begin(self, src: Process, begin: SnapshotBegin) -> None:
         host = self.node.hosts.get(begin.p)
-        if host is None or host.replica.installing or host.replica.sealed_epoch != begin.epoch:
+        if begin.at_epoch > begin.epoch:
+            raise ProtocolError(f"partition {begin.p}: a snapshot at epoch {begin.at_epoch} in {begin.epoch}")
+        others = sum(1 for p, i in self._in.items() if i.src.node == src.node and p != begin.p)
+        full = others >= MAX_CONCURRENT_RECEIVES
+        if host is None or full or not host.replica.takes_snapshot(src, begin.epoch):
             self._queue(src.node, SnapshotAck(begin.p, begin.epoch, begin.snapshot, 0, False))
             return
         self.discard(begin.p)

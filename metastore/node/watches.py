@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from metastore.clock import now_ns
 from metastore.core.entry import entry_payload
 from metastore.core.machine import Applied, base_version, changes_of
 from metastore.core.replica import ACTIVE, RESIGNING
-from metastore.errors import Compacted, InvalidRequest, MetastoreError, Moved, Unavailable
+from metastore.errors import Compacted, InvalidRequest, MetastoreError, Moved, Overloaded, Unavailable
 from metastore.wire import frames
 from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 SLICE_BYTES = 256 << 10
 CONGESTED_BYTES = 1 << 20
 PROGRESS_NS = 2_000_000_000
+#: of one turn of the loop, for watches that are behind
+MAX_PUMP_NS = 10_000_000
+#: likewise for finding where watches from the past begin; what comes beyond it is refused
+MAX_SEEKING_NS = 20_000_000
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 Group = tuple[bytes, bytes, int, bytes]
@@ -108,8 +113,13 @@ class PartitionWatches:
                 f"partition {host.p} does not hold that range; refresh the topology", partition=host.p
             )
         error = host.node.policies.refuse_range(watch.start, watch.end)
-        if error is None and after is not None:
-            error = self._seek(watch, after)
+        if error is not None or after is None:
+            return error
+        if host.node.listing_ns > MAX_SEEKING_NS:
+            return Overloaded("too many watches from the past at once", retry_after_s=0.1)
+        began = now_ns()
+        error = self._seek(watch, after)
+        host.node.listing_ns += now_ns() - began
         return error
 
     def _seek(self, watch: Watch, after: int) -> MetastoreError | None:
@@ -212,11 +222,14 @@ class PartitionWatches:
         version = applied.base + len(applied.changes)
         body = _array(count) + events
         for watch in watches:
-            watch.index, watch.version = index, version
-            self._send(watch, version, body)
             if watch.connection.congested(CONGESTED_BYTES):
+                # not told: a connection may have thousands of watches, and each event is large
+                watch.index, watch.version = index - 1, applied.base
                 self._not_live(watch)
                 self._behind[watch] = None
+                continue
+            watch.index, watch.version = index, version
+            self._send(watch, version, body)
 
     @staticmethod
     def _send(watch: Watch, version: int, events: bytes) -> None:
@@ -227,11 +240,16 @@ class PartitionWatches:
     # --- behind ---------------------------------------------------------------------------------
 
     def pump(self) -> bool:
-        """Feed those that are behind one slice each from the log; whether some could go on at once."""
-        more = False
+        """Feed those that are behind one slice each from the log, for a while; whether some could go
+        on at once."""
+        more, until = False, now_ns() + MAX_PUMP_NS
         for watch in list(self._behind):
-            if not watch.connection.congested(CONGESTED_BYTES // 2):
-                more |= self._feed(watch)
+            if watch.connection.congested(CONGESTED_BYTES // 2):
+                continue
+            if now_ns() > until:
+                return True
+            self._behind[watch] = self._behind.pop(watch)  # the others have their turn before it
+            more |= self._feed(watch)
         return more
 
     def _feed(self, watch: Watch) -> bool:

@@ -101,6 +101,8 @@ class NodeLog:
         self.block = 0
         self.durable_block = 0
         self.syncing = False
+        #: no round can begin before a segment is made
+        self.short = False
         self.syncing_since_s = 0.0
         self.failure: StorageError | None = None
         self.rounds = 0
@@ -115,7 +117,8 @@ class NodeLog:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: queue.SimpleQueue[list[_Piece] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._preparing: threading.Thread | None = None
+        self._preparing = False
+        self._preparer: threading.Thread | None = None
         #: takes a round instead of the log's own thread, and tells ``round_written`` (simulation)
         self.writer: Callable[[list[_Piece]], None] | None = None
         self._on_durable: Callable[[int], None] = lambda seq: None
@@ -171,7 +174,8 @@ class NodeLog:
         return bool(self._waiting)
 
     def _take_round(self) -> list[_Piece]:
-        """Lay out what waits as blocks and give entries their locations."""
+        """Lay out what waits as blocks and give entries their locations; no more of it than there
+        are segments for."""
         waiting, self._waiting = self._waiting, []
         seq = self.last_seq - len(waiting) + 1
         pieces: list[_Piece] = []
@@ -183,6 +187,9 @@ class NodeLog:
                 size += len(waiting[stop][0])
                 stop += 1
             segment = self._segment_for(BLOCK_HEAD.size + size)
+            if segment is None:
+                self._waiting = waiting[start:]
+                break
             self.block += 1
             body_at = segment.end + BLOCK_HEAD.size
             for raw, record in waiting[start:stop]:
@@ -208,7 +215,9 @@ class NodeLog:
         if index > segment.max_index.get(record.p, 0):
             segment.max_index[record.p] = index
 
-    def _segment_for(self, size: int) -> Segment:
+    def _segment_for(self, size: int) -> Segment | None:
+        """Where a block of ``size`` goes; None while the segment for it is being made, which takes
+        as long as the disk does and is nothing for the loop's thread to wait for."""
         segments = self.files.segments
         if segments and segments[-1].end + size <= self.files.segment_bytes:
             return segments[-1]
@@ -217,27 +226,47 @@ class NodeLog:
                 f"a log block of {size} bytes does not fit a segment of {self.files.segment_bytes}: "
                 "raise segment_mib"
             )
-        if self._preparing is not None:
-            self._preparing.join()
-            self._preparing = None
         number = segments[-1].number + 1 if segments else 1
-        segment = self._next_segment
-        self._next_segment = None
-        if segment is None or segment.number != number:
+        segment, self._next_segment = self._next_segment, None
+        if segment is None:
+            if self._thread is not None:
+                self._prepare_soon(number, needed=True)
+                return None
             segment = self.files.create(number)
         segments.append(segment)
         if self._thread is not None:
-            self._preparing = threading.Thread(
-                target=self._prepare, args=(number + 1,), name="log-prepare", daemon=True
-            )
-            self._preparing.start()
+            self._prepare_soon(number + 1, needed=False)
         return segment
 
-    def _prepare(self, number: int) -> None:
+    def _prepare_soon(self, number: int, needed: bool) -> None:
+        if self._preparing:
+            return
+        self._preparing = True
+        self._preparer = threading.Thread(
+            target=self._prepare, args=(number, needed), name="log-prepare", daemon=True
+        )
+        self._preparer.start()
+
+    def _prepare(self, number: int, needed: bool) -> None:
+        """In a thread of its own."""
+        made: Segment | OSError
         try:
-            self._next_segment = self.files.create(number)
+            made = self.files.create(number)
         except OSError as e:
-            log.warning("the next log segment could not be prepared: %s", e)
+            made = e
+        assert self._loop is not None
+        self._call(self._loop, self._prepared, made, needed)
+
+    def _prepared(self, made: Segment | OSError, needed: bool) -> None:
+        """A segment made ahead of its time may fail: the disk may have room when it is needed."""
+        self._preparing = False
+        if isinstance(made, Segment):
+            self._next_segment = made
+        elif needed:
+            self._failed(made)
+        else:
+            log.warning("the next log segment could not be prepared: %s", made)
+        self.kick()
 
     # --- rounds -----------------------------------------------------------------------------
 
@@ -261,7 +290,11 @@ class NodeLog:
             except (OSError, StorageError) as e:
                 self._failed(e)
                 return
-            self.syncing = True
+            if not pieces:  # the segment they need is being made, which kicks again
+                if not self.short:
+                    self.short, self.syncing_since_s = True, self._loop.time()
+                return
+            self.syncing, self.short = True, False
             self.syncing_since_s = self._loop.time()
             assert self.writer is not None
             self.writer(pieces)
@@ -347,8 +380,8 @@ class NodeLog:
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join(timeout=10)
-        if self._preparing is not None:
-            self._preparing.join(timeout=10)
+        if self._preparer is not None:
+            self._preparer.join(timeout=10)
         if self._next_segment is not None:
             self.files.disk.close(self._next_segment.fd)
         self.files.close()

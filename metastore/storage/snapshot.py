@@ -58,6 +58,7 @@ class SnapshotInstaller:
         self._store = store
         self._p = p
         self._slot = slot
+        self._used = False
 
     async def add(self, rows: list[Row]) -> None:
         """Stage rows; returns when they are written. Raises StorageError."""
@@ -67,6 +68,7 @@ class SnapshotInstaller:
                 job.append(state.record_write(self._slot, key, value))
             elif kind == AUX:
                 job.append(state.aux_write(self._slot, key, value))
+        self._used = True
         await self._store.run_in_writer(state.write, job)
 
     async def finish(self, index: int, epoch: int) -> None:
@@ -74,4 +76,5 @@ class SnapshotInstaller:
         await self._store.switch_slot(self._p, self._slot, index, epoch)
 
     async def abort(self) -> None:
-        await self._store.delete_slot(self._slot)
+        if self._used:
+            await self._store.delete_slot(self._slot)

@@ -114,6 +114,7 @@ class Store:
         self.facts: dict[str, Any] = {}
         self.partitions: dict[int, PartitionInfo] = {}
         self.scan_next: bytes | None = None
+        self.scan_bytes_left = 0
         self.flushes = 0
         self.last_flush_ms = 0
         self.log: NodeLog
@@ -256,7 +257,8 @@ class Store:
 
     @property
     def syncing(self) -> bool:
-        return self.log.syncing
+        """What is appended now waits for a later round."""
+        return self.log.syncing or self.log.short
 
     def append(self, record: Record) -> int:
         """Buffer a record; its number. Durable once ``durable_seq`` reaches it."""
@@ -290,7 +292,7 @@ class Store:
 
     def syncing_for_s(self) -> float:
         """How long the round under way has taken so far."""
-        if self._loop is None or not self.log.syncing:
+        if self._loop is None or not self.syncing:
             return 0.0
         return self._loop.time() - self.log.syncing_since_s
 
@@ -343,21 +345,22 @@ class Store:
     ) -> list[tuple[bytes, bytes]]:
         """Records with ``start <= lkey < end`` in order, at most ``limit``, of those whose namespace
         and key begin with ``wanted``. ``scan_next``: where to go on when ``limit``, ``max_bytes`` or
-        ``max_looks`` (records looked at) ended it early; None = there is nothing more."""
+        ``max_looks`` (records looked at) ended it early; None = there is nothing more.
+        ``scan_bytes_left``: what was left of ``max_bytes``."""
         rows: list[tuple[bytes, bytes]] = []
         last: bytes | None = None
         for lkey, record in self._merged(p, start, end):
             if lkey == last:
                 continue
             if len(rows) >= limit or max_bytes <= 0 or max_looks <= 0:
-                self.scan_next = lkey
+                self.scan_next, self.scan_bytes_left = lkey, max_bytes
                 return rows
             last = lkey
             max_looks -= 1
             if record is not None and (not wanted or lkey.startswith(wanted, 8)):
                 rows.append((lkey, record))
                 max_bytes -= len(lkey) + len(record)
-        self.scan_next = None
+        self.scan_next, self.scan_bytes_left = None, max_bytes
         return rows
 
     def _merged(self, p: int, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:

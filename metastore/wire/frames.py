@@ -1,9 +1,10 @@
 """Frames: length-prefixed, versioned msgpack, bounded on decode. Sans-I/O.
 
 A frame is ``u32 length (big endian, of what follows) | u8 wire version | u8 type | msgpack``.
-Limits are checked before anything is allocated: the length, and the number of elements that
-any one array or map may claim. Whatever breaks a limit or does not parse raises ProtocolError;
-the caller disconnects the sender and nothing else happens.
+Limits are checked before anything is allocated: the length, the number of elements that any one
+array or map may claim and, where the sender is not trusted, the number of elements in all.
+Whatever breaks a limit or does not parse raises ProtocolError; the caller disconnects the sender
+and nothing else happens.
 """
 
 from __future__ import annotations
@@ -18,10 +19,17 @@ from metastore.errors import ProtocolError
 WIRE_VERSION: Final = 1
 HEADER: Final = struct.Struct(">IBB")
 MAX_FRAME_BYTES: Final = 16 << 20
+#: before the sender has said who it is
+MAX_HELLO_BYTES: Final = 4096
 MAX_ARRAY: Final = 16384
 MAX_MAP: Final = 4096
 """msgpack allocates an array when it reads its header, up to 1,024 levels deep: the element
 bound keeps a hostile frame below about 130 MB, and that only until it fails to parse."""
+#: A byte of msgpack may become an object of 72: of a small frame that is no harm, in a large one the
+#: elements are counted. Values are what makes honest frames large, not their number.
+UNCOUNTED_BYTES: Final = 64 << 10
+MAX_CLIENT_ITEMS: Final = 500_000
+MAX_PEER_ITEMS: Final = 1_000_000
 
 # client <-> node
 HELLO: Final = 1
@@ -43,8 +51,6 @@ PEER_HELLO_OK: Final = 33
 PEER: Final = 34
 PING: Final = 35
 
-_packer_options: dict[str, Any] = {"use_bin_type": True}
-
 
 def pack(kind: int, body: Any) -> bytes:
     """One whole frame."""
@@ -54,52 +60,99 @@ def pack(kind: int, body: Any) -> bytes:
     return HEADER.pack(len(raw) + 2, WIRE_VERSION, kind) + raw
 
 
-def unpack_body(raw: bytes | memoryview) -> Any:
-    """The msgpack value in ``raw``, within the limits."""
+class _Items:
+    """Counts the elements of what is being parsed; raises ValueError beyond ``left`` of them."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, made: Any) -> Any:
+        self.left -= 1 + len(made)
+        if self.left < 0:
+            raise ValueError("too many elements")
+        return made
+
+
+def unpack_body(raw: bytes | memoryview, max_items: int = 0) -> Any:
+    """The msgpack value in ``raw``, within the limits; ``max_items``: elements in all, 0 = any."""
+    size = len(raw)
+    hook = _Items(max_items) if max_items and size > UNCOUNTED_BYTES else None
     try:
         return msgpack.unpackb(
             raw,
             use_list=True,
             raw=False,
             strict_map_key=True,
-            max_array_len=MAX_ARRAY,
-            max_map_len=MAX_MAP,
+            list_hook=hook,
+            object_hook=hook,
+            max_array_len=min(MAX_ARRAY, size),
+            max_map_len=min(MAX_MAP, size),
             max_ext_len=0,
         )
     except (ValueError, TypeError, RecursionError, UnicodeDecodeError, msgpack.UnpackException) as e:
         raise ProtocolError(f"frame body does not parse: {type(e).__name__}: {e}") from None
 
 
+def shown(value: Any, limit: int = 40) -> str:
+    """``value`` for an error message: short, and without walking through what a stranger nested."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        return repr(value[:limit])[:limit]
+    if value is None or kind in (bool, int, float):
+        return repr(value)[:limit]
+    return f"a {kind.__name__} of {len(value)}" if kind in (list, dict) else f"a {kind.__name__}"
+
+
 class FrameDecoder:
-    """Bytes in, ``(type, body)`` out; keeps at most one unfinished frame."""
+    """Bytes in, ``(type, body)`` out: ``push`` what came, ``pull`` frames until there is none. Linear in
+    what is pushed, however small the pieces. ``max_frame`` may be changed between two frames."""
 
-    __slots__ = ("_buffer", "_max_frame")
+    __slots__ = ("_buffer", "_pos", "max_frame", "max_items")
 
-    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
-        self._buffer = b""
-        self._max_frame = max_frame_bytes
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, max_items: int = 0) -> None:
+        self._buffer = bytearray()
+        self._pos = 0
+        self.max_frame = max_frame_bytes
+        self.max_items = max_items
 
     @property
     def buffered_bytes(self) -> int:
-        return len(self._buffer)
+        return len(self._buffer) - self._pos
+
+    def push(self, data: bytes) -> None:
+        if self._pos:
+            del self._buffer[: self._pos]
+            self._pos = 0
+        self._buffer += data
+
+    def pull(self) -> tuple[int, Any] | None:
+        """The next frame, None when it is not all there. Raises ProtocolError, after which there is
+        nothing more to be had."""
+        buffer, pos = self._buffer, self._pos
+        end = len(buffer)
+        if end - pos < HEADER.size:
+            return None
+        length, version, kind = HEADER.unpack_from(buffer, pos)
+        if version != WIRE_VERSION:
+            raise ProtocolError(f"wire version {version}; this side speaks {WIRE_VERSION}")
+        if length < 2 or length > self.max_frame:
+            raise ProtocolError(f"frame length {length} is not within 2 and {self.max_frame} bytes")
+        stop = pos + 4 + length
+        if stop > end:
+            return None
+        body = unpack_body(memoryview(buffer)[pos + HEADER.size : stop], self.max_items)
+        if stop == end:
+            self._buffer, self._pos = bytearray(), 0
+        else:
+            self._pos = stop
+        return kind, body
 
     def feed(self, data: bytes) -> list[tuple[int, Any]]:
         """Every frame completed by ``data``, in order. Raises ProtocolError."""
-        if self._buffer:
-            data = self._buffer + data
-        frames: list[tuple[int, Any]] = []
-        pos, end = 0, len(data)
-        view = memoryview(data)
-        while end - pos >= 6:
-            length, version, kind = HEADER.unpack_from(data, pos)
-            if version != WIRE_VERSION:
-                raise ProtocolError(f"wire version {version}; this side speaks {WIRE_VERSION}")
-            if length < 2 or length > self._max_frame:
-                raise ProtocolError(f"frame length {length} is not within 2 and {self._max_frame} bytes")
-            stop = pos + 4 + length
-            if stop > end:
-                break
-            frames.append((kind, unpack_body(view[pos + 6 : stop])))
-            pos = stop
-        self._buffer = data[pos:] if pos < end else b""
+        self.push(data)
+        frames = []
+        while (frame := self.pull()) is not None:
+            frames.append(frame)
         return frames

@@ -9,7 +9,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from metastore.errors import InvalidRequest, MetastoreError, TooLarge
-from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES
+from metastore.keys import (
+    MAX_CONTENT_TYPE_BYTES,
+    MAX_KEY_BYTES,
+    MAX_VALUE_BYTES,
+    is_content_type,
+    is_storage_key,
+)
 from metastore.namespaces import MAX_TTL_MS
 from metastore.wire.client_messages import (
     ADD,
@@ -30,6 +36,7 @@ from metastore.wire.client_messages import (
     WATCH_ANY,
     WATCH_KEYS,
 )
+from metastore.wire.frames import shown
 
 #: kind -> elements without and with a fence
 _LENGTHS: Final = {
@@ -55,7 +62,7 @@ def op_shape(op: Any) -> MetastoreError | None:
         return InvalidRequest("an operation is not an array of at least 3 elements")
     lengths = _LENGTHS.get(op[1]) if type(op[1]) is int else None
     if lengths is None:
-        return InvalidRequest(f"unknown operation {op[1]!r:.40}")
+        return InvalidRequest(f"unknown operation {shown(op[1])}")
     if len(op) not in lengths:
         return InvalidRequest(f"operation {op[1]} has {len(op)} elements instead of {lengths[0]}")
     if type(op[0]) is not int or not 0 <= op[0] < _U64 or type(op[2]) is not int:
@@ -74,9 +81,11 @@ def check_op(op: list[Any]) -> MetastoreError | None:
         return _check_consistency(op[4], op[5])
     if kind == TOUCH:
         return _check_condition(op[4])
+    if not is_storage_key(lkey):
+        return InvalidRequest("the storage key's namespace or key is not one that can be stored")
     for value in (op[4], op[5], op[6]):
         if type(value) is not int or not 0 <= value < _I63:
-            return InvalidRequest(f"request id part {value!r:.20} is not a count below 2**63")
+            return InvalidRequest(f"request id part {shown(value, 20)} is not a count below 2**63")
     if kind == TXN:
         return _check_txn(op)
     condition = op[7]
@@ -110,7 +119,7 @@ def _check_list(op: list[Any]) -> MetastoreError | None:
         if type(end) is not bytes or len(end) > _MAX_LKEY + 1:
             return InvalidRequest("an end of a list is not bytes, or too long")
     if type(op[5]) is not int or not 1 <= op[5] <= MAX_LIST_LIMIT:
-        return InvalidRequest(f"limit {op[5]!r:.20} is not within 1 and {MAX_LIST_LIMIT}")
+        return InvalidRequest(f"limit {shown(op[5], 20)} is not within 1 and {MAX_LIST_LIMIT}")
     if type(op[6]) is not int:
         return InvalidRequest("flags is not a number")
     if len(op) == 10 and not _is_filter(op[9]):
@@ -120,13 +129,13 @@ def _check_list(op: list[Any]) -> MetastoreError | None:
 
 def _check_condition(condition: Any) -> MetastoreError | None:
     if condition is not None and (type(condition) is not int or not -1 <= condition < _I63):
-        return InvalidRequest(f"condition {condition!r:.20} is not a version, 0 (absent) or -1 (exists)")
+        return InvalidRequest(f"condition {shown(condition, 20)} is not a version, 0 (absent) or -1 (exists)")
     return None
 
 
 def _check_delta(delta: Any) -> MetastoreError | None:
     if type(delta) is not int or not -_I64 <= delta < _I64:
-        return InvalidRequest(f"delta {delta!r:.20} is not a signed 64-bit number")
+        return InvalidRequest(f"delta {shown(delta, 20)} is not a signed 64-bit number")
     return None
 
 
@@ -135,12 +144,12 @@ def _check_put(value: Any, content_type: Any, ttl_ms: Any) -> MetastoreError | N
         return InvalidRequest("the value is not bytes")
     if len(value) > MAX_VALUE_BYTES:
         return TooLarge(f"value of {len(value)} bytes is over the limit of {MAX_VALUE_BYTES} bytes")
-    if type(content_type) is not str or len(content_type.encode("utf-8", "replace")) > MAX_CONTENT_TYPE_BYTES:
-        return InvalidRequest(f"the content type is not text of at most {MAX_CONTENT_TYPE_BYTES} bytes")
-    if content_type and not content_type.isascii():
-        return InvalidRequest("the content type is not ASCII")
+    if type(content_type) is not str or not is_content_type(content_type):
+        return InvalidRequest(
+            f"the content type is not ASCII that can be printed, of at most {MAX_CONTENT_TYPE_BYTES} bytes"
+        )
     if ttl_ms is not None and (type(ttl_ms) is not int or not 0 <= ttl_ms <= MAX_TTL_MS):
-        return InvalidRequest(f"ttl_ms {ttl_ms!r:.20} is not within 0 and {MAX_TTL_MS}")
+        return InvalidRequest(f"ttl_ms {shown(ttl_ms, 20)} is not within 0 and {MAX_TTL_MS}")
     return None
 
 
@@ -150,7 +159,7 @@ def _check_fence(fence: Any) -> MetastoreError | None:
     if not fence[0] or len(fence[0].encode("utf-8", "replace")) > MAX_FENCE_NAME_BYTES:
         return InvalidRequest(f"a fence's name is not text of 1 to {MAX_FENCE_NAME_BYTES} bytes")
     if type(fence[1]) is not int or not 0 < fence[1] < _I63:
-        return InvalidRequest(f"fencing token {fence[1]!r:.20} is not a version")
+        return InvalidRequest(f"fencing token {shown(fence[1], 20)} is not a version")
     return None
 
 
@@ -184,14 +193,14 @@ def _check_compare(compare: Any) -> MetastoreError | None:
         return InvalidRequest("a compare is not [storage key, target, relation, operand]")
     _, target, relation, operand = compare
     if type(target) is not int or not 0 <= target <= CREATED:
-        return InvalidRequest(f"target {target!r:.20} of a compare is not known")
+        return InvalidRequest(f"target {shown(target, 20)} of a compare is not known")
     if type(relation) is not int or not 0 <= relation <= GREATER:
-        return InvalidRequest(f"relation {relation!r:.20} of a compare is not known")
+        return InvalidRequest(f"relation {shown(relation, 20)} of a compare is not known")
     if target == VALUE:
         if type(operand) is not bytes or len(operand) > MAX_VALUE_BYTES:
             return InvalidRequest("a value is compared with bytes, of the size of a value at most")
     elif type(operand) is not int or not 0 <= operand < _I63:
-        return InvalidRequest(f"a version is compared with {operand!r:.20}, which is none")
+        return InvalidRequest(f"a version is compared with {shown(operand, 20)}, which is none")
     return None
 
 
@@ -200,6 +209,8 @@ def _check_part(part: Any) -> MetastoreError | None:
         return InvalidRequest("an operation of a transaction is not an array that begins with its kind")
     if _PART_LENGTHS.get(part[0]) != len(part) or not _is_lkey(part[1]):
         return InvalidRequest(f"operation {part[0]} of a transaction is malformed")
+    if part[0] != GET and not is_storage_key(part[1]):
+        return InvalidRequest("a storage key's namespace or key is not one that can be stored")
     if part[0] == PUT:
         return _check_put(part[2], part[3], part[4])
     return _check_delta(part[2]) if part[0] == ADD else None
@@ -207,9 +218,9 @@ def _check_part(part: Any) -> MetastoreError | None:
 
 def _check_consistency(consistency: Any, arg: Any) -> MetastoreError | None:
     if type(consistency) is not int or not 0 <= consistency <= AT_LEAST:
-        return InvalidRequest(f"unknown consistency {consistency!r:.20}")
+        return InvalidRequest(f"unknown consistency {shown(consistency, 20)}")
     if arg is not None and (type(arg) is not int or not 0 <= arg < _I63):
-        return InvalidRequest(f"consistency argument {arg!r:.20} is not a count below 2**63")
+        return InvalidRequest(f"consistency argument {shown(arg, 20)} is not a count below 2**63")
     if consistency == AT_LEAST and arg is None:
         return InvalidRequest("at_least needs a version")
     return None
@@ -224,7 +235,7 @@ def check_watch(body: Any) -> MetastoreError | None:
     if any(type(end) is not bytes or len(end) > _MAX_LKEY + 1 for end in body[2:4]):
         return InvalidRequest("an end of a watch is not bytes, or too long")
     if body[4] is not None and (type(body[4]) is not int or not 0 <= body[4] < _I63):
-        return InvalidRequest(f"a watch resumes after {body[4]!r:.20}, which is no version")
+        return InvalidRequest(f"a watch resumes after {shown(body[4], 20)}, which is no version")
     if type(body[5]) is not int or body[5] & ~WATCH_FLAGS:
-        return InvalidRequest(f"unknown flags {body[5]!r:.20} of a watch")
+        return InvalidRequest(f"unknown flags {shown(body[5], 20)} of a watch")
     return None

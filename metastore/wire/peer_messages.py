@@ -1,7 +1,8 @@
 """Core messages as wire arrays and back, checked. Sans-I/O.
 
 A PEER frame holds ``[[kind, field, ...], ...]``; kinds are numbered in core.messages. A value
-of the wrong type raises ProtocolError: the connection ends and nothing else happens.
+of the wrong type or out of bounds raises ProtocolError: the connection ends and nothing else
+happens. What a value means in the state that the replica is in, the core judges.
 """
 
 from __future__ import annotations
@@ -10,12 +11,22 @@ from typing import Any, Final, get_type_hints
 
 from metastore.core.messages import KINDS, NUMBERS, Process
 from metastore.errors import ProtocolError
+from metastore.wire.frames import shown
 
-#: per kind: the plain type each field must have (containers are checked by their elements below)
-_FIELD_TYPES: Final[dict[int, tuple[type[Any], ...]]] = {}
+#: Epochs, indexes and numbers end far below where 64 bits do: what is added to one stays a count.
+MAX_COUNT: Final = 1 << 62
+MAX_PARTITIONS: Final = 1 << 16
+#: ten times what may be configured (grant_ms): a grant without end would be a licence for stale reads
+MAX_GRANT_NS: Final = 600 * 1_000_000_000
+_BOUNDS: Final = {"p": MAX_PARTITIONS, "grant_ns": MAX_GRANT_NS, "remaining_grant_ns": MAX_GRANT_NS}
+
+#: per kind: the plain type each field must have, and the bound of a count (containers are checked below)
+_FIELDS: Final[dict[int, tuple[tuple[type[Any], int], ...]]] = {}
 for _number, _cls in KINDS.items():
     _hints = get_type_hints(_cls)
-    _FIELD_TYPES[_number] = tuple(getattr(t, "__origin__", t) for t in _hints.values())
+    _FIELDS[_number] = tuple(
+        (getattr(t, "__origin__", t), _BOUNDS.get(name, MAX_COUNT)) for name, t in _hints.items()
+    )
 
 _INT_ROWS: Final = {1: ("beats", 4), 2: ("refused", 2)}
 _BYTES_LISTS: Final = frozenset({6, 10})
@@ -30,14 +41,16 @@ def decode(raw: Any) -> Any:
     if type(raw) is not list or not raw:
         raise ProtocolError("a peer message is not an array")
     kind = raw[0]
-    types = _FIELD_TYPES.get(kind) if type(kind) is int else None
-    if types is None:
-        raise ProtocolError(f"unknown peer message {kind!r:.40}")
-    if len(raw) != len(types) + 1:
-        raise ProtocolError(f"peer message {kind} has {len(raw) - 1} fields instead of {len(types)}")
-    for value, wanted in zip(raw[1:], types, strict=True):
-        if type(value) is not wanted or (wanted is int and int(value) < 0):
-            raise ProtocolError(f"peer message {kind}: {value!r:.40} where {wanted.__name__} was due")
+    fields = _FIELDS.get(kind) if type(kind) is int else None
+    if fields is None:
+        raise ProtocolError(f"unknown peer message {shown(kind)}")
+    if len(raw) != len(fields) + 1:
+        raise ProtocolError(f"peer message {kind} has {len(raw) - 1} fields instead of {len(fields)}")
+    for value, (wanted, bound) in zip(raw[1:], fields, strict=True):
+        if type(value) is not wanted or (wanted is int and not 0 <= value < bound):
+            raise ProtocolError(
+                f"peer message {kind}: {shown(value)} where {wanted.__name__} below {bound} was due"
+            )
     message = KINDS[kind](*raw[1:])
     rows = _INT_ROWS.get(kind)
     if rows is not None:
@@ -56,8 +69,12 @@ def decode(raw: Any) -> Any:
 
 def _check_int_rows(rows: list[Any], width: int) -> None:
     for row in rows:
-        if type(row) is not list or len(row) != width or not all(type(v) is int and v >= 0 for v in row):
-            raise ProtocolError(f"{row!r:.60} where {width} counts were due")
+        if (
+            type(row) is not list
+            or len(row) != width
+            or not all(type(v) is int and 0 <= v < MAX_COUNT for v in row)
+        ):
+            raise ProtocolError(f"{shown(row)} where {width} counts were due")
 
 
 def hello(cluster: str, me: Process, target_node: str, target_store: str) -> list[str]:
@@ -70,10 +87,10 @@ def read_hello(body: Any, cluster: str, me: Process) -> Process:
     if type(body) is not list or len(body) != 6 or not all(type(v) is str and len(v) <= 256 for v in body):
         raise ProtocolError("malformed peer hello")
     if body[0] != cluster:
-        raise ProtocolError(f"peer {body[1]!r} is of cluster {body[0]!r}; this is {cluster!r}")
+        raise ProtocolError(f"peer {shown(body[1])} is of cluster {shown(body[0])}; this is {cluster!r}")
     if (body[4], body[5]) != (me.node, me.store):
         raise ProtocolError(
-            f"peer {body[1]!r} looks for store {body[5]} of node {body[4]!r}; this is {me.store} of {me.node!r}"
+            f"peer {shown(body[1])} looks for store {shown(body[5])} of node {shown(body[4])}; this is {me.store} of {me.node!r}"
         )
     return Process(body[1], body[2], body[3])
 

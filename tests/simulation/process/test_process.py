@@ -174,7 +174,7 @@ def reads_whatever_it_has(patch: pytest.MonkeyPatch) -> None:
     """R8: linearizable reads without grants."""
 
     def read(self: Any, connection: Any, client: bytes, op: list[Any], deadline: int) -> None:
-        connection.answer(self.read(op, 0))
+        connection.answer(*self.read(connection, op, 0))
 
     patch.setattr(PartitionHost, "read_linearizable", read)
 

@@ -69,7 +69,7 @@ async def f(tmp_path: Path) -> AsyncIterator[Fixture]:
 
 async def test_an_entry_that_cannot_be_applied_ends_the_node(f: Fixture) -> None:
     """The second APPEND of the frame is never acknowledged: its effects went with the first's."""
-    odd = pack_entry(2, EPOCH, msgpack.packb([0, [], [[2, b"k", b"r", -1, 0, "of a later version"]], [], []]))
+    odd = pack_entry(2, EPOCH, msgpack.packb([7, [], [], [], []]))  # the state is not at version 7
     f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""), odd)])
     await f.durable()
     f.out.clear()
@@ -80,6 +80,17 @@ async def test_an_entry_that_cannot_be_applied_ends_the_node(f: Fixture) -> None
     f.node.on_peer_messages(LEADER, [f.append(2, third)])
     await f.durable()
     assert not f.answers()
+
+
+async def test_an_entry_of_a_form_that_is_not_known_is_not_taken(f: Fixture) -> None:
+    """Of a later version, or made up: its sender is disconnected, and nothing is stored."""
+    odd = pack_entry(2, EPOCH, msgpack.packb([0, [], [[2, b"k", b"r", -1, 0, "of a later version"]], [], []]))
+    with pytest.raises(ProtocolError, match="a form that there is not"):
+        f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""), odd)])
+    await f.durable()
+    assert not f.answers()
+    assert f.host.replica.log.last_index == 0
+    assert f.node.failure is None
 
 
 async def test_a_log_that_cannot_be_read_ends_the_node(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:

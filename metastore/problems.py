@@ -1,9 +1,10 @@
-"""Errors as RFC 9457 problem documents, with ``code``, ``retryable`` and ``outcome``."""
+"""Errors over HTTP as RFC 9457 problem documents, with ``code``, ``retryable`` and ``outcome``."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
@@ -21,6 +22,16 @@ TITLES = {
     503: "Service unavailable",
     504: "Deadline exceeded",
 }
+#: of errors that HTTP itself brings, before any operation is known
+CODES: Final = {
+    400: "malformed_request",
+    404: "no_such_path",
+    405: "method_not_allowed",
+    413: "too_large",
+    417: "expectation_failed",
+    500: "internal",
+}
+MEDIA_TYPE: Final = "application/problem+json"
 
 
 def problem_body(error: MetastoreError) -> dict[str, Any]:
@@ -47,6 +58,22 @@ def problem(error: MetastoreError, head: bool = False) -> web.Response:
     if isinstance(error, ConditionFailed) and error.detail.get("version"):
         headers["ETag"] = f'"{error.detail["version"]}"'
     body = b"" if head else orjson.dumps(problem_body(error))
-    return web.Response(
-        status=error.http_status, body=body, headers=headers, content_type="application/problem+json"
-    )
+    return web.Response(status=error.http_status, body=body, headers=headers, content_type=MEDIA_TYPE)
+
+
+def http_problem(status: int, detail: str) -> bytes:
+    """The document for an error of HTTP itself: nothing was done, and the same again will not do."""
+    code = CODES.get(status, f"http_{status}")
+    title = TITLES.get(status)
+    if title is None:
+        title = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
+    body = {
+        "type": f"urn:metastore:error:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": False,
+        "outcome": "none",
+    }
+    return orjson.dumps(body)

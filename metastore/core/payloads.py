@@ -1,0 +1,155 @@
+"""Whether what came from another node can be applied or loaded, before it is stored. Pure.
+
+A checksum says that bytes arrived as they were sent, not that they are what a leader makes. What a
+follower could not apply would end it when it is committed (R14), at the sender's pleasure; so it is
+refused when it comes. The forms are those of ``core.machine``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgpack
+
+from metastore.core.dedupe import Session
+from metastore.core.machine import (
+    FENCE_PREFIX,
+    INT64_MAX,
+    META_KEY,
+    NOTHING,
+    SESSION_PREFIX,
+    TTL_PREFIX,
+    USAGE_PREFIX,
+    digest_key,
+)
+from metastore.errors import CorruptState
+from metastore.records import COUNTER, record_versions, unpack_record
+from metastore.wire.client_messages import ADD, DELETE, EXPIRE, GET, PUT, TXN
+
+_UNREADABLE: Final = (ValueError, TypeError, RecursionError, msgpack.UnpackException)
+_MIN_LKEY: Final = 11
+
+
+def check_payload(payload: bytes | memoryview) -> str | None:
+    """Why ``payload`` is none that ``Machine.resolve`` makes; None if it can be applied, but for the
+    version at which it begins."""
+    try:
+        entry = msgpack.unpackb(payload, use_list=True)
+    except _UNREADABLE as e:
+        return f"the payload does not parse: {type(e).__name__}"
+    if type(entry) is not list or len(entry) != 5 or not all(type(part) is list for part in entry[1:]):
+        return "the payload is not [version, sessions, rows, usage, fences]"
+    base, sessions, rows, usage, fences = entry
+    if not _is_count(base):
+        return f"the payload begins at no version: {base!r:.20}"
+    if not all(_is_pair(item, bytes) for item in sessions):
+        return "a session is not [client, count]"
+    if not all(_is_pair(item, bytes) and item[0] for item in fences):
+        return "a fence is not [name, token]"
+    if not all(
+        type(item) is list
+        and len(item) == 3
+        and type(item[0]) is bytes
+        and type(item[1]) is type(item[2]) is int
+        for item in usage
+    ):
+        return "usage is not [namespace, records, bytes]"
+    known = len(sessions)
+    for row in rows:
+        if type(row) is not list or not row or not _is_row(row, known):
+            return "a row of a form that there is not"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= INT64_MAX
+
+
+def _is_pair(item: Any, kind: type[Any]) -> bool:
+    return type(item) is list and len(item) == 2 and type(item[0]) is kind and _is_count(item[1])
+
+
+def _is_row(row: list[Any], sessions: int) -> bool:
+    kind, width = row[0], len(row)
+    if kind in (PUT, ADD) and width == 5:
+        good, at, seq = _is_write(kind, row[1], row[2]), row[3], row[4]
+    elif kind in (DELETE, EXPIRE) and width == 4:
+        good, at, seq = _is_lkey(row[1]), row[2], row[3]
+    elif kind == NOTHING and width == 5:
+        good, at, seq = _is_count(row[3]) and _is_count(row[4]), row[1], row[2]
+    elif kind == TXN and width == 5:
+        good = type(row[3]) is bool and type(row[4]) is list and all(map(_is_part, row[4]))
+        at, seq = row[1], row[2]
+    else:
+        return False
+    return good and type(at) is int and -1 <= at < sessions and _is_count(seq)
+
+
+def _is_part(part: Any) -> bool:
+    if type(part) is not list or not part:
+        return False
+    kind, width = part[0], len(part)
+    if kind in (PUT, ADD):
+        return width == 3 and _is_write(kind, part[1], part[2])
+    if kind == DELETE:
+        return width == 2 and _is_lkey(part[1])
+    if kind == GET:
+        return width == 2 and (part[1] is None or _is_record(part[1]))
+    return bool(kind == NOTHING) and width == 1
+
+
+def _is_lkey(lkey: Any) -> bool:
+    return type(lkey) is bytes and len(lkey) >= _MIN_LKEY
+
+
+def _is_write(kind: int, lkey: Any, record: Any) -> bool:
+    if not _is_lkey(lkey) or not _is_record(record):
+        return False
+    return kind == PUT or _is_counter(record)
+
+
+def _is_record(record: Any) -> bool:
+    if type(record) is not bytes:
+        return False
+    try:
+        unpack_record(record)
+    except CorruptState:
+        return False
+    return True
+
+
+def _is_counter(record: bytes) -> bool:
+    if not record_versions(record)[0] & COUNTER:
+        return False
+    try:
+        int(unpack_record(record).value)
+    except ValueError:
+        return False
+    return True
+
+
+def check_aux(key: bytes, raw: bytes) -> bool:
+    """Whether an aux row that came with a snapshot is one that ``Machine.load`` takes."""
+    kind = key[:1]
+    try:
+        if kind == SESSION_PREFIX:
+            session = Session.unpack(raw)
+            counts = (session.guard, session.floor, session.last_index, session.ordinal, *session.outcomes)
+            return all(map(_is_count, counts)) and all(session.outcomes.values())
+        row = msgpack.unpackb(raw)
+    except _UNREADABLE:
+        return False
+    if type(row) is not list:
+        return False
+    if key == META_KEY:
+        return len(row) == 2 and all(map(_is_count, row))
+    if kind == USAGE_PREFIX:
+        return len(row) == 2 and all(type(v) is int for v in row)
+    if kind == TTL_PREFIX:
+        return (
+            len(row) == 3
+            and _is_lkey(row[0])
+            and all(map(_is_count, row[1:]))
+            and key == digest_key(kind, row[0])
+        )
+    return kind == FENCE_PREFIX and _is_pair(row, bytes) and key == digest_key(kind, row[0])

@@ -1,0 +1,167 @@
+"""Who may stay connected, and how much of the node's memory all clients together may hold.
+
+What a stranger can make a node keep, and the bound of each:
+
+- connections that have not said who they are: MAX_STRANGERS, the oldest goes for a new one, so that
+  neither clients nor peers are locked out by those who only connect; each ends after its hello's time;
+- halves of frames and answers that nobody reads: ``memory_bytes`` in all. Beyond it the
+  longest-standing of those who hold any are disconnected: whoever keeps up is never among them;
+- writes that wait for the log or for a quorum: as much again; beyond it they are refused;
+- a frame that began, or answers of which nothing is taken: ``patience_s``, then the connection ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from metastore.core.settings import MS
+
+if TYPE_CHECKING:
+    from metastore.node.clients import ClientConnection
+
+log = logging.getLogger("metastore.clients")
+
+MAX_STRANGERS: Final = 1024
+SWEEP_NS: Final = 250 * MS
+LOGGED_PER_S: Final = 5
+
+
+class Ration:
+    """Log lines about strangers, a few a second: they shall not fill the disk either."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._count = 0
+
+    def line(self, text: str, *args: object) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._count > LOGGED_PER_S:
+                log.info("%d more clients disconnected", self._count - LOGGED_PER_S)
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count <= LOGGED_PER_S:
+            log.info(text, *args)
+
+
+class Admission:
+    """See the module. All times in ns on the node's clock."""
+
+    def __init__(self, max_connections: int, patience_ns: int, memory_bytes: int) -> None:
+        self.max_connections = max_connections
+        self.patience_ns = patience_ns
+        self.memory_bytes = memory_bytes
+        #: said hello
+        self.clients: set[ClientConnection] = set()
+        #: connected, and no hello yet; the oldest first
+        self.strangers: dict[ClientConnection, None] = {}
+        #: bytes of unfinished frames, of waiting writes and of answers not taken
+        self.unfinished = 0
+        self.waiting = 0
+        self.unread = 0
+        self.evicted = 0
+        self.refused = 0
+        self.ration = Ration()
+        #: who holds unfinished frames, or unread answers
+        self.holding: dict[ClientConnection, None] = {}
+        self._swept_ns = 0
+
+    # --- connections ------------------------------------------------------------------------
+
+    def arrived(self, connection: ClientConnection) -> None:
+        if len(self.strangers) >= MAX_STRANGERS:
+            self.evict(next(iter(self.strangers)), "others wait to say hello")
+        self.strangers[connection] = None
+
+    def greeted(self, connection: ClientConnection) -> bool:
+        """A client's hello; whether there is room for it."""
+        self.strangers.pop(connection, None)
+        if len(self.clients) >= self.max_connections:
+            self.refused += 1
+            return False
+        self.clients.add(connection)
+        return True
+
+    def left(self, connection: ClientConnection) -> None:
+        """Closed, or no client but a peer: nothing of it counts any more."""
+        connection.gone = True
+        self.strangers.pop(connection, None)
+        self.clients.discard(connection)
+        self.holding.pop(connection, None)
+        self.unfinished -= connection.unfinished
+        self.unread -= connection.unread
+        connection.unfinished = connection.unread = 0
+
+    def evict(self, connection: ClientConnection, why: str) -> None:
+        self.evicted += 1
+        self.ration.line("client disconnected: %s", why)
+        connection.close()
+        self.left(connection)
+
+    # --- memory -----------------------------------------------------------------------------
+
+    @property
+    def writes_full(self) -> bool:
+        return self.waiting > self.memory_bytes
+
+    def holds(self, connection: ClientConnection, unfinished: int, unread: int, now: int) -> None:
+        """What ``connection`` makes this node keep has changed. May disconnect others, and it."""
+        self._note(connection, unfinished, unread)
+        if self.unfinished + self.unread > self.memory_bytes:
+            self.make_room(now)
+
+    def _note(self, connection: ClientConnection, unfinished: int, unread: int) -> None:
+        if connection.gone:
+            return
+        self.unfinished += unfinished - connection.unfinished
+        self.unread += unread - connection.unread
+        connection.unfinished, connection.unread = unfinished, unread
+        if unfinished or unread:
+            self.holding[connection] = None
+        else:
+            self.holding.pop(connection, None)
+
+    def _measure(self, connection: ClientConnection, now: int) -> None:
+        self._note(connection, connection.unfinished, connection.measure(now))
+
+    def make_room(self, now: int) -> None:
+        """Look what really is held; if it is too much, the longest-standing go."""
+        for connection in list(self.holding):
+            self._measure(connection, now)
+        if self.unfinished + self.unread <= self.memory_bytes:
+            return
+        enough = self.memory_bytes * 3 // 4
+        for connection in sorted(self.holding, key=lambda c: c.held_since_ns()):
+            if self.unfinished + self.unread <= enough:
+                return
+            self.evict(connection, "it holds what others need, and does not get on")
+
+    def sweep(self, now: int) -> None:
+        """Called often; ends connections that do not get on."""
+        if now - self._swept_ns < SWEEP_NS:
+            return
+        self._swept_ns = now
+        while self.strangers:  # the oldest is the first
+            oldest = next(iter(self.strangers))
+            if now - oldest.since_ns <= self.patience_ns:
+                break
+            self.evict(oldest, "no hello")
+        for connection in list(self.holding):
+            self._measure(connection, now)
+            if connection in self.holding and now - connection.held_since_ns() > self.patience_ns:
+                why = "a frame does not end" if connection.unfinished else "it does not read its answers"
+                self.evict(connection, why)
+
+    def stats(self) -> dict[str, int]:
+        """Figures for status and metrics."""
+        return {
+            "connections": len(self.clients),
+            "strangers": len(self.strangers),
+            "unfinished_bytes": self.unfinished,
+            "waiting_bytes": self.waiting,
+            "unread_bytes": self.unread,
+            "evicted_total": self.evicted,
+            "refused_total": self.refused,
+        }

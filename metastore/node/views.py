@@ -1,0 +1,94 @@
+"""What a node tells of itself: status and topology, made at most some twenty times a second
+however often it is asked: a question of six bytes must not cost a walk over all partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from metastore.clock import now_ns
+from metastore.core.settings import MS
+from metastore.wire import frames
+
+if TYPE_CHECKING:
+    from metastore.node.node import Node
+
+T = TypeVar("T")
+VIEW_AGE_NS: Final = 50 * MS
+
+
+class View(Generic[T]):
+    """What ``make`` returns, made anew once it is older than VIEW_AGE_NS."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: T | None = None
+        self._made_ns = 0
+
+    def __call__(self) -> T:
+        now = now_ns()
+        if self._made is None or now - self._made_ns > VIEW_AGE_NS:
+            self._made, self._made_ns = self._make(), now
+        return self._made
+
+
+class Views:
+    """See the module."""
+
+    def __init__(self, node: Node) -> None:
+        self.status: View[dict[str, Any]] = View(lambda: node_status(node))
+        self.status_frame = View(lambda: frames.pack(frames.STATUS, [self.status()]))
+        self.topology_frame = View(lambda: frames.pack(frames.TOPOLOGY, [topology_wire(node)]))
+
+
+def topology_wire(node: Node) -> dict[str, Any]:
+    """The node's table, its own replicas' knowledge of leaders in it."""
+    for p, host in node.hosts.items():
+        replica = host.replica
+        if replica.owner is not None and replica.sealed_epoch:
+            node.topology.apply_hint(p, replica.owner.node, replica.sealed_epoch)
+    return node.topology.to_wire()
+
+
+def node_status(node: Node) -> dict[str, Any]:
+    """The node's own view, for tools (cellctl status, doctor)."""
+    now = now_ns()
+    partitions = []
+    for p, host in sorted(node.hosts.items()):
+        r = host.replica
+        lag: dict[str, int] = {}
+        if r.term is not None:
+            lag = {n: r.log.last_index - r.term.progress[n].match for n in r.term.others()}
+        healthy = r.is_healthy(now) if r.term is not None else not r.leader_is_lost(now)
+        partitions.append(
+            {
+                "id": p,
+                "role": r.role,
+                "epoch": r.sealed_epoch,
+                "leader": r.leader_node,
+                "last_index": r.log.last_index,
+                "commit_index": r.commit_index,
+                "applied_index": host.applied,
+                "version": host.machine.last_version,
+                "records": sum(held[0] for held in host.machine.usage.values()),
+                "bytes": sum(held[1] for held in host.machine.usage.values()),
+                "lag": lag,
+                "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
+            }
+        )
+    return {
+        "node": node.config.node,
+        "cell": node.config.cell,
+        "store_id": node.me.store,
+        "incarnation": node.me.incarnation,
+        "partitions": partitions,
+        "etcd": node.control.status(),
+        "topology_revision": node.topology.revision,
+        "watches": node.watch_count(),
+        "peers": node.links.connected(),
+        "stalls": node.stalls,
+        "worst_stall_ms": node.worst_stall_ns // MS,
+        "storage": node.store.stats(),
+        "clients": node.admission.stats(),
+        "failed": str(node.failure) if node.failure else None,
+    }

@@ -1,0 +1,244 @@
+"""The HTTP server of node and router: aiohttp's, with bounds for what a stranger can make it hold.
+
+- ``max_connections``: when they are all taken, the one that has been idle longest ends;
+- a request's head: ``patience_s`` from the connection's start, later the time an idle connection has;
+- an answer: ``patience_s`` and a second for every 64 KiB; if all answers that wait to be taken pass
+  ``answer_bytes``, the longest-standing connection ends;
+- every error, also those that come before any handler, is a problem document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+from aiohttp import web
+
+from metastore.problems import MEDIA_TYPE, http_problem
+
+log = logging.getLogger("metastore.web")
+
+IDLE_S: Final = 75.0
+SWEEP_S: Final = 0.5
+SLOWEST_BYTES_PER_S: Final = 64 << 10
+MAX_LINE_BYTES: Final = 16 << 10
+MAX_FIELD_BYTES: Final = 16 << 10
+MAX_HEADERS: Final = 64
+
+
+class Connection(web.RequestHandler):
+    """One connection. ``since``: when it began to owe us a request or to take an answer."""
+
+    __slots__ = ("_server", "_wire", "closing_since", "since", "taking")
+
+    def __init__(self, server: WebServer, manager: Any, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._server = server
+        self._wire: asyncio.Transport | None = None
+        self.since: float | None = None
+        self.closing_since: float | None = None
+        #: bytes of the answer that is being taken
+        self.taking = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._wire = cast(asyncio.Transport, transport)
+        self.since = self._loop.time()
+        self._server.arrived(self)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.left(self)
+        super().connection_lost(exc)
+
+    def is_closing(self) -> bool:
+        return self._wire is None or self._wire.is_closing()
+
+    def cut(self) -> None:
+        """End it now, whatever waits to be sent."""
+        if self._wire is not None:
+            self._wire.abort()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            resp = plain_problem(request, resp)
+        body = resp.body if isinstance(resp, web.Response) else None
+        size = len(body) if isinstance(body, bytes | bytearray) else 0
+        self._server.takes(self, size)
+        try:
+            async with asyncio.timeout(self._server.patience_s + size / SLOWEST_BYTES_PER_S):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self.cut()
+            return resp, True
+        finally:
+            self._server.taken(self)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp found wrong itself: a head that is none, a failed handler."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has been begun")
+        if status >= 500:
+            log.error("%s %s", request.method, request.path, exc_info=exc)
+            detail = "the server failed; its log tells more"
+        else:
+            # of what the parser says only the first line: the rest shows what was sent
+            detail = (message or "the request is not HTTP").strip().splitlines()[0][:200]
+        resp = web.Response(body=http_problem(status, detail), status=status, content_type=MEDIA_TYPE)
+        resp.force_close()
+        return resp
+
+
+def plain_problem(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+    """aiohttp's own errors: no such path, no such method, a strange Expect header."""
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    detail = {
+        404: "nothing is served under this path",
+        405: f"{request.method[:40]} is not served here; use {headers.get('Allow', 'another method')}",
+        417: "the only expectation that can be met is 100-continue",
+    }.get(error.status, error.reason)
+    body = b"" if request.method == "HEAD" else http_problem(error.status, detail)
+    found = web.Response(body=body, status=error.status, headers=headers, content_type=MEDIA_TYPE)
+    if error.keep_alive is False:
+        found.force_close()
+    return found
+
+
+@web.middleware
+async def _mark(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    connection._server.began(connection)
+    return await handler(request)
+
+
+class WebServer:
+    """See the module."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        max_connections: int,
+        patience_s: float,
+        answer_bytes: int,
+        stop_patience_s: float = 2.0,
+    ) -> None:
+        app.middlewares.append(_mark)
+        self.max_connections = max_connections
+        self.patience_s = patience_s
+        self.answer_bytes = answer_bytes
+        self.evicted = 0
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=stop_patience_s
+        )
+        self._listening: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._open: dict[Connection, None] = {}
+        #: without a request under way, the longest idle first
+        self._idle: dict[Connection, None] = {}
+        #: whose answers are being taken, the longest first
+        self._taking: dict[Connection, None] = {}
+        self._taking_bytes = 0
+
+    async def start(self, address: str, backlog: int = 1024) -> None:
+        """Serve on ``host:port``. Raises OSError."""
+        await self._runner.setup()
+        manager = self._runner.server
+        loop = asyncio.get_running_loop()
+
+        def connection() -> Connection:
+            return Connection(
+                self,
+                manager,
+                loop=loop,
+                access_log=None,
+                keepalive_timeout=IDLE_S,
+                max_line_size=MAX_LINE_BYTES,
+                max_field_size=MAX_FIELD_BYTES,
+                max_headers=MAX_HEADERS,
+            )
+
+        host, _, port = address.rpartition(":")
+        self._listening = await loop.create_server(
+            connection, host, int(port), backlog=backlog, reuse_address=True
+        )
+        self._sweeper = loop.create_task(self._sweep_forever())
+
+    async def stop(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._runner.cleanup()
+        for connection in list(self._open):
+            connection.cut()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    # --- connections ------------------------------------------------------------------------
+
+    def arrived(self, connection: Connection) -> None:
+        if len(self._open) >= self.max_connections:
+            # with none idle the one whose answer is being taken longest; with none such, the oldest
+            for some in (self._idle, self._taking, self._open):
+                if some:
+                    self._evict(next(iter(some)))
+                    break
+        self._open[connection] = self._idle[connection] = None
+
+    def left(self, connection: Connection) -> None:
+        self.taken(connection)
+        self._open.pop(connection, None)
+        self._idle.pop(connection, None)
+
+    def _evict(self, connection: Connection) -> None:
+        self.evicted += 1
+        connection.cut()
+        self.left(connection)
+
+    def began(self, connection: Connection) -> None:
+        """A request is under way: its handler minds the time."""
+        connection.since = None
+        self._idle.pop(connection, None)
+
+    def takes(self, connection: Connection, size: int) -> None:
+        """An answer of ``size`` bytes is about to be sent."""
+        connection.taking = size
+        self._taking_bytes += size
+        self._taking[connection] = None
+        while self._taking_bytes > self.answer_bytes and len(self._taking) > 1:
+            self._evict(next(iter(self._taking)))
+
+    def taken(self, connection: Connection) -> None:
+        if connection in self._taking:
+            del self._taking[connection]
+            self._taking_bytes -= connection.taking
+            if connection in self._open:
+                self._idle[connection] = None
+
+    async def _sweep_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = loop.time()
+            for connection in list(self._open):
+                if connection.is_closing():
+                    connection.closing_since = connection.closing_since or now
+                    if now - connection.closing_since > self.patience_s:
+                        self._evict(connection)  # it waits for somebody who does not read
+                elif connection.since is not None and now - connection.since > self.patience_s:
+                    self._evict(connection)
