@@ -112,6 +112,7 @@ class Faults:
         victim = self.pick()
         if victim.up:
             self.world.tell(f"{victim.name} will fail a sync")
+            victim.hurt = True
             victim.disk.fail_next_sync = True
 
     def full_disk(self) -> None:
@@ -120,6 +121,7 @@ class Faults:
         if victim.up:
             what = self.random.choice(("log", "state"))
             self.world.tell(f"{victim.name} has no space left for its {what}")
+            victim.hurt = True
             if what == "log":
                 victim.disk.fail_next_write = True
             else:

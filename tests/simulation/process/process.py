@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metastore.config import NodeConfig
+from metastore.errors import CorruptLog, StorageError
 from metastore.node.clients import ClientConnection
 from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
 from metastore.node.node import Node
@@ -50,6 +51,8 @@ class Process:
         self.disk.on_cut = self.cut
         self.env = MemoryEnv()
         self.max_sync_ns = world.plan.max_sync_ms * MS
+        #: something was done to its disk that may end it
+        self.hurt = False
         self.lives = 0
         self.up = False
         self.node: Node
@@ -93,9 +96,12 @@ class Process:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Cut):
             return
-        if error is not None and not isinstance(error, OSError):  # which ends a real one too (R14)
-            self.world.events.failure = error
-        self.world.tell(f"{self.name} stops: {error or self.node.failure}")
+        reason = error or self.node.failure
+        self.world.tell(f"{self.name} stops: {reason}")
+        # R14: a damaged disk ends a node, and nothing else does
+        if not self.hurt or not isinstance(reason, OSError | StorageError) or isinstance(reason, CorruptLog):
+            self.world.events.failure = reason
+        self.hurt = False
         self.die(silently=False)
         self.world.events.at(self.world.events.random.randrange(600 * MS), self.restart)
 
@@ -106,7 +112,7 @@ class Process:
         store.recover(self.disk, State(self.env))
         store.log.writer = self._write
         node = self.node = Node(self.config, store, f"{self.lives}")
-        world.watch(self, node)
+        world.watcher.watch(self, node)
         node.start()
         await self.loop.create_server(lambda: ClientConnection(node), self.name, 1)
         coordinator = SimCoordinator(

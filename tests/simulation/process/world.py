@@ -15,17 +15,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from cellctl.bootstrap import bootstrap
-from metastore.core import effects as fx
+from metastore.coordination.memory import MemoryEtcd
 from metastore.node import peers, snapshots
-from metastore.node.node import Node
 from metastore.storage import state
-from tests.simulation.process.etcd import SimCoordinator, MemoryEtcd
+from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.faults import Faults
 from tests.simulation.process.loop import MS, Events, SimLoop, patch_clocks
 from tests.simulation.process.network import Link, Network
 from tests.simulation.process.plans import PLANS, Plan
 from tests.simulation.process.process import Process
 from tests.simulation.process.violation import Violation
+from tests.simulation.process.watcher import Watcher
 from tests.simulation.process.workloads import Workloads
 
 SECOND = 1000 * MS
@@ -74,9 +74,7 @@ class World:
         self.network.heard = self._heard
         self.etcd = MemoryEtcd()
         self.story: list[tuple[int, int | None, str]] = []
-        self.owners: dict[tuple[int, int], str] = {}
-        self.applied: dict[tuple[int, int], tuple[int, Any]] = {}
-        self.snapshots = 0
+        self.watcher = Watcher(self)
         self.healed = False
         self.faults = Faults(self)
         self.workloads = Workloads(self)
@@ -103,36 +101,6 @@ class World:
         """The end of the story, as far as it concerns ``p`` (None: all)."""
         lines = [line for line in self.story if p is None or line[1] in (None, p)]
         return "\n".join(f"{at / 1e9:9.4f} {text}" for at, _, text in lines[-STORY_LINES:])
-
-    def watch(self, process: Process, node: Node) -> None:
-        """See every change of role and every applied entry of this life."""
-        role_changed, install, apply = node._role_changed, node.snapshots._install, node.store.apply
-        known = self.applied
-
-        def changed(effect: fx.RoleChanged) -> None:
-            self.tell(f"{process.name} p{effect.p} {effect.role} {effect.epoch:x} {effect.reason}", effect.p)
-            if effect.role == "active":
-                me = f"{process.name}/{process.lives}"
-                if self.owners.setdefault((effect.p, effect.epoch), me) != me:
-                    raise Violation(f"I1: epoch {effect.epoch:x} has two owners", effect.p)
-            role_changed(effect)
-
-        async def installing(p: int, *args: Any) -> None:
-            self.snapshots += 1
-            self.tell(f"{process.name} p{p} installs a snapshot at {args[1]}", p)
-            await install(p, *args)
-
-        def applied(p: int, index: int, epoch: int, changes: Any, aux: Any) -> None:
-            entry = (epoch, changes)
-            if known.setdefault((p, index), entry) != entry:
-                raise Violation(
-                    f"I3: {process.name} applies another entry {index} than was applied before", p
-                )
-            apply(p, index, epoch, changes, aux)
-
-        node._role_changed = changed  # type: ignore[method-assign]
-        node.snapshots._install = installing  # type: ignore[method-assign]
-        node.store.apply = applied  # type: ignore[method-assign]
 
     # --- the run ----------------------------------------------------------------------------
 

@@ -1,0 +1,148 @@
+"""Each planted bug must be seen by the simulation of whole processes: a check that cannot fail
+checks nothing. The core's own are in tests/simulation/test_mutations.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from metastore.client.dispatch import Dispatcher, RequestIds
+from metastore.core.leading import LeadingReplica
+from metastore.core.machine import Machine
+from metastore.core.replica import Replica
+from metastore.core.term import Term
+from metastore.node.host import PartitionHost
+from metastore.node.node import Node
+from metastore.storage.log import NodeLog
+from metastore.storage.segments import SegmentFiles
+from tests.simulation.process.plans import PLANS
+from tests.simulation.process.violation import Violation
+from tests.simulation.process.world import world_of
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def sends_before_durable(patch: pytest.MonkeyPatch) -> None:
+    """R1, R5: the driver does not hold messages until the log is synced."""
+    original = Node._run
+
+    def run(self: Any, effect: Any) -> None:
+        original(self, effect._replace(durable=False) if hasattr(effect, "durable") else effect)
+
+    patch.setattr(Node, "_run", run)
+
+
+def syncs_nothing(patch: pytest.MonkeyPatch) -> None:
+    """R14: a round is written and called durable without a sync."""
+
+    def write(self: Any, pieces: Any) -> None:
+        for segment, offset, data in pieces:
+            self.files.disk.write(segment.fd, data, offset)
+
+    patch.setattr(NodeLog, "write_pieces", write)
+
+
+def goes_on_after_a_failed_sync(patch: pytest.MonkeyPatch) -> None:
+    """R14: a failed sync is passed over."""
+    original = NodeLog.round_written
+    patch.setattr(NodeLog, "round_written", lambda self, error: original(self, None))
+
+
+def trusts_the_cache(patch: pytest.MonkeyPatch) -> None:
+    """Recovery: blocks that nothing vouches for are believed without writing them again."""
+    patch.setattr(SegmentFiles, "_make_durable", lambda self, blocks: None)
+
+
+def effects_a_turn_later(patch: pytest.MonkeyPatch) -> None:
+    """R8: clients meet a new leader before what it adopted is applied."""
+    patch.setattr(Node, "settle", Node.schedule_turn)
+
+
+def no_wait(patch: pytest.MonkeyPatch) -> None:
+    """R4."""
+    patch.setattr(Term, "grants_passed", lambda self, now, settings: True)
+
+
+def forgets_what_it_granted(patch: pytest.MonkeyPatch) -> None:
+    """R8: the largest grant is not durable, and a restarted node seals at once."""
+    original = Node.start
+
+    def start(self: Any) -> None:
+        self.core.ctx.seal_not_before_ns = 0
+        original(self)
+
+    patch.setattr(Node, "start", start)
+
+
+def reads_whatever_it_has(patch: pytest.MonkeyPatch) -> None:
+    """R8: linearizable reads without grants."""
+
+    def read(self: Any, connection: Any, client: bytes, op: list[Any], deadline: int) -> None:
+        connection.answer(self.read(op, 0))
+
+    patch.setattr(PartitionHost, "read_linearizable", read)
+
+
+def retries_without_dedupe(patch: pytest.MonkeyPatch) -> None:
+    """R7: the leader executes a request that it has executed before."""
+    patch.setattr(Machine, "_known", lambda self, client, seq, stamp: None)
+
+
+def executes_what_is_too_old(patch: pytest.MonkeyPatch) -> None:
+    """R7: a request id older than the dedupe window is executed."""
+    original = Machine._known
+
+    def known(self: Any, client: bytes, seq: int, stamp: int) -> Any:
+        found = original(self, client, seq, stamp)
+        return None if found is not None and "dedupe window" in str(found.tail[1]) else found
+
+    patch.setattr(Machine, "_known", known)
+
+
+def answers_lost_writes_with_failure(patch: pytest.MonkeyPatch) -> None:
+    """R7: a leader that loses its leadership says that nothing happened."""
+    import metastore.node.host as host
+    from metastore.errors import ConditionFailed
+
+    class Wrong(ConditionFailed):
+        def __init__(self, message: str, **detail: Any) -> None:
+            super().__init__(message, version=0, index=0)
+
+    patch.setattr(host, "OutcomeUnknown", Wrong)
+
+
+def finishes_ids_early(patch: pytest.MonkeyPatch) -> None:
+    """R7: the client says that ids are finished which it may still send again."""
+    patch.setattr(RequestIds, "floor", lambda self, partition: self._seq + 1)
+
+
+def forgets_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """R1: a replica acts on messages of an old epoch."""
+    patch.setattr(Replica, "obeys", lambda self, now, src, epoch: True)
+
+
+def truncates_without_comparing(patch: pytest.MonkeyPatch) -> None:
+    """R5: what an APPEND brings replaces all that follows, conflict or not."""
+
+    def store_entries(self: Any, blobs: list[bytes], prev_index: int, commit: int) -> None:
+        keep = max(prev_index, self.commit_index)
+        if blobs and keep < self.log.last_index:
+            self.truncate(keep)
+        original(self, blobs, prev_index, commit)
+
+    original = Replica.store_entries
+    patch.setattr(Replica, "store_entries", store_entries)
+
+
+def commits_by_counting(patch: pytest.MonkeyPatch) -> None:
+    """R6: an entry of an old epoch is committed by counting its copies."""
+
+    def maybe_commit(self: Any, now: int, term: Any) -> None:
+        index = term.committed_index()
+        if index > self.commit_index:
+            self.advance_commit(index)
+            self.try_activate(now)
+
+    patch.setattr(LeadingReplica, "maybe_commit", maybe_commit)
