@@ -323,12 +323,13 @@ class Node:
                 self.parking.append(host)
 
     def on_peer_up(self, node: str) -> None:
+        self.snapshots.connection_changed(node)
         self.core.peer_up(now_ns(), node)
         self.settle()
 
     def on_peer_down(self, node: str) -> None:
         self.core.peer_down(now_ns(), node)
-        self.snapshots.peer_down(node)
+        self.snapshots.connection_changed(node)
         self.settle()
 
     def meet(self, record: NodeRecord) -> None:
