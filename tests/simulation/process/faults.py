@@ -158,7 +158,7 @@ class Faults:
         """A link holds what it carries. Now and then all that are clogged come free, in any order."""
         world, random = self.world, self.random
         a = self.pick().name
-        b = random.choice(self.others(a))
+        b = random.choice(world.client_names() if random.random() < 0.5 else self.others(a))
         link = (a, b) if random.random() < 0.5 else (b, a)
         if link not in self._clogged:
             world.tell(f"clogged {link[0]} > {link[1]}")
@@ -186,6 +186,7 @@ class Faults:
         b = self.random.choice(self.others(a))
         self.world.tell(f"resets {a} - {b}")
         self.world.network.reset_between(a, b)
+        self.world.network.reset_between(b, a)
 
     def split(self) -> None:
         """A leader is alone, with some of the clients perhaps; streams to the others break."""
@@ -201,6 +202,7 @@ class Faults:
         both = [(a, b) for a in sorted(here) for b in there]
         for a, b in both:
             network.reset_between(a, b)
+            network.reset_between(b, a)
         links = both + [(b, a) for a, b in both]
         world.events.at(2 * network.max_delay_ns, lambda: network.shut_links(links))
         world.events.at(

@@ -277,6 +277,11 @@ class Network:
             end.orphan(silently=silently)
 
     def reset_between(self, a: str, b: str) -> None:
-        """Both ends live, the stream does not."""
-        for end in [t for t in self.open if t.link in ((a, b), (b, a))]:
-            self.events.at(self.delay(), end.reset)
+        """Both ends live, the stream does not. One end may hear of it only when it sends: until
+        then what was on its way to it still comes."""
+        for end in [t for t in self.open if t.link == (a, b)]:
+            dice = self.events.random.random()
+            if dice < 0.7:
+                self.events.at(self.delay(), end.reset)
+            if dice > 0.3:
+                self.events.at(self.delay(), end.peer.reset)

@@ -50,7 +50,7 @@ PLANS: dict[str, Plan] = {
         slow_share=0.02,
     ),
     "kills": Plan(faults={"kill": 600}, workloads={"registers": 1, "counting": 2}),
-    "no power": Plan(faults={"power": 1200, "tear": 1500}),
+    "no power": Plan(faults={"power": 900, "tear": 500, "fail_sync": 2500}, max_sync_ms=20),
     "torn writes": Plan(
         faults={"tear": 300, "fail_sync": 2500, "full_disk": 4000, "slow_disk": 1200}, max_sync_ms=20
     ),
@@ -74,7 +74,7 @@ PLANS: dict[str, Plan] = {
         settings=LONG_GRANTS,
     ),
     "late requests": Plan(
-        faults={"clog": 120, "hand_over": 250, "reset": 700},
+        faults={"clog": 120, "hand_over": 200, "reset": 150},
         workloads={"registers": 1, "counting": 3},
     ),
 }

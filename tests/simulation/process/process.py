@@ -101,7 +101,6 @@ class Process:
         # R14: a damaged disk ends a node, and nothing else does
         if not self.hurt or not isinstance(reason, OSError | StorageError) or isinstance(reason, CorruptLog):
             self.world.events.failure = reason
-        self.hurt = False
         self.die(silently=False)
         self.world.events.at(self.world.events.random.randrange(600 * MS), self.restart)
 

@@ -12,11 +12,14 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cellctl.bootstrap import bootstrap
 from metastore.coordination.memory import MemoryEtcd
+from metastore.node import node as node_module
 from metastore.node import peers, snapshots
+from metastore.node.node import core_settings
 from metastore.storage import state
 from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.faults import Faults
@@ -31,10 +34,15 @@ from tests.simulation.process.workloads import Workloads
 SECOND = 1000 * MS
 STORY_LINES = 100
 #: bounds of the modules, so small that they are met every day
-SMALL: list[tuple[Any, str, int]] = [
+SMALL: list[tuple[Any, str, Any]] = [
     (snapshots, "CHUNK_BYTES", 300),
     (peers, "MAX_BUFFERED_BYTES", 16 << 10),
     (state, "DELETE_CHUNK", 5),
+    (
+        node_module,
+        "core_settings",
+        lambda config: replace(core_settings(config), max_append_bytes=300, max_inflight_entries=8),
+    ),
 ]
 
 
@@ -137,9 +145,9 @@ class World:
             self.faults.repeat(getattr(self.faults, name), every * MS)
         self.run(int(plan.seconds * SECOND))
         self.faults.heal()
-        self.until(self.all_led, 15, "no leaders after healing")
+        self.until(self.all_led, 5, "no leaders after healing")
         self.workloads.finish()
-        self.until(self.all_equal, 15, "replicas differ after healing")
+        self.until(self.all_equal, 5, "replicas differ after healing")
         self.workloads.judge()
         gc.collect()  # tells of errors that nobody looked at
         if self.events.failure is not None:
