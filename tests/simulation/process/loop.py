@@ -150,7 +150,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         events = self.events
         when = events.now + WAKE_NS
         events.count += 1
-        heappush(events.queue, (when if when > self._free_at else self._free_at, events.count, self._turn_callback))
+        heappush(
+            events.queue, (when if when > self._free_at else self._free_at, events.count, self._turn_callback)
+        )
 
     def _turn(self) -> None:
         events, ready = self.events, self._ready

@@ -71,7 +71,12 @@ def test_faults_happen() -> None:
         world = world_of(seed).play()
         seen["snapshots"] += world.watcher.snapshots
         seen["terms"] += len(world.watcher.owners)
-        for name, text in (("torn", "disk operation"), ("stops", "stops: "), ("free again",) * 2, ("split",) * 2):
+        for name, text in (
+            ("torn", "disk operation"),
+            ("stops", "stops: "),
+            ("free again",) * 2,
+            ("split",) * 2,
+        ):
             seen[name] += sum(text in line for _, _, line in world.story)
     assert seen["terms"] > 40
     assert min(seen.values()) > 0, seen

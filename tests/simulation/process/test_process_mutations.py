@@ -18,7 +18,7 @@ from metastore.node.node import Node
 from metastore.storage.log import NodeLog
 from metastore.storage.segments import SegmentFiles
 from tests.simulation.process.plans import PLANS
-from tests.simulation.process.violation import Violation
+from tests.simulation.violation import Violation
 from tests.simulation.process.world import world_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]

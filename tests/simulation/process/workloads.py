@@ -16,7 +16,7 @@ from tests.checkers.history import Operation
 from tests.checkers.linearizability import check_key, check_versions
 from tests.integration.harness import keys_by_partition
 from tests.simulation.process.loop import SimLoop
-from tests.simulation.process.violation import Violation
+from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.process.world import World

@@ -27,9 +27,9 @@ from tests.simulation.process.loop import MS, Events, SimLoop, patch_clocks
 from tests.simulation.process.network import Link, Network
 from tests.simulation.process.plans import PLANS, Plan
 from tests.simulation.process.process import Process
-from tests.simulation.process.violation import Violation
 from tests.simulation.process.watcher import Watcher
 from tests.simulation.process.workloads import Workloads
+from tests.simulation.violation import Stopped, Violation
 
 SECOND = 1000 * MS
 STORY_LINES = 100
@@ -63,15 +63,11 @@ def surroundings() -> Iterator[None]:
             gc.enable()
 
 
-class Stopped(Exception):
-    """So many events have happened, as asked."""
-
-
 class World:
     """See the module. ``steps``: stop after so many events (0: at the end)."""
 
-    def __init__(self, seed: int, plan: Plan, steps: int = 0) -> None:
-        self.seed, self.plan, self.steps = seed, plan, steps
+    def __init__(self, seed: int, plan: Plan, *, steps: int = 0, name: str = "") -> None:
+        self.seed, self.plan, self.steps, self.name = seed, plan, steps, name
         random.seed(seed)
         patch_clocks()
         self.events = Events(seed)
@@ -124,7 +120,7 @@ class World:
             p = getattr(e, "p", None)
             where = "" if p is None else f", partition {p}"
             raise Violation(
-                f"seed {self.seed} after {self.events.done} events{where}: {type(e).__name__}: {e}\n"
+                f"seed {self.seed} ({self.name}) after {self.events.done} events{where}: {type(e).__name__}: {e}\n"
                 f"{self.told(p)}\nreplay: make sim OF=process SEED={self.seed}",
                 p,
             ) from e
@@ -220,4 +216,4 @@ def plan_of(seed: int) -> str:
 
 def world_of(seed: int, steps: int = 0) -> World:
     """The world of a seed."""
-    return World(seed, PLANS[plan_of(seed)], steps)
+    return World(seed, PLANS[plan_of(seed)], steps=steps, name=plan_of(seed))

@@ -7,3 +7,7 @@ class Violation(AssertionError):
     def __init__(self, message: str, p: int | None = None) -> None:
         super().__init__(message)
         self.p = p
+
+
+class Stopped(Exception):
+    """So many events have happened, as asked."""
