@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from metastore.core.replica import ACTIVE
+from metastore.core.replica import ACTIVATING, ACTIVE
 from metastore.core.settings import MS
 
 if TYPE_CHECKING:
     from tests.simulation.core.node import Node
     from tests.simulation.core.world import World
+
+
+def links_between(a: str, others: list[str]) -> list[tuple[str, str]]:
+    return sorted({(a, b) for b in others} | {(b, a) for b in others})
 
 
 class Faults:
@@ -19,6 +23,7 @@ class Faults:
     def __init__(self, world: World) -> None:
         self.world = world
         self.random = world.random
+        self._alone: Node | None = None
 
     def start(self) -> None:
         plan = self.world.plan
@@ -91,21 +96,44 @@ class Faults:
             if self.random.random() < 0.6:
                 self.crash_all([self.world.nodes[x] for x in others], 20 * MS)
 
+    def dethrone(self, node: Node) -> None:
+        """A new leader is cut off before it gets far, and the one before it comes back: what each
+        has appended alone meets again later (the order of events of Raft's figure 8)."""
+        world, generation, most = self.world, node.generation, self.world.plan.dethrone_ns
+        if world.healed or not most or (node.role == ACTIVATING and self.random.random() < 0.3):
+            return
+        if node.role == ACTIVATING and self.random.random() < 0.5:
+            most //= 10
+
+        def strike() -> None:
+            if world.healed or not node.up or node.generation != generation or self._alone is node:
+                return
+            if self._alone is not None:
+                self.rejoin(self._alone.name, [x for x in sorted(world.nodes) if x != self._alone.name])
+            self._alone = node
+            self.separate(node.name, [x for x in sorted(world.nodes) if x != node.name])
+
+        world.at(self.random.randrange(most), strike)
+
     def part(self, a: str, others: list[str]) -> None:
-        links = {(a, b) for b in others} | {(b, a) for b in others}
-        self.world.tell(f"resets {a} with {others}")
-        for link in links:
-            self.world.resets[link] = self.world.resets.get(link, 0) + 1
-        self.world.cuts |= links
-        for here, there in sorted(links):
-            self.world.after(self.random.randrange(20 * MS), self.world.nodes[here], self.breaks(here, there))
-        back = 20 * MS + self.random.randrange(700 * MS)
-        self.world.at(back, lambda: self.world.cuts.difference_update(links))
-        for here, there in sorted(links):
-            node = self.world.nodes[here]
-            self.world.after(
-                back + self.random.randrange(20 * MS), node, lambda n=node, o=there: n.connected(o)
-            )
+        """Cut off ``a`` for a while; streams break."""
+        self.separate(a, others)
+        self.world.at(20 * MS + self.random.randrange(700 * MS), lambda: self.rejoin(a, others))
+
+    def separate(self, a: str, others: list[str]) -> None:
+        world = self.world
+        world.tell(f"resets {a} with {others}")
+        for here, there in links_between(a, others):
+            world.resets[here, there] = world.resets.get((here, there), 0) + 1
+            world.cuts.add((here, there))
+            world.after(self.random.randrange(20 * MS), world.nodes[here], self.breaks(here, there))
+
+    def rejoin(self, a: str, others: list[str]) -> None:
+        world = self.world
+        for here, there in links_between(a, others):
+            world.cuts.discard((here, there))
+            node = world.nodes[here]
+            world.after(self.random.randrange(20 * MS), node, lambda n=node, o=there: n.connected(o))
 
     def breaks(self, here: str, there: str) -> Callable[[], None]:
         node = self.world.nodes[here]

@@ -271,6 +271,8 @@ class Node:
             world.checks.activated(self, effect.epoch)
         went_on = effect.role in (ACTIVE, RESIGNING) and self.role in (ACTIVE, RESIGNING)
         self.role = effect.role
+        if effect.role in (ACTIVATING, ACTIVE):
+            world.faults.dethrone(self)
         if not went_on:
             self.machine.abandon()
             if effect.role not in (ACTIVE, RESIGNING):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from metastore.core.settings import MS, CoreSettings
 
@@ -44,9 +45,24 @@ class Plan:
     compact_every_ns: int = 700 * MS
     sync_max_ns: int = 15 * MS
     drift_ppm: int = 1500
-    grant_ns: int = 300 * MS
-    max_append_bytes: int = 400
+    #: about so soon after it began a leader crashes or is cut off; 0 = it need not
+    dethrone_ns: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
+
+#: a leader is missed soon, and its log goes over entry by entry
+QUICK = {
+    "heartbeat_ns": 15 * MS,
+    "grant_ns": 60 * MS,
+    "suspect_after_ns": 120 * MS,
+    "settle_ns": 10 * MS,
+    "prevote_timeout_ns": 40 * MS,
+    "campaign_retry_ns": 50 * MS,
+    "retry_ns": 60 * MS,
+    "seal_retry_ns": 30 * MS,
+    "max_append_bytes": 1,
+    "damping_free_elections": 1000,
+}
 
 PLANS: dict[str, Plan] = {
     "everything": Plan(),
@@ -63,7 +79,21 @@ PLANS: dict[str, Plan] = {
         etcd_every_ns=0,
         cut_every_ns=0,
         max_delay_ns=4 * MS,
-        grant_ns=800 * MS,
+        settings={"grant_ns": 800 * MS, "damping_free_elections": 1000},
+    ),
+    "short reigns": Plan(
+        dethrone_ns=120 * MS,
+        crash_every_ns=0,
+        cut_every_ns=0,
+        etcd_every_ns=0,
+        pause_every_ns=0,
+        transfer_every_ns=0,
+        reset_every_ns=0,
+        depose_every_ns=0,
+        slow=0,
+        loss=0,
+        max_delay_ns=30 * MS,
+        settings=QUICK,
     ),
     "hand-offs": Plan(transfer_every_ns=200 * MS, pause_every_ns=800 * MS),
 }

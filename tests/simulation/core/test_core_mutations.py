@@ -179,6 +179,31 @@ def two_owners(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "on_seal", on_seal)
 
 
+def truncate_without_comparing(patch: pytest.MonkeyPatch) -> None:
+    """R5: what an APPEND brings replaces all that follows, conflict or not."""
+    original = Replica.store_entries
+
+    def store_entries(self: Any, blobs: list[bytes], prev_index: int, commit: int) -> None:
+        keep = max(prev_index, self.commit_index)
+        if blobs and keep < self.log.last_index:
+            self.truncate(keep)
+        original(self, blobs, prev_index, commit)
+
+    patch.setattr(Replica, "store_entries", store_entries)
+
+
+def commit_by_counting(patch: pytest.MonkeyPatch) -> None:
+    """R6: an entry of an old epoch is committed by counting its copies."""
+
+    def maybe_commit(self: Any, now: int, term: Any) -> None:
+        index = term.committed_index()
+        if index > self.commit_index:
+            self.advance_commit(index)
+            self.try_activate(now)
+
+    patch.setattr(LeadingReplica, "maybe_commit", maybe_commit)
+
+
 def effects_later(patch: pytest.MonkeyPatch) -> None:
     """R8: the driver lets clients meet a new leader before what it adopted is applied."""
 

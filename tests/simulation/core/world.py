@@ -41,9 +41,7 @@ class World:
     ) -> None:
         self.seed, self.plan, self.steps, self.name = seed, plan, steps, name
         self.random = Random(seed)
-        self.settings = replace(SETTINGS, grant_ns=plan.grant_ns, max_append_bytes=plan.max_append_bytes)
-        if plan.reset_every_ns and plan.reset_every_ns < 1000 * MS:
-            self.settings = replace(self.settings, damping_free_elections=1000)
+        self.settings = replace(SETTINGS, **plan.settings)
         self.now = 0
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.count = 0
@@ -57,6 +55,7 @@ class World:
         self.checks = Checks(self)
         self.etcd = Etcd(self, tuple((n, "s-" + n) for n in names))
         self.nodes = {n: Node(self, n) for n in names}
+        self.faults = Faults(self)
         self.clients = [Client(self, i) for i in range(clients)]
         for node in self.nodes.values():
             node.rate = 1 + self.random.uniform(-plan.drift_ppm, plan.drift_ppm) / 1e6
@@ -65,7 +64,7 @@ class World:
         for client in self.clients:
             self.at(self.random.randrange(50 * MS), client.next)
         self.at(10 * MS, self.etcd.tick)
-        Faults(self).start()
+        self.faults.start()
 
     # --- time and events ---------------------------------------------------------------------
 
