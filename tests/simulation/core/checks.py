@@ -75,6 +75,17 @@ class Checks:
             if index > log.last_index or (index >= log.base_index and log.epoch_at(index) != committed_epoch):
                 raise Violation(f"I3: {node.name} is active in {epoch:x} without committed entry {index}")
 
+    def reads_alone(self, node: Node) -> None:
+        """I6: no earlier leader may still read once a later one is active."""
+        epoch = node.replica.sealed_epoch
+        for other in self.world.nodes.values():
+            replica = other.replica
+            if other.up and replica.sealed_epoch < epoch and replica.can_read(other.now()):
+                raise Violation(
+                    f"I6: {node.name} is active in {epoch:x}, and {other.name} still reads in "
+                    f"{replica.sealed_epoch:x}"
+                )
+
     def saw_sealed(self, node: Node, epoch: int) -> None:
         """The seal of ``epoch`` is durable at ``node``."""
         self.sealed_seen[node.name] = max(self.sealed_seen.get(node.name, 0), epoch)

@@ -269,6 +269,7 @@ class Node:
             raise Violation(f"I1: epoch {effect.epoch:x} has two owners")
         if effect.role == ACTIVE:
             world.checks.activated(self, effect.epoch)
+            world.checks.reads_alone(self)
         went_on = effect.role in (ACTIVE, RESIGNING) and self.role in (ACTIVE, RESIGNING)
         self.role = effect.role
         if effect.role in (ACTIVATING, ACTIVE):
