@@ -399,12 +399,13 @@ class Node:
     def on_peer_up(self, node: str) -> None:
         # what was owed to an earlier connection, or run, of the peer means nothing to this one
         self._held = deque(held for held in self._held if held[1] != node)
+        self.snapshots.connection_changed(node)
         self.core.peer_up(now_ns(), node)
         self.settle()
 
     def on_peer_down(self, node: str) -> None:
         self.core.peer_down(now_ns(), node)
-        self.snapshots.peer_down(node)
+        self.snapshots.connection_changed(node)
         self.settle()
 
     def meet(self, record: NodeRecord) -> None:

@@ -70,7 +70,8 @@ class Snapshots:
 
     def start(self, p: int, to: str, epoch: int) -> None:
         """Begin to stream partition ``p`` to ``to``, unless that is under way."""
-        if (p, to) in self._out or to not in self.node.links.connected():
+        under_way = self._out.get((p, to))
+        if (under_way is not None and not under_way.refused) or to not in self.node.links.connected():
             return
         self._count += 1
         out = self._out[p, to] = _Outgoing(self._count)
@@ -112,7 +113,8 @@ class Snapshots:
         except (TimeoutError, MetastoreError) as e:
             log.info("snapshot of partition %d to %s given up: %s", p, to, e or "no acknowledgement")
         finally:
-            self._out.pop((p, to), None)
+            if self._out.get((p, to)) is out:
+                del self._out[p, to]
 
     async def _window(self, p: int, to: str, out: _Outgoing, until: int) -> None:
         """Wait until chunk ``until`` is acknowledged."""
@@ -235,7 +237,9 @@ class Snapshots:
             task = asyncio.get_running_loop().create_task(incoming.installer.abort())
             self._watched(task)
 
-    def peer_down(self, node: str) -> None:
+    def connection_changed(self, node: str) -> None:
+        """A connection to ``node`` began or ended: what was on its way is lost, and starts anew when
+        the core asks again."""
         for (_, to), out in self._out.items():
             if to == node:
                 out.refused = True

@@ -1,101 +1,190 @@
 """An asyncio loop in simulated time: one per process, all driven by one queue of events.
 
-Whatever a process does happens in callbacks of its loop. A paused process's callbacks wait, a
-dead one's never come. "Threads" (executors, the log's writer) are callbacks after a random delay.
+A loop turns as a real one does. A turn does what was ready when it began: callbacks, sockets with
+something to read, timers that are due. What comes up meanwhile waits for the next turn, and a turn
+takes its time, so that under load, or after a pause, much is done in one. A paused process does not
+turn, a dead one never again. "Threads" (executors, the log's writer) are callbacks after a while.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import sys
+from asyncio import _set_running_loop
+from collections import deque
 from collections.abc import Callable, Coroutine
+from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
 from metastore import clock
 
 MS = 1_000_000
+#: from something to do to the beginning of the turn, when the loop sleeps
+WAKE_NS = 5_000
+#: the most that a turn takes, and each of its callbacks adds
+TURN_NS, CALLBACK_NS = 30_000, 20_000
 _real_now_ns = clock.now_ns
 
 
 class Events:
-    """The queue. ``now``: true time in ns."""
+    """The queue. ``now``: true time in ns; ``done``: how many things have happened so far."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.now = 0
-        self.count = 0
         self.done = 0
-        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self.count = 0
+        self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.failure: BaseException | None = None
 
     def at(self, delay_ns: int, what: Callable[[], None]) -> None:
         self.count += 1
-        heapq.heappush(self._queue, (self.now + max(0, delay_ns), self.count, what))
+        heappush(self.queue, (self.now + delay_ns if delay_ns > 0 else self.now, self.count, what))
 
     def run(self, duration_ns: int, until: Callable[[], bool] | None = None) -> bool:
         """Let time pass; whether ``until`` came true (then it ends there). Raises what failed."""
         end = self.now + duration_ns
-        while self._queue and self._queue[0][0] <= end:
-            self.now, _, what = heapq.heappop(self._queue)
-            self.done += 1
-            what()
-            if self.failure is not None:
-                raise self.failure
-            if until is not None and until():
-                return True
+        queue = self.queue
+        try:
+            while queue and queue[0][0] <= end:
+                self.now, _, what = heappop(queue)
+                self.done += 1
+                what()
+                if self.failure is not None:
+                    raise self.failure
+                if until is not None and until():
+                    return True
+        finally:
+            _set_running_loop(None)  # turns leave it set: the next one follows soon
         self.now = end
         return False
 
 
+class Handle:
+    """Of a callback, as asyncio's; with ``when`` that of a timer."""
+
+    __slots__ = ("args", "callback", "context", "loop", "time")
+
+    def __init__(self, loop: SimLoop, callback: Any, args: Any, context: Any, time: float = 0.0) -> None:
+        self.loop = loop
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.time = time
+
+    def cancel(self) -> None:
+        self.callback = None
+        self.args = ()
+
+    def cancelled(self) -> bool:
+        return self.callback is None
+
+    def when(self) -> float:
+        return self.time
+
+    def due(self) -> None:
+        self.loop.events.done -= 1  # counted when it is called
+        if self.callback is not None:
+            self.loop.ready(self)
+
+
 class SimLoop(asyncio.AbstractEventLoop):
-    """See the module. ``rate``, ``offset_ns``: of this process's clock."""
+    """See the module. ``rate``, ``offset_ns``: of this process's clock; ``load``: how slow its turns are."""
 
     def __init__(
-        self, events: Events, name: str, network: Any, rate: float = 1.0, offset_ns: int = 0
+        self,
+        events: Events,
+        name: str,
+        network: Any,
+        rate: float = 1.0,
+        offset_ns: int = 0,
+        load: float = 1.0,
     ) -> None:
         self.events = events
         self.name = name
         self.network = network
         self.rate = rate
         self.offset_ns = offset_ns
+        self.load = load
         self.dead = False
         self.paused = False
-        self.on_cut: Callable[[], None] = lambda: None
-        self._backlog: list[asyncio.Handle] = []
+        self._ready: deque[Handle] = deque()
+        self._queued = False
+        self._free_at = 0
+        self._turn_callback = self._turn
 
     # --- life -----------------------------------------------------------------------------
 
     def enter(self, what: Callable[[], Any]) -> Any:
         """Call ``what`` as this process."""
         before = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
+        _set_running_loop(self)
         try:
             return what()
         finally:
-            asyncio._set_running_loop(before)
+            _set_running_loop(before)
 
     def kill(self) -> None:
         self.dead = True
-        self._backlog.clear()
+        self._ready.clear()
 
     def pause(self) -> None:
         self.paused = True
 
     def wake(self) -> None:
         self.paused = False
-        backlog, self._backlog = self._backlog, []
-        for handle in backlog:
-            self._fire(handle)
+        if self._ready and not self._queued and not self.dead:
+            self._queue_turn()
 
-    def _fire(self, handle: asyncio.Handle) -> None:
-        if self.dead or handle.cancelled():
+    # --- turns ------------------------------------------------------------------------------
+
+    def ready(self, handle: Handle) -> None:
+        if not self.dead:
+            self._ready.append(handle)
+            if not self._queued:
+                self._queue_turn()
+
+    def _queue_turn(self) -> None:
+        self._queued = True
+        events = self.events
+        when = events.now + WAKE_NS
+        events.count += 1
+        heappush(
+            events.queue, (when if when > self._free_at else self._free_at, events.count, self._turn_callback)
+        )
+
+    def _turn(self) -> None:
+        events, ready = self.events, self._ready
+        events.done -= 1
+        if self.dead or self.paused:
+            self._queued = False
             return
-        if self.paused:
-            self._backlog.append(handle)
+        count = len(ready)
+        events.done += count
+        _set_running_loop(self)
+        for _ in range(count):
+            handle = ready.popleft()
+            callback = handle.callback
+            if callback is None:
+                continue
+            try:
+                if handle.context is None:
+                    callback(*handle.args)
+                else:
+                    handle.context.run(callback, *handle.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as e:
+                self.call_exception_handler({"exception": e})
+            if self.dead:
+                return
+        took = events.random.random() * self.load * (TURN_NS + CALLBACK_NS * count)
+        self._free_at = events.now + int(took)
+        if ready:
+            self._queue_turn()
         else:
-            self.enter(handle._run)
+            self._queued = False
 
     # --- time -------------------------------------------------------------------------------
 
@@ -103,28 +192,29 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.offset_ns + int(self.events.now * self.rate)
 
     def time(self) -> float:
-        return self.now_ns() / 1e9
+        return (self.offset_ns + int(self.events.now * self.rate)) / 1e9
 
-    def call_later(
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(self.time() + delay, callback, args, self, context)
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        handle = Handle(self, callback, args, context, self.time() + delay)
         if not self.dead:
-            self.events.at(int(delay * 1e9 / self.rate), lambda: self._fire(handle))
+            self.events.at(int(delay * 1e9 / self.rate), handle.due)
         return handle
 
-    def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
-        return self.call_later(max(0.0, when - self.time()), callback, *args, context=context)
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        handle = Handle(self, callback, args, context, when)
+        if not self.dead:
+            self.events.at(int((when - self.time()) * 1e9 / self.rate), handle.due)
+        return handle
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        return self.call_later(0.0, callback, *args, context=context)
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+        handle = Handle(self, callback, args, context)
+        if not self.dead:
+            self._ready.append(handle)
+            if not self._queued:
+                self._queue_turn()
+        return handle
 
     call_soon_threadsafe = call_soon
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass
 
     # --- tasks ------------------------------------------------------------------------------
 

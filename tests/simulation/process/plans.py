@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from tests.simulation.process.world import Plan, World
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``faults``: name (a method of Faults) -> mean ms between two. ``workloads``: name (a method of
+    Workloads) -> how many of it. ``load``: how slow the processors are. ``settings``: of the nodes."""
+
+    faults: dict[str, int] = field(default_factory=dict)
+    workloads: dict[str, int] = field(default_factory=lambda: {"registers": 2})
+    cells: int = 1
+    nodes: int = 3
+    partitions: int = 2
+    max_delay_ms: int = 2
+    slow_share: float = 0.0
+    max_sync_ms: int = 6
+    drift_ppm: int = 900
+    load: float = 1.0
+    seconds: float = 5.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+#: grants that outlast the loss of a leader: R4 and R8 are all that keeps two from serving
+LONG_GRANTS = {"grant_ms": 900, "suspect_after_ms": 1000, "lease_ttl_s": 1.5}
 
 PLANS: dict[str, Plan] = {
     "everything": Plan(
@@ -11,8 +35,13 @@ PLANS: dict[str, Plan] = {
             "power": 4000,
             "tear": 3000,
             "fail_sync": 6000,
+            "full_disk": 8000,
+            "slow_disk": 2500,
             "pause": 2500,
+            "stutter": 2000,
             "cut": 2500,
+            "clog": 1000,
+            "split": 3000,
             "reset": 2000,
             "etcd": 3000,
             "hand_over": 2500,
@@ -21,20 +50,31 @@ PLANS: dict[str, Plan] = {
         slow_share=0.02,
     ),
     "kills": Plan(faults={"kill": 600}, workloads={"registers": 1, "counting": 2}),
-    "no power": Plan(faults={"power": 1200, "tear": 1500}),
-    "torn writes": Plan(faults={"tear": 300, "fail_sync": 2500}, max_sync_ms=20),
-    "pauses": Plan(faults={"pause": 400, "etcd": 3000}, drift_ppm=990),
+    "no power": Plan(faults={"power": 900, "tear": 500, "fail_sync": 2500}, max_sync_ms=20),
+    "torn writes": Plan(
+        faults={"tear": 300, "fail_sync": 2500, "full_disk": 4000, "slow_disk": 1200}, max_sync_ms=20
+    ),
+    "pauses": Plan(faults={"pause": 400, "stutter": 800, "etcd": 3000}, drift_ppm=990),
     "cuts": Plan(faults={"cut": 350, "reset": 1500}, workloads={"registers": 2, "counting": 1}),
-    "bad network": Plan(faults={"reset": 150, "cut": 3000}, slow_share=0.15, max_delay_ms=15),
+    "bad network": Plan(
+        faults={"reset": 150, "cut": 3000, "clog": 400},
+        workloads={"registers": 2, "counting": 2},
+        slow_share=0.15,
+        max_delay_ms=15,
+    ),
     "no etcd": Plan(faults={"etcd": 700, "kill": 900, "compact_etcd": 800}),
-    "hand-overs": Plan(faults={"hand_over": 120, "pause": 1500}),
+    "hand-overs": Plan(faults={"hand_over": 120, "pause": 1500, "stutter": 500}, load=4.0),
     "many": Plan(
         faults={"kill": 900, "pause": 1500, "cut": 1200, "etcd": 3000}, cells=2, partitions=8, seconds=4.0
     ),
     "five": Plan(faults={"kill": 700, "cut": 900, "pause": 1500}, nodes=5),
+    "split, long grants": Plan(
+        faults={"split": 600, "depose": 900},
+        workloads={"registers": 3},
+        settings=LONG_GRANTS,
+    ),
+    "late requests": Plan(
+        faults={"clog": 120, "hand_over": 200, "reset": 150},
+        workloads={"registers": 1, "counting": 3},
+    ),
 }
-
-
-def world_of(seed: int, steps: int = 0) -> World:
-    """The world of a seed."""
-    return World(seed, list(PLANS.values())[seed % len(PLANS)], steps)

@@ -50,6 +50,7 @@ class SimDisk(Disk):
         self.files: dict[Path, _File] = {}
         self.cut_after: int | None = None
         self.fail_next_sync = False
+        self.fail_next_write = False
         self.on_cut: Callable[[], None] = lambda: None
         self._open: dict[int, _File] = {}
         self._next_fd = 1000
@@ -106,6 +107,10 @@ class SimDisk(Disk):
         self._open.pop(fd, None)
 
     def write(self, fd: int, data: bytes, offset: int) -> None:
+        if self.fail_next_write:
+            self.fail_next_write = False
+            self._open[fd].write(data[: len(data) // 2], offset)
+            raise OSError(28, "No space left on device")
         if self._tick():
             done = self.random.randrange(len(data) + 1)
             if done:

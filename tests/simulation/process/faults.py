@@ -1,0 +1,272 @@
+"""What may befall the simulated world. Plans name these methods, and how often each comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.simulation.process.etcd import NAME as ETCD
+from tests.simulation.process.loop import MS
+from tests.simulation.process.network import Link
+
+if TYPE_CHECKING:
+    from tests.simulation.process.process import Process
+    from tests.simulation.process.world import World
+
+MAX_CLOGGED = 5
+
+
+class Faults:
+    """Each method does one thing to somebody, drawn from the seed; what can be undone is undone
+    after a while."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.random = world.events.random
+        self._clogged: list[Link] = []
+
+    def repeat(self, what: Callable[[], None], every_ns: int) -> None:
+        world = self.world
+
+        def fire() -> None:
+            if not world.healed:
+                what()
+                self.repeat(what, every_ns)
+
+        world.events.at(int(self.random.expovariate(1 / every_ns)) + 1, fire)
+
+    def later(self, most_ms: int, what: Callable[[], None]) -> None:
+        """``what`` within ``most_ms``, unless everything is healed before."""
+        world = self.world
+        world.events.at(self.random.randrange(most_ms * MS), lambda: None if world.healed else what())
+
+    def pick(self) -> Process:
+        return self.world.processes[self.random.choice(sorted(self.world.processes))]
+
+    def pick_leader(self) -> Process:
+        """One that leads something, if any does."""
+        leaders = [p for p in self.world.processes.values() if p.runs and self.world.leads(p)]
+        return self.random.choice(leaders) if leaders else self.pick()
+
+    # --- processes --------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """SIGKILL: one, or a whole cell."""
+        victims = [self.pick()]
+        if self.random.random() < 0.15:
+            victims = [p for p in self.world.processes.values() if p.config.cell == victims[0].config.cell]
+        for victim in victims:
+            victim.crash("is killed")
+
+    def power(self) -> None:
+        """A machine, or all of them, without power: what was not synced is gone, or half of it."""
+        victims = [self.pick()]
+        if self.random.random() < 0.3:
+            victims = list(self.world.processes.values())
+        for victim in victims:
+            victim.crash("loses power", power=True)
+
+    def pause(self) -> None:
+        """SIGSTOP, SIGCONT."""
+        self._stop(self.pick(), self.random.randrange(1500 * MS), tell=True)
+
+    def stutter(self) -> None:
+        """A starved process: for a while it runs by fits and starts."""
+        victim, world = self.pick(), self.world
+        world.tell(f"{victim.name} stutters")
+        end = world.events.now + self.random.randrange(600 * MS)
+
+        def again() -> None:
+            if world.events.now < end and not world.healed:
+                self._stop(victim, self.random.randrange(25 * MS), tell=False)
+                world.events.at(self.random.randrange(40 * MS), again)
+
+        again()
+
+    def _stop(self, victim: Process, for_ns: int, *, tell: bool) -> None:
+        if not victim.up or victim.loop.paused:
+            return
+        world, loop = self.world, victim.loop
+        loop.pause()
+        if tell:
+            world.tell(f"{victim.name} pauses")
+
+        def wake() -> None:
+            if loop.paused and not loop.dead:
+                if tell:
+                    world.tell(f"{victim.name} wakes")
+                loop.wake()
+
+        world.events.at(for_ns, wake)
+
+    # --- disks --------------------------------------------------------------------------------
+
+    def tear(self) -> None:
+        """The process will die in the middle of one of its next disk operations."""
+        victim = self.pick()
+        if victim.up:
+            victim.disk.cut_after = self.random.randrange(12)
+
+    def fail_sync(self) -> None:
+        """R14."""
+        victim = self.pick()
+        if victim.up:
+            self.world.tell(f"{victim.name} will fail a sync")
+            victim.hurt = True
+            victim.disk.fail_next_sync = True
+
+    def full_disk(self) -> None:
+        """R14: no space for the log, or for the state."""
+        victim = self.pick()
+        if victim.up:
+            what = self.random.choice(("log", "state"))
+            self.world.tell(f"{victim.name} has no space left for its {what}")
+            victim.hurt = True
+            if what == "log":
+                victim.disk.fail_next_write = True
+            else:
+                victim.env.fail_next = True
+
+    def slow_disk(self) -> None:
+        """Syncs take up to a third of a second for a while."""
+        victim, usual = self.pick(), self.world.plan.max_sync_ms * MS
+        victim.max_sync_ns = self.random.choice((40, 120, 350)) * MS
+        self.world.tell(f"{victim.name} has a slow disk")
+        self.later(1500, lambda: setattr(victim, "max_sync_ns", usual))
+
+    # --- network --------------------------------------------------------------------------------
+
+    def others(self, than: str) -> list[str]:
+        """Whoever else has links."""
+        return [x for x in [*sorted(self.world.processes), *self.world.client_names(), ETCD] if x != than]
+
+    def cut(self) -> None:
+        """A link, one way or both, or a whole node."""
+        world, random = self.world, self.random
+        a, b = random.sample(sorted(world.processes), 2)
+        links = {(a, b)} if random.random() < 0.5 else {(a, b), (b, a)}
+        if random.random() < 0.3:
+            links = {(a, x) for x in self.others(a)}
+            if random.random() < 0.5:
+                links |= {(b, a) for a, b in links}
+        ordered = sorted(links)
+        world.tell(f"cut {', '.join(f'{a} > {b}' for a, b in ordered)}")
+        world.network.shut_links(ordered)
+        self.later(1200, lambda: world.network.open_links(ordered))
+
+    def clog(self) -> None:
+        """A link holds what it carries. Now and then all that are clogged come free, in any order."""
+        world, random = self.world, self.random
+        a = self.pick().name
+        b = random.choice(world.client_names() if random.random() < 0.5 else self.others(a))
+        link = (a, b) if random.random() < 0.5 else (b, a)
+        if link not in self._clogged:
+            world.tell(f"clogged {link[0]} > {link[1]}")
+            self._clogged.append(link)
+            world.network.shut_links([link])
+        if len(self._clogged) >= MAX_CLOGGED or random.random() < 0.25:
+            self.later(700, self._unclog)
+
+    def _unclog(self) -> None:
+        clogged, self._clogged = self._clogged, []
+        self.random.shuffle(clogged)
+        at = 0
+        for link in clogged:
+            at += self.random.randrange(40 * MS)
+            self.world.events.at(at, lambda link=link: self._free(link))  # type: ignore[misc]
+
+    def _free(self, link: Link) -> None:
+        if not self.world.healed:
+            self.world.tell(f"free again: {link[0]} > {link[1]}")
+            self.world.network.open_links([link], within_ns=1)
+
+    def reset(self) -> None:
+        """Streams between two nodes, or a client's, break while both live."""
+        a = self.pick().name
+        b = self.random.choice(self.others(a))
+        self.world.tell(f"resets {a} - {b}")
+        self.world.network.reset_between(a, b)
+        self.world.network.reset_between(b, a)
+
+    def split(self) -> None:
+        """A leader is alone, with some of the clients perhaps; streams to the others break."""
+        self._split(self.pick_leader())
+
+    def _split(self, alone: Process) -> None:
+        world, network = self.world, self.world.network
+        here = {alone.name} | {c for c in world.client_names() if self.random.random() < 0.5}
+        if self.random.random() < 0.5:
+            here.add(ETCD)
+        there = [x for x in self.others(alone.name) if x not in here]
+        world.tell(f"split: {', '.join(sorted(here))} from {', '.join(there)}")
+        both = [(a, b) for a in sorted(here) for b in there]
+        for a, b in both:
+            network.reset_between(a, b)
+            network.reset_between(b, a)
+        links = both + [(b, a) for a, b in both]
+        world.events.at(2 * network.max_delay_ns, lambda: network.shut_links(links))
+        world.events.at(
+            2 * network.max_delay_ns + 1 + self.random.randrange(900 * MS), lambda: network.open_links(links)
+        )
+
+    def depose(self) -> None:
+        """A leader is alone, and its followers start anew: they forget what they can (R8)."""
+        leader = self.pick_leader()
+        self._split(leader)
+        for other in list(self.world.processes.values()):
+            if other is not leader and other.config.cell == leader.config.cell:
+                other.crash("is killed", longest_ms=20)
+
+    # --- etcd, operators ------------------------------------------------------------------------
+
+    def etcd(self) -> None:
+        """Away for a while, or an answer of it lost."""
+        world = self.world
+        if self.random.random() < 0.3:
+            world.etcd.lose_next_answer = True
+            return
+        world.tell("etcd is away")
+        world.etcd.up = False
+
+        def back() -> None:
+            world.tell("etcd is back")
+            world.etcd.up = True
+
+        self.later(2500, back)
+
+    def compact_etcd(self) -> None:
+        self.world.etcd.compact()
+
+    def hand_over(self) -> None:
+        """A leader hands over (R11)."""
+        process, world = self.pick(), self.world
+        if not process.runs:
+            return
+
+        def transfer() -> None:
+            for host in process.node.hosts.values():
+                if host.replica.role == "active" and host.replica.term is not None:
+                    to = self.random.choice(sorted(host.replica.term.others()))
+                    host.replica.transfer(process.loop.now_ns(), to)
+            process.node.settle()
+
+        process.loop.enter(transfer)
+        assert not world.healed
+
+    def heal(self) -> None:
+        """No more faults: everybody runs and hears everybody."""
+        world = self.world
+        world.healed = True
+        world.tell("healed")
+        self._clogged.clear()
+        world.network.slow_share = 0.0
+        world.etcd.up = True
+        world.etcd.lose_next_answer = False
+        for process in world.processes.values():
+            process.disk.cut_after = None
+            process.disk.fail_next_sync = process.disk.fail_next_write = process.env.fail_next = False
+            process.max_sync_ns = world.plan.max_sync_ms * MS
+            if process.up and process.loop.paused:
+                process.loop.wake()
+            process.restart()
+        world.network.open_all()

@@ -1,0 +1,164 @@
+"""Each planted bug must be seen by the simulation of whole processes: a check that cannot fail
+checks nothing. The core's own are in tests/simulation/test_mutations.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from metastore.client.dispatch import RequestIds
+from metastore.core.machine import Machine
+from metastore.core.replica import Replica
+from metastore.core.term import Term
+from metastore.node.host import PartitionHost
+from metastore.node.node import Node
+from metastore.storage.log import NodeLog
+from metastore.storage.segments import SegmentFiles
+from tests.simulation.process.plans import PLANS
+from tests.simulation.process.world import world_of
+from tests.simulation.seeds import seeds_of
+from tests.simulation.violation import Violation
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def sends_before_durable(patch: pytest.MonkeyPatch) -> None:
+    """R1, R5: the driver does not hold messages until the log is synced."""
+    original = Node._run
+
+    def run(self: Any, effect: Any) -> None:
+        original(self, effect._replace(durable=False) if hasattr(effect, "durable") else effect)
+
+    patch.setattr(Node, "_run", run)
+
+
+def syncs_nothing(patch: pytest.MonkeyPatch) -> None:
+    """R14: a round is written and called durable without a sync."""
+
+    def write(self: Any, pieces: Any) -> None:
+        for segment, offset, data in pieces:
+            self.files.disk.write(segment.fd, data, offset)
+
+    patch.setattr(NodeLog, "write_pieces", write)
+
+
+def goes_on_after_a_failed_sync(patch: pytest.MonkeyPatch) -> None:
+    """R14: a failed sync is passed over."""
+    original = NodeLog.round_written
+    patch.setattr(NodeLog, "round_written", lambda self, error: original(self, None))
+
+
+def trusts_the_cache(patch: pytest.MonkeyPatch) -> None:
+    """Recovery: blocks that nothing vouches for are believed without writing them again."""
+    patch.setattr(SegmentFiles, "_make_durable", lambda self, blocks: None)
+
+
+def effects_a_turn_later(patch: pytest.MonkeyPatch) -> None:
+    """R8: clients meet a new leader before what it adopted is applied."""
+    patch.setattr(Node, "settle", Node.schedule_turn)
+
+
+def no_wait(patch: pytest.MonkeyPatch) -> None:
+    """R4."""
+    patch.setattr(Term, "grants_passed", lambda self, now, settings: True)
+
+
+def forgets_what_it_granted(patch: pytest.MonkeyPatch) -> None:
+    """R8: the largest grant is not durable, and a restarted node seals at once."""
+    original = Node.start
+
+    def start(self: Any) -> None:
+        self.core.ctx.seal_not_before_ns = 0
+        original(self)
+
+    patch.setattr(Node, "start", start)
+
+
+def reads_whatever_it_has(patch: pytest.MonkeyPatch) -> None:
+    """R8: linearizable reads without grants."""
+
+    def read(self: Any, connection: Any, client: bytes, op: list[Any], deadline: int) -> None:
+        connection.answer(self.read(op, 0))
+
+    patch.setattr(PartitionHost, "read_linearizable", read)
+
+
+def retries_without_dedupe(patch: pytest.MonkeyPatch) -> None:
+    """R7: the leader executes a request that it has executed before."""
+    patch.setattr(Machine, "_known", lambda self, client, seq, stamp: None)
+
+
+def finishes_ids_early(patch: pytest.MonkeyPatch) -> None:
+    """Not a weakening: the client says that ids are finished which it may still send again, and such
+    a retry is refused as too old (R7): its outcome stays unknown, and it is not executed twice."""
+    patch.setattr(RequestIds, "floor", lambda self, partition: self._seq + 1)
+
+
+def executes_what_is_too_old(patch: pytest.MonkeyPatch) -> None:
+    """R7: a request id older than the dedupe window is executed. (Such a request needs a copy that
+    outlives its own client's patience; the client is made to retry them here.)"""
+    finishes_ids_early(patch)
+    original = Machine._known
+
+    def known(self: Any, client: bytes, seq: int, stamp: int) -> Any:
+        found = original(self, client, seq, stamp)
+        return None if found is not None and "dedupe window" in str(found.tail[1]) else found
+
+    patch.setattr(Machine, "_known", known)
+
+
+def answers_lost_writes_with_failure(patch: pytest.MonkeyPatch) -> None:
+    """R7: a leader that loses its leadership says that nothing happened."""
+    import metastore.node.host as host
+    from metastore.errors import ConditionFailed
+
+    class Wrong(ConditionFailed):
+        def __init__(self, message: str, **detail: Any) -> None:
+            super().__init__(message, version=0, index=0)
+
+    patch.setattr(host, "OutcomeUnknown", Wrong)
+
+
+def forgets_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """R1: a replica acts on messages of an old epoch."""
+    patch.setattr(Replica, "obeys", lambda self, now, src, epoch: True)
+
+
+#: -> a seed that shows it now, tried first; the plans in which it shows soonest, tried next
+MUTATIONS: dict[Patch, tuple[int, list[str]]] = {
+    sends_before_durable: (15, ["no power", "torn writes"]),
+    syncs_nothing: (2, ["no power", "everything"]),
+    goes_on_after_a_failed_sync: (15, ["no power", "torn writes"]),
+    trusts_the_cache: (15, ["no power"]),
+    effects_a_turn_later: (8, ["hand-overs"]),
+    no_wait: (37, ["split, long grants"]),
+    forgets_what_it_granted: (89, ["split, long grants"]),
+    reads_whatever_it_has: (37, ["split, long grants"]),
+    retries_without_dedupe: (6, ["bad network"]),
+    executes_what_is_too_old: (19, ["bad network"]),
+    answers_lost_writes_with_failure: (37, ["split, long grants"]),
+    forgets_the_fence: (50, ["split, long grants", "cuts"]),
+}
+#: how many are tried of the plans in which a bug shows
+SEEDS = 60
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
+def test_a_planted_bug_is_seen(mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    pinned, plans = MUTATIONS[mutate]
+    for seed in [pinned, *seeds_of(plans, PLANS, SEEDS)]:
+        try:
+            world_of(seed).play()
+        except Violation as e:
+            print(f"seen with seed {seed}: {str(e).splitlines()[0][:200]}")
+            return
+    pytest.fail(f"{mutate.__name__} was not seen in {SEEDS} seeds")
+
+
+@pytest.mark.parametrize("seed", seeds_of(["bad network"], PLANS, 5))
+def test_ids_that_are_finished_early_are_safe_too(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    finishes_ids_early(monkeypatch)
+    world_of(seed).play()

@@ -1,0 +1,143 @@
+"""What clients do in the simulated world; each workload ends with a check of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from metastore.client import AsyncClient
+from metastore.client.dispatch import RequestIds
+from metastore.errors import MetastoreError
+from metastore.keys import storage_key
+from tests.chaos.traffic import Traffic
+from tests.checkers.history import Operation
+from tests.checkers.linearizability import check_key, check_versions
+from tests.integration.harness import keys_by_partition
+from tests.simulation.process.loop import SimLoop
+from tests.simulation.violation import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.process.world import World
+
+
+class Workloads:
+    """Plans name the methods that begin a workload, and how many of it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.loops: list[SimLoop] = []
+        self.traffics: list[tuple[SimLoop, Traffic]] = []
+        self.counters: list[tuple[SimLoop, Counter]] = []
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.keys: dict[int, list[str]] = {}
+
+    def start(self) -> None:
+        for name, count in self.world.plan.workloads.items():
+            for number in range(count):
+                getattr(self, name)(number)
+
+    def client(self) -> tuple[SimLoop, AsyncClient]:
+        """A client process, connected."""
+        world = self.world
+        loop = SimLoop(world.events, f"clients{len(self.loops)}", world.network)
+        self.loops.append(loop)
+        names = sorted(world.processes)
+
+        async def begin() -> AsyncClient:
+            client = AsyncClient([f"{n}:1" for n in names], cluster="sim")
+            client.dispatcher.ids = RequestIds(b"client-%09d" % len(self.loops))
+            await client.dispatcher.start(5.0)
+            return client
+
+        return loop, world.await_(loop, begin, 10)
+
+    def registers(self, number: int) -> None:
+        """Reads, puts, conditional puts and deletes on two keys of each partition."""
+        loop, client = self.client()
+        if not self.keys:
+            self.keys = keys_by_partition(client, 2, "chaos")
+        keys = [k for ks in self.keys.values() for k in ks]
+
+        def clock() -> int:
+            return self.world.events.now
+
+        traffic = Traffic([client], keys, self.world.seed + number, clock=clock, tasks=4, name=f"t{number}.")
+        self.traffics.append((loop, traffic))
+        self.tasks.append(loop.enter(lambda: loop.create_task(traffic.run())))
+
+    def counting(self, number: int) -> None:
+        """Increments, of which each counts once, or (outcome unknown) at most once."""
+        loop, client = self.client()
+        counter = Counter(client, f"count{number}")
+        self.counters.append((loop, counter))
+        self.tasks.append(loop.enter(lambda: loop.create_task(counter.run())))
+
+    def finish(self) -> None:
+        """Everything serves again; a last look at all."""
+        world = self.world
+        for loop, traffic in self.traffics:
+            world.await_(loop, lambda t=traffic: t.until_all_serve(15.0), 20)
+        for _, worker in [*self.traffics, *self.counters]:
+            worker.stop = True
+        world.until(lambda: all(t.done() for t in self.tasks), 20, "clients hang")
+        for task in self.tasks:
+            task.result()
+        for loop, traffic in self.traffics:
+            world.await_(loop, traffic.read_all, 20)
+        for loop, counter in self.counters:
+            world.await_(loop, counter.look, 20)
+
+    def judge(self) -> None:
+        history = [op for _, t in self.traffics for op in t.history]
+        of_key = {key: p for p, keys in self.keys.items() for key in keys}
+        by_key: dict[str, list[Operation]] = defaultdict(list)
+        for op in history:
+            by_key[op.key].append(op)
+        for key, ops in sorted(by_key.items()):
+            problem = check_key(ops)
+            if problem:
+                raise Violation(f"I5: {problem}", of_key[key])
+        for problem in check_versions(history, of_key):
+            raise Violation(f"I5: {problem}")
+        for _, counter in self.counters:
+            if counter.problem:
+                raise Violation(f"I5: {counter.problem}", counter.partition)
+
+
+@dataclass
+class Counter:
+    """One client that counts, and knows between what its counter must be."""
+
+    client: AsyncClient
+    key: str
+    stop: bool = False
+    sure: int = 0
+    unsure: int = 0
+    problem: str = ""
+
+    @property
+    def partition(self) -> int:
+        return self.client.dispatcher.table.route(storage_key("counters", self.key)).id
+
+    async def run(self) -> None:
+        ns = self.client.namespace("counters")
+        while not self.stop:
+            try:
+                result = await ns.add(self.key, 1, deadline_s=4.0)
+                self.sure += 1
+                self.see(result.value)
+            except MetastoreError as e:
+                self.unsure += e.outcome == "unknown"
+            await asyncio.sleep(0.01)
+
+    async def look(self) -> None:
+        record = await self.client.namespace("counters").get(self.key)
+        self.see(int(record.value) if record else 0)
+
+    def see(self, value: int) -> None:
+        if not self.sure <= value <= self.sure + self.unsure:
+            self.problem = (
+                f"{self.key} is {value}: {self.sure} increments are sure, {self.unsure} may have been"
+            )
