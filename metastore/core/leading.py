@@ -396,7 +396,7 @@ class LeadingReplica(Replica):
 
     def tick_progress(self, now: int, node: str, pr: Progress) -> None:
         settings = self.ctx.settings
-        if not pr.sealed or node in self.ctx.down:
+        if not pr.sealed:
             return
         if pr.snapshotting_since_ns:
             if now - pr.snapshotting_since_ns > settings.snapshot_timeout_ns:
