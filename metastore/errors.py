@@ -129,7 +129,7 @@ class NotANumber(MetastoreError):
 class Fenced(MetastoreError):
     """The write carried a fencing token below one that the partition has seen under that name.
 
-    ``detail``: ``name``, ``token`` (the highest seen). Whoever holds the lower one has been replaced."""
+    ``detail["token"]``: the highest seen. Whoever holds the lower one has been replaced."""
 
     code, status, http_status = "fenced", 15, 409
 

@@ -160,7 +160,7 @@ class TopologyTable:
             "cluster": self.cluster,
             "revision": self.revision,
             "nodes": [asdict(n) for n in self.nodes.values()],
-            "namespaces": {name: policy.to_plain() for name, policy in sorted(self.namespaces.items())},
+            "namespaces": [[name, policy.to_plain()] for name, policy in sorted(self.namespaces.items())],
             "partitions": [
                 {
                     "id": p.id,
@@ -183,7 +183,7 @@ class TopologyTable:
             table.revision = int(raw["revision"])
             for n in raw["nodes"]:
                 table.nodes[n["node"]] = NodeRecord(**n)
-            for name, policy in raw["namespaces"].items():
+            for name, policy in raw["namespaces"]:
                 table._set_policy(name, policy_from_plain(policy))
             for p in raw["partitions"]:
                 table.partitions[p["id"]] = Placement(

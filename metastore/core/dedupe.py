@@ -20,7 +20,9 @@ from metastore.errors import RequestIdExpired
 
 MAX_SESSIONS: Final = 10_000
 MAX_OUTCOMES: Final = 4096
-MAX_OUTCOME_BYTES: Final = 4 << 20
+MAX_OUTCOME_BYTES: Final = 2 << 20
+OUTCOME_BYTES: Final = 32
+PART_BYTES: Final = 24
 #: of all sessions: who never says that requests are finished shall not fill the memory of every replica
 MAX_ALL_OUTCOMES: Final = 200_000
 MAX_ALL_OUTCOME_BYTES: Final = 64 << 20
@@ -30,10 +32,11 @@ Tail = tuple[Any, ...]
 
 
 def outcome_bytes(tail: Tail) -> int:
-    """What of an outcome may be large: records that a transaction has read."""
+    """About what an outcome takes: much, when a transaction has many parts or has read records."""
     if len(tail) < 4 or type(tail[3]) is not list:
-        return 0
-    return sum(len(part[1]) for part in tail[3] if len(part) > 1 and type(part[1]) is bytes)
+        return OUTCOME_BYTES
+    read = sum(len(part[1]) for part in tail[3] if len(part) > 1 and type(part[1]) is bytes)
+    return OUTCOME_BYTES + PART_BYTES * len(tail[3]) + read
 
 
 class Session:
@@ -65,9 +68,7 @@ class Session:
         return session
 
     def forget(self, seq: int) -> None:
-        tail = self.outcomes.pop(seq)
-        if self.size:
-            self.size -= outcome_bytes(tail)
+        self.size -= outcome_bytes(self.outcomes.pop(seq))
 
     def raise_floor(self, floor: int) -> None:
         """The client has finished everything below ``floor``."""
@@ -139,8 +140,7 @@ class Sessions:
         for at, seq, tail in tails:
             session = touched[at]
             session.outcomes[seq] = tail
-            if tail[0] == 0 and len(tail) == 4:
-                session.size += outcome_bytes(tail)
+            session.size += outcome_bytes(tail)
         for session in touched:
             session.bound()
             self.outcomes += len(session.outcomes)

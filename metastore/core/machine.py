@@ -90,7 +90,7 @@ class Applied(NamedTuple):
     changes: list[Change]
     aux: set[bytes]
     base: int = 0
-    expired: tuple[int, ...] = ()
+    expired: frozenset[int] = frozenset()
 
 
 class _Refused(Exception):
@@ -123,7 +123,7 @@ def changes_of(payload: bytes) -> Applied:
             changes.append((row[1], None))
             if kind == EXPIRE:
                 expired.append(base + len(changes))
-    return Applied(changes, set(), base, tuple(expired))
+    return Applied(changes, set(), base, frozenset(expired))
 
 
 def base_version(payload: bytes) -> int | None:
@@ -134,6 +134,11 @@ def base_version(payload: bytes) -> int | None:
     head.feed(payload[:16])
     head.read_array_header()
     return int(head.unpack())
+
+
+def only_reads(op: list[Any]) -> bool:
+    """Whether a transaction changes nothing, whatever it finds."""
+    return len(op) == _FENCE_AT[TXN] and all(part[0] == GET for parts in op[8:10] for part in parts)
 
 
 def _txn_changes(parts: list[list[Any]]) -> list[Change]:
@@ -299,6 +304,10 @@ class Machine:
         payload: bytes = msgpack.packb(entry)
         return payload, results
 
+    def knows(self, client: bytes, seq: int, stamp: int) -> bool:
+        """Whether a request id has an outcome already."""
+        return self._known(client, seq, stamp) is not None
+
     def _known(self, client: bytes, seq: int, stamp: int) -> Resolved | None:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
         pending = self._outcomes.get(client)
@@ -434,12 +443,13 @@ class Machine:
     def _resolve_txn(
         self, index: int, op: list[Any], at: int, seq: int, usage: dict[bytes, list[int]]
     ) -> tuple[list[Any], Tail]:
-        succeeded = all(self._holds(*compare) for compare in op[7])
+        succeeded = all(self._holds(self.current, *compare) for compare in op[7])
         staged: dict[bytes, tuple[bytes | None, bytes | None]] = {}
         try:
             parts = self._stage(op[8] if succeeded else op[9], staged)
         except _Refused as refused:
-            return self._nothing(at, seq, refused.status, MAX_TXN_READ_BYTES, index)
+            bound = MAX_TXN_READ_BYTES if refused.status == TooLarge.status else 0
+            return self._nothing(at, seq, refused.status, bound, index)
         for part in parts:
             if part[0] in (PUT, ADD):
                 old = self.current(part[1])
@@ -449,8 +459,21 @@ class Machine:
         row = [TXN, at, seq, succeeded, parts]
         return row, (0, succeeded, index, _txn_results(self._version - len(_txn_changes(parts)), parts))
 
-    def _holds(self, lkey: bytes, target: int, relation: int, operand: Any) -> bool:
-        record = self.current(lkey)
+    def read_txn(self, op: list[Any]) -> tuple[Tail, int]:
+        """A transaction that only reads, of the committed state: no entry, nothing to remember. Its
+        answer, and how many bytes it read."""
+        succeeded = all(self._holds(self.read, *compare) for compare in op[7])
+        rows: list[list[Any]] = [[GET, self.read(part[1])] for part in (op[8] if succeeded else op[9])]
+        size = sum(len(row[1]) for row in rows if row[1])
+        if size > MAX_TXN_READ_BYTES:
+            return nothing_tail(TooLarge.status, MAX_TXN_READ_BYTES, 0), 0
+        return (OK, succeeded, 0, _txn_results(0, rows)), size
+
+    @staticmethod
+    def _holds(
+        record_of: Callable[[bytes], bytes | None], lkey: bytes, target: int, relation: int, operand: Any
+    ) -> bool:
+        record = record_of(lkey)
         if target == VALUE:
             if record is None:
                 return relation == NOT_EQUAL
@@ -554,7 +577,7 @@ class Machine:
             self._forget_proposed(index, changes, floors, tails, fences)
         elif not self._entries:
             self._version = version
-        return Applied(changes, aux, base, tuple(expired))
+        return Applied(changes, aux, base, frozenset(expired))
 
     def _remember(
         self,

@@ -17,7 +17,7 @@ import xxhash
 from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
-from metastore.core.machine import Applied, Machine
+from metastore.core.machine import Applied, Machine, only_reads
 from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNING, InvariantBroken
 from metastore.errors import (
     DeadlineExceeded,
@@ -36,7 +36,9 @@ from metastore.node.ttls import Deadlines
 from metastore.node.watches import PartitionWatches
 from metastore.records import record_versions
 from metastore.wire.client_messages import (
+    ADD,
     AT_LEAST,
+    DELETE,
     GET,
     KEYS_ONLY,
     LINEARIZABLE,
@@ -64,6 +66,9 @@ DIGEST_SLICE = 500
 MAX_LISTING_NS = 20_000_000
 APPLY_READ_BYTES = 4 << 20
 MAX_EXPIRED_AT_ONCE = 256
+#: proposed without giving way to others
+MAX_ENTRIES_A_TURN = 4
+WRITES = frozenset({PUT, DELETE, ADD, TXN})
 
 Waiting = tuple[ClientConnection, bytes, list[Any], int]
 """``(connection, client id, op, deadline in ns)``."""
@@ -135,8 +140,12 @@ class PartitionHost:
             )
         else:
             error = self.node.policies.refuse(self, op)
+            if error is not None and kind in WRITES and op[4] and self.machine.knows(client, op[4], op[6]):
+                error = None  # a retry of what was done under another policy gets the first outcome (R7)
         if error is not None:
             connection.answer(error_result(op[0], error))
+        elif kind == TXN and only_reads(op):
+            self.read_linearizable(connection, client, op, deadline)
         elif kind in (GET, LIST):
             if op[4 if kind == GET else 7] == LINEARIZABLE:
                 self.read_linearizable(connection, client, op, deadline)
@@ -224,6 +233,9 @@ class PartitionHost:
             if record is None:
                 return [op[0], NOT_FOUND, age_ms], 0
             return [op[0], OK, record, age_ms], len(record)
+        if op[1] == TXN:
+            tail, size = self.machine.read_txn(op)
+            return [op[0], *tail], size
         if self.node.listing_ns > MAX_LISTING_NS:
             error = Overloaded("too many listings at once", retry_after_s=0.1)
             return error_result(op[0], error), 0
@@ -300,7 +312,7 @@ class PartitionHost:
                 error = self.not_leader()
             elif replica.confirmed_since(mark):
                 self.unpark_first()
-                if op[1] in (GET, LIST):
+                if op[1] in (GET, LIST) or (op[1] == TXN and only_reads(op)):
                     connection.answer(*self.read(connection, op, 0))
                 else:
                     self.queue(connection, client, op, deadline)
@@ -323,9 +335,10 @@ class PartitionHost:
     def propose_pending(self, now: int) -> None:
         """Resolve and propose what has gathered, as few entries as the bounds allow."""
         pending, self.pending = self.pending, []
-        expired, self.expired = self.expired, []
+        # many records may be over at once (R15: all begin anew together): so many to an entry
+        expired, self.expired = self.expired[:MAX_EXPIRED_AT_ONCE], self.expired[MAX_EXPIRED_AT_ONCE:]
         replica = self.replica
-        self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in pending)
+        entries = 0
         if self.applied < replica.commit_index and not replica.installing:
             raise InvariantBroken(
                 f"R7: partition {self.p} would resolve at entry {self.applied}, {replica.commit_index} is committed"
@@ -333,11 +346,16 @@ class PartitionHost:
         while pending or expired:
             if replica.role != ACTIVE:
                 error = self.not_leader()
+                self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in pending)
                 for connection, _, op, _ in pending:
                     connection.answer(error_result(op[0], error))
                 return
+            if entries == MAX_ENTRIES_A_TURN:
+                break
+            entries += 1
             count = batch_length(pending)
             batch, pending = pending[:count], pending[count:]
+            self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in batch)
             if any(now > w[3] for w in batch):
                 batch = self.without_late(now, batch)
             over = [e for e in expired if self.deadlines.is_over(now, *e)]
@@ -354,6 +372,10 @@ class PartitionHost:
                     self.waiters.append((at, connection, op[0], tail, deadline))
                 else:
                     connection.answer([op[0], *tail])
+        self.pending = pending
+        if self.pending or self.expired:
+            self.node.writing.append(self)
+            self.node.schedule_turn()
 
     @staticmethod
     def without_late(now: int, batch: list[Waiting]) -> list[Waiting]:
@@ -409,7 +431,7 @@ class PartitionHost:
         if self.watches.count:
             self.watches.applied(index, applied)
         timed = self.machine.timed
-        if self.deadlines.running and (timed or len(self.deadlines)):
+        if self.deadlines.running and (timed or self.deadlines):
             now = now_ns()
             for lkey, _ in applied.changes:
                 self.deadlines.changed(now, lkey, timed.get(lkey))
@@ -421,8 +443,10 @@ class PartitionHost:
         who waits for it learns that its outcome is not known (R7)."""
         went_on = role in PROPOSING and self.role in PROPOSING
         self.role = role
-        if went_on:
-            return  # one reign: what it proposed stands
+        if went_on:  # one reign: what it proposed stands
+            if role == ACTIVE:  # what was over while it was about to resign was passed over
+                self.restart_ttls(now_ns())
+            return
         self.machine.abandon()
         if role in PROPOSING:
             self.deadlines.start(now_ns(), self.machine.timed)  # R15: anew, in full
@@ -462,16 +486,16 @@ class PartitionHost:
         return {"applied": applied, "version": version, "records": records, "digest": total.hexdigest()}
 
     def restart_ttls(self, now: int) -> None:
-        """The process slept, and those who would have touched their records may have been unable to."""
-        if self.deadlines.running:
-            self.deadlines.start(now, self.machine.timed)
+        """All TTLs anew, in full (R15)."""
+        self.deadlines.start(now, self.machine.timed)
 
     def sweep(self, now: int) -> None:
         """Let records expire; keep watches informed; answer waiters whose deadline passed while no
         quorum commits their entry."""
-        if self.deadlines.running and len(self.deadlines):
-            over = self.deadlines.due(now, MAX_EXPIRED_AT_ONCE)
-            if over and self.role == ACTIVE:
+        if self.deadlines.running and self.deadlines:
+            room = MAX_EXPIRED_AT_ONCE - len(self.expired)
+            over = self.deadlines.due(now, room) if room > 0 and self.role == ACTIVE else []
+            if over:
                 if not self.pending and not self.expired:
                     self.node.writing.append(self)
                 self.expired += over

@@ -435,7 +435,8 @@ class Node:
                 # they are silent (R9). Grants are checked against the clock anyway (R8).
                 for host in self.hosts.values():
                     host.replica.heard(now)
-                    host.restart_ttls(now)
+                    # those who would have touched their records may have been unable to
+                    host.deadlines.add_time(now - due)
             due = now + tick_ns
             self.core.ctx.stuck = self.store.syncing_for_s() * 1e9 > self.settings.suspect_after_ns
             self.core.tick(now, self.control.can_elect())

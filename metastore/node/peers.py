@@ -132,13 +132,13 @@ class PeerConnection(asyncio.Protocol):
         size = 0
         out: list[bytes] = []
         for message in messages:
-            body.append(encode(message))
-            blobs = getattr(message, "entries", None) or getattr(message, "rows", None)
-            if blobs:
-                size += sum(len(b) if type(b) is bytes else len(b[1]) + len(b[2]) for b in blobs)
-            if size > MAX_FRAME_BODY_BYTES or len(body) >= MAX_FRAME_MESSAGES:
+            blobs = getattr(message, "entries", None) or getattr(message, "rows", None) or ()
+            more = sum(len(b) if type(b) is bytes else len(b[1]) + len(b[2]) for b in blobs)
+            if body and (size + more > MAX_FRAME_BODY_BYTES or len(body) >= MAX_FRAME_MESSAGES):
                 out.append(frames.pack(frames.PEER, body))
                 body, size = [], 0
+            body.append(encode(message))
+            size += more
         if body:
             out.append(frames.pack(frames.PEER, body))
         transport.write(out[0] if len(out) == 1 else b"".join(out))

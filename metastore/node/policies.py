@@ -78,7 +78,7 @@ class Policies:
                     continue
                 if part[0] == PUT and part[4] is None:
                     part[4] = found.default_ttl_ms
-                refused = self._refuse_write(named, found, bool(op[7]))
+                refused = self._refuse_write(named, found, any(c[0] == part[1] for c in op[7]))
                 if refused is None and part[0] in (PUT, ADD) and named in self.full:
                     size = len(part[2]) if part[0] == PUT else 0
                     refused = self._refuse_growth(host, named, found, part[1], size)
@@ -158,7 +158,7 @@ class Policies:
         if raw is None:
             self.others.pop(node, None)
         elif node != self.node.me.node:
-            self.others[node] = {str(k): [int(v[0]), int(v[1])] for k, v in orjson.loads(raw).items()}
+            self.others[node] = {str(k): [int(v[0]), int(v[1])] for k, v in dict(orjson.loads(raw)).items()}
 
     def recount(self) -> Usage:
         """Which namespaces are full now; also what to publish."""

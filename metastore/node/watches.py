@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SLICE_BYTES = 256 << 10
 CONGESTED_BYTES = 1 << 20
+MAX_FRAME_EVENTS = 4096
+MAX_FRAME_EVENT_BYTES = 2 << 20
 PROGRESS_NS = 2_000_000_000
 #: of one turn of the loop, for watches that are behind
 MAX_PUMP_NS = 10_000_000
@@ -129,19 +131,16 @@ class PartitionWatches:
         watch.version = after
         if after >= last:
             watch.index = host.applied
-            if after > last and host.role in (ACTIVE, RESIGNING):
-                return InvalidRequest(
-                    f"partition {host.p} is at version {last}, so nothing can be resumed after {after}"
-                )
-            return None
+            if after == last:
+                return None
+            text = f"partition {host.p} is at version {last} here, so nothing can be resumed after {after}"
+            if host.replica.can_read(now_ns()):
+                return InvalidRequest(text)
+            return Unavailable(text, retry_after_s=0.1, partition=host.p)  # another replica knows more
         first = host.log_base + 1
         oldest = self._base_at_or_after(first)
         if oldest is None or oldest > after:
-            return Compacted(
-                f"partition {host.p}: changes after version {after} are no longer kept, those after "
-                f"{last if oldest is None else oldest} are; list again and watch from there",
-                oldest=last if oldest is None else oldest,
-            )
+            return self._too_old(after)
         low, high = (
             first,
             host.applied,
@@ -155,6 +154,19 @@ class PartitionWatches:
                 high = middle - 1
         watch.index = low - 1
         return None
+
+    def _too_old(self, after: int) -> MetastoreError:
+        """What follows ``after`` is not kept here. Of another replica the leader may still have it."""
+        host = self.host
+        oldest = self._base_at_or_after(host.log_base + 1)
+        if oldest is None:
+            oldest = host.machine.last_version
+        text = (
+            f"partition {host.p}: changes after version {after} are no longer kept, those after {oldest} are"
+        )
+        if host.role not in (ACTIVE, RESIGNING):
+            return Unavailable(f"{text}, on this replica", retry_after_s=0.1, partition=host.p)
+        return Compacted(f"{text}; list again and watch from there", oldest=oldest)
 
     def _base_at_or_after(self, index: int) -> int | None:
         """The base version of entry ``index``, or of the next that is not a no-op."""
@@ -216,11 +228,9 @@ class PartitionWatches:
                     self._tell(index, applied, group, list(watches))
 
     def _tell(self, index: int, applied: Applied, group: Group, watches: list[Watch]) -> None:
-        count, events = pack_events(applied, *group)
-        if not count:
+        told = event_frames(applied, group)
+        if not told:
             return
-        version = applied.base + len(applied.changes)
-        body = _array(count) + events
         for watch in watches:
             if watch.connection.congested(CONGESTED_BYTES):
                 # not told: a connection may have thousands of watches, and each event is large
@@ -228,8 +238,9 @@ class PartitionWatches:
                 self._not_live(watch)
                 self._behind[watch] = None
                 continue
-            watch.index, watch.version = index, version
-            self._send(watch, version, body)
+            watch.index, watch.version = index, told[-1][0]
+            for version, body in told:
+                self._send(watch, version, body)
 
     @staticmethod
     def _send(watch: Watch, version: int, events: bytes) -> None:
@@ -256,12 +267,7 @@ class PartitionWatches:
         host = self.host
         if watch.index < host.log_base:
             self.remove(watch.connection, watch.id)
-            oldest = self._base_at_or_after(host.log_base + 1)
-            error = Compacted(
-                f"partition {host.p}: a watch at version {watch.version} fell behind what is kept",
-                oldest=host.machine.last_version if oldest is None else oldest,
-            )
-            watch.connection.watch_ended(watch.id, error)
+            watch.connection.watch_ended(watch.id, self._too_old(watch.version))
             return False
         if watch.index < host.applied:
             after = watch.version
@@ -274,10 +280,9 @@ class PartitionWatches:
                 watch.index = number
                 if not entry.changes:
                     continue
-                watch.version = entry.base + len(entry.changes)
-                count, events = pack_events(entry, *watch.group, after)
-                if count:
-                    self._send(watch, watch.version, _array(count) + events)
+                watch.version = max(watch.version, entry.base + len(entry.changes))
+                for version, body in event_frames(entry, watch.group, after):
+                    self._send(watch, version, body)
         if watch.index < host.applied:
             return not watch.connection.congested(CONGESTED_BYTES // 2)
         del self._behind[watch]
@@ -288,10 +293,12 @@ class PartitionWatches:
 
     def sweep(self, now: int) -> None:
         """Tell idle watches how far they are; end those of a leader that hears no quorum."""
+        host = self.host
+        if self._behind:  # a connection says that it is read again only if it was very full before
+            host.node.schedule_pump(host)
         if not self.count or now - self._progress_ns < PROGRESS_NS:
             return
         self._progress_ns = now
-        host = self.host
         if host.role == ACTIVE and not host.replica.has_quorum(now):
             text = f"partition {host.p}: its leader hears no quorum of replicas"
             self.end_all(Unavailable(text, retry_after_s=1, partition=host.p), also_any=False)
@@ -303,27 +310,41 @@ class PartitionWatches:
 
     def snapshot_installed(self) -> None:
         """The log begins anew (R17): who stood before it is behind, and will be told."""
+        host = self.host
         for watch in list(self._all.values()):
-            if watch.live:
+            if watch.version >= host.machine.last_version:
+                watch.index = host.applied
+            elif watch.live:
                 self._not_live(watch)
                 self._behind[watch] = None
         if self._behind:
-            self.host.node.schedule_pump(self.host)
+            host.node.schedule_pump(host)
 
 
-def pack_events(
-    applied: Applied, start: bytes, end: bytes, flags: int, wanted: bytes, after: int = 0
-) -> tuple[int, bytes]:
-    """``(count, msgpack)`` of the events within a range, above version ``after``."""
+def event_frames(applied: Applied, group: Group, after: int = 0) -> list[tuple[int, bytes]]:
+    """``(version, msgpack of events)`` of what lies in a group's range above version ``after``, in
+    pieces that fit a frame: with each the watch has all up to its version."""
+    start, end, flags, wanted = group
+    frames_: list[tuple[int, bytes]] = []
     events: list[bytes] = []
+    size = version = 0
     for version, (lkey, record) in enumerate(applied.changes, applied.base + 1):
-        if start <= lkey < end and version > after and lkey.startswith(wanted, 8):
-            if record is not None:
-                events.append(_pack((PUT, lkey, version, None if flags & WATCH_KEYS else record)))
-            else:
-                kind = EXPIRE if version in applied.expired else DELETE
-                events.append(_pack((kind, lkey, version, None)))
-    return len(events), b"".join(events)
+        if not (start <= lkey < end and version > after and lkey.startswith(wanted, 8)):
+            continue
+        if record is not None:
+            event = _pack((PUT, lkey, version, None if flags & WATCH_KEYS else record))
+        else:
+            event = _pack((EXPIRE if version in applied.expired else DELETE, lkey, version, None))
+        events.append(event)
+        size += len(event)
+        if len(events) >= MAX_FRAME_EVENTS or size >= MAX_FRAME_EVENT_BYTES:
+            frames_.append((version, _array(len(events)) + b"".join(events)))
+            events, size = [], 0
+    if events:
+        frames_.append((version, _array(len(events)) + b"".join(events)))
+    elif frames_:
+        frames_[-1] = version, frames_[-1][1]
+    return frames_
 
 
 def _array(count: int) -> bytes:

@@ -315,7 +315,7 @@ def test_a_retried_transaction_gets_what_it_read_then() -> None:
 
 
 def test_what_outcomes_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedupe, "MAX_OUTCOME_BYTES", 300)
+    monkeypatch.setattr(dedupe, "MAX_OUTCOME_BYTES", 400)
     r = Replica()
     r.run((A, put("x", b"v" * 100)))
     for seq in range(1, 5):
@@ -358,7 +358,7 @@ def test_records_expire_by_version_only() -> None:
     assert payload is not None
     applied = r.machine.apply(2, b"")
     assert [(k, v is None) for k, v in applied.changes] == [(lk("x"), True), (lk("x"), False)]
-    assert applied.expired == (3,)
+    assert applied.expired == {3}
     assert changes_of(payload) == applied._replace(aux=set())
     assert base_version(payload) == 2
     assert r.machine.timed == {}
