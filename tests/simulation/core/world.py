@@ -45,7 +45,7 @@ class World:
         self.now = 0
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.count = 0
-        self.events = 0
+        self.done = 0
         self.story: list[str] = []
         self.digest = hashlib.blake2b(digest_size=16)
         self.healed = False
@@ -88,6 +88,10 @@ class World:
     def tell(self, text: str) -> None:
         self.story.append(f"{self.now / 1e9:.4f} {text}")
 
+    def told(self) -> str:
+        """The end of the story."""
+        return "\n".join(self.story[-STORY_LINES:])
+
     def pick(self) -> Node:
         return self.nodes[self.random.choice(sorted(self.nodes))]
 
@@ -96,9 +100,9 @@ class World:
         queue, pop, stop = self.queue, heapq.heappop, self.steps or (1 << 62)
         while queue and queue[0][0] <= end:
             self.now, _, what = pop(queue)
-            self.events += 1
+            self.done += 1
             what()
-            if self.events >= stop:
+            if self.done >= stop:
                 raise Stopped
         self.now = end
 
@@ -178,9 +182,8 @@ class World:
         except Stopped:
             pass
         except (Violation, InvariantBroken, AssertionError, IndexError, KeyError) as e:
-            story = "\n".join(self.story[-STORY_LINES:])
             raise Violation(
-                f"seed {self.seed} ({self.name}) after {self.events} events: {type(e).__name__}: {e}\n{story}\n"
+                f"seed {self.seed} ({self.name}) after {self.done} events: {type(e).__name__}: {e}\n{self.told()}\n"
                 f"replay: make sim OF=core SEED={self.seed}"
             ) from e
         return self

@@ -46,7 +46,7 @@ PLANS: dict[str, Plan] = {
             "etcd": 3000,
             "hand_over": 2500,
         },
-        workloads={"registers": 2, "counting": 1},
+        workloads={"registers": 2, "readers": 1, "counting": 1},
         slow_share=0.02,
     ),
     "kills": Plan(faults={"kill": 600}, workloads={"registers": 1, "counting": 2}),
@@ -54,8 +54,12 @@ PLANS: dict[str, Plan] = {
     "torn writes": Plan(
         faults={"tear": 300, "fail_sync": 2500, "full_disk": 4000, "slow_disk": 1200}, max_sync_ms=20
     ),
-    "pauses": Plan(faults={"pause": 400, "stutter": 800, "etcd": 3000}, drift_ppm=990),
-    "cuts": Plan(faults={"cut": 350, "reset": 1500}, workloads={"registers": 2, "counting": 1}),
+    "pauses": Plan(
+        faults={"pause": 400, "stutter": 800, "etcd": 3000},
+        workloads={"registers": 2, "readers": 1},
+        drift_ppm=990,
+    ),
+    "cuts": Plan(faults={"cut": 350, "reset": 1500}, workloads={"registers": 2, "readers": 1, "counting": 1}),
     "bad network": Plan(
         faults={"reset": 150, "cut": 3000, "clog": 400},
         workloads={"registers": 2, "counting": 2},
@@ -70,7 +74,7 @@ PLANS: dict[str, Plan] = {
     "five": Plan(faults={"kill": 700, "cut": 900, "pause": 1500}, nodes=5),
     "split, long grants": Plan(
         faults={"split": 600, "depose": 900},
-        workloads={"registers": 3},
+        workloads={"registers": 2, "readers": 2},
         settings=LONG_GRANTS,
     ),
     "late requests": Plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,19 @@ class Workloads:
         self.traffics.append((loop, traffic))
         self.tasks.append(loop.enter(lambda: loop.create_task(traffic.run())))
 
+    def readers(self, number: int) -> None:
+        """Who only reads stays with a leader that is cut off, as long as it answers: its writers
+        wait. To go with ``registers``."""
+        loop, client = self.client()
+        keys = [k for ks in self.keys.values() for k in ks]
+
+        def clock() -> int:
+            return self.world.events.now
+
+        traffic = Readers([client], keys, self.world.seed + 50 + number, clock=clock, tasks=2)
+        self.traffics.append((loop, traffic))
+        self.tasks.append(loop.enter(lambda: loop.create_task(traffic.run())))
+
     def counting(self, number: int) -> None:
         """Increments, of which each counts once, or (outcome unknown) at most once."""
         loop, client = self.client()
@@ -78,7 +92,8 @@ class Workloads:
         """Everything serves again; a last look at all."""
         world = self.world
         for loop, traffic in self.traffics:
-            world.await_(loop, lambda t=traffic: t.until_all_serve(15.0), 20)
+            if not isinstance(traffic, Readers):
+                world.await_(loop, lambda t=traffic: t.until_all_serve(15.0), 20)
         for _, worker in [*self.traffics, *self.counters]:
             worker.stop = True
         world.until(lambda: all(t.done() for t in self.tasks), 20, "clients hang")
@@ -104,6 +119,17 @@ class Workloads:
         for _, counter in self.counters:
             if counter.problem:
                 raise Violation(f"I5: {counter.problem}", counter.partition)
+
+
+class Readers(Traffic):
+    """Traffic that changes nothing."""
+
+    async def _task(self, number: int) -> None:
+        rng = random.Random(self.seed * 1000 + number)
+        ns = self.clients[0].namespace("chaos")
+        while not self.stop:
+            await self.one(number, ns, rng.choice(self.keys), 0.0, "")
+            await asyncio.sleep(0.01 * rng.random())
 
 
 @dataclass

@@ -101,7 +101,12 @@ class World:
         """Part of the story; of partition ``p`` only, or of all."""
         self.story.append((self.events.now, p, text))
 
-    def told(self, p: int | None) -> str:
+    @property
+    def done(self) -> int:
+        """How many events have happened."""
+        return self.events.done
+
+    def told(self, p: int | None = None) -> str:
         """The end of the story, as far as it concerns ``p`` (None: all)."""
         lines = [line for line in self.story if p is None or line[1] in (None, p)]
         return "\n".join(f"{at / 1e9:9.4f} {text}" for at, _, text in lines[-STORY_LINES:])
@@ -120,7 +125,7 @@ class World:
             p = getattr(e, "p", None)
             where = "" if p is None else f", partition {p}"
             raise Violation(
-                f"seed {self.seed} ({self.name}) after {self.events.done} events{where}: {type(e).__name__}: {e}\n"
+                f"seed {self.seed} ({self.name}) after {self.done} events{where}: {type(e).__name__}: {e}\n"
                 f"{self.told(p)}\nreplay: make sim OF=process SEED={self.seed}",
                 p,
             ) from e
