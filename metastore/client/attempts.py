@@ -12,7 +12,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any, Final
 
-from metastore.client.connection import SILENT_TIMEOUT_S, AttemptTimeout, ConnectionLost
+from metastore.client.connection import CONNECT_TIMEOUT_S, SILENT_TIMEOUT_S, AttemptTimeout, ConnectionLost
 from metastore.client.limits import BACKOFF_S, backoff_s
 from metastore.client.request_ids import RequestIds
 from metastore.errors import (
@@ -141,8 +141,8 @@ class Attempts:
             try:
                 connection = client.open_connection(address)
                 if connection is None:
-                    patience = SILENT_TIMEOUT_S if client.is_silent(address) else ATTEMPT_TIMEOUT_S
-                    connection = await client.connect(address, min(self.until, now + patience))
+                    patience = SILENT_TIMEOUT_S if client.is_silent(address) else CONNECT_TIMEOUT_S
+                    connection = await client.connect(address, self.until, patience)
                 op = self.op.copy()
                 op[2] = placement.id
                 if self.ids is not None:
@@ -150,7 +150,7 @@ class Attempts:
                 patience = ATTEMPT_TIMEOUT_S if address != client.router_url else ROUTER_ATTEMPT_TIMEOUT_S
                 if connection.silent:
                     patience = SILENT_TIMEOUT_S
-                result = await connection.submit(self.client_id, op, min(self.until, loop.time() + patience))
+                result = await connection.submit(self.client_id, op, self.until, patience)
             except ConnectionLost as e:
                 self.maybe_done |= self.changes and bool(e.detail.get("sent"))
                 self.unreached.add(address)
@@ -258,7 +258,8 @@ class Attempts:
                 self.op[6] = max(index, self.op[6])
                 return
             raise self.at_the_end(error)
-        if isinstance(error, Unavailable | Overloaded | ShuttingDown | TooStale):
+        if isinstance(error, Unavailable | Overloaded | ShuttingDown | TooStale | DeadlineExceeded):
+            # DeadlineExceeded: that of the attempt, which says nothing about ours
             self.failed(address, error)
             if isinstance(error, Overloaded) or (
                 isinstance(error, Unavailable) and not error.detail.get("final")

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from metastore.client.attempts import Attempts
-from metastore.client.connection import ConnectionLost, NodeConnection
+from metastore.client.connection import CONNECT_TIMEOUT_S, ConnectionLost, NodeConnection
 from metastore.client.detours import Detours
 from metastore.client.limits import Admission, RetryBudget
 from metastore.client.request_ids import RequestIds
@@ -28,7 +28,7 @@ __all__ = ["Dispatcher", "RequestIds"]
 
 log = logging.getLogger("metastore.client")
 
-CONNECT_TIMEOUT_S: Final = 1.0
+LOOK_S: Final = 0.1
 REFRESH_S: Final = 5.0
 MIN_REFRESH_GAP_S: Final = 0.2
 #: one that does not answer is not waited for longer before the next is asked too
@@ -129,7 +129,9 @@ class Dispatcher:
         connection = self._connections.get(address)
         return connection is not None and (connection.mute if connection.lost else connection.silent)
 
-    async def connect(self, address: str, until: float | None = None) -> NodeConnection:
+    async def connect(
+        self, address: str, until: float | None = None, patience_s: float = CONNECT_TIMEOUT_S
+    ) -> NodeConnection:
         """The open connection to a node, or a new one. Raises ConnectionLost."""
         connection = self._connections.get(address)
         if connection is not None and not connection.lost:
@@ -148,13 +150,22 @@ class Dispatcher:
                     task.exception()  # looked at, even when whoever asked has given up
 
             pending.add_done_callback(opened)
-        timeout_s = CONNECT_TIMEOUT_S
-        if until is not None:
-            timeout_s = min(timeout_s, max(0.001, until - asyncio.get_running_loop().time()))
-        done, _ = await asyncio.wait({pending}, timeout=timeout_s)
-        if not done or pending.cancelled():
+        await self._wait_for(pending, until, patience_s)
+        if not pending.done() or pending.cancelled():
             raise ConnectionLost(f"{address} does not answer", sent=False)
         return pending.result()
+
+    @staticmethod
+    async def _wait_for(pending: asyncio.Task[NodeConnection], until: float | None, left_s: float) -> None:
+        """For ``left_s`` of a loop that turns; the time that ours stands still hardly counts."""
+        loop = asyncio.get_running_loop()
+        while left_s > 0 and not pending.done():
+            began = loop.time()
+            step_s = LOOK_S if until is None else min(LOOK_S, until - began)
+            if step_s <= 0:
+                return
+            await asyncio.wait({pending}, timeout=step_s)
+            left_s -= min(loop.time() - began, 1.5 * LOOK_S)
 
     async def _open(self, address: str) -> NodeConnection:
         host, _, port = address.rpartition(":")
@@ -162,7 +173,7 @@ class Dispatcher:
         before = self._connections.get(address)
         mute = before is not None and before.mute
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(3 * CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(
                     lambda: NodeConnection(self.cluster, self.name, mute=mute), host.strip("[]"), int(port)
                 )

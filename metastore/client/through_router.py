@@ -16,6 +16,8 @@ import msgpack
 import orjson
 
 from metastore.client.connection import (
+    CONNECT_TIMEOUT_S,
+    FOR_EVER_S,
     MAX_FRAME_BYTES,
     MAX_OPS_PER_FRAME,
     MAX_OUTSTANDING,
@@ -42,12 +44,13 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS: Final = 32
 MAX_ANSWER_BYTES: Final = 64 << 20
 MAX_LINE_BYTES: Final = 4 << 20
-CONNECT_TIMEOUT_S: Final = 1.0
 SILENCE_S: Final = 5.0
 BY_CODE: Final = {cls.code: cls for cls in BY_STATUS.values() if cls is not InternalError}
 
-Waiting = tuple[bytes, list[Any], float, asyncio.Future[Any]]
-"""``(client id, op, until, future)``."""
+Waiting = tuple[bytes, list[Any], float, float, asyncio.Future[Any]]
+"""``(client id, op, until, patience, future)``."""
+Sent = tuple[list[Any], float, asyncio.Future[Any]]
+"""``(op, until, future)``."""
 
 
 def error_of(problem: Any) -> MetastoreError:
@@ -93,7 +96,7 @@ class RouterTransport:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for _, _, _, future in self._out:
+        for _, _, _, _, future in self._out:
             _fail(future, ConnectionLost("closed", sent=False))
         self._out.clear()
         if self._session is not None:
@@ -101,10 +104,12 @@ class RouterTransport:
 
     # --- operations -------------------------------------------------------------------------
 
-    def submit(self, client_id: bytes, op: list[Any], until: float) -> asyncio.Future[Any]:
-        """Send ``op`` with what else this tick brings. The future ends by ``until`` (loop time), with
-        the raw result, ConnectionLost or AttemptTimeout. Raises Overloaded when too many are
-        outstanding."""
+    def submit(
+        self, client_id: bytes, op: list[Any], until: float, patience_s: float = FOR_EVER_S
+    ) -> asyncio.Future[Any]:
+        """Send ``op`` with what else this tick brings. The future ends by ``until`` (loop time), or when
+        ``patience_s`` have passed since it was sent: with the raw result, ConnectionLost or AttemptTimeout.
+        Raises Overloaded when too many are outstanding."""
         if self.lost:
             raise ConnectionLost("closed", sent=False)
         if self._waiting >= MAX_OUTSTANDING:
@@ -113,52 +118,59 @@ class RouterTransport:
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        timer = loop.call_at(until, self._late, future)
         self._waiting += 1
-
-        def ended(_: asyncio.Future[Any]) -> None:
-            timer.cancel()
-            self._waiting -= 1
-
-        future.add_done_callback(ended)
+        future.add_done_callback(self._ended)
         if not self._out:
             loop.call_soon(self._flush)
-        self._out.append((client_id, op, until, future))
+        self._out.append((client_id, op, until, patience_s, future))
         return future
 
-    def _late(self, future: asyncio.Future[Any]) -> None:
-        self.silent = True
-        _fail(future, AttemptTimeout("the router does not answer"))
+    def _ended(self, _: asyncio.Future[Any]) -> None:
+        self._waiting -= 1
 
     def _flush(self) -> None:
         out, self._out = self._out, []
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         while out:
-            client_id, size, count = out[0][0], 0, 0
-            while (
-                count < min(len(out), MAX_OPS_PER_FRAME)
-                and size < MAX_FRAME_BYTES
-                and out[count][0] == client_id
-            ):
-                out[count][1][0] = count  # the id: unique in this request
-                size += 64 + op_bytes(out[count][1])
-                count += 1
-            batch, out = out[:count], out[count:]
-            task = asyncio.get_running_loop().create_task(self._post(client_id, batch))
+            client_id, size = out[0][0], 0
+            batch: list[Sent] = []
+            for client, op, until, patience_s, future in out[:MAX_OPS_PER_FRAME]:
+                if client != client_id or size >= MAX_FRAME_BYTES:
+                    break
+                op[0] = len(batch)  # the id: unique in this request
+                size += 64 + op_bytes(op)
+                batch.append((op, min(until, now + patience_s), future))
+            out = out[len(batch) :]
+            task = loop.create_task(self._post(client_id, batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _post(self, client_id: bytes, batch: list[Waiting]) -> None:
+    def _late(self, batch: list[Sent]) -> None:
+        """Those whose time is over end, those that may wait longer stay."""
+        now = asyncio.get_running_loop().time()
+        for _, until, future in batch:
+            if until <= now and not future.done():
+                self.silent = True
+                future.set_exception(AttemptTimeout("the router does not answer"))
+
+    async def _post(self, client_id: bytes, batch: list[Sent]) -> None:
         error: MetastoreError = ConnectionLost("closed", sent=True)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        # one answer for all: an operation with less time than the others ends by itself
+        timers = [loop.call_at(until, self._late, batch) for until in {until for _, until, _ in batch}]
         try:
-            left_s = max(until for _, _, until, _ in batch) - asyncio.get_running_loop().time()
+            left_s = max(until for _, until, _ in batch) - now
             timeout_ms = min(MAX_TIMEOUT_MS, max(1, int(left_s * 1000)))
-            body = msgpack.packb([client_id, timeout_ms, [op for _, op, _, _ in batch]])
+            body = msgpack.packb([client_id, timeout_ms, [op for op, _, _ in batch]])
             async with asyncio.timeout(max(0.001, left_s)):
                 results = await self._ask(body)
             self.silent = False
             for result in results:
-                if not batch[result[0]][3].done():
-                    batch[result[0]][3].set_result(result)
+                future = batch[result[0]][2]
+                if not future.done():
+                    future.set_result(result)
             error = ConnectionLost("the router left an operation unanswered", sent=True)
         except TimeoutError:
             self.silent = True
@@ -169,11 +181,13 @@ class RouterTransport:
             error = ConnectionLost(f"the router's answer is not the protocol: {e}", sent=True)
         except MetastoreError as e:  # of the request as a whole
             self.silent = False
-            for number, (_, _, _, future) in enumerate(batch):
+            for number, (_, _, future) in enumerate(batch):
                 if not future.done():
                     future.set_result([number, e.status, e.message, e.detail])
         finally:
-            for _, _, _, future in batch:
+            for timer in timers:
+                timer.cancel()
+            for _, _, future in batch:
                 _fail(future, error)
 
     async def _ask(self, body: bytes) -> list[Any]:

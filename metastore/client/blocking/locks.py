@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Generic
 
@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 from metastore.client.blocking.portal import Bound, Portal
 from metastore.client.blocking.watching import iterate
 from metastore.client.elections import AsyncElection, AsyncLeadership
-from metastore.client.leasing import Lease
+from metastore.client.leasing import Callback, Lease
 from metastore.client.locks import AsyncLock
 from metastore.client.results import Fence
 from metastore.clock import now_ns
@@ -66,12 +66,12 @@ class _Held(Bound):
 
             self._call(check)
 
-    def on_at_risk(self, callback: Callable[[], object]) -> None:
+    def on_at_risk(self, callback: Callback) -> None:
         """Call ``callback`` whenever the lease gets at risk. It runs in the client's thread: be short, and
         do not call the client."""
         self._lease.on_at_risk(callback)
 
-    def on_lost(self, callback: Callable[[], object]) -> None:
+    def on_lost(self, callback: Callback) -> None:
         """Call ``callback`` when the lease is lost. It runs in the client's thread: be short, and do not
         call the client."""
         self._lease.on_lost(callback)
