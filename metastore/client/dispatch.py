@@ -226,17 +226,16 @@ class Dispatcher:
 
     async def _ask_around(self, asking: list[Callable[[], Awaitable[TopologyTable]]]) -> bool:
         """Ask one after the other, the next one too when one takes long, until a table is whole."""
-        pending: set[asyncio.Future[TopologyTable]] = set()
+        pending: list[asyncio.Future[TopologyTable]] = []
         try:
             while asking or pending:
                 if asking:
-                    pending.add(asyncio.ensure_future(asking.pop(0)()))
-                done, pending = await asyncio.wait(
-                    pending,
-                    timeout=ASK_NEXT_S if asking else None,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                for answer in done:
+                    pending.append(asyncio.ensure_future(asking.pop(0)()))
+                timeout_s = ASK_NEXT_S if asking else None
+                await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                answers = [p for p in pending if p.done()]
+                pending = [p for p in pending if not p.done()]
+                for answer in answers:
                     try:
                         self.table.merge(answer.result())
                         if self.table.complete:

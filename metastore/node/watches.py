@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from metastore.clock import now_ns
 from metastore.core.entry import entry_payload
 from metastore.core.machine import Applied, base_version, changes_of
 from metastore.core.replica import ACTIVE, RESIGNING
@@ -120,6 +121,10 @@ class PartitionWatches:
         if after >= last:
             watch.index = host.applied
             if after > last and host.role in (ACTIVE, RESIGNING):
+                if not host.replica.can_read(now_ns()):
+                    # one that slept through the reign of another, which told more, and does not know it yet
+                    text = f"partition {host.p}: no quorum confirms its leader now"
+                    return Unavailable(text, retry_after_s=0.2, partition=host.p)
                 return InvalidRequest(
                     f"partition {host.p} is at version {last}, so nothing can be resumed after {after}"
                 )
@@ -269,11 +274,15 @@ class PartitionWatches:
     # --- time -----------------------------------------------------------------------------------
 
     def sweep(self, now: int) -> None:
-        """Tell idle watches how far they are; end those of a leader that hears no quorum."""
+        """Feed on those that were behind a full connection; tell idle ones how far they are; end those of
+        a leader that hears no quorum, and those whose namespace turned out to have another rule."""
+        if self._behind:
+            self.host.node.schedule_pump(self.host)
         if not self.count or now - self._progress_ns < PROGRESS_NS:
             return
         self._progress_ns = now
         host = self.host
+        self._end_misplaced()
         if host.role == ACTIVE and not host.replica.has_quorum(now):
             text = f"partition {host.p}: its leader hears no quorum of replicas"
             self.end_all(Unavailable(text, retry_after_s=1, partition=host.p), also_any=False)
@@ -282,6 +291,16 @@ class PartitionWatches:
             if watch.live and watch.told < version and not watch.connection.congested(CONGESTED_BYTES):
                 watch.index, watch.version = host.applied, version
                 self._send(watch, version, b"\x90")
+
+    def _end_misplaced(self) -> None:
+        """A namespace was created, with a routing rule of its own, after a watch of one routing key by the
+        default rule began: what is written from now on lies elsewhere."""
+        policies = self.host.node.policies
+        for watch in list(self._all.values()):
+            error = policies.refuse_range(watch.start, watch.end)
+            if error is not None:
+                self.remove(watch.connection, watch.id)
+                watch.connection.watch_ended(watch.id, error)
 
     def snapshot_installed(self) -> None:
         """The log begins anew (R17): who stood before it is behind, and will be told."""
