@@ -14,9 +14,14 @@ import pytest
 
 from metastore import Put
 from metastore.client import Event
+from metastore.client.connection import NodeConnection
 from metastore.client.positions import decode_resume, encode_resume
-from metastore.errors import ClientClosed, Compacted, InvalidRequest
+from metastore.coordination.etcd import EtcdCoordinator
+from metastore.coordination.interface import Put as EtcdPut
+from metastore.errors import ClientClosed, Compacted, InvalidRequest, MetastoreError, WrongRouting
 from metastore.keys import END_OF_RING, storage_key
+from metastore.layout import Layout
+from metastore.namespaces import Policy
 from metastore.wire import frames
 from tests.integration.harness import Cluster, until
 from tests.integration.witness import Witness, partition_of
@@ -224,3 +229,48 @@ async def test_a_reader_that_lets_its_socket_fill_is_served_on(shared: Cluster) 
                     versions += [event[2] for event in body[2]]
         assert versions == sorted(set(versions))
         writer.close()
+
+
+async def test_a_leader_that_slept_does_not_call_a_newer_position_wrong(cell: Cluster) -> None:
+    """It wakes, still takes itself for the leader, and is asked about what its successor told."""
+    async with cell.client() as client:
+        ns = client.namespace(NS)
+        old = await ns.put("dir/k", b"1")
+        placement = client.dispatcher.table.route(storage_key(NS, "dir/k"))
+        node = cell.node(str(placement.leader))
+        host, _, port = node["rpc"].rpartition(":")
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: NodeConnection("dev", "queued"), host, int(port))
+        await until("the connection is greeted", lambda: connection.hello)
+        os.kill(node["pid"], signal.SIGSTOP)
+        # into its socket before the word of its successor, with a position that only that one will reach
+        ended: asyncio.Future[MetastoreError] = loop.create_future()
+        start = storage_key(NS, "dir/k")
+        body = [placement.id, start, start + b"\0", old.version + 10, 0, b""]
+        connection.watch(body, lambda version, events: None, ended.set_result)
+        newer = old
+        while newer.version < old.version + 50:
+            newer = await ns.put("dir/k", b"2")
+        os.kill(node["pid"], signal.SIGCONT)
+        error = await asyncio.wait_for(ended, 30)
+        assert error.retryable, error
+        connection.close()
+
+
+async def test_a_namespace_that_gets_a_rule_of_its_own(shared: Cluster) -> None:
+    """Who watches by the old rule is told; who begins with an old table begins by the new one."""
+    async with shared.client() as client:
+        ns = client.namespace("ruled")
+        async with ns.watch("dir/") as before:
+            etcd = EtcdCoordinator([shared.json()["etcd"][0]["url"].removeprefix("http://")])
+            policy = Policy(routing="key")
+            await etcd.txn([], [EtcdPut(Layout("dev").namespace("ruled"), policy.to_json())])
+            await etcd.close()
+            with pytest.raises(WrongRouting):
+                await asyncio.wait_for(anext(before), 30)
+        client.dispatcher.table._set_policy("ruled", None)
+        async with ns.watch("dir/") as watcher:
+            results = [await ns.put(f"dir/{n}", b"x") for n in range(20)]
+            events = await drain(watcher, 20)
+            assert sorted(e.version for e in events) == sorted(r.version for r in results)
+            assert len(decode_resume(str(watcher.resume))) == 8
