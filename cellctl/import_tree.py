@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cellctl.connect import cluster_options, make_client
 from cellctl.output import note
-from metastore.client import Namespace
+from metastore.client import AsyncNamespace
 from metastore.errors import InvalidRequest, MetastoreError
 from metastore.keys import encode_key
 
@@ -135,7 +135,7 @@ async def _import(router: str | None, data: Path | None, namespace: str, concurr
 
 
 async def _run(
-    ns: Namespace,
+    ns: AsyncNamespace,
     items: Iterator[tuple[str, bytes]],
     concurrency: int,
     failed: list[str],

@@ -11,7 +11,7 @@ import click
 
 from cellctl.connect import cluster_options, make_client
 from cellctl.output import note, output_option, print_json
-from metastore.client import Namespace
+from metastore.client import AsyncNamespace
 from metastore.errors import InvalidRequest
 
 namespace_option = click.option("--namespace", "-n", default="default", show_default=True, help="Namespace.")
@@ -24,7 +24,7 @@ def kv() -> None:
 
 async def _with(router: str | None, data: Path | None, namespace: str, work: Any) -> Any:
     async with make_client(router, data) as client:
-        ns: Namespace = client.namespace(namespace)
+        ns: AsyncNamespace = client.namespace(namespace)
         return await work(ns)
 
 
@@ -128,7 +128,7 @@ def list_(
     Example: cellctl kv list -n files usr/share/doc/
     """
 
-    async def work(ns: Namespace) -> list[tuple[str, Any]]:
+    async def work(ns: AsyncNamespace) -> list[tuple[str, Any]]:
         found: list[tuple[str, Any]] = []
         async for item in ns.scan(prefix):
             found.append(item)

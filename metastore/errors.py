@@ -1,8 +1,9 @@
 """Every error of the store, defined once, with its policy as class attributes.
 
-Nobody parses messages: callers look at the class, or at ``code``, ``retryable`` and
-``outcome``. ``outcome`` says what a write that failed this way did: ``none`` (it certainly
-did not and will not take effect) or ``unknown`` (it took effect at most once; R7).
+Nobody parses messages: callers look at the class, or at ``code``, ``retryable`` and ``outcome``.
+What matters most after a failed write is whether it took effect, so that is what the two base
+classes say, and an ``except`` can tell: DidNotHappen (``outcome`` none: it certainly did not and will
+not take effect) and MaybeHappened (``outcome`` unknown: it took effect at most once; R7).
 The numeric ``status`` is the error's number on the binary wire; numbers are never reused.
 """
 
@@ -28,7 +29,20 @@ class MetastoreError(Exception):
         self.detail: dict[str, Any] = detail
 
 
-class ConditionFailed(MetastoreError):
+class DidNotHappen(MetastoreError):
+    """The operation certainly had no effect and will have none: it is safe to do something else."""
+
+    outcome = "none"
+
+
+class MaybeHappened(MetastoreError):
+    """The write may or may not have taken effect, or may yet, once at most (R7): read before deciding,
+    or repeat it in a way that does no harm twice (a condition, the same request ids)."""
+
+    outcome = "unknown"
+
+
+class ConditionFailed(DidNotHappen):
     """The record is not in the state the condition asks for.
 
     ``detail["version"]`` is its current version, 0 when it is absent.
@@ -37,7 +51,7 @@ class ConditionFailed(MetastoreError):
     code, status, http_status = "condition_failed", 2, 412
 
 
-class NotLeader(MetastoreError):
+class NotLeader(DidNotHappen):
     """This replica does not lead the partition now.
 
     ``detail``: ``partition``, ``epoch`` (highest known), ``leader`` (node name or None),
@@ -47,32 +61,32 @@ class NotLeader(MetastoreError):
     code, status, http_status, retryable = "not_leader", 3, 503, True
 
 
-class Moved(MetastoreError):
+class Moved(DidNotHappen):
     """The node does not hold the key's partition. ``detail``: ``partition``, ``cell``, ``epoch``."""
 
     code, status, http_status, retryable = "moved", 4, 503, True
 
 
-class OutcomeUnknown(MetastoreError):
+class OutcomeUnknown(MaybeHappened):
     """The write was proposed and then leadership or the deadline was lost: it may or may not
     take effect, once at most (R7). A retry with the same request id tells which."""
 
-    code, status, http_status, retryable, outcome = "outcome_unknown", 5, 503, True, "unknown"
+    code, status, http_status, retryable = "outcome_unknown", 5, 503, True
 
 
-class Overloaded(MetastoreError):
+class Overloaded(DidNotHappen):
     """A bounded queue is full; nothing was done. ``detail["retry_after_s"]`` is a hint."""
 
     code, status, http_status, retryable = "overloaded", 6, 503, True
 
 
-class Unavailable(MetastoreError):
+class Unavailable(DidNotHappen):
     """The partition has no leader with a quorum now; nothing was done."""
 
     code, status, http_status, retryable = "unavailable", 7, 503, True
 
 
-class InvalidRequest(MetastoreError):
+class InvalidRequest(DidNotHappen):
     """The request breaks a rule or a bound; the message names value, bound and fix."""
 
     code, status, http_status = "invalid_request", 8, 400
@@ -90,7 +104,7 @@ class TooLarge(InvalidRequest):
     code, status, http_status = "too_large", 9, 413
 
 
-class RequestIdExpired(MetastoreError):
+class RequestIdExpired(DidNotHappen):
     """The request id is older than the dedupe window (R7): it is refused, not executed.
 
     For a first attempt the outcome is ``none`` (send again, stamped with
@@ -100,13 +114,13 @@ class RequestIdExpired(MetastoreError):
     code, status, http_status = "request_id_expired", 10, 409
 
 
-class DeadlineExceeded(MetastoreError):
+class DeadlineExceeded(DidNotHappen):
     """The deadline passed before anything was proposed; nothing was done."""
 
     code, status, http_status, retryable = "deadline_exceeded", 11, 504, True
 
 
-class TooStale(MetastoreError):
+class TooStale(DidNotHappen):
     """This replica's copy is older than ``max_staleness`` or lacks ``at_least``.
 
     ``detail["age_ms"]`` is its age."""
@@ -114,19 +128,19 @@ class TooStale(MetastoreError):
     code, status, http_status, retryable = "too_stale", 12, 503, True
 
 
-class ShuttingDown(MetastoreError):
+class ShuttingDown(DidNotHappen):
     """The node is stopping; nothing was done."""
 
     code, status, http_status, retryable = "shutting_down", 13, 503, True
 
 
-class NotANumber(MetastoreError):
+class NotANumber(DidNotHappen):
     """``add`` met a record that is not a counter, or left the signed 64-bit range."""
 
     code, status, http_status = "not_a_number", 14, 409
 
 
-class Fenced(MetastoreError):
+class Fenced(DidNotHappen):
     """The write carried a fencing token below one that the partition has seen under that name.
 
     ``detail["token"]``: the highest seen. Whoever holds the lower one has been replaced."""
@@ -134,19 +148,19 @@ class Fenced(MetastoreError):
     code, status, http_status = "fenced", 15, 409
 
 
-class ConditionRequired(MetastoreError):
+class ConditionRequired(DidNotHappen):
     """The namespace takes only writes that carry a condition; nothing was done."""
 
     code, status, http_status = "condition_required", 16, 428
 
 
-class QuotaExceeded(MetastoreError):
+class QuotaExceeded(DidNotHappen):
     """The namespace is at its quota of records or bytes; what would add to it is refused."""
 
     code, status, http_status = "quota_exceeded", 17, 507
 
 
-class Compacted(MetastoreError):
+class Compacted(DidNotHappen):
     """The changes asked for are older than what this replica keeps: list again, then watch from there.
 
     ``detail["oldest"]``: the oldest version from which a watch can resume here."""
@@ -154,40 +168,60 @@ class Compacted(MetastoreError):
     code, status, http_status = "compacted", 18, 410
 
 
-class WrongRouting(MetastoreError):
+class WrongRouting(DidNotHappen):
     """The key was placed by another routing rule than its namespace has: the sender's copy of the
     policy is old. Nothing was done."""
 
     code, status, http_status, retryable = "wrong_routing", 19, 503, True
 
 
-class InternalError(MetastoreError):
+class InternalError(MaybeHappened):
     """A bug or a failed disk; the log of the node tells more."""
 
     code, status = "internal", 99
-    outcome = "unknown"
 
 
-class NotFound(MetastoreError):
+class NotFound(DidNotHappen):
     """No such record. Raised only by calls that must return one."""
 
     code, status, http_status = "not_found", 1, 404
 
 
+# --- errors that a client makes itself -------------------------------------------------
+
+
+class LockLost(DidNotHappen):
+    """The lease of a lock or a leadership is over, or may be: another may hold it now."""
+
+    code, http_status = "lock_lost", 409
+
+
+class DecodeFailed(DidNotHappen, ValueError):
+    """A value is not what the namespace's codec decodes: it was written by another. ``detail``: ``key``,
+    ``content_type``."""
+
+    code = "decode_failed"
+
+
+class ClientClosed(DidNotHappen):
+    """The client, or the watch, was closed; nothing was done."""
+
+    code = "client_closed"
+
+
 # --- errors that never travel to a client -------------------------------------------
 
 
-class ProtocolError(MetastoreError):
+class ProtocolError(DidNotHappen):
     """A peer or client sent bytes that are not the protocol. It is disconnected."""
 
     code = "protocol_error"
 
 
-class StorageError(MetastoreError):
+class StorageError(MaybeHappened):
     """Fail-stop (R14): a failed write or fsync, a full disk, a corrupt record."""
 
     code = "storage_error"
-    outcome = "unknown"
 
 
 class CorruptLog(StorageError):
@@ -209,20 +243,19 @@ class CoordinationError(MetastoreError):
     retryable = True
 
 
-class CoordinationUnavailable(CoordinationError):
+class CoordinationUnavailable(CoordinationError, DidNotHappen):
     """The service did not take the request: it certainly had no effect."""
 
     code = "coordination_unavailable"
 
 
-class CoordinationUnknown(CoordinationError):
+class CoordinationUnknown(CoordinationError, MaybeHappened):
     """The request was sent and no answer came: read again before deciding."""
 
     code = "coordination_unknown"
-    outcome = "unknown"
 
 
-class ConfigError(MetastoreError):
+class ConfigError(DidNotHappen):
     """A setting is wrong; the message says which, its bound, and what to change."""
 
     code = "config_error"

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple
+
+from typing_extensions import TypeVar
 
 from metastore.errors import CorruptState
 
@@ -22,12 +24,16 @@ COUNTER: Final = 2
 HEAD_BYTES: Final = _HEAD.size
 
 
-class Record(NamedTuple):
-    """One record. ``version``, ``created``: partition versions; ``ttl_ms``: 0 = lives for ever."""
+T = TypeVar("T", default=bytes)
+
+
+class Record(NamedTuple, Generic[T]):
+    """One record. ``version``, ``created``: partition versions; ``ttl_ms``: 0 = lives for ever. The value
+    is bytes, or what a client's codec has made of them; ``counter``: ``add`` made it."""
 
     version: int
     created: int
-    value: bytes
+    value: T
     content_type: str = ""
     ttl_ms: int = 0
     counter: bool = False

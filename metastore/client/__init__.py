@@ -1,7 +1,15 @@
-"""The Python client."""
+"""The Python client: ``Client`` for threads, ``AsyncClient`` for asyncio, alike in all else."""
 
-from metastore.client.client import AsyncClient
-from metastore.client.namespace import Namespace
+from metastore.client.blocking.client import Client
+from metastore.client.blocking.locks import Election, Leadership, Lock
+from metastore.client.blocking.namespace import Namespace
+from metastore.client.blocking.watching import Watcher
+from metastore.client.client import AsyncClient, ClientStats
+from metastore.client.codecs import BYTES, JSON, MSGPACK, TEXT, Codec
+from metastore.client.elections import AsyncElection, AsyncLeadership
+from metastore.client.locks import AsyncLock
+from metastore.client.namespace import AsyncNamespace
+from metastore.client.request_ids import RequestIds
 from metastore.client.results import (
     Add,
     AddResult,
@@ -16,23 +24,39 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
-from metastore.client.watching import Watcher
+from metastore.client.watching import AsyncWatcher
 from metastore.records import Record
 
 __all__ = [
+    "BYTES",
+    "JSON",
+    "MSGPACK",
+    "TEXT",
     "Add",
     "AddResult",
     "AsyncClient",
+    "AsyncElection",
+    "AsyncLeadership",
+    "AsyncLock",
+    "AsyncNamespace",
+    "AsyncWatcher",
+    "Client",
+    "ClientStats",
+    "Codec",
     "Compare",
     "Delete",
+    "Election",
     "Event",
     "Fence",
     "Get",
+    "Leadership",
+    "Lock",
     "Namespace",
     "Page",
     "Put",
     "PutResult",
     "Record",
+    "RequestIds",
     "TouchResult",
     "TxnResult",
     "Watcher",

@@ -10,13 +10,20 @@ from metastore.errors import MetastoreError, Overloaded, ProtocolError, from_wir
 from metastore.wire import frames
 from metastore.wire.client_messages import PUT, TXN
 
+CONNECT_TIMEOUT_S = 1.0
 MAX_OUTSTANDING = 4096
 MAX_OPS_PER_FRAME = 1024
 MAX_FRAME_BYTES = 4 << 20
 SWEEP_S = 0.05
 SILENT_S = 0.6
-#: a connection with watches is pinged this often, and lost when nothing came for that long
+#: a connection with watches is pinged this often, and lost when a ping is not answered for that long
 PING_S, WATCH_SILENCE_S = 1.0, 4.0
+#: one that has given up on operations is lost when it says nothing for that long: another may do better
+MUTE_S = 5.0
+#: unsent bytes beyond which a node is not sent more
+MAX_UNSENT_BYTES = 8 << 20
+MAX_ASKING = 16
+FOR_EVER_S = float("inf")
 #: patience with one attempt at a node that has fallen silent: enough to hear that it is back
 SILENT_TIMEOUT_S = 0.3
 
@@ -36,7 +43,8 @@ OnEnd = Callable[[MetastoreError], None]
 
 class ConnectionLost(MetastoreError):
     """The connection ended, or never began, before the answer came. ``detail["sent"]`` says
-    whether the operation may have reached the node; ``refused`` whether nobody listened."""
+    whether the operation may have reached the node; ``refused`` whether nobody listened. Stays
+    inside the client, as does AttemptTimeout."""
 
     code = "connection_lost"
     retryable = True
@@ -52,7 +60,7 @@ class AttemptTimeout(MetastoreError):
 class NodeConnection(asyncio.Protocol):
     """See the module. ``submit`` returns a future of the raw result."""
 
-    def __init__(self, cluster: str, name: str) -> None:
+    def __init__(self, cluster: str, name: str, *, mute: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
         self.cluster = cluster
         self.name = name
@@ -62,34 +70,49 @@ class NodeConnection(asyncio.Protocol):
         self._decoder = frames.FrameDecoder()
         self._next_id = 1
         self._waiting: dict[int, tuple[asyncio.Future[Any], float]] = {}
-        self._out: list[tuple[bytes, list[Any], float]] = []
+        self._out: list[tuple[bytes, list[Any], float, float]] = []
         self._topology: list[asyncio.Future[Any]] = []
         self._status: list[asyncio.Future[Any]] = []
         self._watches: dict[int, tuple[OnEvents, OnEnd]] = {}
         self._next_watch = 1
         self._heard_at = 0.0
-        self._ping_at = 0.0
+        self._next_ping_at = 0.0
+        #: the first ping since something was heard
+        self._first_ping_at = -1.0
         self._sweeper: asyncio.TimerHandle | None = None
         #: since when something is waited for and nothing came
         self._quiet_since = 0.0
-        #: an operation was given up, and nothing came since it was sent
-        self._gave_up = False
+        self._quiet = False
+        self._sweep_due = 0.0
+        #: an operation was given up, and nothing came since it was sent; also when the connection before
+        #: this one ended so
+        self.mute = mute
+        self._mute_at = self.loop.time()
+        #: the node reads less than it is sent
+        self._stuffed = False
 
     @property
     def silent(self) -> bool:
         """Whether the node owes answers and has said nothing for a while: paused, or cut off."""
-        return self._gave_up or (bool(self._waiting) and self.loop.time() - self._quiet_since > SILENT_S)
+        return self.mute or self._quiet
 
     # --- asyncio.Protocol -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # not isinstance: uvloop's transports are no subclasses of asyncio's
         self.transport = transport = cast(asyncio.Transport, transport)
+        transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
         transport.write(frames.pack(frames.HELLO, [self.cluster, self.name]))
-        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+        self._sweep_again(self.loop.time())
+
+    def pause_writing(self) -> None:
+        self._stuffed = True
+
+    def resume_writing(self) -> None:
+        self._stuffed = False
 
     def data_received(self, data: bytes) -> None:
-        self._quiet_since, self._gave_up = self.loop.time(), False
+        self._quiet_since, self.mute, self._quiet = self.loop.time(), False, False
         self._heard_at = self._quiet_since
         try:
             for kind, body in self._decoder.feed(data):
@@ -141,23 +164,41 @@ class NodeConnection(asyncio.Protocol):
 
     def _sweep(self) -> None:
         now = self.loop.time()
+        if now - self._sweep_due > SWEEP_S:
+            # our own loop stood still: hear what is in the socket before calling the node silent
+            self._quiet_since = max(self._quiet_since, now - SWEEP_S)
+        else:
+            self._time_out(now)
+        if not self.lost:
+            self._sweep_again(now)
+
+    def _sweep_again(self, now: float) -> None:
+        self._sweep_due = now + SWEEP_S
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    def _time_out(self, now: float) -> None:
         late = [i for i, (_, until) in self._waiting.items() if until <= now]
-        self._gave_up |= bool(late) and now - self._quiet_since > SILENT_TIMEOUT_S
+        self._quiet = bool(self._waiting) and now - self._quiet_since > SILENT_S
+        if late and not self.mute and now - self._quiet_since > SILENT_TIMEOUT_S:
+            self.mute, self._mute_at = True, now
         for i in late:
             future, _ = self._waiting.pop(i)
             if not future.done():
                 future.set_exception(AttemptTimeout("the node does not answer"))
         if self._watches:
             self._watch_over(now)
-        if not self.lost:
-            self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+        if self.mute and now - self._mute_at > MUTE_S:
+            self._fail(ConnectionLost(f"the node was silent for {MUTE_S} s", sent=True))
 
     def _watch_over(self, now: float) -> None:
         """Who only listens does not notice that the other side is gone, unless it asks."""
-        if now - self._heard_at > WATCH_SILENCE_S:
+        unanswered = self._heard_at < self._first_ping_at
+        if unanswered and now - self._first_ping_at > WATCH_SILENCE_S:
             self._fail(ConnectionLost(f"the node was silent for {WATCH_SILENCE_S} s", sent=True))
-        elif now >= self._ping_at and self.transport is not None:
-            self._ping_at = now + PING_S
+        elif now >= self._next_ping_at and self.transport is not None:
+            self._next_ping_at = now + PING_S
+            if not unanswered:
+                self._first_ping_at = now
             self.transport.write(frames.pack(frames.PING, None))
 
     def _fail(self, error: MetastoreError) -> None:
@@ -167,6 +208,10 @@ class NodeConnection(asyncio.Protocol):
         if self._sweeper is not None:
             self._sweeper.cancel()
         waiting, self._waiting = self._waiting, {}
+        for _, op, _, _ in self._out:
+            unsent = waiting.pop(op[0], None)
+            if unsent is not None and not unsent[0].done():
+                unsent[0].set_exception(ConnectionLost(error.message, sent=False))
         for future in [f for f, _ in waiting.values()] + self._topology + self._status:
             if not future.done():
                 future.set_exception(error)
@@ -179,13 +224,21 @@ class NodeConnection(asyncio.Protocol):
 
     # --- asking -------------------------------------------------------------------------------
 
-    def submit(self, client_id: bytes, op: list[Any], until: float) -> asyncio.Future[Any]:
+    def submit(
+        self, client_id: bytes, op: list[Any], until: float, patience_s: float = FOR_EVER_S
+    ) -> asyncio.Future[Any]:
         """Send ``op`` (its id is set here) with what else this tick brings. The future ends by
-        ``until`` (loop time) at the latest. Raises Overloaded when too many are outstanding."""
+        ``until`` (loop time) at the latest, or when ``patience_s`` have passed since it was sent. Raises
+        Overloaded when too many are outstanding."""
         if self.lost:
             raise ConnectionLost("connection lost", sent=False)
         if len(self._waiting) >= MAX_OUTSTANDING:
             raise Overloaded(f"{MAX_OUTSTANDING} operations are outstanding to this node", retry_after_s=0.05)
+        if self._stuffed:
+            if self.mute:
+                self._fail(ConnectionLost("the node does not read what it is sent", sent=True))
+                raise ConnectionLost("the node does not read what it is sent", sent=False)
+            raise Overloaded("the node does not read what it is sent", retry_after_s=0.1)
         if not self._waiting:
             self._quiet_since = self.loop.time()
         op_id = op[0] = self._next_id
@@ -194,7 +247,7 @@ class NodeConnection(asyncio.Protocol):
         self._waiting[op_id] = (future, until)
         if not self._out:
             self.loop.call_soon(self._flush)
-        self._out.append((client_id, op, until))
+        self._out.append((client_id, op, until, patience_s))
         return future
 
     def _flush(self) -> None:
@@ -202,21 +255,27 @@ class NodeConnection(asyncio.Protocol):
         if self.lost or self.transport is None:
             return
         now = self.loop.time()
+        waiting = self._waiting
         chunks: list[bytes] = []
         start = 0
         while start < len(out):
-            client_id, _, until = out[start]
+            client_id, longest = out[start][0], now
             ops: list[list[Any]] = []
             size = 0
             while start < len(out) and len(ops) < MAX_OPS_PER_FRAME and size < MAX_FRAME_BYTES:
-                client, op, op_until = out[start]
+                client, op, until, patience_s = out[start]
                 if client is not client_id and client != client_id:
                     break
+                if patience_s < until - now:
+                    until = now + patience_s
+                    found = waiting.get(op[0])
+                    if found is not None:
+                        waiting[op[0]] = found[0], until
                 ops.append(op)
                 size += 64 + op_bytes(op)
-                until = max(until, op_until)
+                longest = max(longest, until)
                 start += 1
-            timeout_ms = min(120_000, max(1, int((until - now) * 1000)))
+            timeout_ms = min(120_000, max(1, int((longest - now) * 1000)))
             chunks.append(frames.pack(frames.REQUEST, [client_id, timeout_ms, ops]))
         self.transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
@@ -229,6 +288,7 @@ class NodeConnection(asyncio.Protocol):
         self._next_watch += 1
         if not self._watches:
             self._heard_at = self.loop.time()
+            self._first_ping_at, self._next_ping_at = -1.0, 0.0
         self._watches[watch_id] = (on_events, on_end)
         self.transport.write(frames.pack(frames.WATCH, [watch_id, *body]))
         return watch_id
@@ -249,6 +309,8 @@ class NodeConnection(asyncio.Protocol):
     async def _ask(self, kind: int, body: Any, queue: list[asyncio.Future[Any]], timeout_s: float) -> Any:
         if self.lost or self.transport is None:
             raise ConnectionLost("connection lost", sent=False)
+        if len(queue) >= MAX_ASKING:
+            raise AttemptTimeout("the node does not answer")
         future: asyncio.Future[Any] = self.loop.create_future()
         queue.append(future)
         self.transport.write(frames.pack(kind, body))

@@ -1,99 +1,47 @@
-"""From an operation to its answer: find the leader, try, learn, try again, end by the deadline.
+"""From an operation to its answer: connections, topology, and who may go when.
 
 Used by the Python client and by the router. Request ids (R7) are made here: a retry repeats
-``(client id, seq, stamp)``, so it gets the first outcome and never applies twice.
+``(client id, seq, stamp)``, so it gets the first outcome and never applies twice. What one operation
+does until it has its answer is ``attempts``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final
 
-from metastore.client.connection import SILENT_TIMEOUT_S, AttemptTimeout, ConnectionLost, NodeConnection
-from metastore.errors import (
-    ConditionFailed,
-    DeadlineExceeded,
-    Fenced,
-    MetastoreError,
-    Moved,
-    NotANumber,
-    NotLeader,
-    OutcomeUnknown,
-    Overloaded,
-    RequestIdExpired,
-    ShuttingDown,
-    TooLarge,
-    TooStale,
-    Unavailable,
-    from_wire,
-)
-from metastore.topology import Placement, TopologyTable
-from metastore.wire.client_messages import (
-    ADD,
-    CLIENT_ID_BYTES,
-    DELETE,
-    GET,
-    LINEARIZABLE,
-    LIST,
-    NOT_FOUND,
-    OK,
-    PUT,
-    TOUCH,
-    TXN,
-)
+from metastore.client.attempts import Attempts
+from metastore.client.connection import CONNECT_TIMEOUT_S, ConnectionLost, NodeConnection
+from metastore.client.detours import Detours
+from metastore.client.limits import Admission, RetryBudget
+from metastore.client.request_ids import RequestIds
+from metastore.client.through_router import RouterTransport
+from metastore.errors import ClientClosed, MetastoreError, Unavailable
+from metastore.topology import TopologyTable
+from metastore.wire.client_messages import ADD, DELETE, GET, LINEARIZABLE, LIST, PUT, TOUCH, TXN
+
+__all__ = ["Dispatcher", "RequestIds"]
 
 log = logging.getLogger("metastore.client")
 
-CONNECT_TIMEOUT_S = 1.0
-ATTEMPT_TIMEOUT_S = 2.0
-BACKOFF_S = (0.01, 0.4)
-DEAD_CELL_PATIENCE_S = 0.25
-REFRESH_S = 5.0
-MIN_REFRESH_GAP_S = 0.2
-
-
-#: what a write's entry can say beside success: dedupe tells it again
-REMEMBERED = frozenset({ConditionFailed.status, NotANumber.status, Fenced.status, TooLarge.status})
-
-
-class RequestIds:
-    """Request ids of one client (R7): ``floor`` and ``stamp`` are kept per partition."""
-
-    def __init__(self, client_id: bytes | None = None) -> None:
-        self.client_id = client_id or os.urandom(CLIENT_ID_BYTES)
-        self._seq = 0
-        self._open: dict[int, dict[int, None]] = {}
-        self._stamps: dict[int, int] = {}
-
-    def begin(self, partition: int) -> tuple[int, int]:
-        """``(seq, stamp)`` for a new write."""
-        self._seq += 1
-        opened = self._open.get(partition)
-        if opened is None:
-            opened = self._open[partition] = {}
-        opened[self._seq] = None
-        return self._seq, self._stamps.get(partition, 0)
-
-    def floor(self, partition: int) -> int:
-        opened = self._open.get(partition)
-        return next(iter(opened)) if opened else self._seq + 1
-
-    def end(self, partition: int, seq: int) -> None:
-        """The write will not be sent again."""
-        opened = self._open.get(partition)
-        if opened is not None:
-            opened.pop(seq, None)
-
-    def seen(self, partition: int, index: int) -> None:
-        if index > self._stamps.get(partition, 0):
-            self._stamps[partition] = index
+LOOK_S: Final = 0.1
+REFRESH_S: Final = 5.0
+MIN_REFRESH_GAP_S: Final = 0.2
+#: one that does not answer is not waited for longer before the next is asked too
+ASK_NEXT_S: Final = 0.25
+MAX_ASKED: Final = 6
 
 
 class Dispatcher:
-    """See the module. ``table`` may be fed from elsewhere too (the router's etcd watch)."""
+    """See the module. ``table`` may be fed from elsewhere too (the router's etcd watch).
+
+    ``router``: its URL, the way around for what cannot go directly; with ``direct`` off, the only way.
+    ``max_under_way``: operations to one cell that may be under way, 0 = no bound; others wait.
+    """
 
     def __init__(
         self,
@@ -102,6 +50,9 @@ class Dispatcher:
         *,
         name: str = "client",
         election_patience_s: float = 6.0,
+        router: str | None = None,
+        direct: bool = True,
+        max_under_way: int = 0,
     ) -> None:
         self.seeds = list(seeds)
         self.cluster = cluster
@@ -109,89 +60,150 @@ class Dispatcher:
         self.table = TopologyTable(cluster)
         self.ids = RequestIds()
         self.election_patience_s = election_patience_s
+        self.direct = direct
+        self.router = RouterTransport(router, name) if router else None
+        self.router_url = self.router.url if self.router else None
         self.retries = 0
+        self.budget = RetryBudget()
+        self.admission = Admission(max_under_way) if max_under_way else None
+        self.detours = Detours(self._reach)
+        #: partition -> ends when the operation that asks for its leader has an answer (attempts)
+        self.scouts: dict[int, asyncio.Future[bool]] = {}
         self.closed = False
         self._connections: dict[str, NodeConnection] = {}
-        self._connecting: dict[str, asyncio.Future[NodeConnection]] = {}
+        self._connecting: dict[str, asyncio.Task[NodeConnection]] = {}
         self._refreshing: asyncio.Task[bool] | None = None
         self._refreshed_at = -1e9
         self._refresher: asyncio.Task[None] | None = None
         self._rotation = random.randrange(1 << 16)
+        self._background: set[asyncio.Task[None]] = set()
 
     # --- life -------------------------------------------------------------------------------
 
     async def start(self, timeout_s: float, *, required: bool = True) -> None:
         """Learn the topology from a seed. Raises Unavailable when none answers in time."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout_s
-        self._refresher = loop.create_task(self._refresh_forever())
-        while not await self.refresh() and required:
-            if loop.time() > until:
-                raise Unavailable(
-                    f"no node of {', '.join(self.seeds) or 'an empty list'} tells the topology",
-                    retry_after_s=1,
-                )
-            await asyncio.sleep(0.05)
+        self._keep_fresh()
+        if required:
+            await self.ready(asyncio.get_running_loop().time() + timeout_s)
+        else:
+            await self.refresh()
+
+    def _keep_fresh(self) -> None:
+        if self.closed:
+            raise ClientClosed("the client is closed")
+        if self._refresher is None:
+            self._refresher = asyncio.get_running_loop().create_task(self._refresh_forever())
 
     async def close(self) -> None:
+        """What is under way ends with ClientClosed, or OutcomeUnknown."""
         self.closed = True
         tasks: list[asyncio.Task[Any]] = [t for t in (self._refresher, self._refreshing) if t is not None]
+        tasks += [*self._connecting.values(), *self._background]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.detours.close()
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
+        if self.router is not None:
+            await self.router.close()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something go on in the background, until the client is closed at the latest."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     # --- connections ------------------------------------------------------------------------
 
-    async def connect(self, address: str, until: float | None = None) -> NodeConnection:
-        """The open connection to ``address``, or a new one. Raises ConnectionLost."""
+    def open_connection(self, address: str) -> NodeConnection | RouterTransport | None:
+        """What is open to ``address`` already."""
+        connection = self._connections.get(address)
+        if connection is not None:
+            return None if connection.lost else connection
+        return self.router if address == self.router_url else None
+
+    def is_silent(self, address: str) -> bool:
+        """Whether a node owes answers, or owed them when it was last heard of."""
+        connection = self._connections.get(address)
+        return connection is not None and (connection.mute if connection.lost else connection.silent)
+
+    async def connect(
+        self, address: str, until: float | None = None, patience_s: float = CONNECT_TIMEOUT_S
+    ) -> NodeConnection:
+        """The open connection to a node, or a new one. Raises ConnectionLost."""
         connection = self._connections.get(address)
         if connection is not None and not connection.lost:
             return connection
+        if self.closed:
+            raise ConnectionLost("the client is closed", sent=False)
         pending = self._connecting.get(address)
         if pending is None:
             loop = asyncio.get_running_loop()
             pending = loop.create_task(self._open(address))
             self._connecting[address] = pending
 
-            def opened(task: asyncio.Future[NodeConnection]) -> None:
+            def opened(task: asyncio.Task[NodeConnection]) -> None:
                 self._connecting.pop(address, None)
                 if not task.cancelled():
                     task.exception()  # looked at, even when whoever asked has given up
 
             pending.add_done_callback(opened)
-        timeout_s = CONNECT_TIMEOUT_S
-        if until is not None:
-            timeout_s = min(timeout_s, max(0.001, until - asyncio.get_running_loop().time()))
-        done, _ = await asyncio.wait({pending}, timeout=timeout_s)
-        if not done:
+        await self._wait_for(pending, until, patience_s)
+        if not pending.done() or pending.cancelled():
             raise ConnectionLost(f"{address} does not answer", sent=False)
         return pending.result()
+
+    @staticmethod
+    async def _wait_for(pending: asyncio.Task[NodeConnection], until: float | None, left_s: float) -> None:
+        """For ``left_s`` of a loop that turns; the time that ours stands still hardly counts."""
+        loop = asyncio.get_running_loop()
+        while left_s > 0 and not pending.done():
+            began = loop.time()
+            step_s = LOOK_S if until is None else min(LOOK_S, until - began)
+            if step_s <= 0:
+                return
+            await asyncio.wait({pending}, timeout=step_s)
+            left_s -= min(loop.time() - began, 1.5 * LOOK_S)
 
     async def _open(self, address: str) -> NodeConnection:
         host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
+        before = self._connections.get(address)
+        mute = before is not None and before.mute
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(3 * CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(
-                    lambda: NodeConnection(self.cluster, self.name), host, int(port)
+                    lambda: NodeConnection(self.cluster, self.name, mute=mute), host.strip("[]"), int(port)
                 )
         except TimeoutError:
             raise ConnectionLost(f"{address} does not answer", sent=False) from None
         except OSError as e:
-            raise ConnectionLost(f"{address}: {e.strerror or e}", sent=False, refused=True) from None
+            refused = isinstance(e, ConnectionRefusedError)
+            text = f"{address}: {e.strerror or e}"
+            raise ConnectionLost(text, sent=False, refused=refused) from None
         self._connections[address] = connection
         return connection
 
+    async def _reach(self, address: str) -> bool:
+        """Whether a node answers now; learns from what it says."""
+        try:
+            self.table.merge(await self._table_of(address))
+            return True
+        except MetastoreError:
+            return False
+
     # --- topology ---------------------------------------------------------------------------
 
-    async def refresh(self) -> bool:
-        """Ask one node for its table; shared by all who want it at once, at most a few a second."""
+    async def refresh(self, until: float | None = None) -> bool:
+        """Ask around for the table; shared by all who want it at once, at most a few a second. Returns
+        by ``until`` (loop time): whether every key has a partition now."""
         self.refresh_soon()
         assert self._refreshing is not None
-        return await asyncio.shield(self._refreshing)
+        timeout_s = None if until is None else max(0.0, until - asyncio.get_running_loop().time())
+        await asyncio.wait({self._refreshing}, timeout=timeout_s)
+        return self.table.complete
 
     def refresh_soon(self) -> None:
         """Begin a refresh unless one is under way; nobody waits for it."""
@@ -204,21 +216,41 @@ class Dispatcher:
         if wait > 0:
             await asyncio.sleep(wait)
         self._refreshed_at = loop.time()
-        known = [n.rpc for n in self.table.nodes.values()]
-        addresses = list(
-            dict.fromkeys(random.sample(known, len(known)) + random.sample(self.seeds, len(self.seeds)))
-        )
-        for address in addresses[:6]:
-            try:
-                connection = await self.connect(address)
-                raw = await connection.topology(CONNECT_TIMEOUT_S)
-                table = TopologyTable.from_wire(raw)
-                self.table.merge(table)
-                if self.table.complete:
-                    return True
-            except MetastoreError as e:
-                log.debug("topology from %s: %s", address, e.message)
-        return self.table.complete
+        known = [n.rpc for n in self.table.nodes.values() if n.rpc not in self.detours.addresses]
+        addresses = random.sample(known, len(known)) + random.sample(self.seeds, len(self.seeds))
+        asked = list(dict.fromkeys(addresses))[:MAX_ASKED] if self.direct else []
+        asking: list[Callable[[], Awaitable[TopologyTable]]] = [partial(self._table_of, a) for a in asked]
+        if self.router is not None:
+            asking.append(partial(self.router.topology, CONNECT_TIMEOUT_S))
+        return await self._ask_around(asking)
+
+    async def _ask_around(self, asking: list[Callable[[], Awaitable[TopologyTable]]]) -> bool:
+        """Ask one after the other, the next one too when one takes long, until a table is whole."""
+        pending: list[asyncio.Future[TopologyTable]] = []
+        try:
+            while asking or pending:
+                if asking:
+                    pending.append(asyncio.ensure_future(asking.pop(0)()))
+                timeout_s = ASK_NEXT_S if asking else None
+                await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                answers = [p for p in pending if p.done()]
+                pending = [p for p in pending if not p.done()]
+                for answer in answers:
+                    try:
+                        self.table.merge(answer.result())
+                        if self.table.complete:
+                            return True
+                    except MetastoreError as e:
+                        log.debug("topology: %s", e.message)
+            return self.table.complete
+        finally:
+            for answer in pending:
+                answer.cancel()
+
+    async def _table_of(self, address: str) -> TopologyTable:
+        """Raises MetastoreError."""
+        connection = await self.connect(address)
+        return TopologyTable.from_wire(await connection.topology(CONNECT_TIMEOUT_S))
 
     async def _refresh_forever(self) -> None:
         """Constant work: one request every few seconds, whether all is well or not."""
@@ -230,10 +262,10 @@ class Dispatcher:
 
     async def read(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
         """A GET, LIST or TOUCH (``op`` without id and partition) of the partition of ``lkey``."""
-        attempt = _Attempts(self, op, lkey, until)
+        attempts = Attempts(self, op, lkey, until)
         if op[1] != TOUCH and op[4 if op[1] == GET else 7] != LINEARIZABLE:
-            attempt.spread = True
-        return await attempt.run()
+            attempts.spread = True
+        return await (attempts.run() if self.admission is None else self._admitted(attempts))
 
     async def write(
         self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
@@ -244,226 +276,51 @@ class Dispatcher:
         partition = self.table.route(lkey).id
         seq, stamp = ids.begin(partition)
         op[4], op[6] = seq, stamp
-        attempt = _Attempts(self, op, lkey, until)
-        attempt.ids, attempt.partition, attempt.client_id = ids, partition, ids.client_id
-        attempt.changes = True
+        attempts = Attempts(self, op, lkey, until)
+        attempts.ids, attempts.partition, attempts.client_id = ids, partition, ids.client_id
+        attempts.changes = True
         try:
-            return await attempt.run()
+            return await (attempts.run() if self.admission is None else self._admitted(attempts))
         finally:
             ids.end(partition, op[4])
 
     async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
         """Another client's operation, with the request id that it gave it (``op`` as it came, checked)."""
-        attempt = _Attempts(self, op, op[3], until)
-        attempt.client_id = client_id
-        attempt.changes = op[1] in (PUT, DELETE, ADD, TXN)
-        attempt.spread = op[1] in (GET, LIST) and op[4 if op[1] == GET else 7] != LINEARIZABLE
-        return await attempt.run()
+        attempts = Attempts(self, op, op[3], until)
+        attempts.client_id = client_id
+        attempts.changes = op[1] in (PUT, DELETE, ADD, TXN)
+        attempts.spread = op[1] in (GET, LIST) and op[4 if op[1] == GET else 7] != LINEARIZABLE
+        return await attempts.run()
+
+    async def _admitted(self, attempts: Attempts) -> list[Any]:
+        admission = self.admission
+        assert admission is not None
+        if not self.table.complete:
+            await self.ready(attempts.until)
+        cell = self.table.route(attempts.lkey).cell
+        if not admission.try_enter(cell):
+            await admission.enter(cell, attempts.until)
+        try:
+            return await attempts.run()
+        finally:
+            admission.leave(cell)
 
     async def ready(self, until: float) -> None:
         """Return once the topology is known. Raises Unavailable at ``until``."""
+        if self.table.complete and self._refresher is not None:
+            return
+        self._keep_fresh()
         loop = asyncio.get_running_loop()
         while not self.table.complete:
+            if self.closed:
+                raise ClientClosed("the client is closed")
             if loop.time() >= until:
-                raise Unavailable("the topology is not known yet", retry_after_s=1)
-            await self.refresh()
+                asked = ", ".join([*self.seeds, *([self.router_url] if self.router_url else [])])
+                raise Unavailable(
+                    f"nobody tells the topology ({asked or 'no address is given'})", retry_after_s=1
+                )
+            await self.refresh(until)
 
     def next_rotation(self) -> int:
         self._rotation += 1
         return self._rotation
-
-
-class _Attempts:
-    """The attempts of one operation."""
-
-    __slots__ = (
-        "changes",
-        "client",
-        "client_id",
-        "dead",
-        "first_failure",
-        "hops",
-        "ids",
-        "last_error",
-        "lkey",
-        "maybe_done",
-        "op",
-        "partition",
-        "pauses",
-        "spread",
-        "tried",
-        "until",
-    )
-
-    def __init__(self, client: Dispatcher, op: list[Any], lkey: bytes, until: float) -> None:
-        self.client = client
-        self.op = op
-        self.lkey = lkey
-        self.until = until
-        self.client_id = client.ids.client_id
-        self.ids: RequestIds | None = None
-        #: whether an attempt may have changed something
-        self.changes = False
-        self.partition = -1
-        self.spread = False
-        self.maybe_done = False
-        self.tried: set[str] = set()
-        self.dead: set[str] = set()
-        self.hops = 0
-        self.pauses = 0
-        self.first_failure = 0.0
-        self.last_error: MetastoreError | None = None
-
-    async def run(self) -> list[Any]:
-        client = self.client
-        loop = asyncio.get_running_loop()
-        await client.ready(self.until)
-        while True:
-            now = loop.time()
-            if now >= self.until:
-                raise self.at_the_end(DeadlineExceeded("the deadline passed"))
-            if client.closed:
-                raise self.at_the_end(Unavailable("the client is closed"))
-            placement = client.table.route(self.lkey)
-            address = self.choose(placement)
-            if address is None:
-                await self.pause(loop, placement)
-                continue
-            try:
-                connection = client._connections.get(address)
-                if connection is None or connection.lost:
-                    connection = await client.connect(address, self.until)
-                op = self.op.copy()
-                op[2] = placement.id
-                if self.ids is not None:
-                    op[5] = self.ids.floor(self.partition)
-                patience = SILENT_TIMEOUT_S if connection.silent else ATTEMPT_TIMEOUT_S
-                result = await connection.submit(self.client_id, op, min(self.until, loop.time() + patience))
-            except ConnectionLost as e:
-                self.maybe_done |= self.changes and bool(e.detail.get("sent"))
-                if e.detail.get("refused"):
-                    self.dead.add(address)
-                self.failed(loop, address, e)
-                continue
-            except AttemptTimeout as e:
-                self.maybe_done |= self.changes
-                self.failed(loop, address, e)
-                continue
-            except Overloaded as e:
-                self.failed(loop, address, e)
-                await self.pause(loop, placement)
-                continue
-            status = result[1]
-            if status in (OK, NOT_FOUND):
-                if self.ids is not None:
-                    self.ids.seen(self.partition, result[3])
-                return result  # type: ignore[no-any-return]
-            await self.on_error(loop, address, placement, from_wire(status, result[2], result[3]))
-
-    # --- where to ---------------------------------------------------------------------------
-
-    def choose(self, placement: Placement) -> str | None:
-        """The next address: the leader, then the other replicas; None when all were tried."""
-        table = self.client.table
-        order = list(placement.replicas)
-        if self.spread and order:
-            turn = self.client.next_rotation() % len(order)
-            order = order[turn:] + order[:turn]
-        elif placement.leader is not None:
-            order = [placement.leader, *(n for n in order if n != placement.leader)]
-        silent: str | None = None
-        for node in order:
-            address = table.address(node)
-            if address is not None and address not in self.tried:
-                connection = self.client._connections.get(address)
-                if connection is None or connection.lost or not connection.silent:
-                    return address
-                silent = silent or address
-        return silent  # last: the others may know better by now
-
-    # --- what happened ------------------------------------------------------------------------
-
-    def failed(self, loop: asyncio.AbstractEventLoop, address: str, error: MetastoreError) -> None:
-        self.client.retries += 1
-        self.tried.add(address)
-        self.last_error = error
-        self.first_failure = self.first_failure or loop.time()
-
-    async def on_error(
-        self, loop: asyncio.AbstractEventLoop, address: str, placement: Placement, error: MetastoreError
-    ) -> None:
-        """Learn from an error answer; returns to try again, raises to end."""
-        client = self.client
-        if isinstance(error, NotLeader):
-            leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)
-            self.failed(loop, address, error)
-            if client.table.apply_hint(placement.id, leader, epoch) and self.hops < 8:
-                self.hops += 1
-                hinted = client.table.address(leader)
-                if hinted is not None:
-                    self.tried.discard(hinted)
-            return
-        if isinstance(error, Moved):
-            self.failed(loop, address, error)
-            if len(self.tried) > 1:
-                await client.refresh()
-            return
-        if isinstance(error, OutcomeUnknown):
-            self.maybe_done = True
-            self.failed(loop, address, error)
-            return
-        if isinstance(error, RequestIdExpired) and self.ids is not None:
-            index = error.detail.get("index")
-            if not self.maybe_done and isinstance(index, int):
-                self.ids.seen(self.partition, index)
-                if error.detail.get("reused"):  # so many later ones were finished that it counts as one
-                    self.ids.end(self.partition, self.op[4])
-                    self.op[4], _ = self.ids.begin(self.partition)
-                self.op[6] = max(index, self.op[6])
-                return
-            raise self.at_the_end(error)
-        if isinstance(error, Unavailable | Overloaded | ShuttingDown | TooStale):
-            self.failed(loop, address, error)
-            if isinstance(error, Overloaded) or (
-                isinstance(error, Unavailable) and not error.detail.get("final")
-            ):
-                await self.pause(loop, placement)
-            return
-        if self.maybe_done and error.status not in REMEMBERED:
-            raise self.at_the_end(error)
-        # With dedupe this is the first outcome, whatever attempt it belongs to (R7).
-        raise error
-
-    async def pause(self, loop: asyncio.AbstractEventLoop, placement: Placement) -> None:
-        """All replicas were tried, or one asked for time: wait a little, or give up."""
-        now = loop.time()
-        waited = now - self.first_failure if self.first_failure else 0.0
-        addresses = {a for a in map(self.client.table.address, placement.replicas) if a is not None}
-        error = self.last_error
-        if addresses and addresses <= self.dead and waited > DEAD_CELL_PATIENCE_S:
-            text = f"no replica of partition {placement.id} (cell {placement.cell}) can be reached"
-            raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
-        final = isinstance(error, Unavailable) and bool(error.detail.get("final"))
-        if error is not None and (waited > self.client.election_patience_s or (final and self.pauses >= 2)):
-            if isinstance(error, Unavailable | Overloaded | TooStale):
-                raise self.at_the_end(error)
-            text = f"partition {placement.id} (cell {placement.cell}) has no leader that answers: {error.message}"
-            raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
-        low, high = BACKOFF_S
-        ceiling = min(high, low * 2**self.pauses)
-        self.pauses += 1
-        self.tried.clear()
-        delay = random.uniform(0, ceiling)
-        if self.pauses in (3, 6) or self.pauses % 12 == 0:
-            self.client.refresh_soon()
-        await asyncio.sleep(max(0.0, min(delay, self.until - now)))
-
-    def at_the_end(self, error: MetastoreError) -> MetastoreError:
-        """``error``, or OutcomeUnknown if an attempt may have been carried out."""
-        if self.maybe_done:
-            text = f"the write may or may not have taken effect, once at most: {error.message}"
-            return OutcomeUnknown(text, **error.detail)
-        if isinstance(error, DeadlineExceeded) and self.last_error is not None:
-            text = f"{error.message}; the last attempt failed: {self.last_error.message}"
-            return DeadlineExceeded(text, **self.last_error.detail)
-        return error

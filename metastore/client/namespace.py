@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
-from metastore.client.dispatch import Dispatcher, RequestIds
+from typing_extensions import TypeVar as DefaultTypeVar
+
+from metastore.client.codecs import BYTES, Codec, decoded
+from metastore.client.dispatch import Dispatcher
+from metastore.client.elections import AsyncElection
+from metastore.client.forms import (
+    check_txn,
+    compare_form,
+    condition_of,
+    consistency_of,
+    decode_cursor,
+    encode_cursor,
+    part_form,
+    part_result,
+    ttl_ms_of,
+)
+from metastore.client.locks import AsyncLock
+from metastore.client.positions import encode_resume
+from metastore.client.request_ids import RequestIds
 from metastore.client.results import (
     Add,
     AddResult,
@@ -26,8 +41,14 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
-from metastore.client.watching import Watcher, encode_resume
-from metastore.errors import CrossPartition, InvalidRequest, MetastoreError, WrongRouting
+from metastore.client.watching import AsyncWatcher
+from metastore.errors import (
+    CrossPartition,
+    DecodeFailed,
+    InvalidRequest,
+    MetastoreError,
+    WrongRouting,
+)
 from metastore.keys import (
     END_OF_RING,
     PARENT,
@@ -39,107 +60,62 @@ from metastore.keys import (
     split_storage_key,
     storage_key,
 )
-from metastore.namespaces import MAX_TTL_MS
 from metastore.records import Record, unpack_record
 from metastore.wire.client_messages import (
-    ABSENT,
     ADD,
-    AT_LEAST,
-    CREATED,
     DELETE,
-    EQUAL,
-    EXISTS,
     GET,
-    GREATER,
     KEYS_ONLY,
-    LESS,
-    LINEARIZABLE,
     LIST,
     MAX_LIST_LIMIT,
-    MAX_TXN_PARTS,
-    NOT_EQUAL,
     NOT_FOUND,
     PUT,
-    STALE,
     TOUCH,
     TXN,
-    VALUE,
-    VERSION,
 )
 
-_TARGETS = {"version": VERSION, "created": CREATED, "value": VALUE}
-_RELATIONS = {"==": EQUAL, "!=": NOT_EQUAL, "<": LESS, ">": GREATER}
 #: a page ends with the rows that fill it, however many were asked for
 MAX_PAGE_BYTES = 4 << 20
-T = TypeVar("T")
+__all__ = ["AsyncNamespace", "Namespace", "condition_of", "consistency_of"]
+
+T = DefaultTypeVar("T", default=bytes)
+R = TypeVar("R")
 # under names of their own: the class below has a method called list
 Rows = list[list[Any]]
 Raw = list[Any]
 
 
-def condition_of(version: int | None, absent: bool, exists: bool) -> int | None:
-    """The wire's condition. Raises InvalidRequest when more than one is given."""
-    if (version is not None) + absent + exists > 1:
-        raise InvalidRequest("give at most one of version, absent and exists")
-    return ABSENT if absent else EXISTS if exists else version
+class AsyncNamespace(Generic[T]):
+    """A named set of keys, with values as the codec has them (bytes without one).
 
+    All calls end by their deadline (``deadline_s``, seconds; None = the client's), whatever died. They
+    raise a DidNotHappen error when the operation certainly has no effect, and a MaybeHappened error when
+    a write's outcome is not known (R7): then it took effect once, or not at all. What any call may raise:
+    Unavailable, DeadlineExceeded, Overloaded, InvalidRequest, ClientClosed, and OutcomeUnknown for writes.
+    """
 
-def consistency_of(
-    consistency: Consistency, max_staleness_ms: int | None, at_least: int | None
-) -> tuple[int, int | None]:
-    """The wire's consistency and its argument. Raises InvalidRequest."""
-    if max_staleness_ms is not None and consistency != "stale":
-        raise InvalidRequest("max_staleness goes with consistency stale")
-    if consistency == "stale":
-        return STALE, max_staleness_ms
-    if consistency == "at_least" or at_least is not None:
-        if at_least is None:
-            raise InvalidRequest("consistency at_least needs at_least=version")
-        return AT_LEAST, at_least
-    if consistency != "linearizable":
-        raise InvalidRequest(f"consistency {consistency!r:.40}: use linearizable, stale or at_least")
-    return LINEARIZABLE, None
+    @overload
+    def __init__(
+        self: AsyncNamespace[bytes], dispatcher: Dispatcher, name: str, deadline_s: float
+    ) -> None: ...
 
+    @overload
+    def __init__(self, dispatcher: Dispatcher, name: str, deadline_s: float, codec: Codec[T]) -> None: ...
 
-def ttl_ms_of(ttl_s: float | None) -> int | None:
-    """The wire's TTL. Raises InvalidRequest."""
-    if ttl_s is None:
-        return None
-    if not isinstance(ttl_s, int | float) or not math.isfinite(ttl_s) or not 0 <= ttl_s * 1000 <= MAX_TTL_MS:
-        raise InvalidRequest(f"ttl_s = {ttl_s!r:.40} is not within 0 and {MAX_TTL_MS // 1000} seconds")
-    return max(1, round(ttl_s * 1000)) if ttl_s else 0
-
-
-def encode_cursor(start: bytes) -> str:
-    """A cursor that says: go on from here."""
-    return base64.urlsafe_b64encode(start).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> bytes:
-    """Raises InvalidRequest."""
-    try:
-        raw = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-        if len(raw) < 8 or encode_cursor(raw) != cursor:
-            raise ValueError
-    except (binascii.Error, ValueError):
-        raise InvalidRequest(f"cursor {cursor!r:.80} was not made by this store") from None
-    return raw
-
-
-class Namespace:
-    """A named set of keys. All calls end by their deadline (seconds), whatever died: definite
-    failures raise what happened, and a write whose outcome is not known OutcomeUnknown."""
-
-    def __init__(self, dispatcher: Dispatcher, name: str, deadline_s: float) -> None:
+    def __init__(self, dispatcher: Dispatcher, name: str, deadline_s: float, codec: Any = BYTES) -> None:
         self.dispatcher = dispatcher
         self.name = check_namespace(name)
         self.deadline_s = deadline_s
+        self.codec: Codec[T] = codec
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
 
     def until(self, deadline_s: float | None) -> float:
-        """Loop time at which a call has to end."""
+        """Loop time at which a call has to end. For the router and the client's own use."""
         return asyncio.get_running_loop().time() + (self.deadline_s if deadline_s is None else deadline_s)
 
-    async def _routed(self, until: float, call: Callable[[int], Awaitable[T]]) -> T:
+    async def _routed(self, until: float, call: Callable[[int], Awaitable[R]]) -> R:
         """``call`` with the namespace's routing rule, again when a node knows a newer one."""
         await self.dispatcher.ready(until)
         while True:
@@ -148,7 +124,7 @@ class Namespace:
             except WrongRouting:
                 if asyncio.get_running_loop().time() >= until:
                     raise
-                await self.dispatcher.refresh()
+                await self.dispatcher.refresh(until)
 
     # --- single records ---------------------------------------------------------------------
 
@@ -160,8 +136,12 @@ class Namespace:
         max_staleness_ms: int | None = None,
         at_least: int | None = None,
         deadline_s: float | None = None,
-    ) -> Record | None:
-        """The record, or None. Raises MetastoreError (R8 for linearizable reads)."""
+    ) -> Record[T] | None:
+        """The record, or None when there is none.
+
+        ``consistency``: ``linearizable`` (R8), ``stale`` (any replica; ``max_staleness_ms`` bounds its age)
+        or ``at_least`` (any replica that has version ``at_least``: read your writes). Raises TooStale when
+        no replica is fresh enough, DecodeFailed."""
         found = await self.get_with_age(
             key,
             consistency=consistency,
@@ -179,25 +159,25 @@ class Namespace:
         max_staleness_ms: int | None = None,
         at_least: int | None = None,
         deadline_s: float | None = None,
-    ) -> tuple[Record | None, int | None]:
+    ) -> tuple[Record[T] | None, int | None]:
         """The record or None, and how old it may be in milliseconds (0 for a linearizable read, None
-        when the replica cannot tell)."""
+        when the replica cannot tell). Raises as ``get``."""
         kind, arg = consistency_of(consistency, max_staleness_ms, at_least)
         until = self.until(deadline_s)
 
-        async def call(rule: int) -> list[Any]:
+        async def call(rule: int) -> Raw:
             lkey = storage_key(self.name, key, rule)
             return await self.dispatcher.read([0, GET, 0, lkey, kind, arg], lkey, until)
 
         result = await self._routed(until, call)
         if result[1] == NOT_FOUND:
             return None, result[2]
-        return unpack_record(result[2]), result[3]
+        return decoded(self.codec, key, unpack_record(result[2])), result[3]
 
     async def put(
         self,
         key: str,
-        value: bytes,
+        value: T,
         *,
         version: int | None = None,
         absent: bool = False,
@@ -208,11 +188,13 @@ class Namespace:
         deadline_s: float | None = None,
         ids: RequestIds | None = None,
     ) -> PutResult:
-        """Write a record. ``ttl_s``: None = the namespace's default, 0 = it lives for ever.
+        """Write a record: if it is at ``version``, is ``absent``, or ``exists``, when one of them is given.
 
-        Raises ConditionFailed, Fenced, and MetastoreError (R7)."""
+        ``ttl_s``: seconds to live, None = the namespace's default, 0 = for ever. ``content_type``: "" = the
+        codec's. ``ids``: request ids of one's own. Raises ConditionFailed, Fenced, ConditionRequired,
+        QuotaExceeded, TooLarge, RequestIdExpired (R7), and what the codec raises."""
         condition, ttl_ms = condition_of(version, absent, exists), ttl_ms_of(ttl_s)
-        tail = [condition, bytes(value), content_type, ttl_ms]
+        tail = [condition, self.codec.encode(value), content_type or self.codec.content_type, ttl_ms]
         result = await self.write(PUT, key, tail, fence, deadline_s, ids)
         return PutResult(result[2], bool(result[4]))
 
@@ -251,12 +233,12 @@ class Namespace:
     async def touch(
         self, key: str, *, version: int | None = None, deadline_s: float | None = None
     ) -> TouchResult | None:
-        """Start the record's TTL anew; None when there is no such record. Its version stays.
+        """Start the record's TTL anew (R15); None when there is no such record. Its version stays.
 
         Raises ConditionFailed when it is not at ``version``."""
         until = self.until(deadline_s)
 
-        async def call(rule: int) -> list[Any]:
+        async def call(rule: int) -> Raw:
             lkey = storage_key(self.name, key, rule)
             return await self.dispatcher.read([0, TOUCH, 0, lkey, version], lkey, until)
 
@@ -267,16 +249,16 @@ class Namespace:
         self,
         kind: int,
         key: str,
-        tail: list[Any],
+        tail: Raw,
         fence: Fence | None,
         deadline_s: float | None,
         ids: RequestIds | None,
-    ) -> list[Any]:
-        """A write of one record in the wire's terms."""
+    ) -> Raw:
+        """A write of one record in the wire's terms. For the router and the client's own use."""
         until = self.until(deadline_s)
         fences = [] if fence is None else [list(fence)]
 
-        async def call(rule: int) -> list[Any]:
+        async def call(rule: int) -> Raw:
             lkey = storage_key(self.name, key, rule)
             return await self.dispatcher.write([0, kind, 0, lkey, 0, 0, 0, *tail, *fences], lkey, until, ids)
 
@@ -286,50 +268,41 @@ class Namespace:
 
     async def txn(
         self,
-        compare: Sequence[Compare],
-        then: Sequence[Op],
-        otherwise: Sequence[Op] = (),
+        compare: Sequence[Compare[T]],
+        then: Sequence[Op[T]],
+        otherwise: Sequence[Op[T]] = (),
         *,
         fence: Fence | None = None,
         deadline_s: float | None = None,
         ids: RequestIds | None = None,
-    ) -> TxnResult:
+    ) -> TxnResult[T]:
         """Do all of ``then`` if all of ``compare`` hold, else all of ``otherwise``, atomically.
 
         Raises CrossPartition when the keys do not live together, NotANumber (nothing was done), and
         as ``put``."""
-        if len(compare) + len(then) + len(otherwise) == 0:
-            raise InvalidRequest("a transaction without compares and operations does nothing")
-        if max(len(compare), len(then), len(otherwise)) > MAX_TXN_PARTS:
-            raise InvalidRequest(
-                f"a transaction has at most {MAX_TXN_PARTS} compares, and operations in a branch"
-            )
+        keys = check_txn(compare, then, otherwise)
         until = self.until(deadline_s)
 
-        async def call(rule: int) -> list[Any]:
-            keys = [c.key for c in compare] + [op.key for op in (*then, *otherwise)]
+        async def call(rule: int) -> Raw:
             lkeys = {key: storage_key(self.name, key, rule) for key in keys}
             self._check_together(lkeys, rule)
             first = lkeys[keys[0]]
-            compares = [
-                [
-                    lkeys[c.key],
-                    _choice("what", c.what, _TARGETS),
-                    _choice("relation", c.relation, _RELATIONS),
-                    c.operand,
-                ]
-                for c in compare
+            compares = [compare_form(lkeys[c.key], c, self.codec) for c in compare]
+            branches = [
+                [part_form(lkeys[op.key], op, self.codec) for op in branch] for branch in (then, otherwise)
             ]
-            branches = [[_part(lkeys[op.key], op) for op in branch] for branch in (then, otherwise)]
             fences = [] if fence is None else [list(fence)]
             op = [0, TXN, 0, first, 0, 0, 0, compares, *branches, *fences]
             return await self.dispatcher.write(op, first, until, ids)
 
         result = await self._routed(until, call)
-        branch = then if result[2] else otherwise
-        return TxnResult(
-            bool(result[2]), [_part_result(op, part) for op, part in zip(branch, result[4], strict=True)]
-        )
+        results: list[OpResult[T] | DecodeFailed] = []
+        for op, part in zip(then if result[2] else otherwise, result[4], strict=True):
+            try:
+                results.append(part_result(op, part, self.codec))
+            except DecodeFailed as e:  # what the transaction did is done
+                results.append(e)
+        return TxnResult(bool(result[2]), results)
 
     def _check_together(self, lkeys: dict[str, bytes], rule: int) -> None:
         table = self.dispatcher.table
@@ -348,30 +321,34 @@ class Namespace:
                     keys=[first, key],
                 )
 
-    async def batch(self, ops: Sequence[Op], *, deadline_s: float | None = None) -> BatchResults:
-        """Many operations at once, no atomicity; a result, or the error, for each in order."""
-        calls: list[Any] = [self._one(op, deadline_s) for op in ops]
+    async def batch(
+        self, ops: Sequence[Op[T]], *, fence: Fence | None = None, deadline_s: float | None = None
+    ) -> BatchResults[T]:
+        """Many operations at once, no atomicity; a result, or the error, for each in order. ``fence``: for
+        each of the writes. Raises what the codec raises, before anything is sent."""
+        raw = [self.codec.encode(op.value) if isinstance(op, Put) else b"" for op in ops]
+        calls: list[Any] = [
+            self._one(op, value, fence, deadline_s) for op, value in zip(ops, raw, strict=True)
+        ]
         results: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, MetastoreError):
                 raise result
         return results
 
-    async def _one(self, op: Op, deadline_s: float | None) -> OpResult:
+    async def _one(
+        self, op: Op[T], value: bytes, fence: Fence | None, deadline_s: float | None
+    ) -> OpResult[T]:
         if isinstance(op, Get):
             return await self.get(op.key, deadline_s=deadline_s)
         if isinstance(op, Put):
-            return await self.put(
-                op.key,
-                op.value,
-                version=op.version,
-                content_type=op.content_type,
-                ttl_s=op.ttl_s,
-                deadline_s=deadline_s,
-            )
+            content_type = op.content_type or self.codec.content_type
+            tail = [op.version, value, content_type, ttl_ms_of(op.ttl_s)]
+            result = await self.write(PUT, op.key, tail, fence, deadline_s, None)
+            return PutResult(result[2], bool(result[4]))
         if isinstance(op, Add):
-            return await self.add(op.key, op.delta, deadline_s=deadline_s)
-        return await self.delete(op.key, version=op.version, deadline_s=deadline_s)
+            return await self.add(op.key, op.delta, fence=fence, deadline_s=deadline_s)
+        return await self.delete(op.key, version=op.version, fence=fence, deadline_s=deadline_s)
 
     # --- listing ----------------------------------------------------------------------------
 
@@ -385,12 +362,14 @@ class Namespace:
         consistency: Consistency = "linearizable",
         max_staleness_ms: int | None = None,
         deadline_s: float | None = None,
-    ) -> Page:
-        """One page of records; it may hold fewer than ``limit`` though more follow: ``cursor`` tells.
+    ) -> Page[T]:
+        """One page of at most ``limit`` records (1 to 10,000); it may hold fewer though more follow:
+        ``cursor`` tells.
 
         A prefix with a ``/`` (or a whole ``{tag}``) lists the entries of that one directory (or
         tag) that begin with it, in byte order; any other the whole namespace, in hash order. With
         another routing rule: a prefix that has all the segments the rule counts, or any other.
+        With ``keys_only`` records have a version only. Raises DecodeFailed.
         """
         if not 1 <= limit <= MAX_LIST_LIMIT:
             raise InvalidRequest(f"limit {limit} is not within 1 and {MAX_LIST_LIMIT}")
@@ -411,10 +390,11 @@ class Namespace:
             return result[2], result[3], encode_resume([(start[:8], result[5])])
 
         rows, following, resume = await self._routed(until, call)
-        items = []
+        items: list[tuple[str, Record[T]]] = []
         for lkey, packed in rows:
-            record = Record(packed, 0, b"") if keys_only else unpack_record(packed)
-            items.append((split_storage_key(lkey)[1], record))
+            key = split_storage_key(lkey)[1]
+            record: Any = Record(packed, 0, b"")
+            items.append((key, record if keys_only else decoded(self.codec, key, unpack_record(packed))))
         return Page(items, encode_cursor(following) if following else None, resume)
 
     async def _rows(
@@ -452,12 +432,21 @@ class Namespace:
         page: int = 1000,
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
-    ) -> AsyncIterator[tuple[str, Record]]:
-        """All records of a listing, page by page."""
+        max_staleness_ms: int | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[tuple[str, Record[T]]]:
+        """All records of a listing, ``page`` at a time, each page within ``deadline_s``. Not one moment's
+        picture: a page shows what is there when it is read. Raises as ``list``."""
         cursor: str | None = None
         while True:
             result = await self.list(
-                prefix, limit=page, cursor=cursor, keys_only=keys_only, consistency=consistency
+                prefix,
+                limit=page,
+                cursor=cursor,
+                keys_only=keys_only,
+                consistency=consistency,
+                max_staleness_ms=max_staleness_ms,
+                deadline_s=deadline_s,
             )
             for item in result.items:
                 yield item
@@ -465,7 +454,7 @@ class Namespace:
             if cursor is None:
                 return
 
-    # --- watching ---------------------------------------------------------------------------
+    # --- watching, locks, elections -----------------------------------------------------------
 
     def watch(
         self,
@@ -475,43 +464,36 @@ class Namespace:
         keys_only: bool = False,
         any_replica: bool = False,
         buffer: int = 10_000,
-    ) -> Watcher:
+    ) -> AsyncWatcher[T]:
         """Every change of keys that begin with ``prefix``, each once, in order for each key.
 
         Prefixes mean what they mean in ``list``. ``after``: a watcher's or a page's ``resume``, to
         see everything since; None = from now on, which ``async with`` or ``started()`` waits for.
-        ``any_replica``: also followers may tell, a little later. Iteration raises Compacted when
-        what comes next is not kept any more: list again, and watch from there."""
+        ``any_replica``: also followers may tell, a little later. ``buffer``: events that may wait for the
+        reader. Iteration raises Compacted when what comes next is not kept any more: list again, and
+        watch from there."""
         raw = encode_key(prefix) if prefix else b""
-        return Watcher(self.dispatcher, self.name, raw, after, keys_only, any_replica, buffer)
-
-
-def _choice(name: str, given: str, known: dict[str, int]) -> int:
-    found = known.get(given)
-    if found is None:
-        raise InvalidRequest(f"{name} = {given!r:.40} in a compare: use {', '.join(known)}")
-    return found
-
-
-def _part(lkey: bytes, op: Op) -> list[Any]:
-    if isinstance(op, Get):
-        return [GET, lkey]
-    if isinstance(op, Add):
-        return [ADD, lkey, op.delta]
-    if op.version is not None:
-        raise InvalidRequest(
-            f"{op.key!r:.200}: an operation of a transaction has no condition; add a Compare"
+        return AsyncWatcher(
+            self.dispatcher,
+            self.name,
+            raw,
+            after,
+            keys_only=keys_only,
+            any_replica=any_replica,
+            buffer=buffer,
+            codec=self.codec,
         )
-    if isinstance(op, Put):
-        return [PUT, lkey, bytes(op.value), op.content_type, ttl_ms_of(op.ttl_s)]
-    return [DELETE, lkey]
+
+    def lock(self, key: str, *, ttl_s: float = 10.0, owner: str = "") -> AsyncLock:
+        """A lock of everybody who uses this key. ``ttl_s``: how long it outlives a holder that died
+        (at least 0.5 s). ``owner``: shown to who looks at it; "" = host name and process id."""
+        return AsyncLock(AsyncNamespace(self.dispatcher, self.name, self.deadline_s), key, ttl_s, owner)
+
+    def election(self, key: str, *, ttl_s: float = 10.0) -> AsyncElection[T]:
+        """An election of one leader among everybody who campaigns for this key. ``ttl_s``: how long the
+        place stays taken when a leader died (at least 0.5 s)."""
+        return AsyncElection(self, key, ttl_s)
 
 
-def _part_result(op: Op, part: list[Any]) -> OpResult:
-    if isinstance(op, Get):
-        return None if part[0] == NOT_FOUND else unpack_record(part[1])
-    if isinstance(op, Put):
-        return PutResult(part[1], bool(part[2]))
-    if isinstance(op, Add):
-        return AddResult(part[2], part[1])
-    return int(part[1])
+#: the name that the router knows it by
+Namespace = AsyncNamespace

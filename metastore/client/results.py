@@ -1,12 +1,19 @@
-"""What the client gives back, and what it takes beside plain values. Plain data."""
+"""What the client gives back, and what it takes beside plain values. Plain data.
+
+``T`` is what the namespace's codec makes of values; bytes when there is none.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeAlias
 
-from metastore.errors import MetastoreError
+from typing_extensions import TypeVar
+
+from metastore.errors import DecodeFailed, MetastoreError
 from metastore.records import Record
+
+T = TypeVar("T", default=bytes)
 
 Consistency = Literal["linearizable", "stale", "at_least"]
 
@@ -44,25 +51,25 @@ class TouchResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class Page(Generic[T]):
     """One page of a listing. ``cursor``: pass it to get the next one; None at the end. ``resume``:
     of a listing within one routing key, pass it to ``watch`` to see every change since this page was read;
     None for listings of a whole namespace (open the watch first, then list)."""
 
-    items: list[tuple[str, Record]]
+    items: list[tuple[str, Record[T]]]
     cursor: str | None
     resume: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class Event(Generic[T]):
     """A change. ``kind``: put, delete, or expire (its TTL was over). ``record``: what was put; None
     for the others, and with ``keys_only``."""
 
     kind: Literal["put", "delete", "expire"]
     key: str
     version: int
-    record: Record | None = None
+    record: Record[T] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +80,13 @@ class Get:
 
 
 @dataclass(frozen=True, slots=True)
-class Put:
+class Put(Generic[T]):
     """A write in a batch or a transaction. ``version``: what it must be now, 0 = absent (batches only:
-    a transaction has its compares). ``ttl_s``: None = the namespace's default, 0 = it lives for ever."""
+    a transaction has its compares). ``content_type``: "" = the codec's. ``ttl_s``: None = the namespace's
+    default, 0 = it lives for ever."""
 
     key: str
-    value: bytes
+    value: T
     version: int | None = None
     content_type: str = ""
     ttl_s: float | None = None
@@ -104,38 +112,39 @@ Relation = Literal["==", "!=", "<", ">"]
 
 
 @dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(Generic[T]):
     """One condition of a transaction: ``Compare("a/b", "version", "==", 7)``.
 
-    ``what``: ``version`` or ``created`` (numbers, 0 = the record is absent) or ``value`` (bytes; of an
-    absent record only ``!=`` holds)."""
+    ``what``: ``version`` or ``created`` (numbers, 0 = the record is absent) or ``value`` (compared as the
+    bytes that the codec makes of ``operand``; of an absent record only ``!=`` holds)."""
 
     key: str
     what: Literal["version", "created", "value"]
     relation: Relation
-    operand: int | bytes
+    operand: int | T
 
     @classmethod
-    def absent(cls, key: str) -> Compare:
+    def absent(cls, key: str) -> Compare[T]:
         return cls(key, "version", "==", 0)
 
     @classmethod
-    def exists(cls, key: str) -> Compare:
+    def exists(cls, key: str) -> Compare[T]:
         return cls(key, "version", ">", 0)
 
 
-Op = Get | Put | Delete | Add
-OpResult = Record | PutResult | AddResult | int | None
+Op: TypeAlias = Get | Put[T] | Delete | Add
+OpResult: TypeAlias = Record[T] | PutResult | AddResult | int | None
 """Of a Get: the record or None. Of a Put: PutResult, of an Add: AddResult. Of a Delete: its version,
 0 when there was nothing."""
 
-BatchResults = list[OpResult | MetastoreError]
+BatchResults: TypeAlias = list[Record[T] | PutResult | AddResult | int | MetastoreError | None]
 
 
 @dataclass(frozen=True, slots=True)
-class TxnResult:
+class TxnResult(Generic[T]):
     """``succeeded``: all compares held, and ``then`` was done; else ``otherwise`` was. ``results``: one
-    for each operation of that branch, in order."""
+    for each operation of that branch, in order; of a Get whose value the codec does not decode, the
+    DecodeFailed."""
 
     succeeded: bool
-    results: list[OpResult]
+    results: list[OpResult[T] | DecodeFailed]

@@ -1,92 +1,129 @@
-"""Watches: one stream of changes out of one server-side watch per partition.
+"""Watches: one stream of changes, whichever way it comes.
 
-A watch covers one range of storage keys, or (a whole namespace) the ring. It is cut into *strands*,
-one per partition; each stands at a version, follows its partition's leader, and goes on from its
-version when the connection or the leader is lost, or when the partition moves or is split: every
-change comes once, in order for each key. What the reader has not taken yet is bounded: when the
-buffer is full, strands are let go, and resumed when it has room.
+A watch goes to the nodes (``strands``) or, when they cannot be reached, through the router
+(``router_watch``); each continues where the reader of the other one was. What the reader has not taken
+yet is bounded, in events and in bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import random
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 
-import msgpack
+from typing_extensions import TypeVar
 
-from metastore.client.connection import ConnectionLost, NodeConnection
+from metastore.client.codecs import BYTES, Codec, decoded
+from metastore.client.positions import Position, decode_resume, encode_resume
 from metastore.client.results import Event
-from metastore.errors import (
-    Compacted,
-    InvalidRequest,
-    MetastoreError,
-    Moved,
-    NotLeader,
-    Overloaded,
-    Unavailable,
-    WrongRouting,
-)
-from metastore.keys import END_OF_RING, hash_point, next_key, prefix_routing_key, split_storage_key
-from metastore.records import unpack_record
+from metastore.client.router_watch import RouterWatch
+from metastore.client.strands import Strands
+from metastore.errors import ClientClosed, InternalError, InvalidRequest, MetastoreError, Unavailable
+from metastore.records import Record, unpack_record
 from metastore.wire.client_messages import EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
 
 if TYPE_CHECKING:
     from metastore.client.dispatch import Dispatcher
 
-RETRY_S: Final = (0.02, 1.0)
-MAX_STRANDS: Final = 65_536
+__all__ = ["AsyncWatcher", "decode_resume", "encode_resume"]
+
+log = logging.getLogger("metastore.client")
+
 START_TIMEOUT_S: Final = 30.0
+MAX_BUFFER: Final = 1_000_000
+MAX_BUFFER_BYTES: Final = 64 << 20
+EVENT_BYTES: Final = 200
 
-Position = list[tuple[bytes, int]]
-"""``[(first point, version), ...]`` in order of points: each holds up to the next one's point."""
-
-
-def encode_resume(position: Position) -> str:
-    """A position as text."""
-    return base64.urlsafe_b64encode(msgpack.packb([list(p) for p in position])).decode().rstrip("=")
-
-
-def decode_resume(resume: str) -> Position:
-    """Raises InvalidRequest."""
-    try:
-        raw = base64.urlsafe_b64decode(resume.encode("ascii") + b"=" * (-len(resume) % 4))
-        position = [(point, version) for point, version in msgpack.unpackb(raw, max_array_len=MAX_STRANDS)]
-        points = [point for point, _ in position]
-        if not position or points != sorted(set(points)) or {len(p) for p in points} != {8}:
-            raise ValueError
-        if not all(type(v) is int and 0 <= v < 1 << 63 for _, v in position):
-            raise ValueError
-    except (binascii.Error, ValueError, TypeError, msgpack.UnpackException):
-        raise InvalidRequest(f"resume token {resume!r:.80} was not made by this store") from None
-    return position
+T = TypeVar("T", default=bytes)
+RawEvent = tuple[int, str, int, Any]
+"""``(kind, key, version, record: packed, or a Record, or None)``."""
 
 
-class _Strand:
-    """One range within one partition. ``version``: up to where changes were put into the buffer, None
-    before the first word of a server; ``delivered``: up to where the reader has taken them;
-    ``queued``: pieces of it in the buffer, the one being read included."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is watched. ``exact``: the one key that ``prefix`` is."""
 
-    __slots__ = ("delivered", "end", "heard", "queued", "start", "started", "task", "version")
-
-    def __init__(self, start: bytes, end: bytes, version: int | None) -> None:
-        self.start, self.end = start, end
-        self.version = version
-        self.delivered = version
-        self.queued = 0
-        self.started = False
-        self.heard = False
-        self.task: asyncio.Task[None] | None = None
+    dispatcher: Dispatcher
+    namespace: str
+    prefix: bytes
+    flags: int
+    exact: bool
 
 
-class Watcher:
+class Source(Protocol):
+    """One way that events come. ``delivered``: where the reader is, as far as this one told it."""
+
+    @property
+    def delivered(self) -> Position | None: ...
+
+    async def run(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def took(self, mark: Any, version: int, last: bool) -> None: ...
+
+
+class Buffer:
+    """What was told and is not taken yet, in *pieces*. ``room``: set while more may come; ``begun``: set
+    when every change from then on will be seen."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: deque[tuple[Source, Any, deque[RawEvent]]] = deque()
+        self._count = 0
+        self._bytes = 0
+        self.room = asyncio.Event()
+        self.room.set()
+        self.begun = asyncio.Event()
+        self.changed = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        return self._count >= self._limit or self._bytes >= MAX_BUFFER_BYTES
+
+    def put(self, source: Source, mark: Any, events: list[RawEvent]) -> None:
+        self._pieces.append((source, mark, deque(events)))
+        self._count += len(events)
+        self._bytes += sum(map(_size, events))
+        self.changed.set()
+
+    def take(self) -> RawEvent | None:
+        """The next event, None when there is none now."""
+        if not self._pieces:
+            return None
+        source, mark, events = self._pieces[0]
+        event = events.popleft()
+        if not events:
+            self._pieces.popleft()
+        self._count -= 1
+        self._bytes -= _size(event)
+        if self._count <= self._limit // 2 and self._bytes <= MAX_BUFFER_BYTES // 2:
+            self.room.set()
+        source.took(mark, event[2], last=not events)
+        if not self._pieces:
+            self.changed.set()
+        return event
+
+    async def drained(self) -> None:
+        """Return when the reader has taken everything."""
+        while self._pieces:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+def _size(event: RawEvent) -> int:
+    record = event[3]
+    value = record.value if isinstance(record, Record) else record or b""
+    return EVENT_BYTES + len(event[1]) + len(value)
+
+
+class AsyncWatcher(Generic[T]):
     """An async iterator of events; also an async context manager, which waits until the watch has
-    begun everywhere and ends it on leaving. Made by ``Namespace.watch``."""
+    begun everywhere and ends it on leaving. Made by ``AsyncNamespace.watch``."""
 
     def __init__(
         self,
@@ -94,34 +131,33 @@ class Watcher:
         namespace: str,
         prefix: bytes,
         after: str | None,
-        keys_only: bool,
-        any_replica: bool,
-        buffer: int,
+        *,
+        keys_only: bool = False,
+        any_replica: bool = False,
+        buffer: int = 10_000,
+        codec: Codec[T] = BYTES,  # type: ignore[assignment]
+        exact: bool = False,
     ) -> None:
-        self._dispatcher = dispatcher
-        self._namespace = namespace.encode()
-        self._name = namespace
-        self._prefix = prefix
+        if not 1 <= buffer <= MAX_BUFFER:
+            raise InvalidRequest(f"buffer = {buffer!r:.40} is not within 1 and {MAX_BUFFER} events")
+        flags = (WATCH_KEYS if keys_only else 0) | (WATCH_ANY if any_replica else 0)
+        self._wanted = Wanted(dispatcher, namespace, prefix, flags, exact)
         self._after = decode_resume(after) if after is not None else None
-        self._flags = (WATCH_KEYS if keys_only else 0) | (WATCH_ANY if any_replica else 0)
-        self._limit = buffer
-        self._strands: list[_Strand] = []
-        #: (strand, version, events): the reader has all up to version once it has taken the events
-        self._queue: deque[tuple[_Strand, int, list[Event]]] = deque()
-        self._queued = 0
-        self._ready: deque[Event] = deque()
-        self._wake = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._codec = codec
+        self._buffer = Buffer(buffer)
+        self._source: Source | None = None
         self._error: MetastoreError | None = None
-        self._begun: asyncio.Task[None] | None = None
-        self._all_started = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     # --- life -------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Watcher:
-        await self.started()
+    async def __aenter__(self) -> AsyncWatcher[T]:
+        try:
+            await self.started()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -131,221 +167,107 @@ class Watcher:
 
     async def started(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return once every change from now on will be seen. Raises Unavailable when that takes
-        longer than ``timeout_s``, Compacted, InvalidRequest."""
+        longer than ``timeout_s`` seconds, Compacted, InvalidRequest, ClientClosed."""
         self._begin(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._all_started.wait()
+                await self._buffer.begun.wait()
         except TimeoutError:
             raise Unavailable(f"the watch did not begin within {timeout_s} s", retry_after_s=1) from None
         if self._error is not None:
             raise self._error
+        if self._closed:
+            raise ClientClosed("the watch is closed")
 
     def _begin(self, timeout_s: float) -> None:
-        if self._begun is None:
+        if self._task is None and not self._closed:
             loop = asyncio.get_running_loop()
-            self._begun = loop.create_task(self._cut(loop.time() + timeout_s))
+            self._task = loop.create_task(self._follow(loop.time() + timeout_s))
 
     async def close(self) -> None:
-        """End the watch; iteration ends."""
+        """End the watch; iteration ends, also where another task waits for the next event."""
         self._closed = True
-        tasks = [s.task for s in self._strands if s.task is not None]
-        if self._begun is not None:
-            tasks.append(self._begun)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._wake.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        self._buffer.begun.set()
+        self._buffer.changed.set()
 
     # --- reading ----------------------------------------------------------------------------
 
-    def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> AsyncIterator[Event[T]]:
         return self
 
-    async def __anext__(self) -> Event:
-        """The next change. Raises Compacted and other errors that end the watch."""
+    async def __anext__(self) -> Event[T]:
+        """The next change. Raises Compacted and other errors that end the watch; DecodeFailed, which does
+        not end it: ``resume`` is behind that event, and iteration may go on."""
         self._begin(START_TIMEOUT_S)
-        while not self._ready:
-            if self._queue:
-                strand, version, events = self._queue.popleft()
-                self._queued -= len(events)
-                if self._queued <= self._limit // 2:
-                    self._room.set()
-                self._ready.extend(events)
-                self._current = strand, version
-            elif self._error is not None:
+        buffer = self._buffer
+        while not self._closed:
+            event = buffer.take()
+            if event is not None:
+                return self._event(*event)
+            if self._error is not None:
                 raise self._error
-            elif self._closed:
-                raise StopAsyncIteration
-            else:
-                self._wake.clear()
-                await self._wake.wait()
-        event = self._ready.popleft()
-        strand, version = self._current
-        if self._ready:
-            strand.delivered = event.version
-        else:
-            strand.queued -= 1
-            strand.delivered = version if strand.queued else strand.version
-        return event
+            buffer.changed.clear()
+            await buffer.changed.wait()
+        raise StopAsyncIteration
+
+    async def next(self, timeout_s: float | None = None) -> Event[T] | None:
+        """The next change; None when there was none for ``timeout_s`` seconds (None = wait for ever). Raises
+        as iteration, and ClientClosed when the watch is closed."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.__anext__()
+        except TimeoutError:
+            return None
+        except StopAsyncIteration:
+            raise ClientClosed("the watch is closed") from None
+
+    def _event(self, kind: int, key: str, version: int, raw: Any) -> Event[T]:
+        if kind == PUT:
+            if raw is None:
+                return Event("put", key, version)
+            record = raw if isinstance(raw, Record) else unpack_record(raw)
+            return Event("put", key, version, decoded(self._codec, key, record))
+        return Event("expire" if kind == EXPIRE else "delete", key, version)
 
     @property
     def resume(self) -> str | None:
-        """Where the reader is: pass it as ``after`` to go on from here, in another process too. None
-        before the watch has begun everywhere."""
-        strands = sorted(self._strands, key=lambda s: s.start)
-        position = [(s.start[:8], s.delivered) for s in strands if s.delivered is not None]
-        return encode_resume(position) if strands and len(position) == len(strands) else None
+        """Where the reader is: pass it as ``after`` to go on behind the last event that was taken, in
+        another process too. None before the watch has begun everywhere."""
+        position = self._source.delivered if self._source is not None else self._after
+        return encode_resume(position) if position is not None else None
 
-    # --- strands ----------------------------------------------------------------------------
+    # --- following --------------------------------------------------------------------------
 
-    async def _cut(self, until: float) -> None:
-        """Make the strands, once the topology is known."""
+    async def _follow(self, until: float) -> None:
+        """Follow, one way or the other, until the watch ends."""
+        wanted, dispatcher = self._wanted, self._wanted.dispatcher
+        position, around = self._after, not dispatcher.direct
         try:
-            await self._dispatcher.ready(until)
-            self._make_strands()
-        except MetastoreError as e:
-            self._end(e)
-
-    def _make_strands(self) -> None:
-        table = self._dispatcher.table
-        routing = prefix_routing_key(self._prefix, table.rule(self._name))
-        wanted = self._namespace + b"\0" + self._prefix
-        if routing is not None:
-            start = hash_point(self._namespace, routing) + wanted
-            if self._after is not None and [p for p, _ in self._after] != [start[:8]]:
-                raise InvalidRequest("the resume token is of another prefix or namespace")
-            self._follow(start, next_key(start), self._after[0][1] if self._after else None)
-            return
-        cuts: list[tuple[bytes, int | None]]
-        if self._after is None:
-            cuts = [(p.lo.to_bytes(8, "big"), None) for p in table.in_order()]
-        else:
-            cuts = list(self._after)
-            if cuts[0][0] != bytes(8):
-                raise InvalidRequest(
-                    "the resume token is of a listing within one directory, not of a namespace"
-                )
-        for number, (start, version) in enumerate(cuts):
-            end = cuts[number + 1][0] if number + 1 < len(cuts) else END_OF_RING
-            self._follow(start, end, version)
-
-    def _follow(self, start: bytes, end: bytes, version: int | None) -> None:
-        strand = _Strand(start, end, version)
-        self._strands.append(strand)
-        strand.task = asyncio.get_running_loop().create_task(self._run(strand))
-
-    def _end(self, error: MetastoreError) -> None:
-        if self._error is None:
-            self._error = error
-        self._wake.set()
-        self._all_started.set()
-
-    async def _run(self, strand: _Strand) -> None:
-        pause = RETRY_S[0]
-        try:
+            await dispatcher.ready(until)
             while True:
+                source: Source = (RouterWatch if around else Strands)(wanted, self._buffer, position)
+                self._source = source
                 try:
-                    await self._room.wait()
-                    await self._subscribe(strand)
-                    continue
-                except (Compacted, InvalidRequest):
-                    raise
-                except WrongRouting:
-                    # nothing can have been written under another rule: begin anew under the right one
-                    await self._dispatcher.refresh()
-                    raise
-                except NotLeader as e:
-                    table = self._dispatcher.table
-                    partition = table.route(strand.start).id
-                    table.apply_hint(partition, e.detail.get("leader"), e.detail.get("epoch", 0))
-                except Moved:
-                    await self._dispatcher.refresh()
-                except MetastoreError as e:
-                    if isinstance(e, ConnectionLost | Unavailable | Overloaded):
-                        self._dispatcher.refresh_soon()
-                pause = RETRY_S[0] if strand.heard else min(pause * 2, RETRY_S[1])
-                strand.heard = False
-                await asyncio.sleep(random.uniform(0, pause))
+                    await source.run()
+                finally:
+                    await source.close()
+                await self._buffer.drained()
+                position = source.delivered
+                around = not dispatcher.direct or not around
+                log.info(
+                    "the watch of %s goes %s",
+                    wanted.namespace,
+                    "through the router" if around else "directly",
+                )
         except MetastoreError as e:
-            self._end(e)
-
-    def _narrow(self, strand: _Strand) -> int:
-        """The partition that the strand begins in; what lies in others becomes strands of their own
-        (a partition was split)."""
-        table = self._dispatcher.table
-        placement = table.route(strand.start)
-        end = END_OF_RING if placement.hi >> 64 else placement.hi.to_bytes(8, "big")
-        if end < strand.end:
-            self._follow(end, strand.end, strand.version)
-            strand.end = end
-        return placement.id
-
-    async def _subscribe(self, strand: _Strand) -> None:
-        """Follow one server-side watch until the buffer is full; raises when it ends otherwise."""
-        dispatcher = self._dispatcher
-        partition = self._narrow(strand)
-        connection = await self._connect(partition)
-        ended: asyncio.Future[MetastoreError | None] = asyncio.get_running_loop().create_future()
-
-        def on_events(version: int, raw: list[Any]) -> None:
-            if ended.done():
-                return
-            self._take(strand, version, raw)
-            if self._queued > self._limit:
-                self._room.clear()
-                ended.set_result(None)
-
-        def on_end(error: MetastoreError) -> None:
-            if not ended.done():
-                ended.set_result(error)
-
-        wanted = self._namespace + b"\0" + self._prefix
-        body = [partition, strand.start, strand.end, strand.version, self._flags, wanted]
-        watch_id = connection.watch(body, on_events, on_end)
-        try:
-            error = await ended
-        finally:
-            connection.unwatch(watch_id)
-        if error is not None:
-            dispatcher.retries += 1
-            raise error
-
-    async def _connect(self, partition: int) -> NodeConnection:
-        dispatcher = self._dispatcher
-        placement = dispatcher.table.partitions[partition]
-        order = [*([placement.leader] if placement.leader else []), *placement.replicas]
-        if self._flags & WATCH_ANY:
-            order = random.sample(placement.replicas, len(placement.replicas))
-        error: MetastoreError | None = None
-        for node in dict.fromkeys(order):
-            address = dispatcher.table.address(node)
-            if address is not None:
-                try:
-                    return await dispatcher.connect(address)
-                except MetastoreError as e:
-                    error = e
-        raise error or Unavailable(f"no replica of partition {partition} has a known address")
-
-    def _take(self, strand: _Strand, version: int, raw: list[Any]) -> None:
-        """What a server told: everything up to ``version``."""
-        events: list[Event] = []
-        for kind, lkey, at, record in raw:
-            if strand.version is not None and at <= strand.version:
-                continue
-            name = "put" if kind == PUT else "expire" if kind == EXPIRE else "delete"
-            key = split_storage_key(lkey)[1]
-            events.append(Event(name, key, at, unpack_record(record) if record is not None else None))  # type: ignore[arg-type]
-        strand.version = version if strand.version is None else max(version, strand.version)
-        strand.heard = True
-        if events:
-            strand.queued += 1
-            self._queue.append((strand, strand.version, events))
-            self._queued += len(events)
-            self._wake.set()
-        elif not strand.queued:
-            strand.delivered = strand.version
-        if not strand.started:
-            strand.started = True
-            if all(s.started for s in self._strands):
-                self._all_started.set()
+            self._error = e
+        except Exception as e:
+            log.exception("a watch of namespace %s failed", wanted.namespace)
+            self._error = InternalError(f"the watch failed: {type(e).__name__}: {e}")
+        self._wake_all()

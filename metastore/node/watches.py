@@ -292,13 +292,15 @@ class PartitionWatches:
     # --- time -----------------------------------------------------------------------------------
 
     def sweep(self, now: int) -> None:
-        """Tell idle watches how far they are; end those of a leader that hears no quorum."""
+        """Feed on those that were behind a full connection; tell idle ones how far they are; end those of
+        a leader that hears no quorum, and those whose namespace turned out to have another rule."""
         host = self.host
         if self._behind:  # a connection says that it is read again only if it was very full before
             host.node.schedule_pump(host)
         if not self.count or now - self._progress_ns < PROGRESS_NS:
             return
         self._progress_ns = now
+        self._end_misplaced()
         if host.role == ACTIVE and not host.replica.has_quorum(now):
             text = f"partition {host.p}: its leader hears no quorum of replicas"
             self.end_all(Unavailable(text, retry_after_s=1, partition=host.p), also_any=False)
@@ -307,6 +309,16 @@ class PartitionWatches:
             if watch.live and watch.told < version and not watch.connection.congested(CONGESTED_BYTES):
                 watch.index, watch.version = host.applied, version
                 self._send(watch, version, b"\x90")
+
+    def _end_misplaced(self) -> None:
+        """A namespace was created, with a routing rule of its own, after a watch of one routing key by the
+        default rule began: what is written from now on lies elsewhere."""
+        policies = self.host.node.policies
+        for watch in list(self._all.values()):
+            error = policies.refuse_range(watch.start, watch.end)
+            if error is not None:
+                self.remove(watch.connection, watch.id)
+                watch.connection.watch_ended(watch.id, error)
 
     def snapshot_installed(self) -> None:
         """The log begins anew (R17): who stood before it is behind, and will be told."""

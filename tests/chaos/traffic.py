@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from metastore.client import AsyncClient, Namespace
+from metastore.client import AsyncClient, AsyncNamespace
 from metastore.errors import ConditionFailed, MetastoreError
 from tests.checkers.history import ABSENT, Operation
 
@@ -48,7 +48,7 @@ class Traffic:
             await self.one(number, ns, rng.choice(self.keys), rng.random(), f"{self.name}{number}.{count}")
             await asyncio.sleep(PAUSE_S * rng.random() * 2)
 
-    async def one(self, number: int, ns: Namespace, key: str, dice: float, value: str) -> Operation:
+    async def one(self, number: int, ns: AsyncNamespace, key: str, dice: float, value: str) -> Operation:
         """One operation, chosen by ``dice``; its entry in the history."""
         kind, when = "put", None
         if dice < 0.45:

@@ -53,3 +53,20 @@ def cell_without_claims(request: Any, tmp_path: Path) -> Iterator[Cluster]:
 def two_cells(request: Any, tmp_path: Path) -> Iterator[Cluster]:
     """Two cells of three nodes, 8 partitions."""
     yield from _cluster(request, tmp_path, cells=2, nodes=3, partitions=8)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cell of three nodes, 8 partitions, for the tests of a module that do no harm to it: each in
+    namespaces of its own."""
+    cluster = Cluster.up(tmp_path_factory.mktemp("shared") / "data", cells=1, nodes=3, partitions=8)
+    yield cluster
+    with contextlib.suppress(MetastoreError, AssertionError):
+        cluster.down()
+
+
+@pytest.fixture
+def small_log(request: Any, tmp_path: Path) -> Iterator[Cluster]:
+    """One cell of one partition whose nodes keep hardly any log."""
+    settings = ("segment_mib=18", "log_retention_mib=36")
+    yield from _cluster(request, tmp_path, cells=1, nodes=3, partitions=1, settings=settings)

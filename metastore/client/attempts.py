@@ -1,0 +1,342 @@
+"""The attempts of one operation: where to, what an answer means, when to pause, how it ends.
+
+What an operation does beside the plain case: after a wrong guess it follows the hint; when all
+replicas were asked in vain it pauses. While a partition has no leader, one of the operations that
+wait for it, its *scout*, asks at the backoff's pace, and the others wait for its word, or for the
+backoff's ceiling. Through the router goes what cannot go directly (client.detours).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any, Final
+
+from metastore.client.connection import CONNECT_TIMEOUT_S, SILENT_TIMEOUT_S, AttemptTimeout, ConnectionLost
+from metastore.client.limits import BACKOFF_S, backoff_s
+from metastore.client.request_ids import RequestIds
+from metastore.errors import (
+    ClientClosed,
+    ConditionFailed,
+    DeadlineExceeded,
+    Fenced,
+    MetastoreError,
+    Moved,
+    NotANumber,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    RequestIdExpired,
+    ShuttingDown,
+    TooLarge,
+    TooStale,
+    Unavailable,
+    from_wire,
+)
+from metastore.topology import Placement
+from metastore.wire.client_messages import NOT_FOUND, OK
+
+if TYPE_CHECKING:
+    from metastore.client.dispatch import Dispatcher
+
+ATTEMPT_TIMEOUT_S: Final = 2.0
+#: a router waits for elections itself
+ROUTER_ATTEMPT_TIMEOUT_S: Final = 4.0
+DEAD_CELL_PATIENCE_S: Final = 0.25
+#: how long a leader that cannot be reached is waited for, before the router is asked to reach it
+LEADER_PATIENCE_S: Final = 1.0
+MAX_RETRY_AFTER_S: Final = 1.0
+MAX_HOPS: Final = 8
+
+#: what a write's entry can say beside success: dedupe tells it again
+REMEMBERED: Final = frozenset({ConditionFailed.status, NotANumber.status, Fenced.status, TooLarge.status})
+
+
+class Attempts:
+    """See the module. ``until``: loop time by which ``run`` has ended, give or take a sweep of the
+    connection (50 ms)."""
+
+    __slots__ = (
+        "changes",
+        "client",
+        "client_id",
+        "dead",
+        "first_failure",
+        "hops",
+        "ids",
+        "last_error",
+        "lkey",
+        "loop",
+        "maybe_done",
+        "op",
+        "owes",
+        "partition",
+        "pauses",
+        "scouting",
+        "spread",
+        "tried",
+        "unreached",
+        "until",
+    )
+
+    def __init__(self, client: Dispatcher, op: list[Any], lkey: bytes, until: float) -> None:
+        self.client = client
+        self.loop = asyncio.get_running_loop()
+        self.op = op
+        self.lkey = lkey
+        self.until = until
+        self.client_id = client.ids.client_id
+        self.ids: RequestIds | None = None
+        #: whether an attempt may have changed something
+        self.changes = False
+        self.partition = -1
+        #: any replica will do
+        self.spread = False
+        self.maybe_done = False
+        self.tried: set[str] = set()
+        #: addresses where nobody listens
+        self.dead: set[str] = set()
+        #: addresses that did not answer when last asked
+        self.unreached: set[str] = set()
+        self.hops = 0
+        self.pauses = 0
+        #: the next attempt costs a token of the retry budget
+        self.owes = False
+        self.scouting: int | None = None
+        self.first_failure = 0.0
+        self.last_error: MetastoreError | None = None
+
+    async def run(self) -> list[Any]:
+        """The result. Raises MetastoreError."""
+        answered = False
+        try:
+            result = await self._run()
+            answered = True
+            return result
+        finally:
+            if self.scouting is not None:
+                scout = self.client.scouts.pop(self.scouting, None)
+                if scout is not None and not scout.done():
+                    scout.set_result(answered)
+
+    async def _run(self) -> list[Any]:
+        client, loop = self.client, self.loop
+        await client.ready(self.until)
+        while True:
+            now = loop.time()
+            if now >= self.until:
+                raise self.at_the_end(DeadlineExceeded("the deadline passed"))
+            if client.closed:
+                raise self.at_the_end(ClientClosed("the client is closed"))
+            placement = client.table.route(self.lkey)
+            address = self.choose(placement)
+            if address is None:
+                await self.pause(placement)
+                continue
+            if self.owes:
+                self.owes = False
+                if not client.budget.take(now):
+                    await asyncio.sleep(min(BACKOFF_S[1], self.until - now))
+                    continue
+            try:
+                connection = client.open_connection(address)
+                if connection is None:
+                    patience = SILENT_TIMEOUT_S if client.is_silent(address) else CONNECT_TIMEOUT_S
+                    connection = await client.connect(address, self.until, patience)
+                op = self.op.copy()
+                op[2] = placement.id
+                if self.ids is not None:
+                    op[5] = self.ids.floor(self.partition)
+                patience = ATTEMPT_TIMEOUT_S if address != client.router_url else ROUTER_ATTEMPT_TIMEOUT_S
+                if connection.silent:
+                    patience = SILENT_TIMEOUT_S
+                result = await connection.submit(self.client_id, op, self.until, patience)
+            except ConnectionLost as e:
+                self.maybe_done |= self.changes and bool(e.detail.get("sent"))
+                self.unreached.add(address)
+                refused = bool(e.detail.get("refused"))
+                if refused:
+                    self.dead.add(address)
+                self.failed(address, e, costs=not refused)
+                continue
+            except AttemptTimeout as e:
+                self.maybe_done |= self.changes
+                self.unreached.add(address)
+                self.failed(address, e)
+                continue
+            except Overloaded as e:
+                self.failed(address, e)
+                await self.pause(placement)
+                continue
+            self.unreached.discard(address)
+            status = result[1]
+            if status in (OK, NOT_FOUND):
+                client.budget.succeeded()
+                if self.ids is not None:
+                    self.ids.seen(self.partition, result[3])
+                if self.unreached and address == client.router_url:
+                    client.detours.add(self.unreached)
+                return result  # type: ignore[no-any-return]
+            await self.on_error(address, placement, from_wire(status, result[2], result[3]))
+
+    # --- where to ---------------------------------------------------------------------------
+
+    def choose(self, placement: Placement) -> str | None:
+        """The next address: the leader, then the other replicas; None when all were tried."""
+        client = self.client
+        table, detours = client.table, client.detours.addresses
+        order = list(placement.replicas) if client.direct else []
+        if self.spread and order:
+            turn = client.next_rotation() % len(order)
+            order = order[turn:] + order[:turn]
+        elif placement.leader is not None and order:
+            order = [placement.leader, *(n for n in order if n != placement.leader)]
+        router = client.router_url if client.router_url not in self.tried else None
+        if router is not None and (not order or (detours and self._is_around(order, detours))):
+            return router
+        silent = avoided = None
+        for node in order:
+            address = table.address(node)
+            if address is None or address in self.tried:
+                continue
+            if address in detours:
+                avoided = avoided or address
+                continue
+            if not client.is_silent(address):
+                return address
+            silent = silent or address
+        if router is not None and self._router_is_due(order):
+            return router
+        return silent or avoided  # last: the others may know better by now
+
+    def _is_around(self, order: list[str], detours: set[str]) -> bool:
+        """Whether whom this operation needs is known to be reached through the router only."""
+        needed = [self.client.table.address(node) for node in (order if self.spread else order[:1])]
+        return all(address in detours for address in needed)
+
+    def _router_is_due(self, order: list[str]) -> bool:
+        """The last resort: when nobody answers, or the leader has not for a while."""
+        addresses = [a for a in map(self.client.table.address, order) if a is not None]
+        if all(a in self.unreached for a in addresses):
+            return True
+        waited = self.loop.time() - self.first_failure if self.first_failure else 0.0
+        return waited > LEADER_PATIENCE_S and addresses[0] in self.unreached
+
+    # --- what happened ------------------------------------------------------------------------
+
+    def failed(self, address: str, error: MetastoreError, *, costs: bool = True) -> None:
+        self.client.retries += 1
+        self.tried.add(address)
+        self.owes |= costs
+        self.last_error = error
+        self.first_failure = self.first_failure or self.loop.time()
+
+    async def on_error(self, address: str, placement: Placement, error: MetastoreError) -> None:
+        """Learn from an error answer; returns to try again, raises to end."""
+        client = self.client
+        if isinstance(error, NotLeader):
+            leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)
+            hinted = client.table.apply_hint(placement.id, leader, epoch) and self.hops < MAX_HOPS
+            self.failed(address, error, costs=not hinted)
+            if hinted:
+                self.hops += 1
+                self.tried.discard(client.table.address(leader) or "")
+            return
+        if isinstance(error, Moved):
+            self.failed(address, error)
+            if len(self.tried) > 1:
+                await client.refresh(self.until)
+            return
+        if isinstance(error, OutcomeUnknown):
+            self.maybe_done = True
+            self.failed(address, error)
+            return
+        if isinstance(error, RequestIdExpired) and self.ids is not None:
+            index = error.detail.get("index")
+            reused = bool(error.detail.get("reused"))
+            ours = self.ids is client.ids  # another's number says something: it is not exchanged
+            if not self.maybe_done and isinstance(index, int) and (ours or not reused):
+                self.ids.seen(self.partition, index)
+                if reused:  # so many later ones were finished that it counts as one
+                    self.ids.end(self.partition, self.op[4])
+                    self.op[4], _ = self.ids.begin(self.partition)
+                self.op[6] = max(index, self.op[6])
+                return
+            raise self.at_the_end(error)
+        if isinstance(error, Unavailable | Overloaded | ShuttingDown | TooStale | DeadlineExceeded):
+            # DeadlineExceeded: that of the attempt, which says nothing about ours
+            self.failed(address, error)
+            if isinstance(error, Overloaded) or (
+                isinstance(error, Unavailable) and not error.detail.get("final")
+            ):
+                await self.pause(placement)
+            return
+        if self.maybe_done and error.status not in REMEMBERED:
+            raise self.at_the_end(error)
+        # With dedupe this is the first outcome, whatever attempt it belongs to (R7).
+        client.budget.succeeded()
+        if self.unreached and address == client.router_url:
+            client.detours.add(self.unreached)
+        raise error
+
+    async def pause(self, placement: Placement) -> None:
+        """All replicas were tried, or one asked for time: wait a little, or give up."""
+        client, now, error = self.client, self.loop.time(), self.last_error
+        self._give_up(placement, now)
+        self.tried.clear()
+        self.pauses += 1
+        self.owes = False
+        if self.pauses in (3, 6) or self.pauses % 12 == 0:
+            client.refresh_soon()
+        if not self.spread and not isinstance(error, Overloaded) and self.scouting is None:
+            scout = client.scouts.get(placement.id)
+            if scout is not None:
+                await self._wait_for(scout, now)
+                return
+            client.scouts[placement.id] = self.loop.create_future()
+            self.scouting = placement.id
+        delay = backoff_s(self.pauses - 1) if client.budget.take(now) else BACKOFF_S[1]
+        if isinstance(error, Overloaded):
+            asked = min(MAX_RETRY_AFTER_S, float(error.detail.get("retry_after_s") or 0.0))
+            delay = max(delay, asked * random.uniform(0.5, 1.0))
+        await asyncio.sleep(max(0.0, min(delay, self.until - now)))
+
+    async def _wait_for(self, scout: asyncio.Future[bool], now: float) -> None:
+        """Another operation asks whether the partition is led: wait for its word, or the ceiling."""
+        timeout = max(0.0, min(BACKOFF_S[1], self.until - now))
+        await asyncio.wait({scout}, timeout=timeout)
+        self.owes = not (scout.done() and scout.result())
+
+    def _give_up(self, placement: Placement, now: float) -> None:
+        """Raises when there is no point in waiting longer."""
+        error = self.last_error
+        waited = now - self.first_failure if self.first_failure else 0.0
+        if waited > DEAD_CELL_PATIENCE_S and self._nobody_listens(placement):
+            text = f"no replica of partition {placement.id} (cell {placement.cell}) can be reached"
+            raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
+        final = isinstance(error, Unavailable) and bool(error.detail.get("final"))
+        if error is not None and (waited > self.client.election_patience_s or (final and self.pauses >= 2)):
+            if isinstance(error, Unavailable | Overloaded | TooStale):
+                raise self.at_the_end(error)
+            text = f"partition {placement.id} (cell {placement.cell}) has no leader that answers: {error.message}"
+            raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
+
+    def _nobody_listens(self, placement: Placement) -> bool:
+        """At no replica's address, and the router, if there is one, is dead or cannot either."""
+        client = self.client
+        replicas = placement.replicas if client.direct else ()
+        addresses = [a for a in map(client.table.address, replicas) if a is not None]
+        if client.router_url is None or client.router_url in self.dead:
+            return bool(addresses or client.router_url) and all(a in self.dead for a in addresses)
+        cannot = client.router_url in self.tried and isinstance(self.last_error, Unavailable)
+        return cannot and bool(addresses) and all(a in self.dead for a in addresses)
+
+    def at_the_end(self, error: MetastoreError) -> MetastoreError:
+        """``error``, or OutcomeUnknown if an attempt may have been carried out."""
+        if self.maybe_done:
+            text = f"the write may or may not have taken effect, once at most: {error.message}"
+            return OutcomeUnknown(text, **error.detail)
+        if isinstance(error, DeadlineExceeded) and self.last_error is not None:
+            text = f"{error.message}; the last attempt failed: {self.last_error.message}"
+            return DeadlineExceeded(text, **self.last_error.detail)
+        return error

@@ -1,0 +1,151 @@
+"""From what callers say to the wire's terms and back. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+from metastore.client.codecs import Codec, decoded
+from metastore.client.results import (
+    Add,
+    AddResult,
+    Compare,
+    Consistency,
+    Get,
+    Op,
+    OpResult,
+    Put,
+    PutResult,
+)
+from metastore.errors import InvalidRequest
+from metastore.namespaces import MAX_TTL_MS
+from metastore.records import unpack_record
+from metastore.wire.client_messages import (
+    ABSENT,
+    ADD,
+    AT_LEAST,
+    CREATED,
+    DELETE,
+    EQUAL,
+    EXISTS,
+    GET,
+    GREATER,
+    LESS,
+    LINEARIZABLE,
+    MAX_TXN_PARTS,
+    NOT_EQUAL,
+    NOT_FOUND,
+    PUT,
+    STALE,
+    VALUE,
+    VERSION,
+)
+
+_TARGETS: Final = {"version": VERSION, "created": CREATED, "value": VALUE}
+_RELATIONS: Final = {"==": EQUAL, "!=": NOT_EQUAL, "<": LESS, ">": GREATER}
+T = TypeVar("T")
+
+
+def condition_of(version: int | None, absent: bool, exists: bool) -> int | None:
+    """The wire's condition. Raises InvalidRequest when more than one is given."""
+    if (version is not None) + absent + exists > 1:
+        raise InvalidRequest("give at most one of version, absent and exists")
+    return ABSENT if absent else EXISTS if exists else version
+
+
+def consistency_of(
+    consistency: Consistency, max_staleness_ms: int | None, at_least: int | None
+) -> tuple[int, int | None]:
+    """The wire's consistency and its argument. Raises InvalidRequest."""
+    if max_staleness_ms is not None and consistency != "stale":
+        raise InvalidRequest("max_staleness goes with consistency stale")
+    if consistency == "stale":
+        return STALE, max_staleness_ms
+    if consistency == "at_least" or at_least is not None:
+        if at_least is None:
+            raise InvalidRequest("consistency at_least needs at_least=version")
+        return AT_LEAST, at_least
+    if consistency != "linearizable":
+        raise InvalidRequest(f"consistency {consistency!r:.40}: use linearizable, stale or at_least")
+    return LINEARIZABLE, None
+
+
+def ttl_ms_of(ttl_s: float | None) -> int | None:
+    """The wire's TTL. Raises InvalidRequest."""
+    if ttl_s is None:
+        return None
+    if not isinstance(ttl_s, int | float) or not math.isfinite(ttl_s) or not 0 <= ttl_s * 1000 <= MAX_TTL_MS:
+        raise InvalidRequest(f"ttl_s = {ttl_s!r:.40} is not within 0 and {MAX_TTL_MS // 1000} seconds")
+    return max(1, round(ttl_s * 1000)) if ttl_s else 0
+
+
+def encode_cursor(start: bytes) -> str:
+    """A cursor that says: go on from here."""
+    return base64.urlsafe_b64encode(start).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> bytes:
+    """Raises InvalidRequest."""
+    try:
+        raw = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
+        if len(raw) < 8 or encode_cursor(raw) != cursor:
+            raise ValueError
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"cursor {cursor!r:.80} was not made by this store") from None
+    return raw
+
+
+def check_txn(compare: Sequence[Compare[T]], then: Sequence[Op[T]], otherwise: Sequence[Op[T]]) -> list[str]:
+    """The keys of a transaction, in order of mention. Raises InvalidRequest."""
+    if len(compare) + len(then) + len(otherwise) == 0:
+        raise InvalidRequest("a transaction without compares and operations does nothing")
+    if max(len(compare), len(then), len(otherwise)) > MAX_TXN_PARTS:
+        raise InvalidRequest(
+            f"a transaction has at most {MAX_TXN_PARTS} compares, and operations in a branch"
+        )
+    return [c.key for c in compare] + [op.key for op in (*then, *otherwise)]
+
+
+def compare_form(lkey: bytes, compare: Compare[T], codec: Codec[T]) -> list[Any]:
+    """A compare on the wire. Raises InvalidRequest, and what the codec raises."""
+    target = _choice("what", compare.what, _TARGETS)
+    operand: Any = compare.operand
+    if target == VALUE:
+        operand = codec.encode(operand)
+    return [lkey, target, _choice("relation", compare.relation, _RELATIONS), operand]
+
+
+def _choice(name: str, given: str, known: dict[str, int]) -> int:
+    found = known.get(given)
+    if found is None:
+        raise InvalidRequest(f"{name} = {given!r:.40} in a compare: use {', '.join(known)}")
+    return found
+
+
+def part_form(lkey: bytes, op: Op[T], codec: Codec[T]) -> list[Any]:
+    """An operation of a transaction on the wire. Raises InvalidRequest, and what the codec raises."""
+    if isinstance(op, Get):
+        return [GET, lkey]
+    if isinstance(op, Add):
+        return [ADD, lkey, op.delta]
+    if op.version is not None:
+        raise InvalidRequest(
+            f"{op.key!r:.200}: an operation of a transaction has no condition; add a Compare"
+        )
+    if isinstance(op, Put):
+        return [PUT, lkey, codec.encode(op.value), op.content_type or codec.content_type, ttl_ms_of(op.ttl_s)]
+    return [DELETE, lkey]
+
+
+def part_result(op: Op[T], part: list[Any], codec: Codec[T]) -> OpResult[T]:
+    """What became of an operation of a transaction. Raises DecodeFailed."""
+    if isinstance(op, Get):
+        return None if part[0] == NOT_FOUND else decoded(codec, op.key, unpack_record(part[1]))
+    if isinstance(op, Put):
+        return PutResult(part[1], bool(part[2]))
+    if isinstance(op, Add):
+        return AddResult(part[2], part[1])
+    return int(part[1])

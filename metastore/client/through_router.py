@@ -1,0 +1,321 @@
+"""Through the router, for what cannot go directly: HTTP in the place of a node's connection.
+
+``RouterTransport.submit`` has the surface of NodeConnection's: operations of one loop tick share a
+POST of ``/v1/rpc``, msgpack ``[client_id, timeout_ms, [op, ...]]`` -> ``[result, ...]``, the same
+operations and results as in frames (wire.client_messages). Request ids are the operation's own, so
+that a change of path between two attempts never applies a write twice (R7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import orjson
+
+from metastore.client.connection import (
+    CONNECT_TIMEOUT_S,
+    FOR_EVER_S,
+    MAX_FRAME_BYTES,
+    MAX_OPS_PER_FRAME,
+    MAX_OUTSTANDING,
+    AttemptTimeout,
+    ConnectionLost,
+    op_bytes,
+)
+from metastore.errors import (
+    BY_STATUS,
+    InternalError,
+    InvalidRequest,
+    MetastoreError,
+    Overloaded,
+    ProtocolError,
+    Unavailable,
+)
+from metastore.topology import TopologyTable
+from metastore.wire.client_messages import MAX_TIMEOUT_MS
+from metastore.wire.frames import unpack_body
+
+if TYPE_CHECKING:
+    import aiohttp
+
+MAX_CONNECTIONS: Final = 32
+MAX_ANSWER_BYTES: Final = 64 << 20
+MAX_LINE_BYTES: Final = 4 << 20
+SILENCE_S: Final = 5.0
+BY_CODE: Final = {cls.code: cls for cls in BY_STATUS.values() if cls is not InternalError}
+
+Waiting = tuple[bytes, list[Any], float, float, asyncio.Future[Any]]
+"""``(client id, op, until, patience, future)``."""
+Sent = tuple[list[Any], float, asyncio.Future[Any]]
+"""``(op, until, future)``."""
+
+
+def error_of(problem: Any) -> MetastoreError:
+    """The error that a problem document (RFC 9457) stands for."""
+    if not isinstance(problem, dict) or "code" not in problem:
+        return InternalError(f"the router's answer is no problem document: {problem!r:.200}")
+    known = {"type", "title", "status", "detail", "code", "retryable", "outcome", "message"}
+    detail = {k: v for k, v in problem.items() if k not in known}
+    return BY_CODE.get(problem["code"], InternalError)(str(problem.get("detail", "")), **detail)
+
+
+class RouterTransport:
+    """One router. Opens nothing before it is used; ``close`` it."""
+
+    def __init__(self, url: str, name: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InvalidRequest(f"router = {url!r:.100}: give its URL, as in http://127.0.0.1:8080")
+        self.url = url.rstrip("/")
+        self.name = name
+        self.lost = False
+        #: an operation was given up, and no answer came since
+        self.silent = False
+        self.posts = 0
+        self._session: aiohttp.ClientSession | None = None
+        self._out: list[Waiting] = []
+        self._waiting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            import aiohttp  # here: most clients never need it
+
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+                headers={"User-Agent": f"metastore-client ({self.name})"},
+                read_bufsize=256 << 10,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        self.lost = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _, _, _, _, future in self._out:
+            _fail(future, ConnectionLost("closed", sent=False))
+        self._out.clear()
+        if self._session is not None:
+            await self._session.close()
+
+    # --- operations -------------------------------------------------------------------------
+
+    def submit(
+        self, client_id: bytes, op: list[Any], until: float, patience_s: float = FOR_EVER_S
+    ) -> asyncio.Future[Any]:
+        """Send ``op`` with what else this tick brings. The future ends by ``until`` (loop time), or when
+        ``patience_s`` have passed since it was sent: with the raw result, ConnectionLost or AttemptTimeout.
+        Raises Overloaded when too many are outstanding."""
+        if self.lost:
+            raise ConnectionLost("closed", sent=False)
+        if self._waiting >= MAX_OUTSTANDING:
+            raise Overloaded(
+                f"{MAX_OUTSTANDING} operations are outstanding to the router", retry_after_s=0.05
+            )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting += 1
+        future.add_done_callback(self._ended)
+        if not self._out:
+            loop.call_soon(self._flush)
+        self._out.append((client_id, op, until, patience_s, future))
+        return future
+
+    def _ended(self, _: asyncio.Future[Any]) -> None:
+        self._waiting -= 1
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while out:
+            client_id, size = out[0][0], 0
+            batch: list[Sent] = []
+            for client, op, until, patience_s, future in out[:MAX_OPS_PER_FRAME]:
+                if client != client_id or size >= MAX_FRAME_BYTES:
+                    break
+                op[0] = len(batch)  # the id: unique in this request
+                size += 64 + op_bytes(op)
+                batch.append((op, min(until, now + patience_s), future))
+            out = out[len(batch) :]
+            task = loop.create_task(self._post(client_id, batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _late(self, batch: list[Sent]) -> None:
+        """Those whose time is over end, those that may wait longer stay."""
+        now = asyncio.get_running_loop().time()
+        for _, until, future in batch:
+            if until <= now and not future.done():
+                self.silent = True
+                future.set_exception(AttemptTimeout("the router does not answer"))
+
+    async def _post(self, client_id: bytes, batch: list[Sent]) -> None:
+        error: MetastoreError = ConnectionLost("closed", sent=True)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        # one answer for all: an operation with less time than the others ends by itself
+        timers = [loop.call_at(until, self._late, batch) for until in {until for _, until, _ in batch}]
+        try:
+            left_s = max(until for _, until, _ in batch) - now
+            timeout_ms = min(MAX_TIMEOUT_MS, max(1, int(left_s * 1000)))
+            body = msgpack.packb([client_id, timeout_ms, [op for op, _, _ in batch]])
+            async with asyncio.timeout(max(0.001, left_s)):
+                results = await self._ask(body)
+            self.silent = False
+            for result in results:
+                future = batch[result[0]][2]
+                if not future.done():
+                    future.set_result(result)
+            error = ConnectionLost("the router left an operation unanswered", sent=True)
+        except TimeoutError:
+            self.silent = True
+            error = AttemptTimeout("the router does not answer")
+        except ConnectionLost as e:
+            error = e
+        except (IndexError, TypeError, ProtocolError) as e:
+            error = ConnectionLost(f"the router's answer is not the protocol: {e}", sent=True)
+        except MetastoreError as e:  # of the request as a whole
+            self.silent = False
+            for number, (_, _, future) in enumerate(batch):
+                if not future.done():
+                    future.set_result([number, e.status, e.message, e.detail])
+        finally:
+            for timer in timers:
+                timer.cancel()
+            for _, _, future in batch:
+                _fail(future, error)
+
+    async def _ask(self, body: bytes) -> list[Any]:
+        """POST /v1/rpc. Raises ConnectionLost, or what the router says of the request as a whole."""
+        import aiohttp
+
+        self.posts += 1
+        headers = {"Content-Type": "application/msgpack"}
+        try:
+            async with self.session().post(self.url + "/v1/rpc", data=body, headers=headers) as response:
+                raw = await _read(response)
+                if response.status == 200:
+                    found = unpack_body(raw)
+                    if not isinstance(found, list):
+                        raise ProtocolError("not a list of results")
+                    return found
+                raise self._refusal(response.status, response.content_type, raw)
+        except aiohttp.ClientConnectorError as e:
+            raise ConnectionLost(f"router {self.url}: {e}", sent=False, refused=True) from None
+        except (aiohttp.ClientError, OSError) as e:
+            text = str(e) or type(e).__name__
+            raise ConnectionLost(f"router {self.url}: {text}", sent=True) from None
+
+    def _refusal(self, status: int, content_type: str, raw: bytes) -> MetastoreError:
+        if content_type == "application/problem+json":
+            try:
+                return error_of(orjson.loads(raw))
+            except orjson.JSONDecodeError:
+                pass
+        if status in (404, 405, 501):
+            return Unavailable(
+                f"{self.url} answers {status}: is it a router of this version?", retry_after_s=1
+            )
+        return ConnectionLost(f"router {self.url} answers {status}", sent=True)
+
+    # --- the rest -----------------------------------------------------------------------------
+
+    async def topology(self, timeout_s: float) -> TopologyTable:
+        """The router's table. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return TopologyTable.from_wire(orjson.loads(await self._get("/v1/topology")))
+        except (TimeoutError, orjson.JSONDecodeError) as e:
+            raise Unavailable(f"router {self.url} does not tell the topology: {e!r}") from None
+
+    async def alive(self) -> bool:
+        """Whether it answers at all, soon."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+                await self._get("/livez")
+            return True
+        except (TimeoutError, MetastoreError):
+            return False
+
+    async def _get(self, path: str) -> bytes:
+        import aiohttp
+
+        try:
+            async with self.session().get(self.url + path) as response:
+                raw = await _read(response)
+                if response.status != 200:
+                    raise self._refusal(response.status, response.content_type, raw)
+                return raw
+        except (aiohttp.ClientError, OSError) as e:
+            raise Unavailable(f"router {self.url}: {e or type(e).__name__}") from None
+
+    async def events(self, namespace: str, params: dict[str, str]) -> AsyncIterator[tuple[str, Any] | None]:
+        """GET /v1/watch/{namespace}: None once it has begun, then ``(resume token, event)`` for each
+        message, event None when it only tells how far the watch is. Ends when the router ends it; raises what the
+        router says, or ConnectionLost. A router that falls silent is asked whether it is alive."""
+        import aiohttp
+
+        try:
+            async with self.session().get(f"{self.url}/v1/watch/{namespace}", params=params) as response:
+                if response.status != 200:
+                    raise self._refusal(response.status, response.content_type, await _read(response))
+                yield None
+                token, data = "", []
+                async for line in self._lines(response):
+                    name, _, value = line.partition(":")
+                    value = value.removeprefix(" ")
+                    if name == "id":
+                        token = value
+                    elif name == "data":
+                        data.append(value)
+                    elif not line:
+                        event = orjson.loads("\n".join(data)) if data else None
+                        data = []
+                        if isinstance(event, dict) and "kind" not in event:
+                            raise error_of(event)
+                        if token:
+                            yield token, event
+        except (aiohttp.ClientError, OSError, orjson.JSONDecodeError, TimeoutError) as e:
+            raise ConnectionLost(f"router {self.url}: {e or type(e).__name__}", sent=True) from None
+
+    async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[str]:
+        """Lines of the body, of at most MAX_LINE_BYTES. Raises ConnectionLost."""
+        buffer = b""
+        while True:
+            reading = asyncio.ensure_future(response.content.readany())
+            try:
+                while not (await asyncio.wait({reading}, timeout=SILENCE_S))[0]:
+                    if not await self.alive():
+                        raise ConnectionLost(f"router {self.url} fell silent", sent=True)
+                chunk = reading.result()
+            finally:
+                reading.cancel()
+            if not chunk:
+                return
+            *lines, buffer = (buffer + chunk).split(b"\n")
+            for line in lines:
+                yield line.rstrip(b"\r").decode("utf-8", "replace")
+            if len(buffer) > MAX_LINE_BYTES:
+                raise ConnectionLost(f"router {self.url} sends endless lines", sent=True)
+
+
+def _fail(future: asyncio.Future[Any], error: MetastoreError) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body, bounded. Raises ConnectionLost."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > MAX_ANSWER_BYTES:
+            raise ConnectionLost(f"an answer of the router is over {MAX_ANSWER_BYTES} bytes", sent=True)
+        chunks.append(chunk)
+    return b"".join(chunks)

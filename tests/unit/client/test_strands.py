@@ -1,0 +1,89 @@
+"""Where the reader of a watch is, while what it has not taken yet is in the buffer."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+from metastore.client.dispatch import Dispatcher
+from metastore.client.positions import Position
+from metastore.client.strands import Strand, Strands
+from metastore.client.watching import Buffer, Wanted
+from metastore.keys import storage_key
+from metastore.topology import Placement, TopologyTable
+from metastore.wire.client_messages import DELETE
+
+TOP = 1 << 64
+
+
+def table(*cuts: int) -> TopologyTable:
+    found = TopologyTable("test")
+    edges = [0, *cuts, TOP]
+    for number, (lo, hi) in enumerate(itertools.pairwise(edges)):
+        found.partitions[number] = Placement(number, lo, hi, "c", ())
+    return found
+
+
+def wide_watch(buffer: Buffer) -> tuple[Strands, Strand]:
+    dispatcher = Dispatcher([])
+    dispatcher.table = table()
+    strands = Strands(Wanted(dispatcher, "n", b"", 0, False), buffer, None)
+    strand = Strand(bytes(8), b"\xff" * 9, 0)
+    strands._strands.append(strand)
+    return strands, strand
+
+
+def events(*versions: int) -> list[Any]:
+    return [[DELETE, storage_key("n", f"k{v}"), v, None] for v in versions]
+
+
+def at(position: Position | None) -> list[int]:
+    assert position is not None
+    return [version for _, version in position]
+
+
+async def test_the_reader_is_where_it_has_read() -> None:
+    buffer = Buffer(100)
+    strands, strand = wide_watch(buffer)
+    strands._take(strand, 3, events(1, 3))
+    strands._take(strand, 7, [])
+    strands._take(strand, 9, events(8))
+    assert at(strands.delivered) == [0]
+    seen = []
+    while (event := buffer.take()) is not None:
+        seen.append((event[2], at(strands.delivered)[0]))
+    # after the last of a piece: everything up to what was told with it, and then all that was told
+    assert seen == [(1, 1), (3, 3), (8, 9)]
+    strands._take(strand, 12, [])
+    assert at(strands.delivered) == [12]
+
+
+async def test_a_split_claims_nothing_that_was_not_read() -> None:
+    """A token taken after a split, while changes of both halves wait in the buffer, loses none."""
+    for seed in range(200):
+        rng = random.Random(seed)
+        buffer = Buffer(1000)
+        strands, strand = wide_watch(buffer)
+        version, split = 0, rng.randrange(1, 8)
+        for step in range(10):
+            told = sorted({version + rng.randrange(1, 4) for _ in range(rng.randrange(3))})
+            version = max([version, *told]) + rng.randrange(2)
+            strands._take(strand, version, events(*told))
+            for _ in range(rng.randrange(3)):
+                buffer.take()
+            if step == split:
+                strands._dispatcher.table = table(TOP // 2)
+                strands._narrow(strand)
+                assert [s.end for s in strands._strands] == [(TOP // 2).to_bytes(8, "big"), b"\xff" * 9]
+                break
+        rest = [e[2] for _, _, piece in buffer._pieces for e in piece]
+        for _ in range(len(rest) + 1):
+            waiting = [e[2] for _, _, piece in buffer._pieces for e in piece]
+            assert at(strands.delivered)[0] == at(strands.delivered)[1]
+            assert all(v < min([*waiting, version + 1]) for v in at(strands.delivered)), seed
+            buffer.take()
+        assert at(strands.delivered) == [version, version]
+        for one in strands._strands:
+            assert not one.marks
+        await strands.close()
