@@ -18,8 +18,6 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-import msgpack
-
 from metastore.client.connection import ConnectionLost, NodeConnection
 from metastore.client.results import Event
 from metastore.errors import (
@@ -42,27 +40,64 @@ if TYPE_CHECKING:
 RETRY_S: Final = (0.02, 1.0)
 MAX_STRANDS: Final = 65_536
 START_TIMEOUT_S: Final = 30.0
+MAX_BUFFER_BYTES: Final = 8 << 20
+#: forms of a resume token
+_EVEN, _POINTS = 1, 2
 
 Position = list[tuple[bytes, int]]
 """``[(first point, version), ...]`` in order of points: each holds up to the next one's point."""
 
 
+def _even(count: int) -> list[bytes]:
+    """The first points of ``count`` equal ranges."""
+    return [(i * ((1 << 64) // count)).to_bytes(8, "big") for i in range(count)]
+
+
 def encode_resume(position: Position) -> str:
-    """A position as text."""
-    return base64.urlsafe_b64encode(msgpack.packb([list(p) for p in position])).decode().rstrip("=")
+    """A position as text, short: it comes with every event. ``_EVEN, log2 of the count`` (partitions
+    as a cluster is made with them), or ``_POINTS`` and each version behind its point; versions as
+    groups of 7 bits, the lowest first."""
+    points = [point for point, _ in position]
+    count = len(points)
+    even = not count & (count - 1) and (count == 1 or points[1] == _even(count)[1]) and points == _even(count)
+    raw = bytearray((_EVEN, count.bit_length() - 1) if even else (_POINTS,))
+    for point, version in position:
+        if not even:
+            raw += point
+        while version > 127:
+            raw.append(version & 127 | 128)
+            version >>= 7
+        raw.append(version)
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def decode_resume(resume: str) -> Position:
     """Raises InvalidRequest."""
     try:
         raw = base64.urlsafe_b64decode(resume.encode("ascii") + b"=" * (-len(resume) % 4))
-        position = [(point, version) for point, version in msgpack.unpackb(raw, max_array_len=MAX_STRANDS)]
-        points = [point for point, _ in position]
-        if not position or points != sorted(set(points)) or {len(p) for p in points} != {8}:
+        even = raw[0] == _EVEN
+        if (not even and raw[0] != _POINTS) or (even and raw[1] > 16):
             raise ValueError
-        if not all(type(v) is int and 0 <= v < 1 << 63 for _, v in position):
+        points = _even(1 << raw[1]) if even else []
+        at = 2 if even else 1
+        position: Position = []
+        while at < len(raw) and len(position) < MAX_STRANDS:
+            if not even:
+                points.append(raw[at : at + 8])
+                at += 8
+            version = shift = 0
+            while True:
+                version |= (raw[at] & 127) << shift
+                shift += 7
+                at += 1
+                if raw[at - 1] < 128:
+                    break
+            position.append((points[len(position)], version))
+        if at != len(raw) or len(position) != len(points) or not points or points != sorted(set(points)):
             raise ValueError
-    except (binascii.Error, ValueError, TypeError, msgpack.UnpackException):
+        if not all(v < 1 << 63 for _, v in position) or encode_resume(position) != resume:
+            raise ValueError
+    except (binascii.Error, ValueError, IndexError):
         raise InvalidRequest(f"resume token {resume!r:.80} was not made by this store") from None
     return position
 
@@ -97,6 +132,7 @@ class Watcher:
         keys_only: bool,
         any_replica: bool,
         buffer: int,
+        buffer_bytes: int = MAX_BUFFER_BYTES,
     ) -> None:
         self._dispatcher = dispatcher
         self._namespace = namespace.encode()
@@ -104,11 +140,11 @@ class Watcher:
         self._prefix = prefix
         self._after = decode_resume(after) if after is not None else None
         self._flags = (WATCH_KEYS if keys_only else 0) | (WATCH_ANY if any_replica else 0)
-        self._limit = buffer
+        self._limit, self._limit_bytes = buffer, buffer_bytes
         self._strands: list[_Strand] = []
-        #: (strand, version, events): the reader has all up to version once it has taken the events
-        self._queue: deque[tuple[_Strand, int, list[Event]]] = deque()
-        self._queued = 0
+        #: (strand, version, events, their bytes): the reader has all up to version once it has taken them
+        self._queue: deque[tuple[_Strand, int, list[Event], int]] = deque()
+        self._queued = self._queued_bytes = 0
         self._ready: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -167,9 +203,10 @@ class Watcher:
         self._begin(START_TIMEOUT_S)
         while not self._ready:
             if self._queue:
-                strand, version, events = self._queue.popleft()
+                strand, version, events, size = self._queue.popleft()
                 self._queued -= len(events)
-                if self._queued <= self._limit // 2:
+                self._queued_bytes -= size
+                if self._queued <= self._limit // 2 and self._queued_bytes <= self._limit_bytes // 2:
                     self._room.set()
                 self._ready.extend(events)
                 self._current = strand, version
@@ -188,6 +225,11 @@ class Watcher:
             strand.queued -= 1
             strand.delivered = version if strand.queued else strand.version
         return event
+
+    @property
+    def waiting(self) -> int:
+        """How many changes can be taken without waiting."""
+        return len(self._ready) + self._queued
 
     @property
     def resume(self) -> str | None:
@@ -292,7 +334,7 @@ class Watcher:
             if ended.done():
                 return
             self._take(strand, version, raw)
-            if self._queued > self._limit:
+            if self._queued > self._limit or self._queued_bytes > self._limit_bytes:
                 self._room.clear()
                 ended.set_result(None)
 
@@ -330,9 +372,11 @@ class Watcher:
     def _take(self, strand: _Strand, version: int, raw: list[Any]) -> None:
         """What a server told: everything up to ``version``."""
         events: list[Event] = []
+        size = 0
         for kind, lkey, at, record in raw:
             if strand.version is not None and at <= strand.version:
                 continue
+            size += len(lkey) + len(record or b"")
             name = "put" if kind == PUT else "expire" if kind == EXPIRE else "delete"
             key = split_storage_key(lkey)[1]
             events.append(Event(name, key, at, unpack_record(record) if record is not None else None))  # type: ignore[arg-type]
@@ -340,8 +384,9 @@ class Watcher:
         strand.heard = True
         if events:
             strand.queued += 1
-            self._queue.append((strand, strand.version, events))
+            self._queue.append((strand, strand.version, events, size))
             self._queued += len(events)
+            self._queued_bytes += size
             self._wake.set()
         elif not strand.queued:
             strand.delivered = strand.version

@@ -266,8 +266,13 @@ class PartitionHost:
                 self.parked.popleft()
                 if op[1] in (GET, LIST):
                     connection.answer(self.read(op, 0))
-                else:
+                    continue
+                # policies may have changed meanwhile: what is proposed after a change obeys it
+                refused = self.node.policies.refuse(self, op)
+                if refused is None:
                     self.queue(connection, client, op, deadline)
+                else:
+                    connection.answer(error_result(op[0], refused))
                 continue
             elif now > deadline:
                 error = Unavailable(
