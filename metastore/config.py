@@ -130,7 +130,7 @@ class RouterConfig(BaseConfig):
     nodes: list[str] = setting([], "host:port of nodes to learn the topology from when etcd is away")
     snapshot_path: str = setting("", "file that keeps the topology for a start without etcd; empty = none")
     deadline_s: float = setting(5.0, "longest time a request may take", 0.05, 120)
-    max_connections: int = setting(20_000, "open HTTP connections; beyond it 503", 1, 1 << 20)
+    max_connections: int = setting(16_384, "open HTTP connections; beyond it 503", 1, 1 << 20)
     max_inflight: int = setting(8192, "requests under way; beyond it 503", 1, 1 << 20)
     max_inflight_per_cell: int = setting(
         4096, "operations under way to one cell, those of batches too; beyond it 503", 1, 1 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -41,7 +41,7 @@ def decode_segment(raw: str) -> str:
 class Routes:
     """Method and raw path -> operation and the parts of the path."""
 
-    def __init__(self, operations: Iterable[Operation]) -> None:
+    def __init__(self, operations: Sequence[Operation]) -> None:
         #: path up to the first parameter -> how many parts follow -> method -> operation
         self._by_prefix: dict[str, dict[int, dict[str, Operation]]] = {}
         self.operations = {op.id: op for op in operations}
@@ -49,6 +49,7 @@ class Routes:
             prefix, _, rest = op.path.partition("/{")
             parts = rest.count("/") + 1 if rest else 0
             self._by_prefix.setdefault(prefix, {}).setdefault(parts, {})[op.method] = op
+        self._with_key = {op.path.partition("/{")[0] for op in operations if op.path.endswith("/{key}")}
 
     def find(self, method: str, raw_path: str) -> tuple[Operation, list[str], str]:
         """``(operation, decoded parts, raw query)``. Raises NoSuchPath, MethodNotAllowed, InvalidRequest."""
@@ -60,7 +61,9 @@ class Routes:
         if by_parts is None:
             for prefix, found in self._by_prefix.items():
                 if path.startswith(prefix + "/") and max(found):
-                    by_parts, parts = found, path[len(prefix) + 1 :].split("/", max(found) - 1)
+                    # a key is all that follows; any other part ends at the next slash
+                    cuts = max(found) - 1 if prefix in self._with_key else -1
+                    by_parts, parts = found, path[len(prefix) + 1 :].split("/", cuts)
                     break
         methods = (by_parts or {}).get(len(parts))
         if methods is None:

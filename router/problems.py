@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from typing import Any
 
 import orjson
@@ -42,22 +43,30 @@ TITLES = {
     504: "Deadline exceeded",
     507: "Quota exceeded",
 }
+_NOT_TEXT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 PROBLEM_TYPE = "application/problem+json"
 
 
+def value_json(value: bytes) -> dict[str, str]:
+    """A value in JSON: text as text, other bytes as base64. Control characters but for tab and line
+    ends are no text: JSON would spell each with six characters."""
+    if _NOT_TEXT.search(value) is None:
+        try:
+            return {"value": value.decode()}
+        except UnicodeDecodeError:
+            pass
+    return {"value_base64": base64.b64encode(value).decode()}
+
+
 def item_json(key: str, record: Record, keys_only: bool = False) -> dict[str, Any]:
-    """A record in a JSON answer: a value that is text as text, other bytes as base64."""
+    """A record in a JSON answer."""
     item: dict[str, Any] = {"key": key, "version": record.version}
     if keys_only:
         return item
     item["created"] = record.created
     item["content_type"] = record.content_type
     item["ttl_ms"] = record.ttl_ms
-    try:
-        item["value"] = record.value.decode()
-    except UnicodeDecodeError:
-        item["value_base64"] = base64.b64encode(record.value).decode()
-    return item
+    return item | value_json(record.value)
 
 
 def for_http(error: MetastoreError) -> MetastoreError:

@@ -7,6 +7,7 @@ what is not HTTP at all; a name of its own.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from aiohttp.web_protocol import RequestHandler
 from metastore.errors import MetastoreError, Overloaded
 from router.errors import MalformedHttp
 from router.problems import PROBLEM_TYPE, internal, problem, problem_body
+
+log = logging.getLogger("router")
 
 KEEPALIVE_S = 75.0
 LINGERING_S = 2.0
@@ -33,6 +36,10 @@ class HttpProtocol(RequestHandler):
 
     __slots__ = ()
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """What clients send wrongly is told to them; here it is one line for who wants it."""
+        log.debug("connection ends: %s", kw.get("exc_info") or args)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -48,7 +55,7 @@ class HttpProtocol(RequestHandler):
             said = " ".join((message or "").split())
             error = MalformedHttp(f"this is not well-formed HTTP: {said:.200}")
         else:
-            self.log_exception("outside of the gateway", exc_info=exc)
+            log.error("outside of the gateway", exc_info=exc)
             error = internal()
         response = problem(error)
         response.headers["Server"] = "metastore"

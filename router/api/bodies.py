@@ -194,7 +194,7 @@ ITEM = Object(
         "created": Member(VERSION, "The version that made the record."),
         "content_type": Member(_FREE),
         "ttl_ms": Member(_U63, "What it was made with; 0 = it lives for ever."),
-        "value": Member(_FREE, "The value, when it is text."),
+        "value": Member(_FREE, "The value, when it is UTF-8 text without control characters."),
         "value_base64": Member(_FREE, "The value, when it is not."),
     },
     "Item",

@@ -53,17 +53,21 @@ table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: .78rem; }
 th, td { padding: .35rem .6rem .35rem 0; border-top: 1px solid var(--line); vertical-align: top; }
 td:first-child { white-space: nowrap; } tr:first-child th { border-top: 0; }
+.errors a { font-weight: 600; margin-right: .45rem; } .soft { color: var(--soft); }
+table.params td:first-child { width: 11.5rem; } table.params td:nth-child(2) { width: 12rem; }
+table.answers td:first-child { width: 4.5rem; }
 td small { color: var(--soft); display: block; white-space: normal; }
 h4 { margin: 1rem 0 .1rem; font-size: .82rem; color: var(--soft); text-transform: uppercase; letter-spacing: .05em; }
 pre { background: var(--code); border-radius: 7px; padding: .7rem .9rem; overflow-x: auto; margin: .5rem 0; position: relative; }
+pre.curl { white-space: pre-wrap; padding-right: 4.5rem; }
 pre code { background: none; padding: 0; overflow-wrap: normal; font-size: 1em; }
 details { margin: .4rem 0; } summary { cursor: pointer; color: var(--accent); font-size: .9rem; }
 button { position: absolute; top: .45rem; right: .5rem; font: inherit; font-size: .78rem; color: var(--soft);
   background: var(--panel); border: 1px solid var(--line); border-radius: 5px; padding: .1rem .5rem; cursor: pointer; }
 button:hover { color: var(--text); }
 .status { font-weight: 700; } .ok { color: var(--get); } .bad { color: var(--delete); }
-@media (max-width: 60rem) { .layout { grid-template-columns: 1fr; } nav { position: static; height: auto; border: 0;
-  border-bottom: 1px solid var(--line); } main { padding: 1.2rem; } section > header h3 { text-align: left; } }
+@media (max-width: 60rem) { .layout { grid-template-columns: minmax(0, 1fr); } nav { display: none; }
+  section > div { overflow-x: auto; } table.params td:first-child, table.params td:nth-child(2) { width: auto; } main { padding: 1.2rem; } section > header h3 { text-align: left; } }
 """
 SCRIPT = """
 for (const code of document.querySelectorAll('pre.curl code'))
@@ -113,11 +117,15 @@ def kind(schema: Schema) -> str:
         what = "whole number" if schema["type"] == "integer" else "number"
         low, high = schema.get("minimum"), schema.get("maximum")
         if high is not None and high >= 1 << 53:
-            return what + (f" from {low}" if low in (0, 1) else "")
-        return f"{what} from {low} to {high}"
+            return what + (f" from {_figure(low)}" if low in (0, 1) else "")
+        return f"{what} from {_figure(low)} to {_figure(high)}"
     if schema.get("contentEncoding"):
         return "base64"
     return {"string": "text", "boolean": "true or false", "null": "null"}.get(schema.get("type", ""), "any")
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
 
 
 def _param_row(param: Param) -> str:
@@ -138,7 +146,7 @@ def _members(schema: Schema) -> str:
         + "</td></tr>"
         for name, member in schema["properties"].items()
     )
-    return f"<table>{rows}</table>"
+    return f'<table class="params">{rows}</table>'
 
 
 def _shape_text(shape: Shape) -> str:
@@ -160,7 +168,7 @@ def _section(op: Operation) -> str:
         )
     if op.params:
         rows = "".join(_param_row(param) for param in op.params)
-        parts.append(f"<h4>Parameters</h4><table>{rows}</table>")
+        parts.append(f'<h4>Parameters</h4><table class="params">{rows}</table>')
     if op.body is not None:
         parts.append(f"<h4>Body</h4><p><code>{op.body.media}</code>: {prose(op.body.text)}</p>")
         if op.body.shape is not None:
@@ -173,9 +181,11 @@ def _section(op: Operation) -> str:
             for name, text in answer.headers.items()
         )
         rows += f'<tr><td><span class="status ok">{answer.status}</span></td><td>{prose(answer.text)}{what}{extra}</td></tr>'
-    for status in sorted(set(op.problems)):
-        rows += f'<tr><td><span class="status bad">{status}</span></td><td>{prose(PROBLEM_TEXTS[status])}</td></tr>'
-    parts.append(f"<h4>Answers</h4><table>{rows}</table></div></section>")
+    errors = " ".join(
+        f'<a class="bad" href="#error-{status}">{status}</a>' for status in sorted(set(op.problems))
+    )
+    rows += f'<tr><td class="soft">errors</td><td class="errors">{errors}</td></tr>'
+    parts.append(f'<h4>Answers</h4><table class="answers">{rows}</table></div></section>')
     return "".join(parts)
 
 
@@ -197,6 +207,18 @@ def _schemas(operations: list[Operation]) -> str:
     return "".join(parts)
 
 
+def _errors() -> str:
+    rows = "".join(
+        f'<tr id="error-{status}"><td><span class="status bad">{status}</span></td><td>{prose(text)}</td></tr>'
+        for status, text in PROBLEM_TEXTS.items()
+    )
+    about = (
+        "Every answer that is no success is a problem document, also for paths that do not exist and for what is "
+        'not HTTP: <a href="#schema-Problem">Problem</a>. Look at <code>code</code>, never at the text.'
+    )
+    return f'<h2 id="errors">Errors</h2><p>{about}</p><section><div><table>{rows}</table></div></section>'
+
+
 def page(operations: Iterable[Operation]) -> str:
     """The whole page."""
     operations = list(operations)
@@ -211,8 +233,8 @@ def page(operations: Iterable[Operation]) -> str:
             if op.tag == tag:
                 nav.append(f'<a href="#{op.id}">{escape(op.summary)}</a>')
                 body.append(_section(op))
-    nav.append('<b>Schemas</b><a href="#schemas">All of them</a>')
-    body.append(_schemas(operations))
+    nav.append('<b>Beside</b><a href="#errors">Errors</a><a href="#schemas">Schemas</a>')
+    body += [_errors(), _schemas(operations)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>metastore HTTP API</title>'

@@ -47,3 +47,19 @@ def cell_without_claims(request: Any, tmp_path: Path) -> Iterator[Cluster]:
 def two_cells(request: Any, tmp_path: Path) -> Iterator[Cluster]:
     """Two cells of three nodes, 8 partitions."""
     yield from _cluster(request, tmp_path, cells=2, nodes=3, partitions=8)
+
+
+@pytest.fixture(scope="module")
+def shared_cell(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cell of three nodes for all tests of a module, which keep to namespaces of their own and
+    leave it as they found it. Its logs are short, so that something can be too old."""
+    failed_before = request.session.testsfailed
+    short = ("segment_mib=18", "log_retention_mib=36")
+    data = tmp_path_factory.mktemp("shared") / "data"
+    cluster = Cluster.up(data, cells=1, nodes=3, partitions=8, settings=short)
+    yield cluster
+    if request.session.testsfailed > failed_before:
+        for log in sorted((cluster.data / "logs").glob("*.log")):
+            print(f"--- {log.name}\n" + log.read_text(errors="replace")[-3000:])
+    with contextlib.suppress(MetastoreError, AssertionError):
+        cluster.down()
