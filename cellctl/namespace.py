@@ -28,20 +28,16 @@ _UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 T = TypeVar("T")
 
 
-class Duration(click.ParamType[int]):
+def duration(text: str) -> int:
     """``90``, ``90s``, ``500ms``, ``10m``, ``2h``, ``7d``: in milliseconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", str(value))
-        if found is None:
-            self.fail(f"{value!r} is no duration such as 90s, 10m, 2h, 7d or 0", param, ctx)
-        return round(float(found[1]) * _UNITS[found[2]] * 1000)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no duration such as 90s, 10m, 2h, 7d or 0")
+    return round(float(found[1]) * _UNITS[found[2]] * 1000)
 
 
 def duration_text(ms: int) -> str:
-    """As ``Duration`` takes it."""
+    """As ``duration`` takes it."""
     if not ms:
         return "-"
     for unit in ("d", "h", "m", "s"):
@@ -55,7 +51,7 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What may change at any time; None = not given."""
     options = (
         click.option(
-            "--default-ttl", type=Duration(), default=None, help="Of records without one, e.g. 10m; 0 = none."
+            "--default-ttl", type=duration, default=None, help="Of records without one, e.g. 10m; 0 = none."
         ),
         click.option("--max-records", type=click.IntRange(0, MAX_QUOTA), default=None, help="0 = no bound."),
         click.option("--max-bytes", type=click.IntRange(0, MAX_QUOTA), default=None, help="0 = no bound."),

@@ -123,7 +123,9 @@ class Call:
             elif param.place == "query":
                 text = query.pop(param.name, None)
             else:
-                text = ", ".join(request.headers.getall(param.name, ())) or None
+                text = (
+                    ", ".join(request.headers.getall(param.name)) if param.name in request.headers else None
+                )
             values[param.key] = param.default if text is None else param.shape.parse(text, param.name)
         if query:
             known = [p.name for p in operation.params if p.place == "query"]

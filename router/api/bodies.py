@@ -195,7 +195,7 @@ ITEM = Object(
         "content_type": Member(_FREE),
         "ttl_ms": Member(_U63, "What it was made with; 0 = it lives for ever."),
         "value": Member(_FREE, "The value, when it is UTF-8 text without control characters."),
-        "value_base64": Member(_FREE, "The value, when it is not."),
+        "value_base64": Member(Base64(MAX_VALUE_BYTES), "The value, when it is not."),
     },
     "Item",
     "A record. With `keys_only`, key and version alone.",

@@ -48,19 +48,19 @@ KEY = Param(
 IF_MATCH = Param(
     "If-Match",
     "header",
-    Text(1, 32, rf"\s*(\*|{_ETAG})\s*", 'one version such as "12", or *'),
+    Text(1, 32, rf"(\*|{_ETAG})", 'one version such as "12", or *'),
     "Only if the record is at this version (its ETag); `*`: only if there is one. Else 412, with the present record.",
 )
 IF_NONE_MATCH = Param(
     "If-None-Match",
     "header",
-    Text(1, 8, r"\s*\*\s*", "*: on a write, If-None-Match takes nothing else"),
+    Text(1, 8, r"\*", "*: on a write, If-None-Match takes nothing else"),
     "`*`: only if there is no such record. Else 412, with the present record.",
 )
 IF_NONE_MATCH_READ = Param(
     "If-None-Match",
     "header",
-    Text(1, 4096, rf"\s*(\*|{_ETAG}(\s*,\s*{_ETAG})*)\s*", 'versions such as "12", "13", or *'),
+    Text(1, 4096, rf"(\*|{_ETAG}( ?, ?{_ETAG})*)", 'versions such as "12", "13", or *'),
     "Versions (ETags) that the caller has: 304 without a body if the record is at one of them.",
 )
 TIMEOUT_MS = Param(

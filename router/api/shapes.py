@@ -139,7 +139,7 @@ class Text(Shape):
     def schema(self) -> Schema:
         found: Schema = {"type": "string", "minLength": self.low, "maxLength": self.high}
         if self.pattern:
-            found["pattern"] = f"^{self.pattern}$"
+            found["pattern"] = f"^(?:{self.pattern})$"
         if self.text:
             found["description"] = self.text
         if self.example:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import jsonschema_rs
 from multidict import CIMultiDictProxy
 from yarl import URL
 
 from cellctl.dev_files import pick_ports
 from metastore.config import RouterConfig
+from metastore.errors import MetastoreError
+from router.api.openapi import document
+from router.api.operations import OPERATIONS
+from router.calls import Routes
 from router.main import Router
 from tests.integration.harness import Cluster
 
@@ -35,8 +41,36 @@ class Reply:
         return int(self.headers["ETag"].strip('"'))
 
 
+ROUTES = Routes(OPERATIONS)
+DOCUMENT = json.loads(json.dumps(document(OPERATIONS)))
+
+
+@functools.cache
+def _validator(schema: str) -> Any:
+    """Of a response's schema, whose references go into the OpenAPI document."""
+    return jsonschema_rs.Draft202012Validator(json.loads(schema) | {"components": DOCUMENT["components"]})
+
+
+def check_documented(method: str, path: str, reply: Reply) -> None:
+    """The answer has a status, a type and a form that the document has for the operation."""
+    try:
+        op = ROUTES.find(method, path)[0]
+    except MetastoreError:
+        return
+    responses = DOCUMENT["paths"][op.path][method.lower()]["responses"]
+    assert str(reply.status) in responses, f"{op.id} does not document {reply.status}"
+    media = reply.headers.get("Content-Type", "").partition(";")[0]
+    content = responses[str(reply.status)].get("content", {})
+    if content and "*/*" not in content:
+        assert media in content, (op.id, media)
+    schema = content.get(media, {}).get("schema")
+    if schema is not None and reply.raw:
+        _validator(json.dumps(schema)).validate(reply.body)
+
+
 class Api:
-    """Requests to one router. ``check``: every error is a problem document, every 503 has Retry-After."""
+    """Requests to one router. Every answer is held to the document, every error is a problem
+    document, every 503 has Retry-After."""
 
     def __init__(self, base: str, http: aiohttp.ClientSession) -> None:
         self.base = base
@@ -52,6 +86,7 @@ class Api:
             reply = Reply(r.status, r.headers, await r.read())
         if reply.status >= 400:
             self.check(method, reply)
+        check_documented(method, path, reply)
         return reply
 
     @staticmethod
