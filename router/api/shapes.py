@@ -147,6 +147,11 @@ class Text(Shape):
         return found
 
     def check(self, value: Any, where: str) -> str:
+        if type(value) is str and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise InvalidRequest(f"{where} = {shown(value)} is not UTF-8") from None
         if type(value) is not str or (self.pattern and not re.fullmatch(self.pattern, value)):
             raise InvalidRequest(f"{where} = {shown(value)} is not {self.what or 'text'}")
         if not self.low <= len(value) <= self.high:
