@@ -199,7 +199,7 @@ async def _rise(supervisor: Supervisor) -> None:
 def _serves(url: str, partitions: int) -> bool:
     """Whether the router is ready and every partition has a leader that serves."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz?leaders=1", timeout=5) as response:
+        with urllib.request.urlopen(f"{url}/readyz?leaders=true", timeout=5) as response:
             return int(orjson.loads(response.read())["partitions_led"]) == partitions
     except (urllib.error.URLError, OSError, KeyError, ValueError):
         return False

@@ -142,14 +142,25 @@ class RouterConfig(BaseConfig):
     nodes: list[str] = setting([], "host:port of nodes to learn the topology from when etcd is away")
     snapshot_path: str = setting("", "file that keeps the topology for a start without etcd; empty = none")
     deadline_s: float = setting(5.0, "longest time a request may take", 0.05, 120)
-    max_inflight: int = setting(4096, "requests under way; beyond it 503", 1, 1 << 20)
-    max_inflight_per_cell: int = setting(1024, "requests under way to one cell; beyond it 503", 1, 1 << 20)
-    max_connections: int = setting(4096, "connections; beyond it the longest idle ends", 1, 1 << 20)
-    client_patience_s: float = setting(
-        20.0, "time for a request's head, for a body, for an answer to be taken", 0.1, 3600
+    max_connections: int = setting(16_384, "open HTTP connections; beyond it 503", 1, 1 << 20)
+    max_inflight: int = setting(8192, "requests under way; beyond it 503", 1, 1 << 20)
+    max_inflight_per_cell: int = setting(
+        4096, "operations under way to one cell, those of batches too; beyond it 503", 1, 1 << 20
     )
-    request_memory_mib: int = setting(
-        256, "bodies and gathered answers of the requests under way; beyond it 503", 32, 1 << 16
+    max_held_mib: int = setting(512, "bodies and answers in memory; beyond it 503", 16, 1 << 16)
+    max_cell_mib: int = setting(128, "values on their way to one cell; beyond it 503", 4, 1 << 16)
+    max_watches: int = setting(4096, "open watches; beyond it 503", 1, 1 << 20)
+    max_watches_per_cell: int = setting(
+        2048, "open watches that follow one cell, those of whole namespaces too; beyond it 503", 1, 1 << 20
+    )
+    write_timeout_s: float = setting(
+        30.0, "how long a client may take to read what waits for it before it is cut off", 0.1, 600
+    )
+    drain_s: float = setting(
+        0.0,
+        "on SIGTERM, how long to go on serving while /readyz tells load balancers to go elsewhere",
+        0,
+        600,
     )
 
     def check(self) -> None:
@@ -157,9 +168,15 @@ class RouterConfig(BaseConfig):
         for name, addresses in (("etcd", self.etcd), ("nodes", self.nodes)):
             for address in addresses:
                 _check_address(name, address)
-        if self.max_inflight_per_cell > self.max_inflight:
+        for name in ("max_inflight", "max_watches"):
+            if getattr(self, f"{name}_per_cell") > getattr(self, name):
+                raise ConfigError(
+                    f"{name}_per_cell = {getattr(self, f'{name}_per_cell')} is above {name} = {getattr(self, name)}: "
+                    "one cell could use up everything; lower it"
+                )
+        if self.max_cell_mib > self.max_held_mib:
             raise ConfigError(
-                f"max_inflight_per_cell = {self.max_inflight_per_cell} is above max_inflight = {self.max_inflight}: "
+                f"max_cell_mib = {self.max_cell_mib} is above max_held_mib = {self.max_held_mib}: "
                 "one cell could use up everything; lower it"
             )
 

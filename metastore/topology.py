@@ -116,6 +116,11 @@ class TopologyTable:
             self.namespaces[namespace] = policy
             self._rules[namespace] = policy.rule
 
+    def keep_namespaces(self, present: set[str]) -> None:
+        """Forget policies that etcd does not have any more."""
+        for name in [n for n in self.namespaces if n not in present]:
+            self._set_policy(name, None)
+
     def _apply_config(self, cell: str, config: ConfigRecord) -> None:
         known = self.partitions.get(config.partition)
         leader, epoch = config.leader, config.epoch

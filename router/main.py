@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -17,25 +18,26 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from metastore.client.dispatch import Dispatcher
 from metastore.config import RouterConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Change
 from metastore.errors import ConfigError, InvalidRequest, MetastoreError
 from metastore.layout import Layout
 from metastore.logs import setup_logging
-from metastore.process import open_files_limit
 from metastore.topology import TopologyTable
-from metastore.web import WebServer
+from router.bulkheads import Bulkheads, CellDispatcher
 from router.gateway import Gateway
+from router.namespace_admin import NamespaceAdmin
 
 log = logging.getLogger("router")
 
 SNAPSHOT_INTERVAL_S = 5.0
 FIRST_SNAPSHOT_S = 0.1
 ELECTION_PATIENCE_S = 3.0
-#: nodes, etcd, the snapshot
-OTHER_FILES = 128
+#: connections that wait to be accepted; the kernel's own bound (somaxconn) holds beside it
+BACKLOG = 4096
+#: open files beside client connections: nodes, etcd, logs, the snapshot
+SPARE_FILES = 512
 
 
 def load_snapshot(path: str, table: TopologyTable) -> None:
@@ -49,7 +51,7 @@ def load_snapshot(path: str, table: TopologyTable) -> None:
 
 
 def save_snapshot(path: str, wire: bytes) -> None:
-    temporary = path + ".new"
+    temporary = f"{path}.{os.getpid()}.new"  # several routers may share a path
     with open(temporary, "wb") as f:
         f.write(wire)
         f.flush()
@@ -63,7 +65,7 @@ async def keep_snapshot(path: str, table: TopologyTable) -> None:
     saved = None
     while True:
         await asyncio.sleep(SNAPSHOT_INTERVAL_S if saved else FIRST_SNAPSHOT_S)
-        now = orjson.dumps(table.to_wire()["partitions"])
+        now = orjson.dumps({**table.to_wire(), "revision": 0})
         if table.complete and now != saved:
             try:
                 await asyncio.to_thread(save_snapshot, path, orjson.dumps(table.to_wire()))
@@ -81,42 +83,107 @@ def follow_etcd(layout: Layout, table: TopologyTable, revision: int, changes: li
             log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
 
 
-async def serve(config: RouterConfig) -> int:
-    """Run until a signal."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, stop.set)
-    dispatcher = Dispatcher(
-        list(config.nodes), config.cluster, name="router", election_patience_s=ELECTION_PATIENCE_S
-    )
-    table, layout = dispatcher.table, Layout(config.cluster)
-    if config.snapshot_path:
-        load_snapshot(config.snapshot_path, table)
-    coordinator = EtcdCoordinator(config.etcd)
-    watch = coordinator.watch(
-        layout.root, lambda revision, changes: follow_etcd(layout, table, revision, changes)
-    )
-    await dispatcher.start(0, required=False)
-    server = WebServer(
-        Gateway(config, dispatcher).app(),
-        max_connections=min(config.max_connections, max(16, open_files_limit() - OTHER_FILES)),
-        patience_s=config.client_patience_s,
-        answer_bytes=config.request_memory_mib << 20,
-    )
-    await server.start(config.http)
-    log.info("router of cluster %s serves on %s", config.cluster, config.http)
-    keeper = loop.create_task(keep_snapshot(config.snapshot_path, table)) if config.snapshot_path else None
-    await stop.wait()
-    if keeper is not None:
-        keeper.cancel()
-        if table.complete:
+class Router:
+    """One router: start it, stop it. Several may run in one process (tests do)."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.config = config
+        self.layout = Layout(config.cluster)
+        self._keeper: asyncio.Task[None] | None = None
+        self._site: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Serve, whether the topology is known yet or not. Raises OSError."""
+        config, loop = self.config, asyncio.get_running_loop()
+        self.bulkheads = Bulkheads(config)
+        self.dispatcher = CellDispatcher(config, self.bulkheads, ELECTION_PATIENCE_S)
+        table = self.dispatcher.table
+        if config.snapshot_path:
+            load_snapshot(config.snapshot_path, table)
+        self.coordinator = EtcdCoordinator(config.etcd)
+        self._watch = self.coordinator.watch(
+            self.layout.root,
+            lambda revision, changes: follow_etcd(self.layout, table, revision, changes),
+        )
+        self._forget = loop.create_task(self._forget_removed(table))
+        await self.dispatcher.start(0, required=False)
+        admin = NamespaceAdmin(self.coordinator, self.layout, self.dispatcher)
+        self.gateway = Gateway(config, self.dispatcher, admin)
+        host, _, port = config.http.rpartition(":")
+        self._site = await loop.create_server(self.gateway.server, host, int(port), backlog=BACKLOG)
+        if config.snapshot_path:
+            self._keeper = loop.create_task(keep_snapshot(config.snapshot_path, table))
+
+    async def _forget_removed(self, table: TopologyTable) -> None:
+        """What was removed while nobody watched is no change to the watch, it is just not there."""
+        await self._watch.ready.wait()
+        found = [self.layout.parse(key) for key in self._watch.kvs]
+        table.keep_namespaces({parts[1] for parts in found if parts[0] == "namespaces"})
+
+    @property
+    def port(self) -> int:
+        assert self._site is not None
+        return int(self._site.sockets[0].getsockname()[1])
+
+    async def drain(self) -> None:
+        """Go on serving for ``drain_s`` while ``/readyz`` says that this router stops."""
+        self.gateway.drain()
+        await asyncio.sleep(self.config.drain_s)
+
+    async def stop(self) -> None:
+        """Finish what is under way, and end."""
+        if self._site is not None:
+            self._site.close()
+        await self.gateway.close()
+        table = self.dispatcher.table
+        for task in (self._keeper, self._forget):
+            if task is not None:
+                task.cancel()
+        if self._keeper is not None and table.complete:
             with contextlib.suppress(OSError):
-                save_snapshot(config.snapshot_path, orjson.dumps(table.to_wire()))
-    await server.stop()
-    watch.close()
-    await dispatcher.close()
-    await coordinator.close()
+                save_snapshot(self.config.snapshot_path, orjson.dumps(table.to_wire()))
+        self._watch.close()
+        await self.dispatcher.close()
+        await self.coordinator.close()
+
+
+def raise_file_limit(wanted: int) -> None:
+    """As many open files as the system allows, if that is needed; each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+        if limit < wanted:
+            log.warning("max_connections needs %d open files, and %d are allowed", wanted, limit)
+
+
+async def serve(config: RouterConfig) -> int:
+    """Run until a signal; a second one does not wait for what is under way."""
+    loop = asyncio.get_running_loop()
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (at_once if stop.is_set() else stop).set()
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, on_signal)
+    raise_file_limit(config.max_connections + SPARE_FILES)
+    router = Router(config)
+    await router.start()
+    log.info("router of cluster %s serves on %s", config.cluster, config.http)
+    await stop.wait()
+
+    async def end() -> None:
+        await router.drain()
+        await router.stop()
+
+    ending, hurried = loop.create_task(end()), loop.create_task(at_once.wait())
+    await asyncio.wait({ending, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if not ending.done():
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
     return 0
 
 

@@ -41,7 +41,7 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
-from metastore.client.watching import AsyncWatcher
+from metastore.client.watching import MAX_BUFFER_BYTES, AsyncWatcher
 from metastore.errors import (
     CrossPartition,
     DecodeFailed,
@@ -75,7 +75,7 @@ from metastore.wire.client_messages import (
 )
 
 #: a page ends with the rows that fill it, however many were asked for
-MAX_PAGE_BYTES = 4 << 20
+MAX_PAGE_BYTES = 2 << 20
 __all__ = ["AsyncNamespace", "Namespace", "condition_of", "consistency_of"]
 
 T = DefaultTypeVar("T", default=bytes)
@@ -83,6 +83,12 @@ R = TypeVar("R")
 # under names of their own: the class below has a method called list
 Rows = list[list[Any]]
 Raw = list[Any]
+
+
+def _oldest(ages: Sequence[int | None]) -> int | None:
+    """None when one is not known."""
+    known = [age for age in ages if age is not None]
+    return max(known) if len(known) == len(ages) else None
 
 
 class AsyncNamespace(Generic[T]):
@@ -378,24 +384,26 @@ class AsyncNamespace(Generic[T]):
         until = self.until(deadline_s)
         start_at = decode_cursor(cursor) if cursor else b""
 
-        async def call(rule: int) -> tuple[Rows, bytes | None, str | None]:
+        async def call(rule: int) -> tuple[Rows, bytes | None, str | None, int | None]:
             ns, raw = self.name.encode(), encode_key(prefix) if prefix else b""
             routing = prefix_routing_key(raw, rule)
             if routing is None:
-                rows, following = await self._everywhere(start_at, ns + b"\0" + raw, limit, tail, until)
-                return rows, following, None
+                found = await self._everywhere(start_at, ns + b"\0" + raw, limit, tail, until)
+                return found[0], found[1], None, found[2]
             start = hash_point(ns, routing) + ns + b"\0" + raw
             end = next_key(start)
+            if start_at and not start <= start_at < end:
+                raise InvalidRequest("the cursor is of another listing: give the same prefix with it")
             result = await self._rows(max(start, start_at), end, limit, tail, until)
-            return result[2], result[3], encode_resume([(start[:8], result[5])])
+            return result[2], result[3], encode_resume([(start[:8], result[5])]), result[4]
 
-        rows, following, resume = await self._routed(until, call)
+        rows, following, resume, age_ms = await self._routed(until, call)
         items: list[tuple[str, Record[T]]] = []
         for lkey, packed in rows:
             key = split_storage_key(lkey)[1]
             record: Any = Record(packed, 0, b"")
             items.append((key, record if keys_only else decoded(self.codec, key, unpack_record(packed))))
-        return Page(items, encode_cursor(following) if following else None, resume)
+        return Page(items, encode_cursor(following) if following else None, resume, age_ms)
 
     async def _rows(
         self, start: bytes, end: bytes, limit: int, tail: Sequence[Any], until: float, wanted: bytes = b""
@@ -405,11 +413,12 @@ class AsyncNamespace(Generic[T]):
 
     async def _everywhere(
         self, start_at: bytes, wanted: bytes, limit: int, tail: Sequence[Any], until: float
-    ) -> tuple[Rows, bytes | None]:
-        """Rows of all partitions in hash order whose namespace and key begin with ``wanted``, and
-        where to go on."""
+    ) -> tuple[Rows, bytes | None, int | None]:
+        """Rows of all partitions in hash order whose namespace and key begin with ``wanted``, where to
+        go on, and their age."""
         found: Rows = []
         size = 0
+        ages: list[int | None] = [0]
         for placement in self.dispatcher.table.in_order():
             low = placement.lo.to_bytes(8, "big")
             end = END_OF_RING if placement.hi >> 64 else placement.hi.to_bytes(8, "big")
@@ -418,12 +427,13 @@ class AsyncNamespace(Generic[T]):
             start: bytes | None = max(low, start_at)
             while start is not None:
                 if len(found) >= limit or size >= MAX_PAGE_BYTES:
-                    return found, start
+                    return found, start, _oldest(ages)
                 result = await self._rows(start, end, limit - len(found), tail, until, wanted)
                 found += result[2]
                 size += sum(len(k) + (len(v) if type(v) is bytes else 8) for k, v in result[2])
+                ages.append(result[4])
                 start = result[3]
-        return found, None
+        return found, None, _oldest(ages)
 
     async def scan(
         self,
@@ -464,13 +474,14 @@ class AsyncNamespace(Generic[T]):
         keys_only: bool = False,
         any_replica: bool = False,
         buffer: int = 10_000,
+        buffer_bytes: int = MAX_BUFFER_BYTES,
     ) -> AsyncWatcher[T]:
         """Every change of keys that begin with ``prefix``, each once, in order for each key.
 
         Prefixes mean what they mean in ``list``. ``after``: a watcher's or a page's ``resume``, to
         see everything since; None = from now on, which ``async with`` or ``started()`` waits for.
-        ``any_replica``: also followers may tell, a little later. ``buffer``: events that may wait for the
-        reader. Iteration raises Compacted when what comes next is not kept any more: list again, and
+        ``any_replica``: also followers may tell, a little later. ``buffer``, ``buffer_bytes``: how much may
+        wait for the reader; beyond it the servers are told to wait. Iteration raises Compacted when what comes next is not kept any more: list again, and
         watch from there."""
         raw = encode_key(prefix) if prefix else b""
         return AsyncWatcher(
@@ -481,6 +492,7 @@ class AsyncNamespace(Generic[T]):
             keys_only=keys_only,
             any_replica=any_replica,
             buffer=buffer,
+            buffer_bytes=buffer_bytes,
             codec=self.codec,
         )
 

@@ -35,7 +35,11 @@ class RequestIds:
         if opened is None:
             opened = self._open[partition] = {}
         opened[self._seq] = None
-        return self._seq, self._stamps.get(partition, 0)
+        return self._seq, self.stamp(partition)
+
+    def stamp(self, partition: int) -> int:
+        """The highest index seen from a partition so far, 0 = none."""
+        return self._stamps.get(partition, 0)
 
     def floor(self, partition: int) -> int:
         opened = self._open.get(partition)

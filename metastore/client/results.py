@@ -54,11 +54,13 @@ class TouchResult:
 class Page(Generic[T]):
     """One page of a listing. ``cursor``: pass it to get the next one; None at the end. ``resume``:
     of a listing within one routing key, pass it to ``watch`` to see every change since this page was read;
-    None for listings of a whole namespace (open the watch first, then list)."""
+    None for listings of a whole namespace (open the watch first, then list). ``age_ms``: how old what was
+    read may be, 0 for a linearizable listing, None when a replica cannot tell."""
 
     items: list[tuple[str, Record[T]]]
     cursor: str | None
     resume: str | None = None
+    age_ms: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)

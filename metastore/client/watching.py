@@ -35,7 +35,7 @@ log = logging.getLogger("metastore.client")
 
 START_TIMEOUT_S: Final = 30.0
 MAX_BUFFER: Final = 1_000_000
-MAX_BUFFER_BYTES: Final = 64 << 20
+MAX_BUFFER_BYTES: Final = 8 << 20
 EVENT_BYTES: Final = 200
 
 T = TypeVar("T", default=bytes)
@@ -71,8 +71,8 @@ class Buffer:
     """What was told and is not taken yet, in *pieces*. ``room``: set while more may come; ``begun``: set
     when every change from then on will be seen."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, limit_bytes: int) -> None:
+        self._limit, self._limit_bytes = limit, limit_bytes
         self._pieces: deque[tuple[Source, Any, deque[RawEvent]]] = deque()
         self._count = 0
         self._bytes = 0
@@ -82,8 +82,12 @@ class Buffer:
         self.changed = asyncio.Event()
 
     @property
+    def count(self) -> int:
+        return self._count
+
+    @property
     def full(self) -> bool:
-        return self._count >= self._limit or self._bytes >= MAX_BUFFER_BYTES
+        return self._count >= self._limit or self._bytes >= self._limit_bytes
 
     def put(self, source: Source, mark: Any, events: list[RawEvent]) -> None:
         self._pieces.append((source, mark, deque(events)))
@@ -101,7 +105,7 @@ class Buffer:
             self._pieces.popleft()
         self._count -= 1
         self._bytes -= _size(event)
-        if self._count <= self._limit // 2 and self._bytes <= MAX_BUFFER_BYTES // 2:
+        if self._count <= self._limit // 2 and self._bytes <= self._limit_bytes // 2:
             self.room.set()
         source.took(mark, event[2], last=not events)
         if not self._pieces:
@@ -135,6 +139,7 @@ class AsyncWatcher(Generic[T]):
         keys_only: bool = False,
         any_replica: bool = False,
         buffer: int = 10_000,
+        buffer_bytes: int = MAX_BUFFER_BYTES,
         codec: Codec[T] = BYTES,  # type: ignore[assignment]
         exact: bool = False,
     ) -> None:
@@ -144,7 +149,7 @@ class AsyncWatcher(Generic[T]):
         self._wanted = Wanted(dispatcher, namespace, prefix, flags, exact)
         self._after = decode_resume(after) if after is not None else None
         self._codec = codec
-        self._buffer = Buffer(buffer)
+        self._buffer = Buffer(buffer, buffer_bytes)
         self._source: Source | None = None
         self._error: MetastoreError | None = None
         self._task: asyncio.Task[None] | None = None
@@ -234,6 +239,11 @@ class AsyncWatcher(Generic[T]):
             record = raw if isinstance(raw, Record) else unpack_record(raw)
             return Event("put", key, version, decoded(self._codec, key, record))
         return Event("expire" if kind == EXPIRE else "delete", key, version)
+
+    @property
+    def waiting(self) -> int:
+        """How many changes can be taken without waiting."""
+        return self._buffer.count
 
     @property
     def resume(self) -> str | None:

@@ -114,10 +114,14 @@ class Sessions:
                 return tail
             if seq >= session.floor and stamp >= session.guard:
                 return None
+        return self.refusal(seq, stamp, session is not None and seq < session.floor)
+
+    def refusal(self, seq: int, stamp: int, reused: bool) -> Tail:
+        """``reused``: the client itself has said that it would not send this one (again)."""
         return (
             RequestIdExpired.status,
             f"request id {seq} with stamp {stamp} is older than the dedupe window",
-            {"index": self.expired_below, "reused": session is not None and seq < session.floor},
+            {"index": self.expired_below, "reused": reused},
         )
 
     def remember(

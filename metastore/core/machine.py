@@ -276,7 +276,7 @@ class Machine:
                 continue
             seq = op[4]
             if seq:
-                known = self._known(client, seq, op[6])
+                known = self._known(client, seq, op[5], op[6])
                 if known is not None:
                     results.append(known)
                     continue
@@ -304,17 +304,19 @@ class Machine:
         payload: bytes = msgpack.packb(entry)
         return payload, results
 
-    def knows(self, client: bytes, seq: int, stamp: int) -> bool:
-        """Whether a request id has an outcome already."""
-        return self._known(client, seq, stamp) is not None
+    def knows(self, client: bytes, op: list[Any]) -> bool:
+        """Whether the request id of a write has an outcome already."""
+        return self._known(client, op[4], op[5], op[6]) is not None
 
-    def _known(self, client: bytes, seq: int, stamp: int) -> Resolved | None:
+    def _known(self, client: bytes, seq: int, floor: int, stamp: int) -> Resolved | None:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
         pending = self._outcomes.get(client)
         if pending is not None:
             found = pending.get(seq)
             if found is not None:
                 return found
+            if floor > seq:  # a client of one request only, and that is another one
+                return Resolved(0, self.dedupe.refusal(seq, stamp, True))
         tail = self.dedupe.known(client, seq, stamp)
         return None if tail is None else Resolved(0, tail)
 

@@ -79,7 +79,13 @@ class Control:
 
     async def _wait_ready(self) -> None:
         await self._watch.ready.wait()
+        # what was removed while this node was down is no change to the watch, it is just not there
+        present = {self.layout.parse(key)[1] for key in self._watch.kvs if self._is_namespace(key)}
+        self.node.topology.keep_namespaces(present)
         self.ready.set()
+
+    def _is_namespace(self, key: str) -> bool:
+        return key.startswith(self.layout.namespace(""))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -140,7 +140,7 @@ class PartitionHost:
             )
         else:
             error = self.node.policies.refuse(self, op)
-            if error is not None and kind in WRITES and op[4] and self.machine.knows(client, op[4], op[6]):
+            if error is not None and kind in WRITES and op[4] and self.machine.knows(client, op):
                 error = None  # a retry of what was done under another policy gets the first outcome (R7)
         if error is not None:
             connection.answer(error_result(op[0], error))
@@ -314,8 +314,13 @@ class PartitionHost:
                 self.unpark_first()
                 if op[1] in (GET, LIST) or (op[1] == TXN and only_reads(op)):
                     connection.answer(*self.read(connection, op, 0))
-                else:
+                    continue
+                # policies may have changed meanwhile: what is proposed after a change obeys it
+                refused = self.node.policies.refuse(self, op)
+                if refused is None:
                     self.queue(connection, client, op, deadline)
+                else:
+                    connection.answer(error_result(op[0], refused))
                 continue
             elif now > deadline:
                 error = Unavailable(

@@ -1,4 +1,4 @@
-"""The node's own small HTTP port: liveness, readiness, status and metrics. No data."""
+"""The node's own small HTTP port: liveness, readiness, status, usage and metrics. No data."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ MAX_DIGESTS = 16
 DIGEST_AGE_S = 1.0
 MAX_CONNECTIONS = 256
 ANSWER_BYTES = 64 << 20
+MAX_USAGE_ROWS = 10_000
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -118,6 +119,11 @@ async def serve_http(node: Node) -> WebServer:
         except MetastoreError as e:
             return problem(e, request.method == "HEAD")
 
+    async def usage(_: web.Request) -> web.Response:
+        """Records and bytes of the partitions led here, by namespace; ``more``: of how many it is not told."""
+        namespaces, more = node.policies.held(MAX_USAGE_ROWS)
+        return _json({"node": node.config.node, "namespaces": namespaces, "more": more})
+
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(text=_metrics(node), content_type="text/plain")
 
@@ -125,6 +131,7 @@ async def serve_http(node: Node) -> WebServer:
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/v1/status", status)
+    app.router.add_get("/v1/usage", usage)
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/digest", digest)
     app.router.add_get("/metrics", metrics)
     server = WebServer(

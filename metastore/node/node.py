@@ -101,6 +101,9 @@ class Node:
         self.links.refusal = self.why_no_peer
         self.snapshots = Snapshots(self)
         self.topology = self._restored_topology()
+        #: up to which of etcd's revisions this node's copy would survive a restart without etcd
+        self.topology_kept = self.topology.revision
+        self._topology_keeping: tuple[int, int] | None = None
         self.policies = Policies(self)
         self.control = Control(self)
         self._largest_grant_ns = largest
@@ -144,7 +147,8 @@ class Node:
 
     def remember_topology(self) -> None:
         """Keep the table for a start without etcd, ours and others' (R12, design: router)."""
-        self.store.append(Fact(FACT_TOPOLOGY, self.topology.to_wire()))
+        seq = self.store.append(Fact(FACT_TOPOLOGY, self.topology.to_wire()))
+        self._topology_keeping = seq, self.topology.revision
         self.schedule_turn()
 
     def remember_fact(self, key: str, value: Any) -> None:
@@ -342,6 +346,8 @@ class Node:
 
     def on_durable(self, seq: int) -> None:
         """The log is durable up to ``seq``: what waited for that leaves."""
+        if self._topology_keeping is not None and self._topology_keeping[0] <= seq:
+            self.topology_kept, self._topology_keeping = self._topology_keeping[1], None
         held = self._held
         while held and held[0][0] <= seq:
             _, node, message = held.popleft()

@@ -7,6 +7,7 @@ grow a namespace whose sum is at its bound.
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -152,6 +153,18 @@ class Policies:
                         sums[0] += held[0]
                         sums[1] += held[1]
         return usage
+
+    def held(self, limit: int) -> tuple[Usage, int]:
+        """What this node leads of every namespace, the largest first, and how many more there are."""
+        sums: dict[bytes, list[int]] = {}
+        for host in self.node.hosts.values():
+            if host.role == "active":
+                for raw, (records, size) in host.machine.usage.items():
+                    found = sums.setdefault(raw, [0, 0])
+                    found[0] += records
+                    found[1] += size
+        ordered = heapq.nlargest(limit, sums.items(), key=lambda item: item[1][1])
+        return {raw.decode("ascii", "replace"): held for raw, held in ordered}, len(sums) - len(ordered)
 
     def published(self, node: str, raw: bytes | None) -> None:
         """Another node's usage, as etcd has it; None = gone."""

@@ -84,6 +84,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "partitions": partitions,
         "etcd": node.control.status(),
         "topology_revision": node.topology.revision,
+        "topology_kept": node.topology_kept,
         "watches": node.watch_count(),
         "peers": node.links.connected(),
         "stalls": node.stalls,

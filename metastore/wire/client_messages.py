@@ -28,7 +28,8 @@ AT_LEAST (arg = a version). ``condition``: None, or ABSENT, or EXISTS, or the ve
 
 Request ids (R7): ``(client_id, seq)``, ``seq`` from 1, growing; 0 = no dedupe asked for.
 ``floor``: every seq of this client below it *towards this partition* is finished and never sent
-again. ``stamp``: the highest ``index`` this client had seen from this partition when it first
+again; a floor above the op's own seq says that the client makes this one request and no other, and any
+other is refused. ``stamp``: the highest ``index`` this client had seen from this partition when it first
 sent the op (0 = none); a retry repeats seq and stamp unchanged.
 
 ``RESPONSE [result, ...]`` in any order; a result is

@@ -30,12 +30,6 @@ def _cluster(request: Any, tmp_path: Path, **shape: Any) -> Iterator[Cluster]:
         cluster.down()
 
 
-@pytest.fixture(scope="module")
-def shared_cell(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One cell of three nodes, 8 partitions, for tests that break nothing; each in namespaces of its own."""
-    yield from _cluster(request, tmp_path_factory.mktemp("shared"), cells=1, nodes=3, partitions=8)
-
-
 @pytest.fixture
 def cell(request: Any, tmp_path: Path) -> Iterator[Cluster]:
     """One cell of three nodes, 8 partitions."""
@@ -70,3 +64,19 @@ def small_log(request: Any, tmp_path: Path) -> Iterator[Cluster]:
     """One cell of one partition whose nodes keep hardly any log."""
     settings = ("segment_mib=18", "log_retention_mib=36")
     yield from _cluster(request, tmp_path, cells=1, nodes=3, partitions=1, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def shared_cell(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cell of three nodes for all tests of a module, which keep to namespaces of their own and
+    leave it as they found it. Its logs are short, so that something can be too old."""
+    failed_before = request.session.testsfailed
+    short = ("segment_mib=18", "log_retention_mib=36")
+    data = tmp_path_factory.mktemp("shared") / "data"
+    cluster = Cluster.up(data, cells=1, nodes=3, partitions=8, settings=short)
+    yield cluster
+    if request.session.testsfailed > failed_before:
+        for log in sorted((cluster.data / "logs").glob("*.log")):
+            print(f"--- {log.name}\n" + log.read_text(errors="replace")[-3000:])
+    with contextlib.suppress(MetastoreError, AssertionError):
+        cluster.down()

@@ -1,0 +1,182 @@
+"""What one router holds at a time, bounded in all and for each cell.
+
+Four things are counted: requests under way, operations under way (per cell), bytes of bodies and
+answers in memory, and watches (in all and per cell). Beyond a bound the answer is 503 at once and
+costs nothing, so whatever ten thousand clients do, memory stays below a figure known beforehand, and
+a cell that is dead or slow uses up its own share and no more.
+
+A request holds bytes from when its body comes in until its answer has left for the socket: a client
+that reads or writes slowly holds what it has caused and nobody else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from metastore.client.connection import op_bytes
+from metastore.client.dispatch import Dispatcher, RequestIds
+from metastore.config import RouterConfig
+from metastore.errors import Overloaded
+
+MIB = 1 << 20
+
+
+class Share:
+    """What is held of one cell."""
+
+    __slots__ = ("bytes", "ops", "watches")
+
+    def __init__(self) -> None:
+        self.ops = 0
+        self.bytes = 0
+        self.watches = 0
+
+
+class Bulkheads:
+    """See the module. All of it runs in the loop's thread."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.config = config
+        self.requests = 0
+        self.bytes = 0
+        self.watches = 0
+        self.cells: dict[str, Share] = {}
+        #: bound -> how often it was met
+        self.refused: dict[str, int] = {}
+
+    def _refuse(self, bound: str, text: str, **detail: Any) -> Overloaded:
+        self.refused[bound] = self.refused.get(bound, 0) + 1
+        return Overloaded(f"{text} ({bound})", retry_after_s=1, **detail)
+
+    def share(self, cell: str) -> Share:
+        found = self.cells.get(cell)
+        if found is None:
+            found = self.cells[cell] = Share()
+        return found
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[Hold]:
+        """A request from its headers to the end of its answer. Raises Overloaded."""
+        if self.requests >= self.config.max_inflight:
+            raise self._refuse("max_inflight", f"{self.requests} requests are under way, the limit")
+        self.requests += 1
+        hold = Hold(self)
+        try:
+            yield hold
+        finally:
+            self.requests -= 1
+            hold.release()
+
+    @contextlib.contextmanager
+    def operation(self, cell: str, size: int) -> Iterator[None]:
+        """An operation of ``size`` bytes that is sent to a cell. Raises Overloaded."""
+        share, config = self.share(cell), self.config
+        if share.ops >= config.max_inflight_per_cell:
+            raise self._refuse(
+                "max_inflight_per_cell",
+                f"{share.ops} operations to cell {cell} are under way, the limit",
+                cell=cell,
+            )
+        if share.bytes + size > config.max_cell_mib * MIB:
+            raise self._refuse(
+                "max_cell_mib", f"{share.bytes} bytes wait for cell {cell}, the limit", cell=cell
+            )
+        share.ops += 1
+        share.bytes += size
+        try:
+            yield
+        finally:
+            share.ops -= 1
+            share.bytes -= size
+
+    @contextlib.contextmanager
+    def watch(self, cells: set[str]) -> Iterator[None]:
+        """A watch that follows partitions of ``cells``. Raises Overloaded."""
+        config = self.config
+        if self.watches >= config.max_watches:
+            raise self._refuse("max_watches", f"{self.watches} watches are open, the limit")
+        shares = [self.share(cell) for cell in sorted(cells)]
+        for cell, share in zip(sorted(cells), shares, strict=True):
+            if share.watches >= config.max_watches_per_cell:
+                raise self._refuse(
+                    "max_watches_per_cell",
+                    f"{share.watches} watches of cell {cell} are open, the limit",
+                    cell=cell,
+                )
+        self.watches += 1
+        for share in shares:
+            share.watches += 1
+        try:
+            yield
+        finally:
+            self.watches -= 1
+            for share in shares:
+                share.watches -= 1
+
+
+class Hold:
+    """The bytes that one request holds. A context manager; also released by ``request``."""
+
+    __slots__ = ("_all", "bytes")
+
+    def __init__(self, bulkheads: Bulkheads) -> None:
+        self._all = bulkheads
+        self.bytes = 0
+
+    def take(self, size: int) -> None:
+        """Hold ``size`` bytes more. Raises Overloaded when the router holds too many."""
+        bulkheads = self._all
+        if bulkheads.bytes + size > bulkheads.config.max_held_mib * MIB:
+            raise bulkheads._refuse(
+                "max_held_mib", f"bodies and answers of {bulkheads.bytes} bytes are in memory, the limit"
+            )
+        self.force(size)
+
+    def force(self, size: int) -> None:
+        """Hold what is there anyway and cannot be dropped, such as the answer to a write."""
+        self._all.bytes += size
+        self.bytes += size
+
+    def release(self) -> None:
+        self._all.bytes -= self.bytes
+        self.bytes = 0
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class CellDispatcher(Dispatcher):
+    """A dispatcher all of whose operations count against the share of the cell they go to: those of
+    listings, batches, transactions and relayed ones like single ones."""
+
+    def __init__(self, config: RouterConfig, bulkheads: Bulkheads, election_patience_s: float) -> None:
+        super().__init__(
+            list(config.nodes), config.cluster, name="router", election_patience_s=election_patience_s
+        )
+        self.bulkheads = bulkheads
+
+    def cell_of(self, lkey: bytes) -> str:
+        """ "" while the topology is not known."""
+        return self.table.route(lkey).cell if self.table.complete else ""
+
+    async def read(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
+        with self.bulkheads.operation(self.cell_of(lkey), len(lkey)):
+            return await super().read(op, lkey, until)
+
+    async def write(
+        self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
+    ) -> list[Any]:
+        with self.bulkheads.operation(self.cell_of(lkey), len(lkey) + op_bytes(op)):
+            return await super().write(op, lkey, until, ids)
+
+    async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
+        with self.bulkheads.operation(self.cell_of(op[3]), len(op[3]) + op_bytes(op)):
+            return await super().relay(client_id, op, until)

@@ -1,0 +1,117 @@
+"""``POST /v1/rpc``: the body of a REQUEST frame over HTTP, for clients that cannot reach the nodes.
+
+Each operation is checked as a node checks it, routed by its own storage key (the partition that the
+client names is ignored) and retried here with the request id that the client gave it, so that who
+falls back to HTTP in the middle of a write still has it executed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgpack
+from aiohttp import web
+
+from metastore.errors import InvalidRequest, MetastoreError, OutcomeUnknown, Overloaded, TooLarge
+from metastore.wire.client_messages import (
+    CLIENT_ID_BYTES,
+    GET,
+    LIST,
+    MAX_OPS_PER_FRAME,
+    MAX_TIMEOUT_MS,
+    TXN,
+)
+from metastore.wire.op_checks import check_op, op_shape
+from router.bulkheads import CellDispatcher
+from router.calls import Call
+from router.several import MAX_ANSWER_BYTES, spread
+
+POINT_BYTES = 8
+
+
+def plain(value: Any) -> Any:
+    """What msgpack can say; an error's detail may hold more."""
+    if isinstance(value, str | int | float | bytes | None):
+        return value
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple | set) else str(value)
+
+
+def error_result(op_id: int, error: MetastoreError) -> list[Any]:
+    return [op_id, error.status, error.message, plain(error.detail)]
+
+
+def answer_bytes(op: list[Any], result: list[Any]) -> int:
+    """What of an answer may be large: records."""
+    if op[1] == GET and isinstance(result[2], bytes):
+        return len(result[2])
+    if op[1] == LIST and isinstance(result[2], list):
+        return sum(len(row[0]) + (len(row[1]) if isinstance(row[1], bytes) else 8) for row in result[2])
+    if op[1] == TXN and isinstance(result[-1], list):
+        return sum(len(part[1]) for part in result[-1] if len(part) > 1 and isinstance(part[1], bytes))
+    return 0
+
+
+def checked(body: Any) -> tuple[bytes, int, list[list[Any]]]:
+    """``(client_id, timeout_ms, ops)``; each op is of a known shape. Raises InvalidRequest, TooLarge."""
+    if type(body) is not list or len(body) != 3 or type(body[2]) is not list:
+        raise InvalidRequest("the body is not [client_id, timeout_ms, [op, …]]")
+    client_id, timeout_ms, ops = body
+    if type(client_id) is not bytes or len(client_id) != CLIENT_ID_BYTES:
+        raise InvalidRequest(f"the client id is not {CLIENT_ID_BYTES} bytes")
+    if type(timeout_ms) is not int or not 0 < timeout_ms <= MAX_TIMEOUT_MS:
+        raise InvalidRequest(f"timeout_ms {timeout_ms!r:.20} is not within 1 and {MAX_TIMEOUT_MS}")
+    if len(ops) > MAX_OPS_PER_FRAME:
+        raise TooLarge(f"{len(ops)} operations; the limit is {MAX_OPS_PER_FRAME}")
+    for op in ops:
+        error = op_shape(op)
+        if error is not None:
+            raise InvalidRequest(error.message)
+    return client_id, timeout_ms, ops
+
+
+class Rpc:
+    """See the module."""
+
+    def __init__(self, dispatcher: CellDispatcher) -> None:
+        self.dispatcher = dispatcher
+
+    def _cell_of(self, op: list[Any]) -> str:
+        return self.dispatcher.cell_of(op[3]) if type(op[3]) is bytes else ""
+
+    async def rpc(self, call: Call) -> web.Response:
+        client_id, timeout_ms, ops = checked(await call.msgpack())
+        until = min(call.until, asyncio.get_running_loop().time() + timeout_ms / 1000)
+        answer = [0]
+
+        async def work(op: list[Any]) -> list[Any]:
+            op_id = op[0]
+            try:
+                error = check_op(op)
+                if error is None and len(op[3]) < POINT_BYTES:
+                    error = InvalidRequest("the start of a list is no storage key")
+                if error is not None:
+                    raise error
+                found = await self.dispatcher.relay(client_id, op, until)
+                self._room(call, answer, op, answer_bytes(op, found))
+            except MetastoreError as e:
+                return error_result(op_id, e)
+            return [op_id, *found[1:]]
+
+        body: bytes = msgpack.packb(await spread(ops, self._cell_of, work))
+        headers = {"Cache-Control": "no-store"}
+        return web.Response(body=body, content_type="application/x-msgpack", headers=headers)
+
+    @staticmethod
+    def _room(call: Call, answer: list[int], op: list[Any], size: int) -> None:
+        """Room for what an operation has read. Raises Overloaded, which clients try again; of a
+        transaction, which is done, OutcomeUnknown: the same request id gets the same outcome."""
+        try:
+            if answer[0] + size > MAX_ANSWER_BYTES:
+                raise Overloaded(f"an answer holds {MAX_ANSWER_BYTES} bytes of records", retry_after_s=0)
+            call.hold.take(size)
+        except Overloaded as e:
+            raise OutcomeUnknown(e.message, **e.detail) if op[1] == TXN else e from None
+        answer[0] += size

@@ -1,0 +1,238 @@
+"""Handlers of many operations in one request: batches and transactions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from metastore.client.namespace import Namespace
+from metastore.client.results import (
+    Add,
+    AddResult,
+    Compare,
+    Delete,
+    Fence,
+    Get,
+    Op,
+    Put,
+    PutResult,
+)
+from metastore.errors import MetastoreError, NotFound, TooLarge
+from metastore.keys import storage_key
+from metastore.records import Record
+from router.bulkheads import CellDispatcher
+from router.calls import Call
+from router.idempotency import OneRequest
+from router.problems import item_json, problem_body
+from router.records import consistency, json_response, ttl_s, with_current
+
+#: operations of one request under way to one cell; the others of that cell wait their turn
+WINDOW_PER_CELL = 256
+MAX_ANSWER_BYTES = 16 << 20
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def spread(
+    items: Sequence[T], cell_of: Callable[[T], str], work: Callable[[T], Awaitable[R]]
+) -> list[R]:
+    """``work`` on every item, its results in order; of the items of one cell a window at a time, so
+    that a slow cell holds up its own and no others."""
+    by_cell: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        by_cell.setdefault(cell_of(item), []).append(number)
+    results: list[Any] = [None] * len(items)
+
+    async def worker(numbers: Iterator[int]) -> None:
+        for number in numbers:
+            results[number] = await work(items[number])
+
+    workers = []
+    for numbers in by_cell.values():
+        shared = iter(numbers)
+        workers += [worker(shared) for _ in range(min(WINDOW_PER_CELL, len(numbers)))]
+    tasks = [asyncio.ensure_future(w) for w in workers]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return results
+
+
+def value_of(op: dict[str, Any], name: str = "value") -> bytes:
+    """Text as UTF-8, or what was base64."""
+    if name in op:
+        text: str = op[name]
+        return text.encode()
+    found: bytes = op[f"{name}_base64"]
+    return found
+
+
+def fence_of(op: dict[str, Any]) -> Fence | None:
+    found = op.get("fence")
+    return None if found is None else Fence(found["name"], found["token"])
+
+
+def condition_of(op: dict[str, Any]) -> dict[str, Any]:
+    """``if_version`` and so on, as the client takes them; ``if_exists: false`` asks for nothing."""
+    found: dict[str, Any] = {}
+    if "if_version" in op:
+        found["version"] = op["if_version"]
+    if op.get("if_absent"):
+        found["absent"] = True
+    if op.get("if_exists"):
+        found["exists"] = True
+    return found
+
+
+class Several:
+    """See the module."""
+
+    def __init__(self, dispatcher: CellDispatcher) -> None:
+        self.dispatcher = dispatcher
+
+    def namespace(self, call: Call) -> Namespace:
+        return Namespace(self.dispatcher, call["namespace"], max(0.0, call.left_s))
+
+    # --- batches ----------------------------------------------------------------------------
+
+    async def batch(self, call: Call) -> web.Response:
+        ops = (await call.json())["ops"]
+        call.in_time()
+        ns = self.namespace(call)
+        rule = self.dispatcher.table.rule(ns.name)
+        answer = [0]
+
+        def cell_of(op: Any) -> str:
+            try:
+                return self.dispatcher.cell_of(storage_key(ns.name, op["key"], rule))
+            except (MetastoreError, TypeError):
+                return ""
+
+        async def work(op: Any) -> dict[str, Any]:
+            key = op["key"] if isinstance(op, dict) else None
+            try:
+                if isinstance(op, MetastoreError):
+                    raise op
+                return await self._one(call, ns, op, answer)
+            except MetastoreError as e:
+                if key is not None:
+                    e = await self._explained(call, ns, key, e, answer)
+                return problem_body(e, key)
+
+        return json_response({"results": await spread(ops, cell_of, work)})
+
+    @staticmethod
+    def _room(call: Call, answer: list[int], size: int) -> None:
+        """Room for a record in the answer. Raises TooLarge, Overloaded."""
+        if answer[0] + size > MAX_ANSWER_BYTES:
+            raise TooLarge(
+                f"the answers of a batch hold {MAX_ANSWER_BYTES} bytes of records, and others have used them up: "
+                "get this record in another request"
+            )
+        call.hold.take(size)
+        answer[0] += size
+
+    async def _explained(
+        self, call: Call, ns: Namespace, key: str, error: MetastoreError, answer: list[int]
+    ) -> MetastoreError:
+        error = await with_current(error, ns, key, call.left_s)
+        held = error.detail.get("current") or error.detail.get("record")
+        try:
+            self._room(call, answer, 0 if held is None else len(getattr(held, "value", held)))
+        except MetastoreError:
+            error.detail.pop("current", None)
+            error.detail.pop("record", None)
+        return error
+
+    async def _one(self, call: Call, ns: Namespace, op: dict[str, Any], answer: list[int]) -> dict[str, Any]:
+        kind, key, left_s = op["op"], op["key"], max(0.0, call.left_s)
+        if kind == "get":
+            record, _ = await ns.get_with_age(key, **consistency(op), deadline_s=left_s)
+            if record is None:
+                raise NotFound(f"there is no record {key!r:.200} in namespace {ns.name}")
+            self._room(call, answer, len(record.value))
+            return {"status": 200, **item_json(key, record)}
+        if kind == "touch":
+            touched = await ns.touch(key, version=op.get("if_version"), deadline_s=left_s)
+            if touched is None:
+                raise NotFound(f"there is no record {key!r:.200} in namespace {ns.name}")
+            return {
+                "status": 200,
+                "key": key,
+                "version": touched.version,
+                "ttl_ms": round(touched.ttl_s * 1000),
+            }
+        common: dict[str, Any] = {
+            **condition_of(op),
+            "fence": fence_of(op),
+            "ids": self._ids(ns, op),
+            "deadline_s": left_s,
+        }
+        if kind == "put":
+            ttl = ttl_s(op.get("ttl_ms"), op.get("ttl_s"))
+            put = await ns.put(key, value_of(op), content_type=op["content_type"], ttl_s=ttl, **common)
+            status = 201 if put.created else 200
+            return {"status": status, "key": key, "version": put.version, "created": put.created}
+        if kind == "add":
+            added = await ns.add(key, op["delta"], **common)
+            return {"status": 200, "key": key, "version": added.version, "count": added.value}
+        version = await ns.delete(key, **common)
+        if not version:
+            raise NotFound(f"there was no record {key!r:.200} in namespace {ns.name}; nothing was changed")
+        return {"status": 200, "key": key, "version": version}
+
+    def _ids(self, ns: Namespace, op: dict[str, Any]) -> OneRequest | None:
+        key = op.pop("idempotency_key", None)
+        if key is None:
+            return None
+        return OneRequest(self.dispatcher.ids, key, (ns.name, op["key"]), ["batch", op])
+
+    # --- transactions -----------------------------------------------------------------------
+
+    async def txn(self, call: Call) -> web.Response:
+        txn = await call.json()
+        call.in_time()
+        ns = self.namespace(call)
+        compares = [self._compare(c) for c in txn["compare"]]
+        then = [self._part(op) for op in txn["then"]]
+        otherwise = [self._part(op) for op in txn["otherwise"]]
+        ids = None
+        if call["idempotency_key"] is not None:
+            ids = OneRequest(self.dispatcher.ids, call["idempotency_key"], (ns.name,), ["txn", txn])
+        result = await ns.txn(compares, then, otherwise, fence=fence_of(txn), ids=ids)
+        branch = then if result.succeeded else otherwise
+        for found in result.results:
+            if isinstance(found, Record):
+                call.hold.force(len(found.value))
+        results = [self._part_json(op, found) for op, found in zip(branch, result.results, strict=True)]
+        return json_response({"succeeded": result.succeeded, "results": results})
+
+    @staticmethod
+    def _compare(c: dict[str, Any]) -> Compare:
+        operand = value_of(c, "operand") if c["what"] == "value" else c["operand"]
+        return Compare(c["key"], c["what"], c["relation"], operand)
+
+    @staticmethod
+    def _part(op: dict[str, Any]) -> Op:
+        kind, key = op["op"], op["key"]
+        if kind == "get":
+            return Get(key)
+        if kind == "put":
+            ttl = ttl_s(op.get("ttl_ms"), op.get("ttl_s"))
+            return Put(key, value_of(op), content_type=op["content_type"], ttl_s=ttl)
+        return Add(key, op["delta"]) if kind == "add" else Delete(key)
+
+    @staticmethod
+    def _part_json(op: Op, found: Any) -> dict[str, Any]:
+        if isinstance(found, Record):
+            return item_json(op.key, found)
+        if isinstance(found, PutResult):
+            return {"key": op.key, "version": found.version, "created": found.created}
+        if isinstance(found, AddResult):
+            return {"key": op.key, "version": found.version, "count": found.value}
+        return {"key": op.key, "version": found or 0}

@@ -1,0 +1,108 @@
+"""One Idempotency-Key is one request id: judged by the partition's own machine (R7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from metastore.client.dispatch import RequestIds
+from metastore.core.dedupe import MAX_SESSIONS
+from metastore.core.machine import Machine
+from metastore.errors import RequestIdExpired
+from metastore.keys import storage_key
+from metastore.wire.client_messages import ADD
+from metastore.wire.op_checks import check_op, op_shape
+from router.idempotency import FLOOR, OneRequest
+
+KEY = storage_key("app", "n")
+
+
+class Partition:
+    """A machine whose entries are committed when told to."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes | None] = {}
+        self.machine = Machine(lambda lkey: self.records.get(lkey))
+        self.index = 0
+        self.proposed: list[tuple[int, bytes]] = []
+
+    def add(self, ids: RequestIds, delta: int) -> Any:
+        """One attempt; what it will be told once all is committed."""
+        seq, stamp = ids.begin(0)
+        op = [0, ADD, 0, KEY, seq, ids.floor(0), stamp, None, delta]
+        assert op_shape(op) is None
+        assert check_op(op) is None
+        payload, [result] = self.machine.resolve(self.index + 1, [(ids.client_id, op)])
+        if payload is not None:
+            self.index += 1
+            self.proposed.append((self.index, payload))
+        return result.tail
+
+    def commit(self) -> None:
+        for index, payload in self.proposed:
+            for lkey, record in self.machine.apply(index, payload).changes:
+                self.records[lkey] = record
+        self.proposed.clear()
+
+    def restart(self) -> None:
+        rows = [(key, self.machine.aux(key)) for key in self.machine.aux_keys()]
+        self.machine = Machine(lambda lkey: self.records.get(lkey))
+        self.machine.load([(k, v) for k, v in rows if v is not None])
+
+
+def request(key: str, body: Any, scope: tuple[str, ...] = ("app", "n")) -> OneRequest:
+    return OneRequest(RequestIds(), key, scope, body)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_the_same_request_is_carried_out_once_and_another_never(committed: bool) -> None:
+    p = Partition()
+    first = p.add(request("k", ["add", 5]), 5)
+    if committed:
+        p.commit()
+        p.restart()
+    assert p.add(request("k", ["add", 5]), 5) == first, "also through another router"
+    for number in range(200):  # whatever their hash: above and below the first one's
+        refused = p.add(request("k", ["add", 6, number]), 6)
+        assert refused[0] == RequestIdExpired.status
+        assert refused[2]["reused"] is True
+    p.commit()
+    assert p.machine.last_version == 1
+    assert p.add(request("other", ["add", 1]), 1)[3] == 6
+    assert p.add(request("k", ["add", 1], ("app", "another record")), 1)[3] == 7
+
+
+def test_the_window() -> None:
+    """A key is remembered until as many others have come as a partition keeps; then it is new again."""
+    p = Partition()
+    first = p.add(request("k", 1), 1)
+    p.commit()
+    for number in range(MAX_SESSIONS - 1):
+        p.add(request(f"other-{number}", 1), 1)
+    p.commit()
+    assert p.add(request("k", 1), 1) == first
+    p.add(request("one more", 1), 1)
+    p.commit()
+    late = p.add(request("k", 1), 1)
+    assert late[0] == RequestIdExpired.status
+    assert late[2]["reused"] is False, "the router may send it anew, with a stamp that says so"
+
+
+def test_numbers_fit_the_wire() -> None:
+    for number in range(1000):
+        ids = request("k", number)
+        seq, stamp = ids.begin(3)
+        assert 0 < seq < FLOOR == ids.floor(3)
+        assert stamp == 0
+    assert request("k", 1).client_id != request("k", 1, ("app", "m")).client_id
+    assert request("k", 1).client_id == request("k", 2).client_id
+
+
+def test_stamps_are_the_routers() -> None:
+    router = RequestIds()
+    router.seen(4, 77)
+    ids = OneRequest(router, "k", ("app", "n"), 1)
+    assert ids.begin(4)[1] == 77
+    ids.seen(4, 99)
+    assert router.stamp(4) == 99
