@@ -71,7 +71,7 @@ class Buffer:
     """What was told and is not taken yet, in *pieces*. ``room``: set while more may come; ``begun``: set
     when every change from then on will be seen."""
 
-    def __init__(self, limit: int, limit_bytes: int) -> None:
+    def __init__(self, limit: int, limit_bytes: int = MAX_BUFFER_BYTES) -> None:
         self._limit, self._limit_bytes = limit, limit_bytes
         self._pieces: deque[tuple[Source, Any, deque[RawEvent]]] = deque()
         self._count = 0

@@ -25,6 +25,7 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
+from metastore.client.watching import MAX_BUFFER_BYTES
 from metastore.keys import check_namespace
 from metastore.records import Record
 
@@ -264,10 +265,16 @@ class Namespace(Generic[T]):
         keys_only: bool = False,
         any_replica: bool = False,
         buffer: int = 10_000,
+        buffer_bytes: int = MAX_BUFFER_BYTES,
     ) -> Watcher[T]:
         """Every change of keys that begin with ``prefix``, each once, in order for each key."""
         inner = self._inner.watch(
-            prefix, after=after, keys_only=keys_only, any_replica=any_replica, buffer=buffer
+            prefix,
+            after=after,
+            keys_only=keys_only,
+            any_replica=any_replica,
+            buffer=buffer,
+            buffer_bytes=buffer_bytes,
         )
         return Watcher(self._portal, inner)
 

@@ -56,6 +56,11 @@ class Watcher(Bound, Generic[T]):
         return self._call(lambda: self._inner.next(timeout_s))
 
     @property
+    def waiting(self) -> int:
+        """How many changes can be taken without waiting."""
+        return self._inner.waiting
+
+    @property
     def resume(self) -> str | None:
         """Where the reader is: pass it as ``after`` to go on behind the last event that was taken."""
 
