@@ -336,6 +336,8 @@ class Attempts:
         if self.maybe_done:
             text = f"the write may or may not have taken effect, once at most: {error.message}"
             return OutcomeUnknown(text, **error.detail)
+        if isinstance(error, DeadlineExceeded) and isinstance(self.last_error, TooStale):
+            return self.last_error
         if isinstance(error, DeadlineExceeded) and self.last_error is not None:
             text = f"{error.message}; the last attempt failed: {self.last_error.message}"
             return DeadlineExceeded(text, **self.last_error.detail)

@@ -108,6 +108,7 @@ class Dispatcher:
         self._connections.clear()
         if self.router is not None:
             await self.router.close()
+        await asyncio.sleep(0)  # sockets close in the loop's next turn
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Let something go on in the background, until the client is closed at the latest."""

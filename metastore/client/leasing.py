@@ -46,6 +46,7 @@ CLOCK_MARGIN: Final = 2 * 500e-6
 RENEW_AFTER: Final = 1 / 3
 AT_RISK_AFTER: Final = 1 / 2
 LOOK_S: Final = 0.5
+NO_VERSION: Final = 1 << 62
 
 Callback = Callable[[], object]
 
@@ -274,16 +275,25 @@ class Lease:
                 return
 
     async def _abandon(self, mark: tuple[bytes, str]) -> None:
-        """Give back what we may have taken without knowing. Its TTL would, too."""
-        end = now_ns() + int(self.ttl_s * 1e9)
-        while now_ns() < end and not self._namespace.dispatcher.closed:
+        """Give back what we may have taken without knowing. Its TTL would, too.
+
+        A read could miss a write of ours that is still on its way. So first a write that changes nothing,
+        of a version that there never is: it is resolved after ours, if that has arrived, and says that ours
+        is never to be carried out, if it has not (R7: the floor)."""
+        namespace, end = self._namespace, now_ns() + int(self.ttl_s * 1e9)
+        settled = False
+        while now_ns() < end and not namespace.dispatcher.closed:
             try:
-                record = await self._namespace.get(self.key, deadline_s=self.ttl_s)
+                if not settled:
+                    await namespace.delete(self.key, version=NO_VERSION, deadline_s=self.ttl_s)
+                record = await namespace.get(self.key, deadline_s=self.ttl_s)
                 if record is not None and self._is_ours(record, mark):
-                    await self._namespace.delete(self.key, version=record.version, deadline_s=self.ttl_s)
+                    await namespace.delete(self.key, version=record.version, deadline_s=self.ttl_s)
                 return
             except ConditionFailed:
-                return
+                if settled:
+                    return
+                settled = True
             except MetastoreError as e:
                 log.debug("abandoning %s: %s", self.key, e.message)
                 await asyncio.sleep(backoff_s(6))
@@ -315,13 +325,14 @@ class Lease:
             try:
                 left = max(0.001, min(self.remaining_s, self._namespace.deadline_s))
                 found = await self._namespace.touch(self.key, version=self._token, deadline_s=left)
-                if found is None:
-                    self._lose(f"{self.key!r:.200} is gone: its lease ran out, or it was deleted")
-                elif not self._is_lost():
+                if found is not None and not self._is_lost():
                     failures = 0
                     self._renewed(sent)
-            except ConditionFailed:
-                self._lose(f"{self.key!r:.200} is held by another")
+            except ConditionFailed as e:
+                what = (
+                    "is held by another" if e.detail.get("version") else "is gone: it ran out, or was deleted"
+                )
+                self._lose(f"{self.key!r:.200} {what}")
             except ClientClosed:
                 self._lose(f"the client was closed while {self.key!r:.200} was held")
             except MetastoreError as e:
@@ -361,11 +372,10 @@ class Lease:
         if not self._held:
             raise LockLost(self._why or f"{self.key!r:.200} is not held")
         self._is_lost()
-        tasks, self._tasks = self._tasks, []
+        tasks, self._tasks, self._held = self._tasks, [], False
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._held = False
         try:
             deadline_s = min(self.ttl_s, self._namespace.deadline_s)
             await self._namespace.delete(self.key, version=self._token, deadline_s=deadline_s)

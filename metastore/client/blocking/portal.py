@@ -62,6 +62,7 @@ class _Running:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.loop.shutdown_asyncgens()
         self.loop.stop()
 
 
