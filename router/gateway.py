@@ -64,6 +64,8 @@ MAX_LISTINGS = 32
 #: what the gets of one batch may bring, and how many of them are under way at once
 MAX_BATCH_ANSWER_BYTES = 16 << 20
 MAX_BATCH_GETS = 64
+#: what a request may hold whatever the others do: large ones shall not lock out small ones
+SMALL_BYTES = 16 << 10
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
@@ -75,9 +77,9 @@ class Lease:
         self.bytes = 0
 
     def take(self, size: int) -> None:
-        """Raises Overloaded when there is no room for ``size`` bytes more."""
+        """Raises Overloaded when there is no room for ``size`` bytes more; for a few there is."""
         gateway = self._gateway
-        if gateway.held + size > gateway.limit:
+        if self.bytes + size > SMALL_BYTES and gateway.held + size > gateway.limit:
             raise Overloaded(
                 f"the requests under way hold {gateway.held} bytes; {size} more are over the limit",
                 retry_after_s=1,
@@ -217,6 +219,7 @@ class Gateway:
         result = await self.in_cell(lkey, lambda: self.dispatcher.read(op, lkey, until))
         if result[1] == NOT_FOUND:
             raise NotFound(f"there is no record {key!r:.200} in namespace {name}")
+        request[LEASE].take(len(result[2]))
         record = unpack_record(result[2])
         etag = f'"{record.version}"'
         headers = {"ETag": etag, "X-Metastore-Created": str(record.created)}
@@ -283,7 +286,7 @@ class Gateway:
                     chunks.append(chunk)
         except TimeoutError:
             raise InvalidRequest("the body did not arrive in time") from None
-        return b"".join(chunks)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def delete(self, request: web.Request) -> web.Response:
         name, key = split_path(request, "/v1/kv/")
