@@ -220,11 +220,12 @@ class Gateway:
         if result[1] == NOT_FOUND:
             raise NotFound(f"there is no record {key!r:.200} in namespace {name}")
         request[LEASE].take(len(result[2]))
-        record = unpack_record(result[2])
+        record, age_ms = unpack_record(result[2]), result[3]
+        del result  # and with it a second copy of the value
         etag = f'"{record.version}"'
         headers = {"ETag": etag, "X-Metastore-Created": str(record.created)}
         if kind != LINEARIZABLE:
-            headers["X-Metastore-Age-Ms"] = "unknown" if result[3] is None else str(result[3])
+            headers["X-Metastore-Age-Ms"] = "unknown" if age_ms is None else str(age_ms)
         wanted = request.headers.get("If-None-Match")
         if wanted is not None and (wanted.strip() == "*" or etag in [t.strip() for t in wanted.split(",")]):
             return web.Response(status=304, headers=headers)
