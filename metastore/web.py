@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion10, StreamReader, web
 
 from metastore.problems import MEDIA_TYPE, http_problem
 
@@ -31,7 +30,7 @@ MAX_HEADERS: Final = 64
 class Connection(web.RequestHandler):
     """One connection. ``since``: when it began to owe us a request or to take an answer."""
 
-    __slots__ = ("_server", "_wire", "closing_since", "since", "taking")
+    __slots__ = ("_half_closed", "_server", "_wire", "body", "closing_since", "since", "taking")
 
     def __init__(self, server: WebServer, manager: Any, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -39,8 +38,11 @@ class Connection(web.RequestHandler):
         self._wire: asyncio.Transport | None = None
         self.since: float | None = None
         self.closing_since: float | None = None
+        #: of the request under way
+        self.body: StreamReader | None = None
         #: bytes of the answer that is being taken
         self.taking = 0
+        self._half_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = cast(asyncio.Transport, transport)
@@ -51,6 +53,17 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.left(self)
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The other side has said all it will: that may be a request, which is answered first."""
+        body = self._messages[-1][1] if self._messages else self.body
+        if body is None:
+            return False
+        if not body.is_eof():
+            body.set_exception(web.RequestPayloadError("the connection was closed before its end"))
+            body.feed_eof()
+        self._half_closed = True
+        return True
 
     def is_closing(self) -> bool:
         return self._wire is None or self._wire.is_closing()
@@ -63,8 +76,13 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        if request.version < HttpVersion10:
+            self.cut()  # HTTP/0.9 knows no status to tell it by
+            return resp, True
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             resp = plain_problem(request, resp)
+        if self._half_closed and not self._messages:
+            resp.force_close()
         body = resp.body if isinstance(resp, web.Response) else None
         size = len(body) if isinstance(body, bytes | bytearray) else 0
         self._server.takes(self, size)
@@ -85,6 +103,8 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """What aiohttp found wrong itself: a head that is none, a failed handler."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # nobody is there to be told
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has been begun")
         if status >= 500:
@@ -113,16 +133,6 @@ def plain_problem(request: web.BaseRequest, error: web.HTTPException) -> web.Res
     return found
 
 
-@web.middleware
-async def _mark(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    connection = request.protocol
-    assert isinstance(connection, Connection)
-    connection._server.began(connection)
-    return await handler(request)
-
-
 class WebServer:
     """See the module."""
 
@@ -135,7 +145,6 @@ class WebServer:
         answer_bytes: int,
         stop_patience_s: float = 2.0,
     ) -> None:
-        app.middlewares.append(_mark)
         self.max_connections = max_connections
         self.patience_s = patience_s
         self.answer_bytes = answer_bytes
@@ -156,7 +165,18 @@ class WebServer:
         """Serve on ``host:port``. Raises OSError."""
         await self._runner.setup()
         manager = self._runner.server
+        assert manager is not None
         loop = asyncio.get_running_loop()
+        make_request = manager.request_factory
+
+        def request(
+            message: Any, body: StreamReader, connection: web.RequestHandler, writer: Any, task: Any
+        ) -> web.BaseRequest:
+            assert isinstance(connection, Connection)
+            self.began(connection, body)
+            return make_request(message, body, connection, writer, task)
+
+        manager.request_factory = request
 
         def connection() -> Connection:
             return Connection(
@@ -165,6 +185,7 @@ class WebServer:
                 loop=loop,
                 access_log=None,
                 keepalive_timeout=IDLE_S,
+                lingering_time=min(10.0, self.patience_s),
                 max_line_size=MAX_LINE_BYTES,
                 max_field_size=MAX_FIELD_BYTES,
                 max_headers=MAX_HEADERS,
@@ -210,9 +231,9 @@ class WebServer:
         connection.cut()
         self.left(connection)
 
-    def began(self, connection: Connection) -> None:
+    def began(self, connection: Connection, body: StreamReader) -> None:
         """A request is under way: its handler minds the time."""
-        connection.since = None
+        connection.since, connection.body = None, body
         self._idle.pop(connection, None)
 
     def takes(self, connection: Connection, size: int) -> None:
@@ -224,6 +245,7 @@ class WebServer:
             self._evict(next(iter(self._taking)))
 
     def taken(self, connection: Connection) -> None:
+        connection.body = None
         if connection in self._taking:
             del self._taking[connection]
             self._taking_bytes -= connection.taking

@@ -51,7 +51,7 @@ class ClientConnection(asyncio.Protocol):
         self.node = node
         self.admission = node.admission
         self.transport: asyncio.Transport | None = None
-        self.decoder = frames.FrameDecoder(frames.MAX_HELLO_BYTES, frames.MAX_CLIENT_ITEMS)
+        self.decoder = frames.FrameDecoder(frames.MAX_HELLO_BYTES, frames.MAX_ITEMS)
         self.peer: PeerConnection | None = None
         self.greeted = False
         self.since_ns = now_ns()
@@ -219,7 +219,7 @@ class ClientConnection(asyncio.Protocol):
             peer.transport = self.transport
             peer.decoder = self.decoder
             peer.accept(body)
-            self.decoder.max_frame, self.decoder.max_items = frames.MAX_FRAME_BYTES, frames.MAX_PEER_ITEMS
+            self.decoder.max_frame = frames.MAX_FRAME_BYTES
             self.peer = peer
             self.admission.left(self)
             return

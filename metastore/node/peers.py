@@ -42,7 +42,7 @@ class PeerConnection(asyncio.Protocol):
         self.target = target
         self.peer: Process | None = None
         self.transport: asyncio.Transport | None = None
-        self.decoder = frames.FrameDecoder(max_items=frames.MAX_PEER_ITEMS)
+        self.decoder = frames.FrameDecoder(max_items=frames.MAX_ITEMS)
         self.closed = asyncio.get_running_loop().create_future()
         self._quiet = 0
         self._pinger: asyncio.TimerHandle | None = None

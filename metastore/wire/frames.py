@@ -28,8 +28,7 @@ bound keeps a hostile frame below about 130 MB, and that only until it fails to 
 #: A byte of msgpack may become an object of 72: of a small frame that is no harm, in a large one the
 #: elements are counted. Values are what makes honest frames large, not their number.
 UNCOUNTED_BYTES: Final = 64 << 10
-MAX_CLIENT_ITEMS: Final = 500_000
-MAX_PEER_ITEMS: Final = 1_000_000
+MAX_ITEMS: Final = 300_000
 
 # client <-> node
 HELLO: Final = 1

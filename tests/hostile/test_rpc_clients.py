@@ -14,11 +14,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metastore.errors import InvalidRequest, Overloaded, TooLarge
+from metastore.errors import Compacted, InvalidRequest, Overloaded, TooLarge
 from metastore.keys import storage_key
 from metastore.node.admission import MAX_STRANGERS
 from metastore.wire import frames
-from metastore.wire.client_messages import ADD, DELETE, GET, LINEARIZABLE, LIST, OK, PUT, STALE
+from metastore.wire.client_messages import (
+    ADD,
+    DELETE,
+    GET,
+    LINEARIZABLE,
+    LIST,
+    MAX_WATCHES_PER_CONNECTION,
+    OK,
+    PUT,
+    STALE,
+    TOUCH,
+    TXN,
+    WATCH_ANY,
+)
 from tests.hostile.attack import (
     HELLO,
     dial,
@@ -109,6 +122,12 @@ REFUSED: dict[str, bytes] = {
     "a partition that is text": request([1, GET, "p", LKEY, 0, None]),
     "an operation too short": request(GET_OP[:5]),
     "an operation too long": request([*GET_OP, 1]),
+    "a watch of nothing": frame(frames.WATCH, []),
+    "a watch that is text": frame(frames.WATCH, ["a", 0, b"", b"", None, 0, b""]),
+    "a watch to the end of all": frame(frames.WATCH, [1, 0, b"x" * 9, b"y" * 9, (1 << 64) - 1, 0, b""]),
+    "a watch with unknown flags": frame(frames.WATCH, [1, 0, b"x" * 9, b"y" * 9, None, 1 << 40, b""]),
+    "a watch of a long name": frame(frames.WATCH, [1, 0, b"x" * 9000, b"y" * 9, None, 0, b""]),
+    "a watch that is nested": raw_frame(frames.WATCH, b"\x97" + nested(900) * 7),
 }
 
 
@@ -143,6 +162,10 @@ def test_strangers_get_nothing(rpc: str) -> None:
         assert [kind for kind, _ in answers] == [frames.ERROR], name
 
 
+def txn(compares: Any, then: Any, otherwise: Any, *fence: Any) -> list[Any]:
+    return [1, TXN, 0, LKEY, 0, 0, 0, compares, then, otherwise, *fence]
+
+
 BAD_OPS: dict[str, tuple[list[Any], type[Exception]]] = {
     "a key that is text": ([1, GET, 0, "k", 0, None], InvalidRequest),
     "a key without namespace": ([1, GET, 0, b"12345678key", 0, None], InvalidRequest),
@@ -164,6 +187,26 @@ BAD_OPS: dict[str, tuple[list[Any], type[Exception]]] = {
     "an age below 0": ([1, GET, 0, LKEY, STALE, -1], InvalidRequest),
     "a list of 2**32": ([1, LIST, 0, LKEY, b"", 1 << 32, 0, 0, None], InvalidRequest),
     "a list of nothing": ([1, LIST, 0, LKEY, b"", 0, 0, 0, None], InvalidRequest),
+    "a touch with a text as condition": ([1, TOUCH, 0, LKEY, "x"], InvalidRequest),
+    "a transaction of numbers": (txn(1, 2, 3), InvalidRequest),
+    "a transaction of 129 parts": (txn([], [[GET, LKEY]] * 129, []), InvalidRequest),
+    "a compare of two": (txn([[LKEY, 0]], [], []), InvalidRequest),
+    "a compare with a target of 9": (txn([[LKEY, 9, 0, 0]], [], []), InvalidRequest),
+    "a compare with a relation of 2**40": (txn([[LKEY, 0, 1 << 40, 0]], [], []), InvalidRequest),
+    "a compare of a value with a number": (txn([[LKEY, 1, 0, 7]], [], []), InvalidRequest),
+    "a part that is nested": (txn([], [[[[]]]], []), InvalidRequest),
+    "a part of a list": (txn([], [[LIST, LKEY]], []), InvalidRequest),
+    "a part that puts no text": (
+        txn([], [[PUT, LKEY[:13] + b"\xff\xff", b"", "", None]], []),
+        InvalidRequest,
+    ),
+    "a part that puts 2 MiB": (txn([], [[PUT, LKEY, bytes(2 << 20), "", None]], []), TooLarge),
+    "parts that put 3 MiB": (txn([], [[PUT, LKEY, bytes(1 << 20), "", None]] * 3, []), TooLarge),
+    "a part that adds 2**63": (txn([], [[ADD, LKEY, 1 << 63]], []), InvalidRequest),
+    "a fence that is text": (txn([], [], [], "f"), InvalidRequest),
+    "a fence of 300": (txn([], [], [], ["f" * 300, 1]), InvalidRequest),
+    "a fence of 2**64 - 1": (txn([], [], [], ["f", (1 << 64) - 1]), InvalidRequest),
+    "a fence below 0": ([*PUT_OP, ["f", -1]], InvalidRequest),
     "an argument that is nested": ([1, GET, 0, LKEY, STALE, [[[]]]], InvalidRequest),
 }
 
@@ -334,6 +377,26 @@ def test_who_does_not_read_is_not_answered_for_ever(
             s.socket.close()
 
 
+def test_watches_without_number(attacked: Cluster, large: tuple[bytes, int]) -> None:
+    """Thousands on one connection, all from the past, of large records, and nobody reads what they
+    bring: some are refused, what is sent has a bound, others do not wait."""
+    key, p = large
+    rpc = str(attacked.node("c1n1")["rpc"])
+    start, end = key[:8], key[:7] + bytes([key[7] + 1]) if key[7] < 255 else b"\xff" * 9
+    with greeted(rpc) as s:
+        for i in range(MAX_WATCHES_PER_CONNECTION + 500):
+            s.send(frame(frames.WATCH, [i, p, start, end, 0 if i % 2 else None, WATCH_ANY, b""]))
+
+        async def write() -> None:
+            async with attacked.client() as client:
+                for i in range(4):
+                    await client.namespace("large").put(f"d/{i}", bytes(1 << 20))
+
+        asyncio.run(write())
+        ended = s.read(frames.WATCH_END)
+        assert ended[1] in (Overloaded.status, Compacted.status), ended
+
+
 def test_large_answers_that_are_read_come(large: tuple[bytes, int], attacked: Cluster) -> None:
     """The bound is for those who do not read: the others get everything, a part refused at a time."""
     key, p = large
@@ -424,6 +487,8 @@ OPS: list[list[Any]] = [
     [1, DELETE, 0, LKEY, 1, 1, 0, None],
     [1, ADD, 0, LKEY, 1, 1, 0, None, 5],
     [1, LIST, 0, LKEY, b"\xff" * 9, 10, 0, STALE, None],
+    [1, TOUCH, 0, LKEY, None],
+    [1, TXN, 0, LKEY, 1, 1, 0, [[LKEY, 0, 0, 0]], [[PUT, LKEY, b"v", "", None]], [[GET, LKEY]], ["f", 1]],
 ]
 
 
