@@ -142,7 +142,9 @@ class RouterConfig(BaseConfig):
     nodes: list[str] = setting([], "host:port of nodes to learn the topology from when etcd is away")
     snapshot_path: str = setting("", "file that keeps the topology for a start without etcd; empty = none")
     deadline_s: float = setting(5.0, "longest time a request may take", 0.05, 120)
-    max_connections: int = setting(16_384, "open HTTP connections; beyond it 503", 1, 1 << 20)
+    max_connections: int = setting(
+        16_384, "open HTTP connections; beyond it the longest idle ends", 1, 1 << 20
+    )
     max_inflight: int = setting(8192, "requests under way; beyond it 503", 1, 1 << 20)
     max_inflight_per_cell: int = setting(
         4096, "operations under way to one cell, those of batches too; beyond it 503", 1, 1 << 20
@@ -152,6 +154,9 @@ class RouterConfig(BaseConfig):
     max_watches: int = setting(4096, "open watches; beyond it 503", 1, 1 << 20)
     max_watches_per_cell: int = setting(
         2048, "open watches that follow one cell, those of whole namespaces too; beyond it 503", 1, 1 << 20
+    )
+    client_patience_s: float = setting(
+        20.0, "time for a request's head, and for the end of a connection", 0.1, 3600
     )
     write_timeout_s: float = setting(
         30.0, "how long a client may take to read what waits for it before it is cut off", 0.1, 600

@@ -134,24 +134,18 @@ def plain_problem(request: web.BaseRequest, error: web.HTTPException) -> web.Res
 
 
 class WebServer:
-    """See the module."""
+    """See the module. ``runner``: of an application, or of a handler alone (``web.ServerRunner``)."""
+
+    connection_class: type[Connection] = Connection
 
     def __init__(
-        self,
-        app: web.Application,
-        *,
-        max_connections: int,
-        patience_s: float,
-        answer_bytes: int,
-        stop_patience_s: float = 2.0,
+        self, runner: web.BaseRunner, *, max_connections: int, patience_s: float, answer_bytes: int
     ) -> None:
         self.max_connections = max_connections
         self.patience_s = patience_s
         self.answer_bytes = answer_bytes
         self.evicted = 0
-        self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=stop_patience_s
-        )
+        self._runner = runner
         self._listening: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._open: dict[Connection, None] = {}
@@ -179,7 +173,7 @@ class WebServer:
         manager.request_factory = request
 
         def connection() -> Connection:
-            return Connection(
+            return self.connection_class(
                 self,
                 manager,
                 loop=loop,
@@ -197,9 +191,18 @@ class WebServer:
         )
         self._sweeper = loop.create_task(self._sweep_forever())
 
-    async def stop(self) -> None:
+    def stop_listening(self) -> None:
+        """No new connections; what is under way goes on."""
         if self._listening is not None:
             self._listening.close()
+
+    @property
+    def port(self) -> int:
+        assert self._listening is not None
+        return int(self._listening.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        self.stop_listening()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)

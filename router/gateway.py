@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 
 from metastore.config import RouterConfig
 from metastore.errors import MetastoreError
@@ -50,8 +50,8 @@ class Gateway:
         self.config = config
         self.dispatcher = dispatcher
         self.bulkheads: Bulkheads = dispatcher.bulkheads
-        self.server = HttpServer(self.answer, config.max_connections, self._connection_refused)
-        self.figures = Figures(self.bulkheads, dispatcher, lambda: self.server.open_connections)
+        self.server = HttpServer(self.answer, config)
+        self.figures = Figures(self.bulkheads, dispatcher, lambda: len(self.server))
         self.routes = Routes(OPERATIONS)
         self.streams = Streams(config, dispatcher)
         self.health = Health(dispatcher, self.figures)
@@ -82,10 +82,6 @@ class Gateway:
             "docs": self.health.docs,
         }
         assert self.handlers.keys() == self.routes.operations.keys()
-
-    def _connection_refused(self) -> None:
-        refused = self.bulkheads.refused
-        refused["max_connections"] = refused.get("max_connections", 0) + 1
 
     # --- one request ------------------------------------------------------------------------
 
@@ -149,6 +145,10 @@ class Gateway:
         for a client that does not read."""
         if response.prepared:
             return response
+        if request.version < HttpVersion10:  # HTTP/0.9 knows no status to tell it by
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("HTTP/0.9")
         response.headers["Server"] = "metastore"
         if self.closing:
             response.force_close()
@@ -181,4 +181,4 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await self.namespaces.close(2.0)
-                await self.server.shutdown(1.0)
+                await self.server.stop()

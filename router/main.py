@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from metastore.coordination.interface import Change
 from metastore.errors import ConfigError, InvalidRequest, MetastoreError
 from metastore.layout import Layout
 from metastore.logs import setup_logging
+from metastore.process import open_files_limit
 from metastore.topology import TopologyTable
 from router.bulkheads import Bulkheads, CellDispatcher
 from router.gateway import Gateway
@@ -90,7 +90,6 @@ class Router:
         self.config = config
         self.layout = Layout(config.cluster)
         self._keeper: asyncio.Task[None] | None = None
-        self._site: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Serve, whether the topology is known yet or not. Raises OSError."""
@@ -109,8 +108,7 @@ class Router:
         await self.dispatcher.start(0, required=False)
         admin = NamespaceAdmin(self.coordinator, self.layout, self.dispatcher)
         self.gateway = Gateway(config, self.dispatcher, admin)
-        host, _, port = config.http.rpartition(":")
-        self._site = await loop.create_server(self.gateway.server, host, int(port), backlog=BACKLOG)
+        await self.gateway.server.start(config.http, BACKLOG)
         if config.snapshot_path:
             self._keeper = loop.create_task(keep_snapshot(config.snapshot_path, table))
 
@@ -122,8 +120,7 @@ class Router:
 
     @property
     def port(self) -> int:
-        assert self._site is not None
-        return int(self._site.sockets[0].getsockname()[1])
+        return self.gateway.server.port
 
     async def drain(self) -> None:
         """Go on serving for ``drain_s`` while ``/readyz`` says that this router stops."""
@@ -132,8 +129,7 @@ class Router:
 
     async def stop(self) -> None:
         """Finish what is under way, and end."""
-        if self._site is not None:
-            self._site.close()
+        self.gateway.server.stop_listening()
         await self.gateway.close()
         table = self.dispatcher.table
         for task in (self._keeper, self._forget):
@@ -147,17 +143,6 @@ class Router:
         await self.coordinator.close()
 
 
-def raise_file_limit(wanted: int) -> None:
-    """As many open files as the system allows, if that is needed; each connection is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
-        if limit < wanted:
-            log.warning("max_connections needs %d open files, and %d are allowed", wanted, limit)
-
-
 async def serve(config: RouterConfig) -> int:
     """Run until a signal; a second one does not wait for what is under way."""
     loop = asyncio.get_running_loop()
@@ -168,7 +153,9 @@ async def serve(config: RouterConfig) -> int:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, on_signal)
-    raise_file_limit(config.max_connections + SPARE_FILES)
+    wanted, limit = config.max_connections + SPARE_FILES, open_files_limit()
+    if limit < wanted:
+        log.warning("max_connections needs %d open files, and %d are allowed", wanted, limit)
     router = Router(config)
     await router.start()
     log.info("router of cluster %s serves on %s", config.cluster, config.http)

@@ -1,37 +1,29 @@
-"""The HTTP server: aiohttp's protocol without its application, routing and error pages.
+"""The router's HTTP server: aiohttp's protocol without its application, routing and error pages.
 
-What it adds: a bound on open connections, refused before a byte is read; problem documents also for
-what is not HTTP at all; a name of its own.
+Bounds of connections, and of the time that a client has for each part of what it says, are those of
+``metastore.web``; here are the router's own name and words for what is not HTTP at all.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
-import orjson
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
-from metastore.errors import MetastoreError, Overloaded
+from metastore.config import RouterConfig
+from metastore.web import Connection, WebServer
 from router.errors import MalformedHttp
-from router.problems import PROBLEM_TYPE, internal, problem, problem_body
+from router.problems import problem
 
 log = logging.getLogger("router")
 
-KEEPALIVE_S = 75.0
-LINGERING_S = 2.0
-#: a resume token, or a key and a cursor with every byte percent-encoded, fits in one line
-MAX_LINE_BYTES = 16_384
-MAX_FIELD_BYTES = 16_384
-MAX_HEADERS = 64
-
+STOP_PATIENCE_S = 1.0
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class HttpProtocol(RequestHandler):
+class HttpConnection(Connection):
     """One connection."""
 
     __slots__ = ()
@@ -48,62 +40,28 @@ class HttpProtocol(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """What could not be parsed, or failed outside of the gateway."""
+        if status != 400:
+            return super().handle_error(request, status, exc, message)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun already")
-        error: MetastoreError
-        if status == 400:
-            said = " ".join((message or "").split())
-            error = MalformedHttp(f"this is not well-formed HTTP: {said:.200}")
-        else:
-            log.error("outside of the gateway", exc_info=exc)
-            error = internal()
-        response = problem(error)
+        # of what the parser says only the first line: the rest shows what was sent
+        said = (message or "").strip().splitlines() or [""]
+        response = problem(MalformedHttp(f"this is not well-formed HTTP: {said[0]:.200}"))
         response.headers["Server"] = "metastore"
         response.force_close()
         return response
 
 
-class Refusal(asyncio.Protocol):
-    """A connection beyond the bound: 503 and the end, whatever it may have wanted to say."""
+class HttpServer(WebServer):
+    """Every request goes to ``handler``."""
 
-    def __init__(self, limit: int) -> None:
-        error = Overloaded(f"{limit} connections are open, the limit (max_connections)", retry_after_s=1)
-        body = orjson.dumps(problem_body(error))
-        self.answer = (
-            b"HTTP/1.1 503 Service Unavailable\r\nServer: metastore\r\nConnection: close\r\nRetry-After: 1\r\n"
-            b"Content-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (PROBLEM_TYPE.encode(), len(body), body)
-        )
+    connection_class = HttpConnection
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        wire = cast(asyncio.Transport, transport)
-        wire.write(self.answer)
-        wire.close()
-
-
-class HttpServer(web.Server):
-    """Makes a protocol for each connection that comes."""
-
-    def __init__(self, handler: Handler, max_connections: int, on_refused: Callable[[], None]) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self.max_connections = max_connections
-        self.on_refused = on_refused
-        self.loop = asyncio.get_running_loop()
-
-    @property
-    def open_connections(self) -> int:
-        return len(self._connections)
-
-    def __call__(self) -> Any:
-        if len(self._connections) >= self.max_connections:
-            self.on_refused()
-            return Refusal(self.max_connections)
-        return HttpProtocol(
-            self,
-            loop=self.loop,
-            access_log=None,  # type: ignore[arg-type]
-            keepalive_timeout=KEEPALIVE_S,
-            lingering_time=LINGERING_S,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_FIELD_BYTES,
-            max_headers=MAX_HEADERS,
+    def __init__(self, handler: Handler, config: RouterConfig) -> None:
+        manager = web.Server(handler, handler_cancellation=True)
+        super().__init__(
+            web.ServerRunner(manager, handle_signals=False, shutdown_timeout=STOP_PATIENCE_S),
+            max_connections=config.max_connections,
+            patience_s=config.client_patience_s,
+            answer_bytes=config.max_held_mib << 20,
         )

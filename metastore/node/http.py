@@ -135,7 +135,7 @@ async def serve_http(node: Node) -> WebServer:
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/digest", digest)
     app.router.add_get("/metrics", metrics)
     server = WebServer(
-        app,
+        web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0),
         max_connections=MAX_CONNECTIONS,
         patience_s=node.config.client_patience_s,
         answer_bytes=ANSWER_BYTES,
