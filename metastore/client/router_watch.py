@@ -59,7 +59,7 @@ class RouterWatch:
         try:
             while not reading.done():
                 await asyncio.wait({reading}, timeout=LOOK_S)
-                if dispatcher.direct and self._begun and not dispatcher.detours.addresses:
+                if self._begun and not wanted.is_cut_off():
                     return
             reading.result()
         finally:

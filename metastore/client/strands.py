@@ -196,6 +196,9 @@ class Strands:
         while not dispatcher.closed:
             try:
                 await self._buffer.room.wait()
+                if self._is_cut_off(strand):
+                    self._finish(None)
+                    return
                 await self._subscribe(strand, turn)
                 continue
             except (Compacted, InvalidRequest):
@@ -221,8 +224,12 @@ class Strands:
             else:
                 pause = min(pause * 2, RETRY_S[1])
             strand.failing_since = strand.failing_since or loop.time()
-            if dispatcher.router is not None and self._should_go_around(strand, loop.time()):
+            if dispatcher.router is not None and loop.time() - strand.failing_since > PATIENCE_S:
+                dispatcher.detours.add(
+                    a for a in self._leader(strand) if dispatcher.open_connection(a) is None
+                )
                 self._finish(None)
+                return
             await asyncio.sleep(random.uniform(0, pause))
         raise ClientClosed("the client is closed")
 
@@ -242,16 +249,15 @@ class Strands:
             self._make_strands()
             raise asyncio.CancelledError
 
-    def _should_go_around(self, strand: Strand, now: float) -> bool:
-        """Whether nobody who could tell has told anything for a while."""
-        dispatcher = self._dispatcher
-        addresses = self._addresses(dispatcher.table.route(strand.start).id, 0)
-        if addresses and all(a in dispatcher.detours.addresses for a in addresses):
-            return True
-        if now - strand.failing_since < PATIENCE_S:
-            return False
-        dispatcher.detours.add(a for a in addresses if dispatcher.open_connection(a) is None)
-        return True
+    def _leader(self, strand: Strand) -> list[str]:
+        table = self._dispatcher.table
+        address = table.address(table.route(strand.start).leader)
+        return [address] if address is not None else []
+
+    def _is_cut_off(self, strand: Strand) -> bool:
+        """Whether who would tell is known to be reached through the router only."""
+        detours = self._dispatcher.detours.addresses
+        return bool(detours) and any(a in detours for a in self._leader(strand))
 
     def _addresses(self, partition: int, turn: int) -> list[str]:
         """Whom to ask, in order."""

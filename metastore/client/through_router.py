@@ -207,7 +207,8 @@ class RouterTransport:
                 raise self._refusal(response.status, response.content_type, raw)
         except aiohttp.ClientConnectorError as e:
             raise ConnectionLost(f"router {self.url}: {e}", sent=False, refused=True) from None
-        except (aiohttp.ClientError, OSError) as e:
+        except (aiohttp.ClientError, OSError, RuntimeError) as e:
+            # RuntimeError: aiohttp's for a connection that is gone, or a closed session
             text = str(e) or type(e).__name__
             raise ConnectionLost(f"router {self.url}: {text}", sent=True) from None
 
@@ -251,8 +252,8 @@ class RouterTransport:
                 if response.status != 200:
                     raise self._refusal(response.status, response.content_type, raw)
                 return raw
-        except (aiohttp.ClientError, OSError) as e:
-            raise Unavailable(f"router {self.url}: {e or type(e).__name__}") from None
+        except (aiohttp.ClientError, OSError, RuntimeError) as e:
+            raise Unavailable(f"router {self.url}: {str(e) or type(e).__name__}") from None
 
     async def events(self, namespace: str, params: dict[str, str]) -> AsyncIterator[tuple[str, Any] | None]:
         """GET /v1/watch/{namespace}: None once it has begun, then ``(resume token, event)`` for each
@@ -280,8 +281,8 @@ class RouterTransport:
                             raise error_of(event)
                         if token:
                             yield token, event
-        except (aiohttp.ClientError, OSError, orjson.JSONDecodeError, TimeoutError) as e:
-            raise ConnectionLost(f"router {self.url}: {e or type(e).__name__}", sent=True) from None
+        except (aiohttp.ClientError, OSError, RuntimeError, orjson.JSONDecodeError) as e:
+            raise ConnectionLost(f"router {self.url}: {str(e) or type(e).__name__}", sent=True) from None
 
     async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[str]:
         """Lines of the body, of at most MAX_LINE_BYTES. Raises ConnectionLost."""

@@ -23,6 +23,7 @@ from metastore.client.results import Event
 from metastore.client.router_watch import RouterWatch
 from metastore.client.strands import Strands
 from metastore.errors import ClientClosed, InternalError, InvalidRequest, MetastoreError, Unavailable
+from metastore.keys import hash_point, prefix_routing_key, storage_key
 from metastore.records import Record, unpack_record
 from metastore.wire.client_messages import EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
 
@@ -52,6 +53,20 @@ class Wanted:
     prefix: bytes
     flags: int
     exact: bool
+
+    def is_cut_off(self) -> bool:
+        """Whether a leader who would tell is known to be reached through the router only."""
+        table, detours = self.dispatcher.table, self.dispatcher.detours.addresses
+        if not self.dispatcher.direct or not detours:
+            return not self.dispatcher.direct
+        rule = table.rule(self.namespace)
+        routing = prefix_routing_key(self.prefix, rule)
+        placements = table.in_order()
+        if self.exact:
+            placements = [table.route(storage_key(self.namespace, self.prefix.decode(), rule))]
+        elif routing is not None:
+            placements = [table.route(hash_point(self.namespace.encode(), routing))]
+        return any(table.address(p.leader) in detours for p in placements)
 
 
 class Source(Protocol):
@@ -257,9 +272,10 @@ class AsyncWatcher(Generic[T]):
     async def _follow(self, until: float) -> None:
         """Follow, one way or the other, until the watch ends."""
         wanted, dispatcher = self._wanted, self._wanted.dispatcher
-        position, around = self._after, not dispatcher.direct
+        position = self._after
         try:
             await dispatcher.ready(until)
+            around = wanted.is_cut_off()
             while True:
                 source: Source = (RouterWatch if around else Strands)(wanted, self._buffer, position)
                 self._source = source

@@ -14,7 +14,8 @@ PASS, SWALLOW_ANSWERS, SWALLOW_ALL, REFUSE = "pass", "swallow answers", "swallow
 
 
 class Proxy:
-    """A TCP proxy to one node. ``mode`` holds for what is open and for what is opened."""
+    """A TCP proxy to one node. ``mode`` holds for what is open and for what is opened. A connection that
+    has lost bytes never passes any again: TCP leaves nothing out."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -62,9 +63,11 @@ class Proxy:
             task.add_done_callback(self._tasks.discard)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, answers: bool) -> None:
+        lossy = False
         with contextlib.suppress(OSError):
             while data := await source.read(1 << 16):
-                if self.mode == SWALLOW_ALL or (answers and self.mode == SWALLOW_ANSWERS):
+                lossy |= self.mode == SWALLOW_ALL or (answers and self.mode == SWALLOW_ANSWERS)
+                if lossy:
                     self.swallowed += len(data)
                     continue
                 sink.write(data)

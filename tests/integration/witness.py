@@ -100,6 +100,9 @@ class Witness:
                 await self._put(key, b"%d" % number)
 
         def behind() -> list[tuple[str, list[int]]]:
+            for task in (*self.tasks, *self.writing):
+                if task.done():
+                    task.result()
             rest = [(w.name, [p for p in self.marks if w.marks.get(p, 0) < number]) for w in self.watches]
             return [(name, missing) for name, missing in rest if missing]
 
@@ -107,9 +110,6 @@ class Witness:
             await until(f"all watchers have seen all partitions after: {what}", lambda: not behind(), 40)
         except AssertionError as e:
             raise AssertionError(f"{e}: {behind()}") from None
-        for task in self.tasks:
-            if task.done():
-                task.result()
 
     # --- watchers ---------------------------------------------------------------------------
 
