@@ -131,9 +131,9 @@ class RouterConfig(BaseConfig):
     snapshot_path: str = setting("", "file that keeps the topology for a start without etcd; empty = none")
     deadline_s: float = setting(5.0, "longest time a request may take", 0.05, 120)
     max_connections: int = setting(16_384, "open HTTP connections; beyond it 503", 1, 1 << 20)
-    max_inflight: int = setting(8192, "requests under way; beyond it 503", 1, 1 << 20)
+    max_inflight: int = setting(3072, "requests under way; beyond it 503", 1, 1 << 20)
     max_inflight_per_cell: int = setting(
-        4096, "operations under way to one cell, those of batches too; beyond it 503", 1, 1 << 20
+        2048, "operations under way to one cell, those of batches too; beyond it 503", 1, 1 << 20
     )
     max_held_mib: int = setting(512, "bodies and answers in memory; beyond it 503", 16, 1 << 16)
     max_cell_mib: int = setting(128, "values on their way to one cell; beyond it 503", 4, 1 << 16)

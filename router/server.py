@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import orjson
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDict
 
 from metastore.errors import MetastoreError, Overloaded
+from router.bulkheads import RETRY_S
 from router.errors import MalformedHttp
 from router.problems import PROBLEM_TYPE, internal, problem, problem_body
 
@@ -61,6 +64,33 @@ class HttpProtocol(RequestHandler):
         response.headers["Server"] = "metastore"
         response.force_close()
         return response
+
+
+class Door:
+    """The answer to a request beyond the bound on those under way: made beforehand, since whoever is
+    refused must cost little, or refusing is all that there is time for."""
+
+    def __init__(self, limit: int) -> None:
+        self._answers = []
+        for seconds in range(1, int(RETRY_S[1]) + 1):
+            error = Overloaded(
+                f"{limit} requests are under way, the limit (max_inflight)", retry_after_s=seconds
+            )
+            body = orjson.dumps(problem_body(error), option=orjson.OPT_APPEND_NEWLINE)
+            headers = CIMultiDict(
+                {
+                    "Content-Type": PROBLEM_TYPE,
+                    "Retry-After": str(seconds),
+                    "Cache-Control": "no-store",
+                    "Server": "metastore",
+                }
+            )
+            self._answers.append((body, headers))
+
+    def refusal(self) -> web.Response:
+        """503, to come again after a while that is not everybody's."""
+        body, headers = random.choice(self._answers)
+        return web.Response(status=503, body=body, headers=headers)
 
 
 class Refusal(asyncio.Protocol):

@@ -14,6 +14,8 @@ MAX_OUTSTANDING = 4096
 MAX_OPS_PER_FRAME = 1024
 MAX_FRAME_BYTES = 4 << 20
 SWEEP_S = 0.05
+#: a sweep that comes later than this was held up by its own loop
+STALL_S = 0.1
 SILENT_S = 0.6
 #: a connection with watches is pinged this often, and lost when nothing came for that long
 PING_S, WATCH_SILENCE_S = 1.0, 4.0
@@ -70,6 +72,7 @@ class NodeConnection(asyncio.Protocol):
         self._heard_at = 0.0
         self._ping_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_due = 0.0
         #: since when something is waited for and nothing came
         self._quiet_since = 0.0
         #: an operation was given up, and nothing came since it was sent
@@ -86,7 +89,8 @@ class NodeConnection(asyncio.Protocol):
         # not isinstance: uvloop's transports are no subclasses of asyncio's
         self.transport = transport = cast(asyncio.Transport, transport)
         transport.write(frames.pack(frames.HELLO, [self.cluster, self.name]))
-        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+        self._sweep_due = self.loop.time() + SWEEP_S
+        self._sweeper = self.loop.call_at(self._sweep_due, self._sweep)
 
     def data_received(self, data: bytes) -> None:
         self._quiet_since, self._gave_up = self.loop.time(), False
@@ -141,7 +145,15 @@ class NodeConnection(asyncio.Protocol):
 
     def _sweep(self) -> None:
         now = self.loop.time()
-        late = [i for i, (_, until) in self._waiting.items() if until <= now]
+        stalled = now - self._sweep_due
+        if stalled > STALL_S:
+            # This side stood still. What the node has said meanwhile is in the socket: hear it before
+            # anything is given up, or a busy client takes every node for silent and tries all again.
+            self._quiet_since += stalled
+            self._heard_at += stalled
+            late = []
+        else:
+            late = [i for i, (_, until) in self._waiting.items() if until <= now]
         self._gave_up |= bool(late) and now - self._quiet_since > SILENT_TIMEOUT_S
         for i in late:
             future, _ = self._waiting.pop(i)
@@ -150,7 +162,8 @@ class NodeConnection(asyncio.Protocol):
         if self._watches:
             self._watch_over(now)
         if not self.lost:
-            self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+            self._sweep_due = self.loop.time() + SWEEP_S
+            self._sweeper = self.loop.call_at(self._sweep_due, self._sweep)
 
     def _watch_over(self, now: float) -> None:
         """Who only listens does not notice that the other side is gone, unless it asks."""
