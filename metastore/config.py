@@ -145,9 +145,9 @@ class RouterConfig(BaseConfig):
     max_connections: int = setting(
         16_384, "open HTTP connections; beyond it the longest idle ends", 1, 1 << 20
     )
-    max_inflight: int = setting(8192, "requests under way; beyond it 503", 1, 1 << 20)
+    max_inflight: int = setting(3072, "requests under way; beyond it 503", 1, 1 << 20)
     max_inflight_per_cell: int = setting(
-        4096, "operations under way to one cell, those of batches too; beyond it 503", 1, 1 << 20
+        2048, "operations under way to one cell, those of batches too; beyond it 503", 1, 1 << 20
     )
     max_held_mib: int = setting(512, "bodies and answers in memory; beyond it 503", 16, 1 << 16)
     max_cell_mib: int = setting(128, "values on their way to one cell; beyond it 503", 4, 1 << 16)

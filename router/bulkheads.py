@@ -5,14 +5,22 @@ answers in memory, and watches (in all and per cell). Beyond a bound the answer 
 costs nothing, so whatever ten thousand clients do, memory stays below a figure known beforehand, and
 a cell that is dead or slow uses up its own share and no more.
 
+Operations to one partition are sent a window at a time; the others stand in line. So when everybody
+comes at once, or a partition is between two leaders, what is tried and tried again is a window and
+not all there is, and other partitions' operations are not behind it. Who has stood in line for most
+of its time is told to come again while there is time left to say so.
+
 A request holds bytes from when its body comes in until its answer has left for the socket: a client
 that reads or writes slowly holds what it has caused and nobody else's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +30,12 @@ from metastore.config import RouterConfig
 from metastore.errors import Overloaded
 
 MIB = 1 << 20
+#: operations to one partition that are under way at a time; the next ones stand in line
+WINDOW = 256
+#: the part of its time that an operation may stand in line
+PATIENCE = 0.8
+#: when to come again, in seconds: apart from the others
+RETRY_S = (1.0, 3.0)
 
 
 class Share:
@@ -47,9 +61,10 @@ class Bulkheads:
         #: bound -> how often it was met
         self.refused: dict[str, int] = {}
 
-    def _refuse(self, bound: str, text: str, **detail: Any) -> Overloaded:
+    def refuse(self, bound: str, text: str, **detail: Any) -> Overloaded:
+        """The error for who meets a bound; counted."""
         self.refused[bound] = self.refused.get(bound, 0) + 1
-        return Overloaded(f"{text} ({bound})", retry_after_s=1, **detail)
+        return Overloaded(f"{text} ({bound})", retry_after_s=random.uniform(*RETRY_S), **detail)
 
     def share(self, cell: str) -> Share:
         found = self.cells.get(cell)
@@ -57,11 +72,19 @@ class Bulkheads:
             found = self.cells[cell] = Share()
         return found
 
+    @property
+    def full(self) -> bool:
+        """Whether no further request is taken now; counts who asks in vain."""
+        if self.requests < self.config.max_inflight:
+            return False
+        self.refused["max_inflight"] = self.refused.get("max_inflight", 0) + 1
+        return True
+
     @contextlib.contextmanager
     def request(self) -> Iterator[Hold]:
         """A request from its headers to the end of its answer. Raises Overloaded."""
         if self.requests >= self.config.max_inflight:
-            raise self._refuse("max_inflight", f"{self.requests} requests are under way, the limit")
+            raise self.refuse("max_inflight", f"{self.requests} requests are under way, the limit")
         self.requests += 1
         hold = Hold(self)
         try:
@@ -75,13 +98,13 @@ class Bulkheads:
         """An operation of ``size`` bytes that is sent to a cell. Raises Overloaded."""
         share, config = self.share(cell), self.config
         if share.ops >= config.max_inflight_per_cell:
-            raise self._refuse(
+            raise self.refuse(
                 "max_inflight_per_cell",
                 f"{share.ops} operations to cell {cell} are under way, the limit",
                 cell=cell,
             )
         if share.bytes + size > config.max_cell_mib * MIB:
-            raise self._refuse(
+            raise self.refuse(
                 "max_cell_mib", f"{share.bytes} bytes wait for cell {cell}, the limit", cell=cell
             )
         share.ops += 1
@@ -97,11 +120,11 @@ class Bulkheads:
         """A watch that follows partitions of ``cells``. Raises Overloaded."""
         config = self.config
         if self.watches >= config.max_watches:
-            raise self._refuse("max_watches", f"{self.watches} watches are open, the limit")
+            raise self.refuse("max_watches", f"{self.watches} watches are open, the limit")
         shares = [self.share(cell) for cell in sorted(cells)]
         for cell, share in zip(sorted(cells), shares, strict=True):
             if share.watches >= config.max_watches_per_cell:
-                raise self._refuse(
+                raise self.refuse(
                     "max_watches_per_cell",
                     f"{share.watches} watches of cell {cell} are open, the limit",
                     cell=cell,
@@ -117,6 +140,43 @@ class Bulkheads:
                 share.watches -= 1
 
 
+class Line:
+    """Who may send to one partition now, and who comes next."""
+
+    __slots__ = ("active", "waiting")
+
+    def __init__(self) -> None:
+        self.active = 0
+        self.waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self, until: float) -> bool:
+        """Return when it is one's turn; False when ``until`` came first."""
+        if self.active < WINDOW:
+            self.active += 1
+            return True
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn)
+        try:
+            async with asyncio.timeout_at(until):
+                await turn
+            return True
+        except BaseException as e:
+            if turn.done() and not turn.cancelled():
+                self.leave()  # the turn came, and too late
+            if isinstance(e, TimeoutError):
+                return False
+            raise
+
+    def leave(self) -> None:
+        """Let the next one in."""
+        while self.waiting:
+            turn = self.waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.active -= 1
+
+
 class Hold:
     """The bytes that one request holds. A context manager; also released by ``request``."""
 
@@ -130,7 +190,7 @@ class Hold:
         """Hold ``size`` bytes more. Raises Overloaded when the router holds too many."""
         bulkheads = self._all
         if bulkheads.bytes + size > bulkheads.config.max_held_mib * MIB:
-            raise bulkheads._refuse(
+            raise bulkheads.refuse(
                 "max_held_mib", f"bodies and answers of {bulkheads.bytes} bytes are in memory, the limit"
             )
         self.force(size)
@@ -162,21 +222,48 @@ class CellDispatcher(Dispatcher):
             list(config.nodes), config.cluster, name="router", election_patience_s=election_patience_s
         )
         self.bulkheads = bulkheads
+        self._lines: dict[int, Line] = {}
+        self._loop = asyncio.get_running_loop()
 
     def cell_of(self, lkey: bytes) -> str:
         """ "" while the topology is not known."""
         return self.table.route(lkey).cell if self.table.complete else ""
 
+    @contextlib.asynccontextmanager
+    async def _turn(self, lkey: bytes, size: int, until: float) -> AsyncIterator[None]:
+        """An operation within the share of its cell and the line of its partition."""
+        if not self.table.complete:
+            await self.ready(until)
+        placement = self.table.route(lkey)
+        with self.bulkheads.operation(placement.cell, size):
+            line = self._lines.get(placement.id)
+            if line is None:
+                line = self._lines[placement.id] = Line()
+            now = self._loop.time()
+            if not await line.enter(now + (until - now) * PATIENCE):
+                raise self.bulkheads.refuse(
+                    "line", f"too many operations wait for partition {placement.id}", cell=placement.cell
+                )
+            try:
+                yield
+            finally:
+                line.leave()
+
+    @property
+    def waiting(self) -> int:
+        """Operations that stand in line."""
+        return sum(len(line.waiting) for line in self._lines.values())
+
     async def read(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
-        with self.bulkheads.operation(self.cell_of(lkey), len(lkey)):
+        async with self._turn(lkey, len(lkey), until):
             return await super().read(op, lkey, until)
 
     async def write(
         self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
     ) -> list[Any]:
-        with self.bulkheads.operation(self.cell_of(lkey), len(lkey) + op_bytes(op)):
+        async with self._turn(lkey, len(lkey) + op_bytes(op), until):
             return await super().write(op, lkey, until, ids)
 
     async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
-        with self.bulkheads.operation(self.cell_of(op[3]), len(op[3]) + op_bytes(op)):
+        async with self._turn(op[3], len(op[3]) + op_bytes(op), until):
             return await super().relay(client_id, op, until)

@@ -157,6 +157,12 @@ class Call:
         if length is not None and length > declared.limit:
             raise TooLarge(f"a body of {length} bytes is over the limit of {declared.limit} bytes")
         await self._expected()
+        if request.content.is_eof():  # all of it is here already, as small ones are
+            data = request.content.read_nowait()
+            if len(data) <= declared.limit:
+                self.hold.take(len(data))
+                return data
+            raise TooLarge(f"the body is over the limit of {declared.limit} bytes")
         chunks: list[bytes] = []
         size = 0
         try:

@@ -8,8 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from metastore.client.dispatch import Dispatcher
-from router.bulkheads import Bulkheads
+from router.bulkheads import Bulkheads, CellDispatcher
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -17,7 +16,9 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class _Held(Collector):
     """What is held of every bound, asked for when somebody looks."""
 
-    def __init__(self, bulkheads: Bulkheads, dispatcher: Dispatcher, connections: Callable[[], int]) -> None:
+    def __init__(
+        self, bulkheads: Bulkheads, dispatcher: CellDispatcher, connections: Callable[[], int]
+    ) -> None:
         self.bulkheads = bulkheads
         self.dispatcher = dispatcher
         self.connections = connections
@@ -27,6 +28,7 @@ class _Held(Collector):
         for name, text, value in (
             ("connections", "Open HTTP connections", self.connections()),
             ("inflight", "Requests under way", b.requests),
+            ("waiting", "Operations that stand in line for a partition", self.dispatcher.waiting),
             ("held_bytes", "Bodies and answers in memory", b.bytes),
             ("watches", "Open watches", b.watches),
             ("topology_revision", "etcd's revision that the topology is of", table.revision),
@@ -58,7 +60,9 @@ class Figures:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, bulkheads: Bulkheads, dispatcher: Dispatcher, connections: Callable[[], int]) -> None:
+    def __init__(
+        self, bulkheads: Bulkheads, dispatcher: CellDispatcher, connections: Callable[[], int]
+    ) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Held(bulkheads, dispatcher, connections))
         self._requests = Counter(

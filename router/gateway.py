@@ -29,7 +29,7 @@ from router.namespaces import Namespaces
 from router.problems import internal, problem
 from router.records import Records
 from router.rpc import Rpc
-from router.server import HttpServer
+from router.server import Door, HttpServer
 from router.several import Several
 from router.streams import Streams
 
@@ -37,6 +37,8 @@ log = logging.getLogger("router")
 
 #: a namespace with a routing rule of its own waits for every node
 NAMESPACE_DEADLINE_S = 15.0
+#: what is refused at the door when the router is full; health and figures are not
+BOUNDED = "/v1/"
 SLOW_OPERATIONS = frozenset({"putNamespace", "deleteNamespace"})
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
@@ -53,10 +55,15 @@ class Gateway:
         self.server = HttpServer(self.answer, config)
         self.figures = Figures(self.bulkheads, dispatcher, lambda: len(self.server))
         self.routes = Routes(OPERATIONS)
+        self.door = Door(config.max_inflight)
         self.streams = Streams(config, dispatcher)
         self.health = Health(dispatcher, self.figures)
         self.namespaces = Namespaces(dispatcher, admin)
         self.closing = False
+        #: answers on their way to the socket -> when that has taken too long
+        self._sending: dict[int, tuple[web.BaseRequest, float]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._cutter = self._loop.create_task(self._cut_off())
         records, several = Records(dispatcher), Several(dispatcher)
         self.handlers: dict[str, Handler] = {
             "getRecord": records.get,
@@ -90,6 +97,9 @@ class Gateway:
         began = time.perf_counter()
         name, response = "none", None
         try:
+            if self.bulkheads.full and request.raw_path.startswith(BOUNDED):
+                response = await self._send(request, self.door.refusal())
+                return response
             try:
                 op, parts, query = self.routes.find(request.method, request.raw_path)
                 name = op.id
@@ -152,15 +162,23 @@ class Gateway:
         response.headers["Server"] = "metastore"
         if self.closing:
             response.force_close()
+        self._sending[id(request)] = request, self._loop.time() + self.config.write_timeout_s
         try:
-            async with asyncio.timeout(self.config.write_timeout_s):
-                await response.prepare(request)
-                await response.write_eof()
-        except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-            raise ConnectionResetError("the client does not read its answer") from None
+            await response.prepare(request)
+            await response.write_eof()
+        finally:
+            self._sending.pop(id(request), None)
         return response
+
+    async def _cut_off(self) -> None:
+        """End the connections of clients that do not read their answers. One timer for all of them:
+        nearly every answer is gone at once."""
+        while True:
+            await asyncio.sleep(min(1.0, self.config.write_timeout_s / 2))
+            now = self._loop.time()
+            for request in [r for r, until in self._sending.values() if until < now]:
+                if request.transport is not None:
+                    request.transport.abort()
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -173,12 +191,11 @@ class Gateway:
         self.drain()
         self.closing = True
         self.streams.stop()
-        deadline = asyncio.get_running_loop().time() + self.config.deadline_s + 1.0
-        while (self.bulkheads.requests or self.bulkheads.watches) and (
-            asyncio.get_running_loop().time() < deadline
-        ):
+        deadline = self._loop.time() + self.config.deadline_s + 1.0
+        while (self.bulkheads.requests or self.bulkheads.watches) and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 await self.namespaces.close(2.0)
                 await self.server.stop()
+        self._cutter.cancel()

@@ -7,15 +7,20 @@ Bounds of connections, and of the time that a client has for each part of what i
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import orjson
 from aiohttp import web
+from multidict import CIMultiDict
 
 from metastore.config import RouterConfig
+from metastore.errors import Overloaded
 from metastore.web import Connection, WebServer
+from router.bulkheads import RETRY_S
 from router.errors import MalformedHttp
-from router.problems import problem
+from router.problems import PROBLEM_TYPE, problem, problem_body
 
 log = logging.getLogger("router")
 
@@ -50,6 +55,33 @@ class HttpConnection(Connection):
         response.headers["Server"] = "metastore"
         response.force_close()
         return response
+
+
+class Door:
+    """The answer to a request beyond the bound on those under way: made beforehand, since whoever is
+    refused must cost little, or refusing is all that there is time for."""
+
+    def __init__(self, limit: int) -> None:
+        self._answers = []
+        for seconds in range(1, int(RETRY_S[1]) + 1):
+            error = Overloaded(
+                f"{limit} requests are under way, the limit (max_inflight)", retry_after_s=seconds
+            )
+            body = orjson.dumps(problem_body(error), option=orjson.OPT_APPEND_NEWLINE)
+            headers = CIMultiDict(
+                {
+                    "Content-Type": PROBLEM_TYPE,
+                    "Retry-After": str(seconds),
+                    "Cache-Control": "no-store",
+                    "Server": "metastore",
+                }
+            )
+            self._answers.append((body, headers))
+
+    def refusal(self) -> web.Response:
+        """503, to come again after a while that is not everybody's."""
+        body, headers = random.choice(self._answers)
+        return web.Response(status=503, body=body, headers=headers)
 
 
 class HttpServer(WebServer):

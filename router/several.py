@@ -30,7 +30,7 @@ from router.problems import item_json, problem_body
 from router.records import consistency, json_response, ttl_s, with_current
 
 #: operations of one request under way to one cell; the others of that cell wait their turn
-WINDOW_PER_CELL = 256
+WINDOW_PER_CELL = 128
 MAX_ANSWER_BYTES = 16 << 20
 T = TypeVar("T")
 R = TypeVar("R")

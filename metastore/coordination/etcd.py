@@ -422,7 +422,11 @@ class EtcdWatch(Mirror):
                 revision = max(e.kv.mod_revision for e in response.events)
                 self._etcd.revision = max(self._etcd.revision, revision)
                 self._deliver(revision, self.events(revision, events))
-        except (TimeoutError, rpc.AioRpcError, asyncio.InvalidStateError) as e:  # the last: it ended as we wrote
+        except (
+            TimeoutError,
+            rpc.AioRpcError,
+            asyncio.InvalidStateError,
+        ) as e:  # the last: it ended as we wrote
             log.debug("watch: %s", e)
             self._etcd.next_endpoint(client)
             return False

@@ -11,7 +11,7 @@ import binascii
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from metastore.errors import InvalidRequest, MetastoreError, TooLarge
@@ -406,11 +406,11 @@ class Param:
     text: str
     required: bool = False
     default: Any = None
+    #: its name for the handlers: ``If-Match`` -> ``if_match``
+    key: str = field(init=False)
 
-    @property
-    def key(self) -> str:
-        """Its name for the handlers: ``If-Match`` -> ``if_match``."""
-        return self.name.lower().replace("-", "_")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.name.lower().replace("-", "_"))
 
     def document(self) -> Schema:
         schema = self.shape.reference()
