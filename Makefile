@@ -1,21 +1,26 @@
 # make up     everything set up, a whole cluster in the foreground, Ctrl-C stops it
 # make test   what CI runs: checks, then all tests (real etcd, real processes)
 # make check  lint, format, types, direction of imports
-# make sim    simulation: SEED=n replays one seed, COUNT=n runs so many fresh ones
+# make sim    SEED=n [STEPS=m] replays one schedule exactly; COUNT=n plays so many fresh ones
+# make soak   fresh schedules for SECONDS, in JOBS processes
 # make chaos  every scenario on real processes, with chaos-report.html
 # make bench  measurements on this machine: operations, a stopped follower, failover
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 UP ?=
+SECONDS ?= 600
+JOBS ?= 2
 
-.PHONY: up test check sim chaos bench clean
+.PHONY: up test check sim soak chaos bench clean
 
 up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
 
+# what needs nothing but a processor first, on all of them; then what starts processes of its own
 test: check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/model tests/simulation
+	@$(BIN)/python -m pytest tests/conformance tests/integration tests/hostile tests/chaos
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -24,7 +29,14 @@ check: $(VENV)/.dev
 	@$(BIN)/lint-imports
 
 sim: $(VENV)/.dev
-	@SIM_SEED=$(SEED) SIM_COUNT=$(COUNT) $(BIN)/python -m pytest tests/simulation -x -s
+ifdef SEED
+	@$(BIN)/python -m tests.simulation.replay $(SEED) $(if $(STEPS),--steps $(STEPS))
+else
+	@$(BIN)/python -m tests.simulation.soak --count $(or $(COUNT),100) --jobs $(JOBS)
+endif
+
+soak: $(VENV)/.dev
+	@$(BIN)/python -m tests.simulation.soak --seconds $(SECONDS) --jobs $(JOBS)
 
 chaos: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos --report chaos-report.html --keep chaos-kept

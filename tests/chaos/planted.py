@@ -18,7 +18,7 @@ def no_dedupe() -> None:
     """R7: a retry is executed again."""
     from metastore.core.machine import Machine
 
-    Machine._known = lambda self, client, seq, stamp: None  # type: ignore[method-assign]
+    Machine._known = lambda self, client, seq, floor, stamp: None  # type: ignore[method-assign]
 
 
 def answer_before_commit() -> None:

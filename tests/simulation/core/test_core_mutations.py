@@ -108,15 +108,15 @@ def match_by_index_only(patch: pytest.MonkeyPatch) -> None:
 
 def no_dedupe(patch: pytest.MonkeyPatch) -> None:
     """R7: a retry is executed again."""
-    patch.setattr(Machine, "_known", lambda self, client, seq, stamp: None)
+    patch.setattr(Machine, "_known", lambda self, client, seq, floor, stamp: None)
 
 
 def dedupe_committed_only(patch: pytest.MonkeyPatch) -> None:
     """R7: a retry of what is proposed and not committed is executed again."""
     original = Machine._known
 
-    def known(self: Any, client: bytes, seq: int, stamp: int) -> Any:
-        found = original(self, client, seq, stamp)
+    def known(self: Any, client: bytes, seq: int, floor: int, stamp: int) -> Any:
+        found = original(self, client, seq, floor, stamp)
         return None if found is not None and found.at else found
 
     patch.setattr(Machine, "_known", known)

@@ -87,7 +87,7 @@ def reads_whatever_it_has(patch: pytest.MonkeyPatch) -> None:
 
 def retries_without_dedupe(patch: pytest.MonkeyPatch) -> None:
     """R7: the leader executes a request that it has executed before."""
-    patch.setattr(Machine, "_known", lambda self, client, seq, stamp: None)
+    patch.setattr(Machine, "_known", lambda self, client, seq, floor, stamp: None)
 
 
 def finishes_ids_early(patch: pytest.MonkeyPatch) -> None:
@@ -102,8 +102,8 @@ def executes_what_is_too_old(patch: pytest.MonkeyPatch) -> None:
     finishes_ids_early(patch)
     original = Machine._known
 
-    def known(self: Any, client: bytes, seq: int, stamp: int) -> Any:
-        found = original(self, client, seq, stamp)
+    def known(self: Any, client: bytes, seq: int, floor: int, stamp: int) -> Any:
+        found = original(self, client, seq, floor, stamp)
         return None if found is not None and "dedupe window" in str(found.tail[1]) else found
 
     patch.setattr(Machine, "_known", known)
@@ -158,7 +158,7 @@ def test_a_planted_bug_is_seen(mutate: Patch, monkeypatch: pytest.MonkeyPatch) -
     pytest.fail(f"{mutate.__name__} was not seen in {SEEDS} seeds")
 
 
-@pytest.mark.parametrize("seed", seeds_of(["bad network"], PLANS, 5))
+@pytest.mark.parametrize("seed", list(seeds_of(["bad network"], PLANS, 5)))
 def test_ids_that_are_finished_early_are_safe_too(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     finishes_ids_early(monkeypatch)
     world_of(seed).play()
