@@ -157,7 +157,8 @@ class Call:
         if length is not None and length > declared.limit:
             raise TooLarge(f"a body of {length} bytes is over the limit of {declared.limit} bytes")
         await self._expected()
-        if request.content.is_eof():  # all of it is here already, as small ones are
+        if request.content.is_eof() and request.content.exception() is None:
+            # all of it is here already, as small ones are
             data = request.content.read_nowait()
             if len(data) <= declared.limit:
                 self.hold.take(len(data))
