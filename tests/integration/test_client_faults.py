@@ -291,10 +291,10 @@ async def test_the_router_dies_or_is_full(shared: Cluster) -> None:
             assert await client.namespace("router").get("a/k")
 
 
-async def test_a_watch_changes_its_path_and_loses_nothing(shared: Cluster) -> None:
+async def test_a_watch_changes_its_path_and_loses_nothing(cell: Cluster) -> None:
     """Direct, through the router, and direct again, with a judge that knows what must come."""
-    nodes = [n["rpc"] for n in shared.json()["nodes"]]
-    async with FakeRouter(nodes) as router, Between(nodes) as between, shared.client() as writing:
+    nodes = [n["rpc"] for n in cell.json()["nodes"]]
+    async with FakeRouter(nodes) as router, Between(nodes) as between, cell.client() as writing:
         client = AsyncClient(between.addresses, router=router.url)
         async with client:
             client.dispatcher.table = between.table()

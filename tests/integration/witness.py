@@ -2,7 +2,8 @@
 
 Versions of a partition are dense. So where all changes are of one namespace, what a watch of it must
 tell is known: every version, one after the other; at those that were acknowledged, what was written;
-and at the rest what a writer attempted without hearing the end of it.
+and at the rest what a writer attempted without hearing the end of it. Nothing else may change in the
+cluster meanwhile, not even a record of an earlier test expire.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from tests.integration.harness import keys_by_partition, until
 Change = tuple[str, str, bytes | None]
 """``(kind, key, value)``."""
 
+LAG = 500
+"""Changes a watcher may be behind before the writers wait: a slow reader never catches up otherwise."""
+
 
 def partition_of(client: AsyncClient, namespace: str, key: str) -> int:
     return client.dispatcher.table.route(storage_key(namespace, key)).id
@@ -35,6 +39,8 @@ class Watch:
     began: dict[int, int] = field(default_factory=dict)
     marks: dict[int, int] = field(default_factory=dict)
     reopened: int = 0
+    due: int = 0
+    """Changes acknowledged since it began, less those it has seen."""
 
 
 class Witness:
@@ -66,6 +72,9 @@ class Witness:
     async def _writer(self, number: int, keys: list[str], rng: random.Random) -> None:
         count = 0
         while not self.stop:
+            if any(w.due > LAG for w in self.watches):
+                await asyncio.sleep(0.01)
+                continue
             count += 1
             key, value = rng.choice(keys), f"{number}.{count}".encode()
             if rng.random() < 0.2:
@@ -90,6 +99,8 @@ class Witness:
         else:
             if version:  # a delete of nothing changes nothing
                 self.acknowledged[partition_of(self.client, self.namespace, change[1])][version] = change
+                for watch in self.watches:
+                    watch.due += 1
 
     async def everybody_has_seen(self, what: str) -> None:
         """Write a mark in every partition, and wait until every watcher has met them all."""
@@ -158,6 +169,7 @@ class Witness:
     def _note(self, watch: Watch, event: Event) -> None:
         partition = partition_of(self.client, self.namespace, event.key)
         value = event.record.value if event.record is not None else None
+        watch.due -= 1
         watch.seen.setdefault(partition, []).append((event.version, (event.kind, event.key, value)))
         if event.key == self.marks[partition] and value is not None:
             watch.marks[partition] = int(value)
