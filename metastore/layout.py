@@ -6,6 +6,7 @@
 /metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
 /metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
 /metastore/{cluster}/leader/{cell}/{p:05d}    LeaderRecord     on the leader's lease
+/metastore/{cluster}/moves/{p:05d}            MoveRecord       until the move has ended
 /metastore/{cluster}/namespaces/{namespace}   namespaces.Policy
 /metastore/{cluster}/usage/{node}             {namespace: [records, bytes]} of what it leads, on its lease
 """
@@ -108,6 +109,32 @@ class ConfigRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveRecord:
+    """A change of a partition's replicas that the cluster is to carry out (R10).
+
+    ``target``: the replicas it is to have, in order of preference; ``cell``: where they are. ``cancel``:
+    go back to the replicas it had. ``cause``: who asked for it, for history.
+    """
+
+    partition: int
+    cell: str
+    target: tuple[Member, ...]
+    cancel: bool = False
+    cause: str = ""
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> MoveRecord:
+        d = _load(raw)
+        target = tuple((str(n), str(s)) for n, s in d["target"])
+        if not target or len({n for n, _ in target}) != len(target):
+            raise InvalidRequest(f"a move to {target!r:.200} names no node, or one twice")
+        return cls(int(d["partition"]), str(d["cell"]), target, bool(d["cancel"]), str(d["cause"]))
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderRecord:
     """``leader(p)``: the process (incarnation) that holds the partition's lease."""
 
@@ -170,6 +197,9 @@ class Layout:
 
     def leader(self, cell: str, partition: int) -> str:
         return f"{self.root}leader/{cell}/{partition:05d}"
+
+    def move(self, partition: int) -> str:
+        return f"{self.root}moves/{partition:05d}"
 
     def namespace(self, namespace: str) -> str:
         return f"{self.root}namespaces/{namespace}"

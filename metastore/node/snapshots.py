@@ -170,7 +170,9 @@ class Snapshots:
                 self._queue(incoming.src.node, ack)
                 if not chunk.rows:
                     break
-            replica = node.core.replicas[begin.p]
+            replica = node.core.replicas.get(begin.p)
+            if replica is None:
+                return
             replica.on_snapshot_staged(now_ns(), incoming.src, begin.epoch, begin.at_index, begin.at_epoch)
             node.settle()
         except TimeoutError:

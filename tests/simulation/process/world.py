@@ -8,6 +8,7 @@ from the seed, so a seed is a schedule.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import random
 from collections.abc import Callable
@@ -19,10 +20,12 @@ from cellctl.bootstrap import bootstrap
 from metastore.client import AsyncClient
 from metastore.client.dispatch import RequestIds
 from metastore.config import NodeConfig
+from metastore.coordination.interface import Put
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.core import effects as fx
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
+from metastore.layout import ConfigRecord, Layout, MoveRecord
 from metastore.node.clients import ClientConnection
 from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
 from metastore.node.node import Node
@@ -78,6 +81,10 @@ class Plan:
     seconds: float = 6.0
 
 
+def store_id(name: str) -> str:
+    return (name + "-store").ljust(32, "-")
+
+
 class Process:
     """A node's machine: disk and LMDB file outlive the process that runs on it."""
 
@@ -131,7 +138,7 @@ class Process:
     async def _main(self) -> None:
         """As metastore.node.main."""
         world = self.world
-        store = Store(FOLDER, {"store_id": (self.name + "-store").ljust(32, "-")}, self.lives == 1, STORAGE)
+        store = Store(FOLDER, {"store_id": store_id(self.name)}, self.lives == 1, STORAGE)
         store.recover(self.disk, State(self.env))
         store.log.writer = self._write
         node = self.node = Node(self.config, store, f"{self.lives}")
@@ -298,6 +305,7 @@ class World:
         self.run(int(plan.seconds * SECOND))
         self.faults.heal()
         self.until(self.all_led, 15, "no leaders after healing")
+        self.until(self.all_moved, 30, "moves do not end")
         self.workloads.finish()
         self.until(self.all_equal, 15, "replicas differ after healing")
         self.workloads.judge()
@@ -339,6 +347,20 @@ class World:
             sum(1 for h in self.hosts(p) if h.replica.role == "active") == 1
             for p in range(self.plan.partitions)
         )
+
+    def all_moved(self) -> bool:
+        """Every move has ended, and who is no member holds nothing."""
+        if any("/moves/" in key for key in self.etcd.kvs):
+            return False
+        for key, kv in self.etcd.kvs.items():
+            if "/config/" in key:
+                config = ConfigRecord.from_json(kv.value)
+                if config.joint is not None:
+                    return False
+                holders = {h.node.config.node for h in self.hosts(config.partition)}
+                if holders != {n for n, _ in config.replicas}:
+                    return False
+        return True
 
     def all_equal(self) -> bool:
         """Every replica of every partition has applied the same and holds the same."""
@@ -462,6 +484,26 @@ class Faults:
 
     def compact_etcd(self) -> None:
         self.world.etcd.compact()
+
+    def move(self) -> None:
+        """An operator wants a partition's replicas elsewhere, or changes their mind (R10)."""
+        world, random, layout = self.world, self.world.events.random, Layout("sim")
+        if not world.etcd.up:
+            return
+        p = random.randrange(world.plan.partitions)
+        key = layout.move(p)
+        known = world.etcd.kvs.get(key)
+        if known is not None:
+            if random.random() < 0.3:
+                move = MoveRecord.from_json(known.value)
+                world.tell(f"the move of p{p} is cancelled")
+                world.etcd.txn([], [Put(key, dataclasses.replace(move, cancel=True).to_json())], [])
+            return
+        cell = f"c{random.randrange(world.plan.cells) + 1}"
+        names = sorted(n for n, q in world.processes.items() if q.config.cell == cell)
+        target = tuple((n, store_id(n)) for n in random.sample(names, min(3, len(names))))
+        world.tell(f"p{p} is to move to {[n for n, _ in target]}")
+        world.etcd.txn([], [Put(key, MoveRecord(p, cell, target, cause="test").to_json())], [])
 
     def hand_over(self) -> None:
         """A leader hands over (R11)."""
