@@ -216,9 +216,10 @@ class ChangingReplica(LeadingReplica):
     def on_appointed(self, now: int, src: Process, msg: m.Appointed) -> None:
         """The heir knows that there will be no grants to wait for: etcd may name it now."""
         term = self.my_term(src, msg.epoch)
-        if term is not None and self.role == RESIGNED and src.node == term.handoff_to:
-            if not self.changing_since_ns and self.ctx.can_elect and self.owns_record(term):
-                self.appoint(now, term)
+        if term is None or self.role != RESIGNED or src.node != term.handoff_to or self.changing_since_ns:
+            return
+        if self.ctx.can_elect and self.owns_record(term):
+            self.appoint(now, term)
 
     def on_config(self, now: int, config: ConfigRecord, mod_revision: int) -> None:
         raise NotImplementedError
