@@ -69,6 +69,8 @@ class Control:
         #: nodes of other cells that share a partition with this one, now or soon
         self.related: set[str] = set()
         self._ending: set[int] = set()
+        #: partition -> the term of its record, as the watch has it
+        self._terms: dict[int, int] = {}
         self._remembered: tuple[int | None, int] = (None, 0)
         self._remember_due = False
         self._published: dict[str, list[int]] = {}
@@ -156,13 +158,6 @@ class Control:
         node, p = self.node, config.partition
         host = node.hosts.get(p)
         mine = (node.me.node, node.me.store)
-        known = host.replica.config if host is not None else None
-        if known is not None and term_of(config.epoch) < term_of(known.epoch):
-            self.coordinator.distrust(
-                f"etcd's record of partition {p} is at term {term_of(config.epoch)} and was at "
-                f"{term_of(known.epoch)}"
-            )
-            return
         move = self._moves.get(p)
         wanted = move is not None and not move[0].cancel and mine in move[0].target
         if mine not in config.members() and not wanted:
@@ -180,6 +175,7 @@ class Control:
         host.replica.home = cell
         host.replica.move = move[0] if move else None
         self._configs[p] = mod_revision
+        self._terms[p] = term_of(config.epoch)
         host.replica.on_config(now_ns(), config, mod_revision)
 
     def _left(self, host: PartitionHost, config: ConfigRecord, mod_revision: int) -> None:
@@ -413,6 +409,7 @@ class Control:
         await self._publish(usage, session)
         if self.ready.is_set():
             for p, host in list(self.node.hosts.items()):
+                await self._compare_terms(p, host)
                 replica = host.replica
                 config = replica.config
                 if (
@@ -422,6 +419,18 @@ class Control:
                     and term_of(config.epoch) == term_of(replica.sealed_epoch)
                 ):
                     await self._put_back(p, replica.sealed_epoch, session)
+
+    async def _compare_terms(self, p: int, host: PartitionHost) -> None:
+        """R13: a term sealed here was etcd's before. The watch may be behind it, a fresh reading
+        cannot; one that is says that etcd was restored from a backup."""
+        sealed = term_of(host.replica.sealed_epoch)
+        if self._terms.get(p, sealed) >= sealed:
+            return
+        found = await self.coordinator.get(self.layout.config(self._home(p), p))
+        if found is not None:
+            term = term_of(ConfigRecord.from_json(found.value).epoch)
+            if term < sealed:
+                self.coordinator.distrust(f"etcd has partition {p} at term {term}, and it was at {sealed}")
 
     async def _register(self, session: Session) -> None:
         c, layout = self.node.config, self.layout
