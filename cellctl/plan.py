@@ -11,6 +11,7 @@ Nothing hangs on the order of anything given: the same view and seed make the sa
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -181,7 +182,7 @@ def load_of(p: PartitionView, by: By) -> float:
 
 def _over_cells(state: _State, open_cells: list[CellView], by: By, threshold: float) -> None:
     total = sum(load_of(p, by) for p in state.now.values())
-    weights = sum(c.weight for c in open_cells)
+    weights = math.fsum(c.weight for c in open_cells)
     if not total:
         by, total = "partitions", float(len(state.now))
     share = {c.name: total * c.weight / weights for c in open_cells}
@@ -361,7 +362,7 @@ def balance(view: ClusterView) -> Balance:
         zones = {zone_of.get(n, n) for n in p.replicas}
         apart += len(zones) >= min(view.replicas, len(usable.get(p.cell, ())))
     weights = {c.name: 0.0 if c.draining else c.weight for c in view.cells}
-    total, sum_weights = len(view.partitions), sum(weights.values())
+    total, sum_weights = len(view.partitions), math.fsum(weights.values())
     spread = [
         cells[c] * sum_weights / (total * w) if w else (float("inf") if cells[c] else 1.0)
         for c, w in weights.items()
