@@ -72,3 +72,13 @@ def make_client(router: str | None, data: Path | None, deadline_s: float = 30.0)
     if not seeds:
         raise Unavailable("no node is known; is the cluster up?")
     return AsyncClient(seeds, deadline_s=deadline_s, name="cellctl")
+
+
+def etcd_endpoints(router: str | None, data: Path | None, etcd: str | None) -> list[str]:
+    """``--etcd``, or the local cluster's. Raises ConfigError."""
+    if etcd:
+        return [part.strip() for part in etcd.split(",") if part.strip()]
+    local = None if router else local_cluster(data)
+    if local is None:
+        raise ConfigError("which etcd? give --etcd host:port,… or set METASTORE_ETCD")
+    return [e["url"].removeprefix("http://") for e in local["etcd"]]

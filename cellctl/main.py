@@ -10,6 +10,7 @@ import click
 from cellctl.dev import dev
 from cellctl.import_tree import import_
 from cellctl.kv import kv
+from cellctl.rebalance import cell, node, pause, rebalance, resume
 from cellctl.status import partition, status
 from metastore.errors import MetastoreError
 
@@ -35,7 +36,7 @@ def cli() -> None:
     """Run, look at and operate a metastore cluster."""
 
 
-for command in (dev, import_, kv, partition, status):
+for command in (cell, dev, import_, kv, node, partition, pause, rebalance, resume, status):
     cli.add_command(command)
 
 

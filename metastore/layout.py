@@ -1,7 +1,9 @@
 """Where things are in etcd, and their JSON forms. Pure.
 
 /metastore/{cluster}/meta                     ClusterMeta      made once
-/metastore/{cluster}/cells/{cell}             {"weight": 1.0}
+/metastore/{cluster}/cells/{cell}             CellRecord       absent: weight 1, not draining
+/metastore/{cluster}/drained/{node}           {}               the node is to hold nothing
+/metastore/{cluster}/paused                   {}               no move goes on while it is there
 /metastore/{cluster}/nodes/{node}             NodeRecord       durable registration
 /metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
 /metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
@@ -109,6 +111,22 @@ class ConfigRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CellRecord:
+    """``weight``: its share of the partitions; ``draining``: it is to hold none."""
+
+    weight: float = 1.0
+    draining: bool = False
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> CellRecord:
+        d = _load(raw)
+        return cls(float(d.get("weight", 1.0)), bool(d.get("draining", False)))
+
+
+@dataclass(frozen=True, slots=True)
 class MoveRecord:
     """A change of a partition's replicas that the cluster is to carry out (R10).
 
@@ -197,6 +215,13 @@ class Layout:
 
     def leader(self, cell: str, partition: int) -> str:
         return f"{self.root}leader/{cell}/{partition:05d}"
+
+    @property
+    def paused(self) -> str:
+        return self.root + "paused"
+
+    def drained(self, node: str) -> str:
+        return f"{self.root}drained/{node}"
 
     def move(self, partition: int) -> str:
         return f"{self.root}moves/{partition:05d}"

@@ -66,6 +66,8 @@ class ChangingReplica(LeadingReplica):
             self.changing_since_ns = 0
         if not self.ctx.can_elect or not self.owns_record(term) or now < self.change_again_ns:
             return
+        if self.ctx.moves_paused and self.role == ACTIVE:
+            return
         if self.role == RESIGNED:
             if now - term.handoff_since_ns > self.ctx.settings.retry_ns:
                 self.appoint(now, term)  # the heir has not said that it knows; it may have to wait

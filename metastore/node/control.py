@@ -145,6 +145,8 @@ class Control:
         elif parts[0] == "moves":
             move = None if new is None else (MoveRecord.from_json(new.value), new.mod_revision)
             self._move_changed(int(parts[1]), move)
+        elif parts[0] == "paused":
+            node.core.ctx.moves_paused = new is not None
         elif parts[0] == "usage":
             node.policies.published(parts[1], new.value if new else None)
         elif parts[0] == "leader" and parts[1] == self._homes.get(int(parts[2])):

@@ -18,6 +18,7 @@ import msgpack
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.core import effects as fx
+from metastore.core.electing import PartitionReplica
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.node import NodeCore
@@ -440,6 +441,15 @@ class Node:
                 self.topology.apply_hint(p, leader, replica.sealed_epoch)
         return self.topology.to_wire()
 
+    def _learners(self, r: PartitionReplica) -> dict[str, dict[str, int]]:
+        """How far newcomers are: entries they lack, and bytes of a snapshot sent and in all."""
+        if r.term is None:
+            return {}
+        return {
+            n: {"lag": r.log.last_index - r.term.progress[n].match, **self.snapshots.progress(r.p, n)}
+            for n in r.term.learners
+        }
+
     def status(self) -> dict[str, Any]:
         """The node's own view, for tools (cellctl status, doctor)."""
         now = now_ns()
@@ -464,6 +474,8 @@ class Node:
                     "bytes": sum(held[1] for held in host.machine.usage.values()),
                     "lag": lag,
                     "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
+                    "move": r.move_state(),
+                    "learners": self._learners(r),
                 }
             )
         return {
