@@ -20,8 +20,7 @@ up: $(VENV)/.installed
 # what needs nothing but a processor first, on all of them; then what starts processes of its own
 test: check
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/model tests/simulation
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/conformance tests/integration
-	@$(BIN)/python -m pytest tests/hostile tests/chaos
+	@$(BIN)/python -m pytest tests/conformance tests/integration tests/hostile tests/chaos
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -237,10 +237,9 @@ async def _keys_are_back(cell: Cluster, before: dict[int, tuple[str, int]]) -> b
     finally:
         await coordinator.close()
     leaders = cell.leaders()
-    found = {int(kv.key.rpartition("/")[2]): LeaderRecord.from_json(kv.value) for kv in kvs}
-    return all(
-        p in found and found[p].node == leaders[p][0] and found[p].epoch == leaders[p][1] for p in before
-    )
+    records = {int(kv.key.rpartition("/")[2]): LeaderRecord.from_json(kv.value) for kv in kvs}
+    found = {p: (record.node, record.epoch) for p, record in records.items()}
+    return all(p in found and p in leaders and found[p] == tuple(leaders[p]) for p in before)
 
 
 async def test_a_slow_follower_is_not_seen(cell: Cluster) -> None:

@@ -213,7 +213,7 @@ async def test_a_policy_removed_while_a_process_was_down_is_forgotten(cell: Clus
                 return False
 
         await until("nobody remembers it", open_again)
-        assert (await api("GET", "/v1/topology")).body["namespaces"] == {}
+        assert (await api("GET", "/v1/topology")).body["namespaces"] == []
 
 
 async def test_a_watch_begun_before_its_namespace_was_made_goes_on(api: Api) -> None:
