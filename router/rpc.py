@@ -13,16 +13,9 @@ from typing import Any
 import msgpack
 from aiohttp import web
 
-from metastore.errors import InvalidRequest, MetastoreError, OutcomeUnknown, Overloaded, TooLarge
-from metastore.wire.client_messages import (
-    CLIENT_ID_BYTES,
-    GET,
-    LIST,
-    MAX_OPS_PER_FRAME,
-    MAX_TIMEOUT_MS,
-    TXN,
-)
-from metastore.wire.op_checks import check_op, op_shape
+from metastore.errors import InvalidRequest, MetastoreError, OutcomeUnknown, Overloaded
+from metastore.wire.client_messages import GET, LIST, TXN
+from metastore.wire.op_checks import check_op, check_request, op_shape
 from router.bulkheads import CellDispatcher
 from router.calls import Call
 from router.several import MAX_ANSWER_BYTES, spread
@@ -56,15 +49,10 @@ def answer_bytes(op: list[Any], result: list[Any]) -> int:
 
 def checked(body: Any) -> tuple[bytes, int, list[list[Any]]]:
     """``(client_id, timeout_ms, ops)``; each op is of a known shape. Raises InvalidRequest, TooLarge."""
-    if type(body) is not list or len(body) != 3 or type(body[2]) is not list:
-        raise InvalidRequest("the body is not [client_id, timeout_ms, [op, …]]")
+    error = check_request(body)
+    if error is not None:
+        raise error
     client_id, timeout_ms, ops = body
-    if type(client_id) is not bytes or len(client_id) != CLIENT_ID_BYTES:
-        raise InvalidRequest(f"the client id is not {CLIENT_ID_BYTES} bytes")
-    if type(timeout_ms) is not int or not 0 < timeout_ms <= MAX_TIMEOUT_MS:
-        raise InvalidRequest(f"timeout_ms {timeout_ms!r:.20} is not within 1 and {MAX_TIMEOUT_MS}")
-    if len(ops) > MAX_OPS_PER_FRAME:
-        raise TooLarge(f"{len(ops)} operations; the limit is {MAX_OPS_PER_FRAME}")
     for op in ops:
         error = op_shape(op)
         if error is not None:

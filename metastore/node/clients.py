@@ -16,14 +16,9 @@ from metastore.clock import now_ns
 from metastore.errors import InvalidRequest, MetastoreError, Overloaded, ProtocolError, StorageError
 from metastore.node.peers import PING_FRAME, PeerConnection
 from metastore.wire import frames
-from metastore.wire.client_messages import (
-    CLIENT_ID_BYTES,
-    MAX_OPS_PER_FRAME,
-    MAX_TIMEOUT_MS,
-    MAX_WATCHES_PER_CONNECTION,
-)
+from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION
 from metastore.wire.frames import shown
-from metastore.wire.op_checks import check_op, check_watch, op_shape
+from metastore.wire.op_checks import check_op, check_request, check_watch, op_shape
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
@@ -236,15 +231,10 @@ class ClientConnection(asyncio.Protocol):
         self.write(frames.pack(frames.HELLO_OK, [config.cluster, config.node, config.cell, node.me.store]))
 
     def request(self, body: Any) -> None:
-        if type(body) is not list or len(body) != 3 or type(body[2]) is not list:
-            raise ProtocolError("malformed request")
+        error = check_request(body)
+        if error is not None:
+            raise ProtocolError(error.message)
         client, timeout_ms, ops = body
-        if type(client) is not bytes or len(client) != CLIENT_ID_BYTES:
-            raise ProtocolError(f"the client id is not {CLIENT_ID_BYTES} bytes")
-        if type(timeout_ms) is not int or not 0 < timeout_ms <= MAX_TIMEOUT_MS:
-            raise ProtocolError(f"timeout_ms {shown(timeout_ms, 20)} is not within 1 and {MAX_TIMEOUT_MS}")
-        if len(ops) > MAX_OPS_PER_FRAME:
-            raise ProtocolError(f"{len(ops)} operations in a frame; the limit is {MAX_OPS_PER_FRAME}")
         node = self.node
         hosts = node.hosts
         deadline = now_ns() + timeout_ms * 1_000_000

@@ -20,6 +20,7 @@ from metastore.namespaces import MAX_TTL_MS
 from metastore.wire.client_messages import (
     ADD,
     AT_LEAST,
+    CLIENT_ID_BYTES,
     CREATED,
     DELETE,
     GET,
@@ -27,6 +28,8 @@ from metastore.wire.client_messages import (
     LIST,
     MAX_FENCE_NAME_BYTES,
     MAX_LIST_LIMIT,
+    MAX_OPS_PER_FRAME,
+    MAX_TIMEOUT_MS,
     MAX_TXN_BYTES,
     MAX_TXN_PARTS,
     PUT,
@@ -54,6 +57,20 @@ _U64: Final = 1 << 64
 _I64: Final = 1 << 63
 _I63: Final = (1 << 63) - 1
 WATCH_FLAGS: Final = WATCH_ANY | WATCH_KEYS
+
+
+def check_request(body: Any) -> MetastoreError | None:
+    """Whether a request is ``[client_id, timeout_ms, ops]`` within the bounds; not the operations in it."""
+    if type(body) is not list or len(body) != 3 or type(body[2]) is not list:
+        return InvalidRequest("the body is not [client_id, timeout_ms, [op, …]]")
+    client, timeout_ms, ops = body
+    if type(client) is not bytes or len(client) != CLIENT_ID_BYTES:
+        return InvalidRequest(f"the client id is not {CLIENT_ID_BYTES} bytes")
+    if type(timeout_ms) is not int or not 0 < timeout_ms <= MAX_TIMEOUT_MS:
+        return InvalidRequest(f"timeout_ms {shown(timeout_ms, 20)} is not within 1 and {MAX_TIMEOUT_MS}")
+    if len(ops) > MAX_OPS_PER_FRAME:
+        return TooLarge(f"{len(ops)} operations; the limit is {MAX_OPS_PER_FRAME}")
+    return None
 
 
 def op_shape(op: Any) -> MetastoreError | None:

@@ -14,11 +14,14 @@ from metastore.namespaces import MAX_TTL_MS
 from metastore.wire.client_messages import (
     ADD,
     AT_LEAST,
+    CLIENT_ID_BYTES,
     DELETE,
     GET,
     LIST,
     MAX_FENCE_NAME_BYTES,
     MAX_LIST_LIMIT,
+    MAX_OPS_PER_FRAME,
+    MAX_TIMEOUT_MS,
     MAX_TXN_PARTS,
     PUT,
     TOUCH,
@@ -27,7 +30,7 @@ from metastore.wire.client_messages import (
     VERSION,
     WATCH_KEYS,
 )
-from metastore.wire.op_checks import check_op, check_watch, op_shape
+from metastore.wire.op_checks import check_op, check_request, check_watch, op_shape
 
 KEY = storage_key("n", "k")
 MAX = (1 << 63) - 1
@@ -140,6 +143,17 @@ def test_what_is_wrong_is_told(bad: list[Any], why: str) -> None:
 )  # fmt: skip
 def test_shapes_that_are_no_operation(shape: Any) -> None:
     assert isinstance(op_shape(shape), InvalidRequest)
+
+
+def test_the_bounds_of_a_request() -> None:
+    me = bytes(CLIENT_ID_BYTES)
+    for good in ([me, 1, []], [me, MAX_TIMEOUT_MS, [None] * MAX_OPS_PER_FRAME]):
+        assert check_request(good) is None
+    for bad in (None, {}, [], [me, 1], [me, 1, None], [me, 1, [], 1], [me[1:], 1, []], [me + b"x", 1, []],
+                ["x" * CLIENT_ID_BYTES, 1, []], [me, 0, []], [me, MAX_TIMEOUT_MS + 1, []], [me, True, []],
+                [me, [[]], []]):  # fmt: skip
+        assert isinstance(check_request(bad), InvalidRequest), bad
+    assert isinstance(check_request([me, 1, [None] * (MAX_OPS_PER_FRAME + 1)]), TooLarge)
 
 
 ANY = st.recursive(
