@@ -10,7 +10,7 @@ from aiohttp import web
 from metastore.client.namespace import Namespace
 from metastore.client.results import Fence
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
-from metastore.keys import MAX_CONTENT_TYPE_BYTES
+from metastore.keys import MAX_CONTENT_TYPE_BYTES, is_content_type
 from router.bulkheads import CellDispatcher
 from router.calls import Call
 from router.idempotency import OneRequest
@@ -89,9 +89,10 @@ def consistency(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def served_type(content_type: str) -> str:
-    """The content type that a value is served with: any client may have stored what no header can hold."""
-    plain = content_type.isascii() and content_type.isprintable()
-    return content_type if plain and content_type.strip() else "application/octet-stream"
+    """The content type that a value is served with. Nodes refuse one that no header can hold; an older one
+    may have stored it."""
+    plain = is_content_type(content_type) and content_type.strip()
+    return content_type if plain else "application/octet-stream"
 
 
 async def with_current(error: MetastoreError, ns: Namespace, key: str, left_s: float) -> MetastoreError:
