@@ -17,10 +17,12 @@ JOBS ?= 2
 up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
 
-# what needs nothing but a processor first, on all of them; then what starts processes of its own
+# what needs nothing but a processor first; then what starts processes of its own, and mostly waits for
+# them, whole files side by side; last what is played on quiet processors
 test: check
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/model tests/simulation
-	@$(BIN)/python -m pytest tests/conformance tests/integration tests/hostile tests/chaos
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/conformance tests/integration tests/hostile
+	@$(BIN)/python -m pytest tests/chaos
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

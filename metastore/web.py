@@ -68,6 +68,10 @@ class Connection(web.RequestHandler):
     def is_closing(self) -> bool:
         return self._wire is None or self._wire.is_closing()
 
+    def says_no_more(self) -> bool:
+        """The other side has closed its half at least: who reads a stream without end has left it."""
+        return self._half_closed or self.is_closing()
+
     def cut(self) -> None:
         """End it now, whatever waits to be sent."""
         if self._wire is not None:

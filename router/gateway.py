@@ -171,14 +171,15 @@ class Gateway:
         return response
 
     async def _cut_off(self) -> None:
-        """End the connections of clients that do not read their answers. One timer for all of them:
-        nearly every answer is gone at once."""
+        """End the connections of clients that do not read their answers, and the streams of those that
+        are gone. One timer for all of them: nearly every answer is gone at once."""
         while True:
             await asyncio.sleep(min(1.0, self.config.write_timeout_s / 2))
             now = self._loop.time()
             for request in [r for r, until in self._sending.values() if until < now]:
                 if request.transport is not None:
                     request.transport.abort()
+            self.streams.sweep()
 
     # --- the end ----------------------------------------------------------------------------
 

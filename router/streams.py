@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import cast
 
 import orjson
 from aiohttp import web
@@ -24,6 +25,7 @@ from metastore.client.watching import AsyncWatcher
 from metastore.config import RouterConfig
 from metastore.errors import MetastoreError, ShuttingDown, WrongRouting
 from metastore.keys import encode_key, prefix_routing_key, storage_key
+from metastore.web import Connection
 from router.api.parameters import MAX_TOKEN_CHARS
 from router.bulkheads import CellDispatcher, Hold
 from router.calls import Call
@@ -53,17 +55,32 @@ def block(data: bytes, name: str = "", token: str | None = None) -> bytes:
     return b"".join((*parts, b"data: ", data, b"\n\n"))
 
 
+def _over(ending: asyncio.Future[None]) -> None:
+    if not ending.done():
+        ending.set_result(None)
+
+
 class Streams:
     """See the module."""
 
     def __init__(self, config: RouterConfig, dispatcher: CellDispatcher) -> None:
         self.config = config
         self.dispatcher = dispatcher
-        self.stopping = asyncio.Event()
+        self.stopping = False
+        #: of every open stream what ends it, done when it is over
+        self._open: dict[asyncio.Future[None], web.BaseRequest] = {}
 
     def stop(self) -> None:
         """End every stream; their readers go on elsewhere."""
-        self.stopping.set()
+        self.stopping = True
+        for ending in self._open:
+            _over(ending)
+
+    def sweep(self) -> None:
+        """End the streams whose clients are gone: in a quiet watch no write would tell."""
+        for ending, request in self._open.items():
+            if cast(Connection, request.protocol).says_no_more():
+                _over(ending)
 
     def _cells(self, name: str, prefix: str) -> set[str]:
         """The cells that a watch of ``prefix`` follows."""
@@ -96,7 +113,7 @@ class Streams:
                 buffer_bytes=BUFFER_BYTES,
             )
             try:
-                if self.stopping.is_set():
+                if self.stopping:
                     raise ShuttingDown("the router is stopping")
                 await watcher.started(max(0.05, call.left_s))
                 return watcher
@@ -125,14 +142,15 @@ class Streams:
         short = token is not None and len(token) <= SHORT_ID_CHARS
         started = block(orjson.dumps({"resume": token}), "started", self._usable(token))
         await self._write(call, response, b"retry: %d\n" % random.randint(*RETRY_MS) + started)
-        stopping = asyncio.ensure_future(self.stopping.wait())
         following = asyncio.ensure_future(anext(watcher))
+        ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._open[ending] = request
         try:
-            while not self.stopping.is_set():
+            while not (self.stopping or ending.done()):
                 await asyncio.wait(
-                    {following, stopping}, timeout=call["heartbeat_s"], return_when=asyncio.FIRST_COMPLETED
+                    {following, ending}, timeout=call["heartbeat_s"], return_when=asyncio.FIRST_COMPLETED
                 )
-                if self.stopping.is_set():
+                if ending.done():
                     break
                 if not following.done():
                     await self._write(call, response, b": heartbeat\n" + (self._checkpoint(watcher) or b"\n"))
@@ -154,9 +172,9 @@ class Streams:
                 following = asyncio.ensure_future(anext(watcher))
             await response.write_eof()
         finally:
-            for task in (stopping, following):
-                task.cancel()
-            await asyncio.gather(stopping, following, return_exceptions=True)
+            del self._open[ending]
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
         return response
 
     @staticmethod
