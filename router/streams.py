@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import cast
+from typing import Any, cast
 
 import orjson
 from aiohttp import web
@@ -147,9 +147,8 @@ class Streams:
         self._open[ending] = request
         try:
             while not (self.stopping or ending.done()):
-                await asyncio.wait(
-                    {following, ending}, timeout=call["heartbeat_s"], return_when=asyncio.FIRST_COMPLETED
-                )
+                waits: set[asyncio.Future[Any]] = {following, ending}
+                await asyncio.wait(waits, timeout=call["heartbeat_s"], return_when=asyncio.FIRST_COMPLETED)
                 if ending.done():
                     break
                 if not following.done():
