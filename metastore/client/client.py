@@ -37,6 +37,8 @@ def node_addresses(nodes: Sequence[str] | str) -> list[str]:
     found = [part.strip() for part in nodes.split(",")] if isinstance(nodes, str) else list(nodes)
     for address in found:
         host, _, port = address.rpartition(":")
+        if "://" in address:
+            raise InvalidRequest(f"node {address!r:.100} is a URL: give router={address!r:.100}")
         if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
             raise InvalidRequest(f"node {address!r:.100}: give host:port, the node's rpc address")
     return found

@@ -318,6 +318,8 @@ async def test_what_is_refused_and_how(shared: Cluster) -> None:
     for nodes in (["127.0.0.1"], "a:b", [":80"], ["h:70000"]):
         with pytest.raises(InvalidRequest, match="host:port"):
             AsyncClient(nodes)
+    with pytest.raises(InvalidRequest, match="router='http://h:8080'"):
+        AsyncClient("http://h:8080")
     with pytest.raises(InvalidRequest, match="router"):
         AsyncClient()
     with pytest.raises(InvalidRequest, match="URL"):
