@@ -17,6 +17,7 @@ from typing import Any
 
 from cellctl.bootstrap import bootstrap
 from metastore.coordination.memory import MemoryEtcd
+from metastore.errors import CoordinationError
 from metastore.node import node as node_module
 from metastore.node import peers, snapshots
 from metastore.node.node import core_settings
@@ -139,7 +140,17 @@ class World:
         cells: dict[str, list[str]] = {}
         for process in self.processes.values():
             cells.setdefault(process.config.cell, []).append(process.name)
-        self.await_(self.operator, lambda: bootstrap(coordinator, "sim", cells, plan.partitions), 10)
+
+        async def first_configs() -> None:
+            """As an operator does who gets no answer: once more."""
+            while True:
+                try:
+                    await bootstrap(coordinator, "sim", cells, plan.partitions)
+                    return
+                except CoordinationError as e:
+                    self.tell(f"bootstrap: {e}")
+
+        self.await_(self.operator, first_configs, 10)
         self.until(self.all_led, 10, "no leaders at the start")
         self.workloads.start()
         for name, every in plan.faults.items():
