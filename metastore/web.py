@@ -3,7 +3,7 @@
 - ``max_connections``: when they are all taken, the one that has been idle longest ends;
 - a request's head: ``patience_s`` from the connection's start, later the time an idle connection has;
 - an answer: ``patience_s`` and a second for every 64 KiB; if all answers that wait to be taken pass
-  ``answer_bytes``, the longest-standing connection ends;
+  ``answer_bytes``, the longest-standing connection with a large one ends;
 - every error, also those that come before any handler, is a problem document.
 """
 
@@ -22,6 +22,7 @@ log = logging.getLogger("metastore.web")
 IDLE_S: Final = 75.0
 SWEEP_S: Final = 0.5
 SLOWEST_BYTES_PER_S: Final = 64 << 10
+SMALL_ANSWER_BYTES: Final = 64 << 10
 MAX_LINE_BYTES: Final = 16 << 10
 MAX_FIELD_BYTES: Final = 16 << 10
 MAX_HEADERS: Final = 64
@@ -87,7 +88,8 @@ class Connection(web.RequestHandler):
             resp = plain_problem(request, resp)
         if self._half_closed and not self._messages:
             resp.force_close()
-        body = resp.body if isinstance(resp, web.Response) else None
+        # an answer that its handler has sent is gone already
+        body = resp.body if isinstance(resp, web.Response) and not resp.prepared else None
         size = len(body) if isinstance(body, bytes | bytearray) else 0
         self._server.takes(self, size)
         try:
@@ -248,8 +250,13 @@ class WebServer:
         connection.taking = size
         self._taking_bytes += size
         self._taking[connection] = None
-        while self._taking_bytes > self.answer_bytes and len(self._taking) > 1:
-            self._evict(next(iter(self._taking)))
+        if size <= SMALL_ANSWER_BYTES:
+            return  # it takes nobody's room
+        for other in list(self._taking):
+            if self._taking_bytes <= self.answer_bytes or other is connection:
+                break
+            if other.taking > SMALL_ANSWER_BYTES:
+                self._evict(other)
 
     def taken(self, connection: Connection) -> None:
         connection.body = None

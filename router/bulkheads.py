@@ -11,7 +11,9 @@ not all there is, and other partitions' operations are not behind it. Who has st
 of its time is told to come again while there is time left to say so.
 
 A request holds bytes from when its body comes in until its answer has left for the socket: a client
-that reads or writes slowly holds what it has caused and nobody else's.
+that reads or writes slowly holds what it has caused and nobody else's. The large ones leave a part of
+the bytes to the small ones, so that clients which do not take large answers do not shut the others out;
+and of those that are being taken, the oldest are given up before they are half of all.
 """
 
 from __future__ import annotations
@@ -30,6 +32,12 @@ from metastore.config import RouterConfig
 from metastore.errors import Overloaded
 
 MIB = 1 << 20
+#: a request that holds no more is small: all of ``max_held_mib`` is there for it
+SMALL_BYTES = 64 << 10
+#: the part of ``max_held_mib`` that is there for all others together
+LARGE_PART = 0.75
+#: the part of ``max_held_mib`` that answers which are being taken may hold
+TAKEN_PART = 0.5
 #: operations to one partition that are under way at a time; the next ones stand in line
 WINDOW = 256
 #: the part of its time that an operation may stand in line
@@ -189,9 +197,14 @@ class Hold:
     def take(self, size: int) -> None:
         """Hold ``size`` bytes more. Raises Overloaded when the router holds too many."""
         bulkheads = self._all
-        if bulkheads.bytes + size > bulkheads.config.max_held_mib * MIB:
+        bound = bulkheads.config.max_held_mib * MIB
+        if self.bytes + size > SMALL_BYTES:
+            bound = int(bound * LARGE_PART)
+        if bulkheads.bytes + size > bound:
             raise bulkheads.refuse(
-                "max_held_mib", f"bodies and answers of {bulkheads.bytes} bytes are in memory, the limit"
+                "max_held_mib",
+                f"bodies and answers of {bulkheads.bytes} bytes are in memory; "
+                f"the limit for one of {self.bytes + size} is {bound}",
             )
         self.force(size)
 

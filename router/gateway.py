@@ -12,11 +12,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from aiohttp import HttpVersion10, web
 
 from metastore.config import RouterConfig
 from metastore.errors import MetastoreError
+from metastore.web import Connection
 from router.api.operation import Operation
 from router.api.operations import OPERATIONS
 from router.bulkheads import Bulkheads, CellDispatcher, Hold
@@ -163,10 +165,14 @@ class Gateway:
         if self.closing:
             response.force_close()
         self._sending[id(request)] = request, self._loop.time() + self.config.write_timeout_s
+        connection = cast(Connection, request.protocol)
+        body = response.body if isinstance(response, web.Response) else None
+        self.server.takes(connection, len(body) if isinstance(body, bytes | bytearray) else 0)
         try:
             await response.prepare(request)
             await response.write_eof()
         finally:
+            self.server.taken(connection)
             self._sending.pop(id(request), None)
         return response
 

@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from metastore.config import RouterConfig
 from metastore.errors import Overloaded
 from metastore.web import Connection, WebServer
-from router.bulkheads import RETRY_S
+from router.bulkheads import RETRY_S, TAKEN_PART
 from router.errors import MalformedHttp
 from router.problems import PROBLEM_TYPE, problem, problem_body
 
@@ -95,5 +95,5 @@ class HttpServer(WebServer):
             web.ServerRunner(manager, handle_signals=False, shutdown_timeout=STOP_PATIENCE_S),
             max_connections=config.max_connections,
             patience_s=config.client_patience_s,
-            answer_bytes=config.max_held_mib << 20,
+            answer_bytes=int((config.max_held_mib << 20) * TAKEN_PART),
         )

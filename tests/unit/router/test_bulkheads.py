@@ -6,7 +6,7 @@ import pytest
 
 from metastore.config import RouterConfig
 from metastore.errors import Overloaded
-from router.bulkheads import MIB, Bulkheads
+from router.bulkheads import MIB, SMALL_BYTES, Bulkheads, Hold
 
 
 def test_each_bound() -> None:
@@ -21,11 +21,13 @@ def test_each_bound() -> None:
         )
     )
     with b.request() as first, b.request() as second:
-        first.take(15 * MIB)
-        second.take(MIB)
+        first.take(11 * MIB)
+        second.take(SMALL_BYTES)
         with pytest.raises(Overloaded, match="max_held_mib"):
-            second.take(1)
-        second.force(5)  # an answer that is there
+            second.take(MIB)  # the rest is for small ones
+        second.force(5 * MIB - SMALL_BYTES)  # an answer that is there
+        with pytest.raises(Overloaded, match="max_held_mib"), Hold(b) as third:
+            third.take(1)
         with pytest.raises(Overloaded, match="max_inflight"), b.request():
             pass
     assert (b.requests, b.bytes) == (0, 0)
