@@ -18,11 +18,11 @@ up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
 
 # what needs nothing but a processor first; then what starts processes of its own, and mostly waits for
-# them, whole files side by side; last what is played on quiet processors
+# them, whole files side by side; last whole clusters under faults
 test: check
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/model tests/simulation
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/conformance tests/integration tests/hostile
-	@$(BIN)/python -m pytest tests/chaos
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/chaos
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -37,7 +37,7 @@ class LeadingReplica(Replica):
         """Start reigning. Sealed epoch, owner and config become durable in one record before
         the first message leaves, which the ``durable`` sends see to (R1)."""
         packed = pack_config(config)
-        self.seal(now, epoch, self.ctx.me, packed)
+        self.seal(now, epoch, self.ctx.me, packed, handed_over=bool(resigned_epoch))
         self.term = Term(epoch, config, self.ctx.me.node, now, resigned_epoch)
         self.campaigning_since_ns = 0
         self.set_role(SEALING, reason)

@@ -168,8 +168,9 @@ class Replica:
 
     # --- R1 ---------------------------------------------------------------------------
 
-    def seal(self, now: int, epoch: int, owner: Process, config: bytes) -> None:
-        """Raise ``sealed_epoch``; the effect makes it durable before any answer leaves (R1)."""
+    def seal(self, now: int, epoch: int, owner: Process, config: bytes, handed_over: bool) -> None:
+        """Raise ``sealed_epoch``; the effect makes it durable before any answer leaves (R1). A reign that
+        was handed over (R11) is no flapping."""
         if epoch <= self.sealed_epoch:
             raise InvariantBroken(f"I7: partition {self.p} would lower {self.sealed_epoch} to {epoch}")
         if self.term is not None:
@@ -184,7 +185,8 @@ class Replica:
         if known is not None and self.config is known:  # the record above has made an older one durable
             self.emit(fx.PersistConfig(self.p, pack_config(known)))
         self.heard(now)
-        self.elections_ns = [*self.elections_ns[-31:], now]
+        if not handed_over:
+            self.elections_ns = [*self.elections_ns[-31:], now]
 
     def step_down(self, reason: str) -> None:
         self.term = None
@@ -207,7 +209,7 @@ class Replica:
             return
         if msg.epoch > self.sealed_epoch:
             self.check_claim(src, msg)
-            self.seal(now, msg.epoch, src, msg.config)
+            self.seal(now, msg.epoch, src, msg.config, handed_over=bool(msg.resigned))
         last_epoch, last_index = self.log.last_position()
         left = self.remaining_grant_ns(now, src, msg.resigned)
         answer = m.Sealed(self.p, msg.epoch, last_epoch, last_index, self.commit_index, left)
