@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.runner import same_everywhere
 from tests.integration.harness import Cluster, Load, cellctl, keys_by_partition, until
 
 
@@ -74,4 +73,3 @@ async def test_a_drained_node_is_replaced(cell: Cluster, tmp_path: Path) -> None
         await running
         await load.check_all()
         assert not load.failures(), load.failures()[:5]
-    assert same_everywhere is not None
