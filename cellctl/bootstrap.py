@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-import orjson
-
 from metastore.coordination.interface import Compare, Coordinator, Put
 from metastore.errors import ConfigError, CoordinationError
 from metastore.keys import HASH_NAME
 from metastore.layout import (
     FORMAT,
+    CellRecord,
     ClusterMeta,
     Layout,
     NodeRecord,
@@ -73,9 +72,7 @@ async def bootstrap(
     plan = plan_initial({cell: [found[n] for n in nodes] for cell, nodes in cells.items()}, partitions)
     for cell, configs in plan.items():
         key = layout.cell(cell)
-        await coordinator.txn(
-            [Compare.absent(key)], [Put(key, orjson.dumps({"weight": 1.0, "state": "active"}))]
-        )
+        await coordinator.txn([Compare.absent(key)], [Put(key, CellRecord().to_json())])
         for config in configs:
             key = layout.config(cell, config.partition)
             await coordinator.txn([Compare.absent(key)], [Put(key, config.to_json())])

@@ -300,3 +300,26 @@ def restart(data: Path, graceful: bool, names: tuple[str, ...]) -> None:
     """Restart a process, or start a dead one. Example: cellctl dev restart c1n1"""
     ask_supervisor(data.absolute(), "restart", list(names), graceful)
     note(f"restarted: {', '.join(names)}")
+
+
+@dev.command("add-cell")
+@data_option
+@click.option(
+    "--nodes", type=click.IntRange(1, 9), default=3, show_default=True, help="Nodes of the new cell."
+)
+def add_cell(data: Path, nodes: int) -> None:
+    """Start the nodes of one more cell, empty. Example: cellctl dev add-cell --nodes 3
+
+    They hold nothing until `cellctl rebalance apply` moves partitions there."""
+    fresh = ask_supervisor(data.absolute(), "add-cell", [str(nodes)])
+    note(f"started: {', '.join(fresh)}")
+
+
+@dev.command("add-node")
+@data_option
+@click.argument("cell")
+@click.option("--count", type=click.IntRange(1, 9), default=1, show_default=True, help="How many.")
+def add_node(data: Path, cell: str, count: int) -> None:
+    """Start one more node in a cell, empty. Example: cellctl dev add-node c1"""
+    fresh = ask_supervisor(data.absolute(), "add-node", [cell, str(count)])
+    note(f"started: {', '.join(fresh)}")

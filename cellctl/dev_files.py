@@ -32,6 +32,8 @@ class Shape:
     wrap: dict[str, list[str]] = field(default_factory=dict)
     node_module: str = "metastore.node.main"
     cluster: str = "dev"
+    #: cell -> nodes that came after the cluster was made
+    added: dict[str, list[str]] = field(default_factory=dict)
     format: int = FORMAT
 
     def address(self, name: str) -> str:
@@ -39,8 +41,33 @@ class Shape:
         return f"{self.hosts.get(name.split('-')[0], self.host)}:{self.ports[name]}"
 
     def node_names(self) -> dict[str, list[str]]:
-        """Cell -> its nodes: ``c1`` -> ``c1n1``, ``c1n2``, …"""
-        return {f"c{c}": [f"c{c}n{n}" for n in range(1, self.nodes + 1)] for c in range(1, self.cells + 1)}
+        """Cell -> its nodes: ``c1`` -> ``c1n1``, ``c1n2``, …, and those added since."""
+        names = {f"c{c}": [f"c{c}n{n}" for n in range(1, self.nodes + 1)] for c in range(1, self.cells + 1)}
+        for cell, added in self.added.items():
+            names[cell] = names.get(cell, []) + added
+        return names
+
+    def first_names(self) -> dict[str, list[str]]:
+        """What the cluster was made of."""
+        first = {
+            cell: [n for n in names if n not in self.added.get(cell, [])]
+            for cell, names in self.node_names().items()
+        }
+        return {cell: names for cell, names in first.items() if names}
+
+    def add(self, cell: str | None, count: int) -> list[str]:
+        """Nodes for a cell, or (None) for a new one; their names. Ports are picked."""
+        names = self.node_names()
+        if cell is None:
+            cell = f"c{len(names) + 1}"
+        elif cell not in names:
+            raise ConfigError(f"there is no cell {cell!r}; there are {', '.join(names)}")
+        first = len(names.get(cell, [])) + 1
+        fresh = [f"{cell}n{n}" for n in range(first, first + count)]
+        ports = [f"{n}-{kind}" for n in fresh for kind in ("rpc", "http")]
+        self.ports |= pick_ports(self.host, ports, {self.port, *self.ports.values()})
+        self.added.setdefault(cell, []).extend(fresh)
+        return fresh
 
 
 def write_atomically(path: Path, value: Any) -> None:

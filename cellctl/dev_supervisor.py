@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from cellctl.bootstrap import bootstrap
-from cellctl.dev_files import Shape, port_is_free, write_atomically
+from cellctl.dev_files import Shape, port_is_free, save_shape, write_atomically
 from metastore.coordination.embedded import etcd_command, wait_healthy
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConfigError, MetastoreError
@@ -93,29 +93,35 @@ class Supervisor:
                 shape.hosts.get("etcd", shape.host),
             ),
         )
-        extra = [part for k, v in shape.settings.items() for part in (f"--{k}", v)]
         rpcs = []
         for cell, nodes in shape.node_names().items():
             for node in nodes:
-                rpc, http = self._url(f"{node}-rpc"), self._url(f"{node}-http")
-                rpcs.append(rpc)
-                command = [*shape.wrap.get(node, []), python, "-m", shape.node_module]
-                command += ["--cluster", shape.cluster, "--cell", cell]
-                command += [
-                    "--node",
-                    node,
-                    "--data-dir",
-                    str(data / "nodes" / node),
-                    "--rpc",
-                    rpc,
-                    "--http",
-                    http,
-                ]
-                self.children[node] = Child(node, "node", [*command, "--etcd", etcd, *extra], cell)
+                rpcs.append(self._url(f"{node}-rpc"))
+                self.children[node] = self._node(node, cell)
         command = [python, "-m", "router.main", "--cluster", shape.cluster, "--etcd", etcd]
         command += ["--http", f"{shape.host}:{shape.port}", "--nodes", ",".join(rpcs)]
         command += ["--snapshot-path", str(data / "router-topology.json")]
         self.children["router"] = Child("router", "router", command)
+
+    def _node(self, node: str, cell: str) -> Child:
+        shape = self.shape
+        command = [*shape.wrap.get(node, []), sys.executable, "-m", shape.node_module]
+        command += ["--cluster", shape.cluster, "--cell", cell, "--node", node]
+        command += ["--data-dir", str(self.data / "nodes" / node)]
+        command += ["--rpc", self._url(f"{node}-rpc"), "--http", self._url(f"{node}-http")]
+        command += ["--etcd", self._url("etcd")]
+        command += [part for k, v in shape.settings.items() for part in (f"--{k}", v)]
+        return Child(node, "node", command, cell)
+
+    def add(self, cell: str | None, count: int) -> list[str]:
+        """Start nodes that the cluster did not have: empty, and part of nothing yet."""
+        fresh = self.shape.add(cell, count)
+        save_shape(self.data, self.shape)
+        cells = {node: c for c, nodes in self.shape.node_names().items() for node in nodes}
+        for node in fresh:
+            self.children[node] = self._node(node, cells[node])
+            self.spawn(self.children[node])
+        return fresh
 
     # --- processes ------------------------------------------------------------------------
 
@@ -221,7 +227,7 @@ class Supervisor:
                 self.spawn(child)
         coordinator = EtcdCoordinator([self._url("etcd")])
         try:
-            made = await bootstrap(coordinator, shape.cluster, shape.node_names(), shape.partitions, 60)
+            made = await bootstrap(coordinator, shape.cluster, shape.first_names(), shape.partitions, 60)
         finally:
             await coordinator.close()
         if made:
@@ -270,6 +276,8 @@ class Supervisor:
         if verb == "down":
             self.down.set()
             return "stopping"
+        if verb in ("add-cell", "add-node"):
+            return self.add(names[0] if verb == "add-node" else None, int(names[-1]))
         children = [self.find(name) for name in names]
         for child in children:
             if verb != "restart" and child.process is None:

@@ -11,6 +11,7 @@ from cellctl.dev import dev
 from cellctl.import_tree import import_
 from cellctl.kv import kv
 from cellctl.namespace import namespace
+from cellctl.rebalance import cell, node, pause, rebalance, resume
 from cellctl.status import partition, status
 from metastore.errors import MetastoreError
 
@@ -36,7 +37,7 @@ def cli() -> None:
     """Run, look at and operate a metastore cluster."""
 
 
-for command in (dev, import_, kv, namespace, partition, status):
+for command in (cell, dev, import_, kv, namespace, node, partition, pause, rebalance, resume, status):
     cli.add_command(command)
 
 

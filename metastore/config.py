@@ -85,6 +85,9 @@ class NodeConfig(BaseConfig):
     map_size_gib: int = setting(
         64, "upper bound of the state's size on disk (address space only)", 1, 1 << 14
     )
+    snapshot_mib_s: int = setting(
+        64, "rate of snapshots to other nodes, in MiB a second, all together", 1, 1 << 16
+    )
     max_pending_writes: int = setting(8192, "writes that may wait per partition; beyond it 503", 1, 1 << 20)
     max_watches: int = setting(50_000, "open watches; beyond it they are refused", 1, 1 << 20)
     max_connections: int = setting(4096, "client connections; beyond it they are refused", 1, 1 << 20)

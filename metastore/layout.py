@@ -1,11 +1,14 @@
 """Where things are in etcd, and their JSON forms. Pure.
 
 /metastore/{cluster}/meta                     ClusterMeta      made once
-/metastore/{cluster}/cells/{cell}             {"weight": 1.0}
+/metastore/{cluster}/cells/{cell}             CellRecord       absent: weight 1, not draining
+/metastore/{cluster}/drained/{node}           {}               the node is to hold nothing
+/metastore/{cluster}/paused                   {}               no move goes on while it is there
 /metastore/{cluster}/nodes/{node}             NodeRecord       durable registration
 /metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
 /metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
 /metastore/{cluster}/leader/{cell}/{p:05d}    LeaderRecord     on the leader's lease
+/metastore/{cluster}/moves/{p:05d}            MoveRecord       until the move has ended
 /metastore/{cluster}/namespaces/{namespace}   namespaces.Policy
 /metastore/{cluster}/usage/{node}             {namespace: [records, bytes]} of what it leads, on its lease
 """
@@ -108,6 +111,48 @@ class ConfigRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CellRecord:
+    """``weight``: its share of the partitions; ``draining``: it is to hold none."""
+
+    weight: float = 1.0
+    draining: bool = False
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> CellRecord:
+        d = _load(raw)
+        return cls(float(d.get("weight", 1.0)), bool(d.get("draining", False)))
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRecord:
+    """A change of a partition's replicas that the cluster is to carry out (R10).
+
+    ``target``: the replicas it is to have, in order of preference; ``cell``: where they are. ``cancel``:
+    go back to the replicas it had. ``cause``: who asked for it, for history.
+    """
+
+    partition: int
+    cell: str
+    target: tuple[Member, ...]
+    cancel: bool = False
+    cause: str = ""
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> MoveRecord:
+        d = _load(raw)
+        target = tuple((str(n), str(s)) for n, s in d["target"])
+        if not target or len({n for n, _ in target}) != len(target):
+            raise InvalidRequest(f"a move to {target!r:.200} names no node, or one twice")
+        return cls(int(d["partition"]), str(d["cell"]), target, bool(d["cancel"]), str(d["cause"]))
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderRecord:
     """``leader(p)``: the process (incarnation) that holds the partition's lease."""
 
@@ -170,6 +215,16 @@ class Layout:
 
     def leader(self, cell: str, partition: int) -> str:
         return f"{self.root}leader/{cell}/{partition:05d}"
+
+    @property
+    def paused(self) -> str:
+        return self.root + "paused"
+
+    def drained(self, node: str) -> str:
+        return f"{self.root}drained/{node}"
+
+    def move(self, partition: int) -> str:
+        return f"{self.root}moves/{partition:05d}"
 
     def namespace(self, namespace: str) -> str:
         return f"{self.root}namespaces/{namespace}"

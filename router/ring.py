@@ -9,6 +9,7 @@ data lives from the ring alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from uhashring import HashRing
@@ -22,17 +23,27 @@ RING: dict[str, Any] = {"vnodes": VNODES, "hash": "uhashring-default"}
 MAX_REPLICAS = 3
 
 
+@lru_cache(maxsize=8)
+def _ring(cells: tuple[str, ...]) -> HashRing:
+    return HashRing(nodes=list(cells), vnodes=VNODES)
+
+
+def preference(cells: Sequence[str], partition: int) -> list[str]:
+    """The cells in the order that the ring prefers them for a partition."""
+    ring = _ring(tuple(sorted(cells)))
+    return [item["nodename"] for item in ring.range(f"partition-{partition}", size=len(cells))]
+
+
 def place_cells(cells: Sequence[str], partitions: int) -> dict[int, str]:
-    """Partition -> cell, no cell with more than ``ceil(partitions / cells)``."""
+    """Partition -> cell, each its share to within one (consistent hashing with bounded loads)."""
     if not cells:
         raise InvalidRequest("there is no cell to place partitions in")
-    cap = -(-partitions // len(cells))
+    share, extra = divmod(partitions, len(cells))
     load = dict.fromkeys(cells, 0)
     placed: dict[int, str] = {}
-    ring = HashRing(nodes=sorted(cells), vnodes=VNODES)
     for p in range(partitions):
-        order = [item["nodename"] for item in ring.range(f"partition-{p}", size=len(cells))]
-        cell = next(c for c in order if load[c] < cap)
+        cell = next(c for c in preference(cells, p) if load[c] < share or (load[c] == share and extra))
+        extra -= load[cell] == share
         load[cell] += 1
         placed[p] = cell
     return placed

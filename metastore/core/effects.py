@@ -74,6 +74,25 @@ class Campaign(NamedTuple):
     reason: str
 
 
+class ChangeConfig(NamedTuple):
+    """R10: replace ``config(p)`` by ``new``, if it is still at ``expect_mod_revision``. ``cell``: where the
+    record is to be afterwards (another one than now: the move's last step). Answer with
+    NodeCore.change_done."""
+
+    p: int
+    expect_mod_revision: int
+    new: ConfigRecord
+    cell: str | None
+    reason: str
+
+
+class MoveEnded(NamedTuple):
+    """R10: nothing is left to do of the partition's move: its record goes."""
+
+    p: int
+    how: str
+
+
 class StartSnapshot(NamedTuple):
     """R17: ``node`` needs more than the log holds; stream it a snapshot under ``epoch``."""
 
@@ -103,6 +122,8 @@ Effect = (
     | Committed
     | RoleChanged
     | Campaign
+    | ChangeConfig
+    | MoveEnded
     | StartSnapshot
     | InstallSnapshot
     | DiscardSnapshot

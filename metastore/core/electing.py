@@ -10,7 +10,7 @@ import dataclasses
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
-from metastore.core.leading import LeadingReplica
+from metastore.core.changing import ChangingReplica
 from metastore.core.messages import Process
 from metastore.core.quorum import is_quorum
 from metastore.core.replica import ACTIVE, LEADING_ROLES, RESIGNED, pack_config
@@ -20,10 +20,9 @@ MAX_RESTART = 0xFFFF
 CAMPAIGN_TIMEOUT_FACTOR = 20
 
 
-class PartitionReplica(LeadingReplica):
+class PartitionReplica(ChangingReplica):
     """The whole state machine of one replica."""
 
-    resigned_epoch = 0
     config_changed_ns = 0
 
     # --- what the control plane says ------------------------------------------------------

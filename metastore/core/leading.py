@@ -55,9 +55,11 @@ class LeadingReplica(Replica):
     def my_term(self, src: Process, epoch: int) -> Term | None:
         """The current term if this answer belongs to it and comes from a member's own store."""
         term = self.term
-        if term is None or epoch != term.epoch or (src.node, src.store) not in term.config.members():
+        if term is None or epoch != term.epoch:
             return None
-        return term
+        if (src.node, src.store) in term.config.members() or term.learners.get(src.node) == src.store:
+            return term
+        return None
 
     def on_sealed(self, now: int, src: Process, msg: m.Sealed) -> None:
         term = self.my_term(src, msg.epoch)
@@ -68,7 +70,8 @@ class LeadingReplica(Replica):
         progress = term.progress[src.node]
         newly = not progress.sealed
         progress.sealed = True
-        if self.role in (SEALING, ADOPTING, ACTIVATING) and src.node not in term.answers:
+        counts = src.node not in term.learners
+        if counts and self.role in (SEALING, ADOPTING, ACTIVATING) and src.node not in term.answers:
             term.answers[src.node] = SealAnswer(
                 msg.last_epoch, msg.last_index, msg.commit, msg.remaining_grant_ns, now
             )
@@ -340,6 +343,8 @@ class LeadingReplica(Replica):
         term = self.term
         if self.role != ACTIVE or term is None or to not in term.others() or not term.progress[to].sealed:
             return False
+        if to in term.learners:
+            return False
         term.handoff_to, term.handoff_since_ns = to, now
         self.set_role(RESIGNING, f"hands over to {to}")
         self.continue_handoff(now)
@@ -354,7 +359,12 @@ class LeadingReplica(Replica):
         if term.progress[term.handoff_to].match == last and self.commit_index == last:
             term.handoff_since_ns = now
             self.set_role(RESIGNED, f"resigned for {term.handoff_to}")
-            self.send(term.handoff_to, m.HandOff(self.p, term.epoch))
+            self.resigned(now, term)
+
+    def resigned(self, now: int, term: Term) -> None:
+        """R11: the follower may take over; nothing is read or proposed here any more."""
+        assert term.handoff_to is not None
+        self.send(term.handoff_to, m.HandOff(self.p, term.epoch))
 
     # --- time ---------------------------------------------------------------------------
 

@@ -151,6 +151,23 @@ class HandOff(NamedTuple):
     epoch: int
 
 
+class Appoint(NamedTuple):
+    """R10: etcd's record of the next term, made by the leader of ``epoch`` as its last act, names you
+    its owner; that leader has resigned (R11). Without ``config``: it has resigned, and is about to."""
+
+    p: int
+    epoch: int
+    config: bytes
+    mod_revision: int
+
+
+class Appointed(NamedTuple):
+    """R11: it is known here that the leader of ``epoch`` has resigned."""
+
+    p: int
+    epoch: int
+
+
 class SnapshotBegin(NamedTuple):
     """R17: a snapshot at ``(at_epoch, at_index)`` follows, in chunks."""
 
@@ -196,6 +213,8 @@ Message = (
     | PreVote
     | PreVoteReply
     | HandOff
+    | Appoint
+    | Appointed
     | SnapshotBegin
     | SnapshotChunk
     | SnapshotAck
@@ -220,5 +239,7 @@ KINDS: dict[int, type[Any]] = {
     15: SnapshotBegin,
     16: SnapshotChunk,
     17: SnapshotAck,
+    18: Appoint,
+    19: Appointed,
 }
 NUMBERS: dict[type[Any], int] = {cls: n for n, cls in KINDS.items()}

@@ -65,6 +65,8 @@ class NodeCore:
             m.PreVote: PartitionReplica.on_prevote,
             m.PreVoteReply: PartitionReplica.on_prevote_reply,
             m.HandOff: PartitionReplica.on_handoff,
+            m.Appoint: PartitionReplica.on_appoint,
+            m.Appointed: PartitionReplica.on_appointed,
         }
 
     def take(self) -> list[fx.Effect]:
@@ -108,6 +110,11 @@ class NodeCore:
         replica = PartitionReplica(p, self.ctx, restored, now)
         self.replicas[p] = replica
         return replica
+
+    def remove_replica(self, p: int) -> None:
+        """R10: it is no member any more, and its data goes."""
+        del self.replicas[p]
+        self._fresh.pop(p, None)
 
     def resume_all(self, now: int) -> None:
         """R12, at start, when etcd has not said otherwise in time."""
@@ -168,6 +175,7 @@ class NodeCore:
         for replica in self.replicas.values():
             if replica.term is not None:
                 replica.tick_leading(now)
+                replica.tick_changing(now)
             replica.tick_electing(now)
 
     # --- heartbeats and grants, per node pair (R8) ---------------------------------------

@@ -92,6 +92,8 @@ class Context:
     check_payload: Callable[[memoryview], str | None] | None = None
     #: the disk has taken a round for longer than a leader may be silent: lead nothing from here
     stuck: bool = False
+    #: no membership change goes on (cellctl pause)
+    moves_paused: bool = False
     #: peers whose connection was reset or refused, and not yet back (R9)
     down: set[str] = field(default_factory=set)
 

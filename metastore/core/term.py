@@ -58,6 +58,8 @@ class Term:
     pull_from: str | None = None
     pull_target: tuple[int, int] = (0, 0)
     pull_sent_ns: int = 0
+    #: nodes brought up to date before they join (R10): node -> store. They count in no quorum
+    learners: dict[str, str] = field(default_factory=dict)
     handoff_to: str | None = None
     handoff_since_ns: int = 0
     last_quorum_ns: int = 0
@@ -69,7 +71,16 @@ class Term:
             self.progress[node] = Progress()
         self.count_grants()
 
+    def learn(self, node: str, store: str) -> None:
+        """Begin to bring ``node`` up to date."""
+        self.learners[node] = store
+        self.progress[node] = Progress()
+
+    def unlearn(self, node: str) -> None:
+        del self.learners[node], self.progress[node]
+
     def others(self) -> list[str]:
+        """Everybody replicated to, learners too."""
         return [node for node in self.progress if node != self.me]
 
     def sealed_quorum(self) -> bool:

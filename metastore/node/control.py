@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from metastore.clock import now_ns
-from metastore.coordination.interface import KV, Change, Compare, Coordinator, Get, Put, Session
+from metastore.coordination.interface import KV, Change, Compare, Coordinator, Delete, Get, Op, Put, Session
 from metastore.core import effects as fx
 from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest, StorageError
 from metastore.layout import (
     ConfigRecord,
     Layout,
     LeaderRecord,
+    Member,
+    MoveRecord,
     NodeRecord,
     node_record_from_json,
     term_of,
@@ -38,6 +40,7 @@ FACT_CLUSTER_ID = "etcd_cluster_id"
 FACT_REVISION = "etcd_revision"
 RECONCILE_S = 1.0
 USAGE_S = 2.0
+ORDER = {"moves": 1, "leader": 2}
 #: what a node keeps for a start without etcd
 REMEMBERED = frozenset({"nodes", "config", "leader", "namespaces"})
 MAX_CONCURRENT_CAMPAIGNS = 16
@@ -57,6 +60,15 @@ class Control:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_CAMPAIGNS)
         self._leaders: dict[int, Any] = {}
         self._configs: dict[int, int] = {}
+        #: partition -> the cell whose records hold it, of partitions that concern this node
+        self._homes: dict[int, str] = {}
+        #: partition -> (its move, mod revision of that record)
+        self._moves: dict[int, tuple[MoveRecord, int]] = {}
+        #: configs of partitions that this node does not hold, for when a move brings them here
+        self._elsewhere: dict[int, tuple[str, ConfigRecord, int]] = {}
+        #: nodes of other cells that share a partition with this one, now or soon
+        self.related: set[str] = set()
+        self._ending: set[int] = set()
         #: partition -> the term of its record, as the watch has it
         self._terms: dict[int, int] = {}
         self._remembered: tuple[int | None, int] = (None, 0)
@@ -115,8 +127,9 @@ class Control:
 
     def _on_change(self, revision: int, changes: list[Change]) -> None:
         node = self.node
-        # configs before leader keys: a replica must exist before it hears who leads it
-        for change in sorted(changes, key=lambda c: c.key.startswith(self.layout.root + "leader/")):
+        # configs before leader keys: a replica must exist before it hears who leads it; moves in
+        # between, since they may ask for one
+        for change in sorted(changes, key=lambda c: ORDER.get(self.layout.parse(c.key)[0], 0)):
             try:
                 self._apply_change(change, revision)
             except (InvalidRequest, KeyError, ValueError, TypeError) as e:
@@ -133,24 +146,96 @@ class Control:
         node.topology.apply_kv(parts, new.value if new else None, revision)
         if parts[0] == "nodes" and new is not None:
             node.meet(node_record_from_json(new.value))
-        elif parts[0] == "config" and parts[1] == node.config.cell and new is not None:
-            config = ConfigRecord.from_json(new.value)
-            host = node.hosts.get(config.partition)
-            if host is None:
-                if (node.me.node, node.me.store) not in config.members():
-                    return
-                host = node.open_partition(config)
-            self._configs[config.partition] = new.mod_revision
-            self._terms[config.partition] = term_of(config.epoch)
-            host.replica.on_config(now_ns(), config, new.mod_revision)
+        elif parts[0] == "config" and new is not None:
+            self._config_changed(parts[1], ConfigRecord.from_json(new.value), new.mod_revision)
+        elif parts[0] == "moves":
+            move = None if new is None else (MoveRecord.from_json(new.value), new.mod_revision)
+            self._move_changed(int(parts[1]), move)
+        elif parts[0] == "paused":
+            node.core.ctx.moves_paused = new is not None
         elif parts[0] == "usage":
             node.policies.published(parts[1], new.value if new else None)
-        elif parts[0] == "leader" and parts[1] == node.config.cell:
+        elif parts[0] == "leader" and parts[1] == self._homes.get(int(parts[2])):
             p = int(parts[2])
             host = node.hosts.get(p)
             self._leaders[p] = new
             if host is not None:
                 host.replica.on_leader_value(new.value if new else None)
+
+    def _config_changed(self, cell: str, config: ConfigRecord, mod_revision: int) -> None:
+        node, p = self.node, config.partition
+        host = node.hosts.get(p)
+        mine = (node.me.node, node.me.store)
+        move = self._moves.get(p)
+        wanted = move is not None and not move[0].cancel and mine in move[0].target
+        if mine not in config.members() and not wanted:
+            self._elsewhere[p] = cell, config, mod_revision
+            if host is not None:
+                self._left(host, config, mod_revision)
+            return
+        self._elsewhere.pop(p, None)
+        if self._homes.get(p) != cell:
+            self._homes[p] = cell
+            self._leaders.pop(p, None)
+        if host is None:
+            host = node.open_partition(config)
+        self._relate(config.members())
+        host.replica.home = cell
+        host.replica.move = move[0] if move else None
+        self._configs[p] = mod_revision
+        self._terms[p] = term_of(config.epoch)
+        host.replica.on_config(now_ns(), config, mod_revision)
+
+    def _left(self, host: PartitionHost, config: ConfigRecord, mod_revision: int) -> None:
+        """R10: the record names this store no more, and stands in etcd: that is the confirmation."""
+        host.replica.on_config(now_ns(), config, mod_revision)
+        self.node.settle()
+        self._drop_what_left()
+
+    def _drop_what_left(self) -> None:
+        """R10: partitions whose record, as etcd has it, names this store neither as a member nor as
+        somebody to join."""
+        node = self.node
+        mine = (node.me.node, node.me.store)
+        for p, (_, config, mod_revision) in list(self._elsewhere.items()):
+            host = node.hosts.get(p)
+            if host is None or mod_revision < host.replica.config_mod_revision or mine in config.members():
+                continue
+            if term_of(config.epoch) >= term_of(host.replica.sealed_epoch) and not host.replica.installing:
+                node.drop_partition(p)
+                self._homes.pop(p, None)
+                self._leaders.pop(p, None)
+
+    def _move_changed(self, p: int, move: tuple[MoveRecord, int] | None) -> None:
+        node = self.node
+        mine = (node.me.node, node.me.store)
+        if move is None:
+            self._moves.pop(p, None)
+        else:
+            self._moves[p] = move
+        host = node.hosts.get(p)
+        if host is not None:
+            host.replica.move = move[0] if move else None
+            if move is not None:
+                self._relate(move[0].target)
+            config = host.replica.config
+            if config is not None and mine not in config.members() and (move is None or move[0].cancel):
+                # was to join, and is not any more
+                self._elsewhere[p] = self._home(p), config, host.replica.config_mod_revision
+                self._drop_what_left()
+        elif move is not None and p in self._elsewhere:
+            self._config_changed(*self._elsewhere[p])
+
+    def _home(self, p: int) -> str:
+        return self._homes.get(p, self.node.config.cell)
+
+    def _relate(self, members: tuple[Member, ...]) -> None:
+        """Connect to these nodes, whatever their cell."""
+        self.related |= {name for name, _ in members}
+        for name, _ in members:
+            record = self.node.topology.nodes.get(name)
+            if record is not None:
+                self.node.meet(record)
 
     def leader_keys_read(self) -> None:
         """The first content of the watch has been delivered: an absent leader key is absent."""
@@ -176,7 +261,9 @@ class Control:
             raise
         except Exception:
             log.exception("the campaign for partition %d failed", p)
-        host = node.hosts[p]
+        host = node.hosts.get(p)
+        if host is None:
+            return
         if won:
             self.elections_won += 1
             fields = {"node": node.config.node, "partition": p, "epoch": effect.new.epoch}
@@ -191,7 +278,7 @@ class Control:
         session = self.session
         if not session.alive or not session.lease_id:
             return None
-        p, cell = effect.p, self.node.config.cell
+        p, cell = effect.p, self._home(effect.p)
         config_key, leader_key = self.layout.config(cell, p), self.layout.leader(cell, p)
         mine = LeaderRecord(self.node.me.node, self.node.me.incarnation, effect.new.epoch).to_json()
         leader_is = (
@@ -219,12 +306,82 @@ class Control:
 
     def _catch_up(self, p: int, config: KV | None, leader: KV | None) -> None:
         """What the transaction found instead: the watch may be behind, or cut off from news."""
-        host = self.node.hosts[p]
+        host = self.node.hosts.get(p)
+        if host is None:
+            return
         if config is not None:
             self._configs[p] = max(config.mod_revision, self._configs.get(p, 0))
             host.replica.on_config(now_ns(), ConfigRecord.from_json(config.value), config.mod_revision)
         self._leaders[p] = leader
         host.replica.on_leader_value(leader.value if leader else None)
+
+    # --- R10 --------------------------------------------------------------------------------
+
+    def change_config(self, effect: fx.ChangeConfig) -> None:
+        self._spawn(self._change(effect))
+
+    async def _change(self, effect: fx.ChangeConfig) -> None:
+        node, p = self.node, effect.p
+        done = 0
+        try:
+            done = await self._swap(effect)
+        except CoordinationError as e:
+            log.debug("change of partition %d: %s", p, e)
+        host = node.hosts.get(p)
+        if host is None:
+            return
+        fields = {"node": node.config.node, "partition": p, "epoch": effect.new.epoch}
+        if done:
+            log_event(log, f"membership: {effect.reason}", **fields)
+            self._configs[p] = max(done, self._configs.get(p, 0))
+        new = effect.new if done else None
+        host.replica.on_change_done(now_ns(), new, done, effect.reason)
+        node.settle()
+
+    async def _swap(self, effect: fx.ChangeConfig) -> int:
+        """The compare-and-swap of ``config(p)``; the revision that it was made at, 0 = it was not."""
+        session, p, new = self.session, effect.p, effect.new
+        home = self._home(p)
+        config_key, leader_key = self.layout.config(home, p), self.layout.leader(home, p)
+        compares = [Compare.mod_revision_is(config_key, effect.expect_mod_revision)]
+        ops: list[Op] = []
+        if effect.cell is not None:
+            config_key = self.layout.config(effect.cell, p)
+            compares.append(Compare.absent(config_key))
+            ops.append(Delete(self.layout.config(home, p)))
+        ops.append(Put(config_key, new.to_json()))
+        if new.leader == self.node.me.node:
+            if not session.alive or not session.lease_id:
+                return 0
+            mine = LeaderRecord(self.node.me.node, self.node.me.incarnation, new.epoch).to_json()
+            ops.append(Put(leader_key, mine, session.lease_id))
+        else:
+            ops.append(Delete(leader_key))
+        try:
+            result = await self.coordinator.txn(compares, ops)
+            return result.revision if result.succeeded else 0
+        except CoordinationUnknown:
+            # decide by what is there, never by the lost answer
+            found = await self.coordinator.get(config_key)
+            return found.mod_revision if found is not None and found.value == new.to_json() else 0
+
+    def move_ended(self, effect: fx.MoveEnded) -> None:
+        self._spawn(self._end_move(effect))
+
+    async def _end_move(self, effect: fx.MoveEnded) -> None:
+        found = self._moves.get(effect.p)
+        if found is None or effect.p in self._ending:
+            return
+        self._ending.add(effect.p)
+        try:
+            key = self.layout.move(effect.p)
+            await self.coordinator.txn([Compare.mod_revision_is(key, found[1])], [Delete(key)])
+            fields = {"node": self.node.config.node, "partition": effect.p}
+            log_event(log, f"move {effect.how}", **fields)
+        except CoordinationError as e:
+            log.debug("end of the move of partition %d: %s", effect.p, e)
+        finally:
+            self._ending.discard(effect.p)
 
     # --- registration, R12, durable facts ------------------------------------------------------
 
@@ -249,6 +406,7 @@ class Control:
     async def _reconcile(self) -> None:
         if self.ready.is_set():
             self.leader_keys_read()
+            self._drop_what_left()
             self._remember()
         usage = self.node.policies.recount()
         session = self.session
@@ -276,7 +434,7 @@ class Control:
         sealed = term_of(host.replica.sealed_epoch)
         if self._terms.get(p, sealed) >= sealed:
             return
-        found = await self.coordinator.get(self.layout.config(self.node.config.cell, p))
+        found = await self.coordinator.get(self.layout.config(self._home(p), p))
         if found is not None:
             term = term_of(ConfigRecord.from_json(found.value).epoch)
             if term < sealed:
@@ -311,7 +469,7 @@ class Control:
 
     async def _put_back(self, p: int, epoch: int, session: Session) -> None:
         """R12: ``leader(p)`` at our own epoch and on the present lease, if config still names us."""
-        node, key = self.node, self.layout.leader(self.node.config.cell, p)
+        node, key = self.node, self.layout.leader(self._home(p), p)
         mine = LeaderRecord(node.me.node, node.me.incarnation, epoch).to_json()
         seen = self._leaders.get(p)
         if seen is not None and seen.value == mine and seen.lease == session.lease_id:
@@ -323,7 +481,7 @@ class Control:
             log.error("leader record of partition %d is not understood, and is left alone: %s", p, e)
             return
         leader_is = Compare.absent(key) if seen is None else Compare.value_is(key, seen.value)
-        config_key = self.layout.config(node.config.cell, p)
+        config_key = self.layout.config(self._home(p), p)
         await self.coordinator.txn(
             [Compare.mod_revision_is(config_key, self._configs.get(p, 0)), leader_is],
             [Put(key, mine, session.lease_id)],

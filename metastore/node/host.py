@@ -469,6 +469,15 @@ class PartitionHost:
             if self.pending:
                 self.propose_pending(now_ns())
 
+    def retire(self) -> None:
+        """The partition leaves this node: everybody who waits here is sent elsewhere."""
+        moved = Moved(f"this node holds no replica of partition {self.p} any more", partition=self.p)
+        self.on_role(FOLLOWER)
+        self.watches.end_all(moved)
+        for connection, _, op, _ in self.pending:
+            connection.answer(error_result(op[0], moved))
+        self.pending, self.expired = [], []
+
     async def digest(self) -> dict[str, Any] | None:
         """A checksum over every record and what dedupe remembers, as of one applied index; None
         when the state moved on meanwhile. Gives way to others between slices."""

@@ -167,8 +167,23 @@ class Node:
 
     def open_partition(self, config: ConfigRecord) -> PartitionHost:
         """A replica for a partition this store has never held: empty, and it says so (R13)."""
-        self.store.add_partition(config.partition)
-        return self._add_host(now_ns(), config.partition, Restored(LogIndex(), config=config), 0)
+        p = config.partition
+        self.store.add_partition(p)
+        info = self.store.partitions[p]
+        owner = Process(*msgpack.unpackb(info.owner)) if info.owner else None
+        restored = Restored(LogIndex(), info.sealed_epoch, owner, config)
+        return self._add_host(now_ns(), p, restored, 0)
+
+    def drop_partition(self, p: int) -> None:
+        """R10: etcd's record names this store no more; its copy goes, but for the epoch it has sealed."""
+        host = self.hosts.pop(p)
+        host.retire()
+        self.core.remove_replica(p)
+        self.snapshots.discard(p)
+        self.store.drop_partition(p)
+        fields = {"node": self.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+        log_event(log, "dropped: no member any more", **fields)
+        self.schedule_turn()
 
     async def stop(self, hand_over: bool) -> None:
         """Stop serving; with ``hand_over`` leaders first go to other nodes (R11), within 1.5 s."""
@@ -194,7 +209,9 @@ class Node:
                 return
             for r in leading:
                 if r.role == "active":
-                    up = [n for n in self.links.connected() if r.term and n in r.term.others()]
+                    up = [
+                        n for n in self.links.connected() if r.term and dict(r.term.config.members()).get(n)
+                    ]
                     if not up:
                         return
                     r.transfer(now_ns(), up[r.p % len(up)])
@@ -322,6 +339,10 @@ class Node:
             self._role_changed(effect)
         elif isinstance(effect, fx.Campaign):
             self.control.campaign(effect)
+        elif isinstance(effect, fx.ChangeConfig):
+            self.control.change_config(effect)
+        elif isinstance(effect, fx.MoveEnded):
+            self.control.move_ended(effect)
         elif isinstance(effect, fx.StartSnapshot):
             self.snapshots.start(effect.p, effect.node, effect.epoch)
         elif isinstance(effect, fx.InstallSnapshot):
@@ -367,12 +388,10 @@ class Node:
         """Why a process that calls itself ``peer`` is none of ours; None when it may be one (R13).
 
         A node that joined while etcd was away from here is not in the table: then, and only then,
-        an unknown name passes."""
+        an unknown name passes. Nodes of other cells may come: a partition may move there (R10)."""
         record = self.topology.nodes.get(peer.node)
         if record is None:
             return "no such node is registered" if self.control.knows_all_nodes() else None
-        if record.cell != self.config.cell:
-            return f"it is of cell {record.cell!r}"
         return None if record.store_id == peer.store else f"its store is {record.store_id}"
 
     def on_peer_messages(self, src: Process, messages: list[Any]) -> None:
@@ -415,8 +434,9 @@ class Node:
         self.settle()
 
     def meet(self, record: NodeRecord) -> None:
-        """Know a node's address; connect when it is of this cell."""
-        if record.cell == self.config.cell and record.node != self.config.node:
+        """Know a node's address; connect when it is of this cell, or shares a partition."""
+        near = record.cell == self.config.cell or record.node in self.control.related
+        if near and record.node != self.config.node:
             self.links.set_peer(record.node, record.store_id, record.rpc)
 
     def address_of(self, node: str | None) -> str | None:

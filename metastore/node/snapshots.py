@@ -39,6 +39,8 @@ class _Outgoing:
     def __init__(self, number: int) -> None:
         self.number = number
         self.acked = -1
+        self.sent_bytes = 0
+        self.total_bytes = 0
         self.refused = False
         self.changed = asyncio.Event()
 
@@ -63,6 +65,7 @@ class Snapshots:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_SENDS)
         self._count = 0
+        self._free_at_ns = 0
         self.sent = 0
         self.installed = 0
 
@@ -96,8 +99,14 @@ class Snapshots:
                     node.store.hold_log(p, reader.index)
                     self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch))
                     number = 0
+                    host = node.hosts.get(p)
+                    if host is not None:
+                        out.total_bytes = sum(held[1] for held in host.machine.usage.values())
                     while True:
                         rows = reader.chunk(CHUNK_BYTES)
+                        size = sum(len(row[1]) + len(row[2]) for row in rows)
+                        await self._pace(size)
+                        out.sent_bytes += size
                         await self._window(p, to, out, number - WINDOW)
                         self._queue(to, SnapshotChunk(p, epoch, out.number, number, rows))
                         if not rows:
@@ -115,6 +124,19 @@ class Snapshots:
         finally:
             if self._out.get((p, to)) is out:
                 del self._out[p, to]
+
+    async def _pace(self, size: int) -> None:
+        """Within the node's rate (snapshot_mib_s), all transfers together."""
+        now = now_ns()
+        begin = max(now, self._free_at_ns)
+        self._free_at_ns = begin + size * 1_000_000_000 // (self.node.config.snapshot_mib_s << 20)
+        if begin > now:
+            await asyncio.sleep((begin - now) / 1e9)
+
+    def progress(self, p: int, to: str) -> dict[str, int]:
+        """Of a snapshot on its way; nothing when there is none."""
+        out = self._out.get((p, to))
+        return {} if out is None else {"sent_bytes": out.sent_bytes, "total_bytes": out.total_bytes}
 
     async def _window(self, p: int, to: str, out: _Outgoing, until: int) -> None:
         """Wait until chunk ``until`` is acknowledged."""
@@ -202,7 +224,9 @@ class Snapshots:
                 self._queue(incoming.src.node, ack)
                 if not chunk.rows:
                     break
-            replica = node.core.replicas[begin.p]
+            replica = node.core.replicas.get(begin.p)
+            if replica is None:
+                return
             replica.on_snapshot_staged(now_ns(), incoming.src, begin.epoch, begin.at_index, begin.at_epoch)
             node.settle()
         except TimeoutError:

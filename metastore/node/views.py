@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from metastore.clock import now_ns
+from metastore.core.electing import PartitionReplica
 from metastore.core.settings import MS
 from metastore.wire import frames
 
@@ -50,6 +51,16 @@ def topology_wire(node: Node) -> dict[str, Any]:
     return node.topology.to_wire()
 
 
+def learners(node: Node, r: PartitionReplica) -> dict[str, dict[str, int]]:
+    """How far newcomers are (R10): entries they lack, and bytes of a snapshot sent and in all."""
+    if r.term is None:
+        return {}
+    return {
+        n: {"lag": r.log.last_index - r.term.progress[n].match, **node.snapshots.progress(r.p, n)}
+        for n in r.term.learners
+    }
+
+
 def node_status(node: Node) -> dict[str, Any]:
     """The node's own view, for tools (cellctl status, doctor)."""
     now = now_ns()
@@ -74,6 +85,8 @@ def node_status(node: Node) -> dict[str, Any]:
                 "bytes": sum(held[1] for held in host.machine.usage.values()),
                 "lag": lag,
                 "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
+                "move": r.move_state(),
+                "learners": learners(node, r),
             }
         )
     return {

@@ -67,6 +67,7 @@ class Recovery:
         elif isinstance(record, SealEntry):
             self._part(record.p)
             meta = self.metas[record.p]
+            self._revive(meta, seq)
             if record.epoch >= meta.sealed:
                 meta.sealed, meta.owner, meta.config = record.epoch, record.owner, record.config
         elif isinstance(record, ConfigEntry):
@@ -75,8 +76,25 @@ class Recovery:
         elif isinstance(record, Fact):
             self.facts[record.key] = record.value
         elif isinstance(record, DropEntry):
-            self._part(record.p)
-            self.metas[record.p].dropped = True
+            self._drop(record.p, seq)
+
+    def _drop(self, p: int, seq: int) -> None:
+        """Whatever was recorded before is void but the sealed epoch (R10)."""
+        part, old = self._part(p), self.metas[p]
+        if seq <= old.log_from_seq:
+            return
+        self.metas[p] = Meta(
+            old.slot, sealed=old.sealed, owner=old.owner, config=old.config, log_from_seq=seq, dropped=True
+        )
+        part.reset(0, 0)
+        self._gaps.pop(p, None)
+        self.commits.pop(p, None)
+
+    def _revive(self, meta: Meta, seq: int) -> None:
+        """A record of a dropped partition: it was taken up again, empty."""
+        if meta.dropped and seq > meta.log_from_seq:
+            meta.slot, meta.dropped = self.free_slot, False
+            self.free_slot += 1
 
     def _entry(self, part: PartitionLog, record: EntryRecord, location: int) -> None:
         index, epoch = entry_position(record.blob)

@@ -98,7 +98,7 @@ class _Flush(NamedTuple):
     slots: dict[int, int]
     rows: Job
     seq: int
-    applied: list[tuple[int, int]]
+    applied: list[tuple[int, int, int]]
 
 
 class Store:
@@ -218,21 +218,32 @@ class Store:
     # --- partitions ---------------------------------------------------------------------------
 
     def add_partition(self, p: int) -> None:
-        """An empty replica of a partition this store has never held (R13)."""
-        if p not in self.partitions:
+        """An empty replica of a partition that this store does not hold (R13). One that it held
+        before and dropped knows its sealed epoch still (R10)."""
+        info = self.partitions.get(p)
+        if info is None:
             part = self.log.partitions[p] = PartitionLog()
             self.partitions[p] = PartitionInfo(Meta(self._take_slot()), part.index)
-            self._dirty.add(p)
+        elif info.meta.dropped:
+            info.meta.slot, info.meta.dropped = self._take_slot(), False
+            self._durable_applied[p] = 0
+        self._dirty.add(p)
 
     def drop_partition(self, p: int) -> None:
         """Delete a removed replica's data; its sealed epoch stays for ever (R10)."""
         info = self.partitions[p]
+        meta = info.meta
         seq = self.append(DropEntry(p))
-        info.meta.dropped = True
+        meta.dropped = True
+        meta.applied = meta.applied_epoch = meta.commit = info.commit_index = 0
+        meta.log_from_seq = seq
         self._dirty.add(p)
         self._active.drop(p)
-        self._garbage.append((seq, info.meta.slot))
+        self._garbage.append((seq, meta.slot))
         self._aux_sources.pop(p, None)
+        self._held.pop(p, None)
+        self.log.partitions[p].reset(0, 0)
+        self._durable_applied[p] = 0
 
     def _take_slot(self) -> int:
         self._next_slot += 1
@@ -439,7 +450,7 @@ class Store:
                 slot = self.partitions[p].meta.slot
                 job += [state.aux_write(slot, key, source(key)) for key in sorted(keys)]
         dirty, self._dirty = self._dirty, set()
-        applied = [(p, self.partitions[p].meta.applied) for p in dirty]
+        applied = [(p, self.partitions[p].meta.slot, self.partitions[p].meta.applied) for p in dirty]
         job += [(state.meta, meta_key(p), self.partitions[p].meta.pack()) for p in dirty]
         self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied)
         self._submit_flush()
@@ -484,7 +495,9 @@ class Store:
         self._flushing = None
         self.flushes += 1
         self._checkpoint_seq = flush.seq
-        self._durable_applied.update(flush.applied)
+        for p, slot, applied in flush.applied:
+            if self.partitions[p].meta.slot == slot:  # not dropped and taken up again meanwhile
+                self._durable_applied[p] = applied
         shortened, removed = self.log.remove_segments(
             lambda p: self._durable_applied.get(p, 0),
             flush.seq,

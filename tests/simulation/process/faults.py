@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from metastore.coordination.interface import Put
+from metastore.layout import Layout, MoveRecord
 from tests.simulation.process.etcd import NAME as ETCD
 from tests.simulation.process.loop import MS
 from tests.simulation.process.network import Link
+from tests.simulation.process.process import store_id
 
 if TYPE_CHECKING:
     from tests.simulation.process.process import Process
@@ -236,6 +240,26 @@ class Faults:
 
     def compact_etcd(self) -> None:
         self.world.etcd.compact()
+
+    def move(self) -> None:
+        """An operator wants a partition's replicas elsewhere, or changes their mind (R10)."""
+        world, random, layout = self.world, self.random, Layout("sim")
+        if not world.etcd.up:
+            return
+        p = random.randrange(world.plan.partitions)
+        key = layout.move(p)
+        known = world.etcd.kvs.get(key)
+        if known is not None:
+            if random.random() < 0.3:
+                move = MoveRecord.from_json(known.value)
+                world.tell(f"the move of p{p} is cancelled")
+                world.etcd.txn([], [Put(key, dataclasses.replace(move, cancel=True).to_json())], [])
+            return
+        cell = f"c{random.randrange(world.plan.cells) + 1}"
+        names = sorted(n for n, q in world.processes.items() if q.config.cell == cell)
+        target = tuple((n, store_id(n)) for n in random.sample(names, min(3, len(names))))
+        world.tell(f"p{p} is to move to {[n for n, _ in target]}")
+        world.etcd.txn([], [Put(key, MoveRecord(p, cell, target, cause="test").to_json())], [])
 
     def hand_over(self) -> None:
         """A leader hands over (R11)."""

@@ -71,6 +71,14 @@ PLANS: dict[str, Plan] = {
     "many": Plan(
         faults={"kill": 900, "pause": 1500, "cut": 1200, "etcd": 3000}, cells=2, partitions=8, seconds=4.0
     ),
+    "moves": Plan(faults={"move": 500}, nodes=5),
+    "moves between cells": Plan(faults={"move": 700}, cells=2),
+    "moves and deaths": Plan(
+        faults={"move": 400, "kill": 900, "cut": 1500, "etcd": 2500, "pause": 2000}, nodes=5
+    ),
+    "moves between cells and deaths": Plan(
+        faults={"move": 500, "kill": 1200, "etcd": 2500, "reset": 1500, "power": 3000}, cells=2
+    ),
     "five": Plan(faults={"kill": 700, "cut": 900, "pause": 1500}, nodes=5),
     "split, long grants": Plan(
         faults={"split": 600, "depose": 900},

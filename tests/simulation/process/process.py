@@ -41,6 +41,10 @@ SETTINGS: dict[str, Any] = {
 ETCD_PATIENCE_S = 1.5
 
 
+def store_id(name: str) -> str:
+    return (name + "-store").ljust(32, "-")
+
+
 class Process:
     """Disk and LMDB file outlive the process that runs on them."""
 
@@ -107,7 +111,7 @@ class Process:
     async def _main(self) -> None:
         """As metastore.node.main."""
         world = self.world
-        store = Store(FOLDER, {"store_id": (self.name + "-store").ljust(32, "-")}, self.lives == 1, STORAGE)
+        store = Store(FOLDER, {"store_id": store_id(self.name)}, self.lives == 1, STORAGE)
         store.recover(self.disk, State(self.env))
         store.log.writer = self._write
         node = self.node = Node(self.config, store, f"{self.lives}")

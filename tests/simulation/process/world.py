@@ -18,6 +18,7 @@ from typing import Any
 from cellctl.bootstrap import bootstrap
 from metastore.coordination.memory import MemoryEtcd
 from metastore.errors import CoordinationError
+from metastore.layout import ConfigRecord
 from metastore.node import node as node_module
 from metastore.node import peers, snapshots
 from metastore.node.node import core_settings
@@ -158,6 +159,7 @@ class World:
         self.run(int(plan.seconds * SECOND))
         self.faults.heal()
         self.until(self.all_led, 5, "no leaders after healing")
+        self.until(self.all_moved, 30, "moves do not end")
         self.workloads.finish()
         self.until(self.all_equal, 5, "replicas differ after healing")
         self.workloads.judge()
@@ -205,6 +207,20 @@ class World:
             sum(1 for h in self.hosts(p) if h.replica.role == "active") == 1
             for p in range(self.plan.partitions)
         )
+
+    def all_moved(self) -> bool:
+        """Every move has ended, and who is no member holds nothing."""
+        if any("/moves/" in key for key in self.etcd.kvs):
+            return False
+        for key, kv in self.etcd.kvs.items():
+            if "/config/" in key:
+                config = ConfigRecord.from_json(kv.value)
+                if config.joint is not None:
+                    return False
+                holders = {h.node.config.node for h in self.hosts(config.partition)}
+                if holders != {n for n, _ in config.replicas}:
+                    return False
+        return True
 
     def all_equal(self) -> bool:
         """Every replica of every partition has applied the same and holds the same."""

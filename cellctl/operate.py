@@ -1,0 +1,226 @@
+"""What an operator's commands do to the cluster's records in etcd. No output, no prompts.
+
+Everything long runs in the cluster: a command writes what is wanted (a MoveRecord, a cell's weight),
+each by one compare-and-swap, and the leaders carry it out; a command that is killed leaves nothing
+half done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cellctl.plan import MAX_REPLICAS, CellView, ClusterView, NodeView, PartitionView, PlannedMove
+from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Put
+from metastore.errors import InvalidRequest, NotFound, Unavailable
+from metastore.layout import (
+    CellRecord,
+    ConfigRecord,
+    Layout,
+    MoveRecord,
+    NodeRecord,
+    node_record_from_json,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The cluster's records as of one revision."""
+
+    revision: int
+    cells: dict[str, CellRecord]
+    nodes: dict[str, NodeRecord]
+    drained: frozenset[str]
+    present: frozenset[str]
+    #: partition -> (cell, config)
+    configs: dict[int, tuple[str, ConfigRecord]]
+    #: partition -> (move, mod revision)
+    moves: dict[int, tuple[MoveRecord, int]]
+    paused: bool
+
+    def view(self, load: Mapping[int, tuple[int, float]] | None = None) -> ClusterView:
+        """What plans are made from; ``load``: partition -> (bytes, operations per second)."""
+        nodes = tuple(
+            NodeView(n.node, n.cell, n.store_id, n.zone, n.node in self.drained or n.node not in self.present)
+            for n in self.nodes.values()
+        )
+        names = {n.cell for n in self.nodes.values()} | {cell for cell, _ in self.configs.values()}
+        cells = tuple(
+            CellView(c, self.cells.get(c, CellRecord()).weight, self.cells.get(c, CellRecord()).draining)
+            for c in sorted(names | set(self.cells))
+        )
+        partitions = tuple(
+            PartitionView(p, cell, tuple(n for n, _ in config.replicas), *(load or {}).get(p, (0, 0.0)))
+            for p, (cell, config) in sorted(self.configs.items())
+        )
+        return ClusterView(cells, nodes, partitions, MAX_REPLICAS)
+
+
+class Operator:
+    """One cluster's records, and changes to them."""
+
+    def __init__(self, coordinator: Coordinator, cluster: str) -> None:
+        self.etcd = coordinator
+        self.layout = Layout(cluster)
+
+    async def records(self) -> Records:
+        """Raises CoordinationUnavailable; Unavailable when there is no such cluster."""
+        revision, kvs = await self.etcd.range(self.layout.root)
+        cells: dict[str, CellRecord] = {}
+        nodes: dict[str, NodeRecord] = {}
+        configs: dict[int, tuple[str, ConfigRecord]] = {}
+        moves: dict[int, tuple[MoveRecord, int]] = {}
+        drained, present = set(), set()
+        paused = False
+        for kv in kvs:
+            parts = self.layout.parse(kv.key)
+            if parts[0] == "cells":
+                cells[parts[1]] = CellRecord.from_json(kv.value)
+            elif parts[0] == "nodes":
+                nodes[parts[1]] = node_record_from_json(kv.value)
+            elif parts[0] == "drained":
+                drained.add(parts[1])
+            elif parts[0] == "presence":
+                present.add(parts[1])
+            elif parts[0] == "config":
+                configs[int(parts[2])] = parts[1], ConfigRecord.from_json(kv.value)
+            elif parts[0] == "moves":
+                moves[int(parts[1])] = MoveRecord.from_json(kv.value), kv.mod_revision
+            elif parts[0] == "paused":
+                paused = True
+        if not configs:
+            raise Unavailable(f"etcd has no cluster called {self.layout.cluster!r}")
+        return Records(revision, cells, nodes, frozenset(drained), frozenset(present), configs, moves, paused)
+
+    # --- cells and nodes ----------------------------------------------------------------------
+
+    async def set_cell(
+        self, cell: str, *, weight: float | None = None, draining: bool | None = None
+    ) -> CellRecord:
+        """Raises NotFound, InvalidRequest."""
+        if weight is not None and not 0 <= weight <= 1000:
+            raise InvalidRequest(f"weight {weight} is not within 0 and 1000")
+        records = await self.records()
+        if cell not in {c.name for c in records.view().cells}:
+            raise NotFound(
+                f"there is no cell {cell!r}; there are {_names(c.name for c in records.view().cells)}"
+            )
+        known = await self.etcd.get(self.layout.cell(cell))
+        old = CellRecord.from_json(known.value) if known else CellRecord()
+        new = replace(
+            old,
+            weight=old.weight if weight is None else weight,
+            draining=old.draining if draining is None else draining,
+        )
+        await self._swap(self.layout.cell(cell), known, new.to_json())
+        return new
+
+    async def remove_cell(self, cell: str) -> None:
+        """Forget an empty cell and its nodes. Raises InvalidRequest while it holds anything."""
+        records = await self.records()
+        held = [p for p, (c, _) in records.configs.items() if c == cell]
+        if held:
+            raise InvalidRequest(f"cell {cell} holds {len(held)} partitions; drain it first")
+        ops = [Delete(self.layout.cell(cell))]
+        ops += [Delete(self.layout.node(n.node)) for n in records.nodes.values() if n.cell == cell]
+        await self.etcd.txn([], ops)
+
+    async def set_drained(self, node: str, drained: bool) -> None:
+        """Raises NotFound."""
+        records = await self.records()
+        if node not in records.nodes:
+            raise NotFound(f"there is no node {node!r}; there are {_names(records.nodes)}")
+        key = self.layout.drained(node)
+        await self.etcd.txn([], [Put(key, b"{}") if drained else Delete(key)])
+
+    async def remove_node(self, node: str) -> None:
+        """Forget a node that holds nothing. Raises InvalidRequest while it does."""
+        records = await self.records()
+        held = [p for p, (_, c) in records.configs.items() if node in {n for n, _ in c.members()}]
+        if held:
+            raise InvalidRequest(f"node {node} holds replicas of {len(held)} partitions; drain it first")
+        await self.etcd.txn([], [Delete(self.layout.node(node)), Delete(self.layout.drained(node))])
+
+    # --- moves --------------------------------------------------------------------------------
+
+    async def request_move(self, partition: int, cell: str, nodes: Sequence[str], cause: str) -> MoveRecord:
+        """Ask for a partition's replicas to be ``nodes``. Raises NotFound, InvalidRequest."""
+        records = await self.records()
+        if partition not in records.configs:
+            raise NotFound(f"there is no partition {partition}")
+        if not 1 <= len(nodes) <= 7 or len(set(nodes)) != len(nodes):
+            raise InvalidRequest(f"{len(nodes)} nodes: name 1 to 7, each once")
+        target = []
+        for name in nodes:
+            record = records.nodes.get(name)
+            if record is None:
+                raise NotFound(f"there is no node {name!r}; there are {_names(records.nodes)}")
+            if record.cell != cell:
+                raise InvalidRequest(
+                    f"node {name} is of cell {record.cell}, not {cell}; replicas share one cell"
+                )
+            target.append((name, record.store_id))
+        move = MoveRecord(partition, cell, tuple(target), cause=cause)
+        await self._request(records, move)
+        return move
+
+    async def apply(self, moves: Sequence[PlannedMove], cause: str) -> tuple[list[int], list[int]]:
+        """Ask for all moves of a plan; the partitions asked for, and those that have changed since
+        the plan was made, which are left alone."""
+        records = await self.records()
+        asked, changed = [], []
+        for m in moves:
+            at = records.configs.get(m.partition)
+            replicas = set() if at is None else {n for n, _ in at[1].replicas}
+            if at is None or at[0] != m.from_cell or replicas != set(m.from_replicas):
+                changed.append(m.partition)
+                continue
+            known = records.moves.get(m.partition)
+            if known is not None and known[0].target != m.target:
+                changed.append(m.partition)
+                continue
+            if known is None:
+                await self._request(records, MoveRecord(m.partition, m.to_cell, m.target, cause=cause))
+            asked.append(m.partition)
+        return asked, changed
+
+    async def _request(self, records: Records, move: MoveRecord) -> None:
+        known = records.moves.get(move.partition)
+        if known is not None and known[0].target == move.target and not known[0].cancel:
+            return
+        if known is not None:
+            raise InvalidRequest(
+                f"partition {move.partition} is moving to {_names(n for n, _ in known[0].target)} already; cancel that first"
+            )
+        key = self.layout.move(move.partition)
+        result = await self.etcd.txn([Compare.absent(key)], [Put(key, move.to_json())])
+        if not result.succeeded:
+            raise Unavailable(f"partition {move.partition}: somebody asked for a move just now; look again")
+
+    async def cancel(self, partitions: Sequence[int] | None = None) -> list[int]:
+        """Have moves go back, all of them or some; which."""
+        cancelled = []
+        for p, (move, mod_revision) in sorted((await self.records()).moves.items()):
+            if (partitions is None or p in partitions) and not move.cancel:
+                key = self.layout.move(p)
+                wanted = replace(move, cancel=True).to_json()
+                if (
+                    await self.etcd.txn([Compare.mod_revision_is(key, mod_revision)], [Put(key, wanted)])
+                ).succeeded:
+                    cancelled.append(p)
+        return cancelled
+
+    async def set_paused(self, paused: bool) -> None:
+        """No move goes on while it is so; those that hand over just now end that."""
+        key = self.layout.paused
+        await self.etcd.txn([], [Put(key, b"{}") if paused else Delete(key)])
+
+    async def _swap(self, key: str, known: KV | None, value: bytes) -> None:
+        compare = Compare.absent(key) if known is None else Compare.mod_revision_is(key, known.mod_revision)
+        if not (await self.etcd.txn([compare], [Put(key, value)])).succeeded:
+            raise Unavailable(f"{key} was changed by somebody else just now; try again")
+
+
+def _names(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"
