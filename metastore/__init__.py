@@ -29,7 +29,14 @@ if TYPE_CHECKING:
         Record,
         RequestIds,
     )
-    from metastore.errors import DidNotHappen, MaybeHappened, MetastoreError
+    from metastore.errors import (
+        Compacted,
+        ConditionFailed,
+        DidNotHappen,
+        LockLost,
+        MaybeHappened,
+        MetastoreError,
+    )
 
 __all__ = [
     "BYTES",
@@ -39,12 +46,15 @@ __all__ = [
     "Add",
     "AsyncClient",
     "Client",
+    "Compacted",
     "Compare",
+    "ConditionFailed",
     "Delete",
     "DidNotHappen",
     "Event",
     "Fence",
     "Get",
+    "LockLost",
     "MaybeHappened",
     "MetastoreError",
     "Put",

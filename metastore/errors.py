@@ -45,10 +45,13 @@ class MaybeHappened(MetastoreError):
 class ConditionFailed(DidNotHappen):
     """The record is not in the state the condition asks for.
 
-    ``detail["version"]`` is its current version, 0 when it is absent.
+    ``detail["version"]`` is its current version, 0 when it is absent. ``record``: what was there, as
+    the client's ``get`` gives it; None when nothing was, when it is large, and when this is the answer
+    that an earlier attempt of the same call got.
     """
 
     code, status, http_status = "condition_failed", 2, 412
+    record: Any = None
 
 
 class NotLeader(DidNotHappen):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar, overload
 
@@ -43,6 +44,8 @@ from metastore.client.results import (
 )
 from metastore.client.watching import MAX_BUFFER_BYTES, AsyncWatcher
 from metastore.errors import (
+    ConditionFailed,
+    CorruptState,
     CrossPartition,
     DecodeFailed,
     InvalidRequest,
@@ -268,7 +271,14 @@ class AsyncNamespace(Generic[T]):
             lkey = storage_key(self.name, key, rule)
             return await self.dispatcher.write([0, kind, 0, lkey, 0, 0, 0, *tail, *fences], lkey, until, ids)
 
-        return await self._routed(until, call)
+        try:
+            return await self._routed(until, call)
+        except ConditionFailed as e:
+            packed = e.detail.get("record")
+            if isinstance(packed, bytes):
+                with contextlib.suppress(DecodeFailed, CorruptState):
+                    e.record = decoded(self.codec, key, unpack_record(packed))
+            raise
 
     # --- several ----------------------------------------------------------------------------
 

@@ -19,9 +19,17 @@ from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.leading import LeadingReplica
 from metastore.core.messages import Process
-from metastore.core.replica import ACTIVE, RESIGNED, RESIGNING, pack_config, unpack_config
+from metastore.core.replica import (
+    ACTIVE,
+    MAX_TERMS_MISSED,
+    RESIGNED,
+    RESIGNING,
+    pack_config,
+    read_config,
+)
 from metastore.core.settings import MS
 from metastore.core.term import Term
+from metastore.errors import ProtocolError
 from metastore.layout import ConfigRecord, Member, MoveRecord, first_epoch, term_of
 
 #: how far behind a learner may be when it joins: R10's "one round"
@@ -208,12 +216,24 @@ class ChangingReplica(LeadingReplica):
 
     def on_appoint(self, now: int, src: Process, msg: m.Appoint) -> None:
         """R10, R11: what etcd says will come too, but without knowing that there is nothing to wait for."""
-        if self.obeys(now, src, msg.epoch) and not self.installing:
-            self.resigned_epoch = msg.epoch
-            if msg.config:
-                self.on_config(now, unpack_config(msg.config), msg.mod_revision)
-            else:
-                self.send(src.node, m.Appointed(self.p, msg.epoch))
+        if not self.obeys(now, src, msg.epoch) or self.installing:
+            return
+        config = self.read_appointment(msg) if msg.config else None
+        self.resigned_epoch = msg.epoch
+        if config is not None:
+            self.on_config(now, config, msg.mod_revision)
+        else:
+            self.send(src.node, m.Appointed(self.p, msg.epoch))
+
+    def read_appointment(self, msg: m.Appoint) -> ConfigRecord:
+        """The record that names this store owner of a later term. Raises ProtocolError."""
+        config, me = read_config(msg.config, self.p), self.ctx.me
+        ahead = term_of(config.epoch) - term_of(msg.epoch)
+        if config.leader != me.node or (me.node, me.store) not in config.members():
+            raise ProtocolError(f"partition {self.p}: appointed by a config that {config.leader} is to lead")
+        if not 0 < ahead <= MAX_TERMS_MISSED:
+            raise ProtocolError(f"partition {self.p}: epoch {msg.epoch} appoints to {config.epoch}")
+        return config
 
     def on_appointed(self, now: int, src: Process, msg: m.Appointed) -> None:
         """The heir knows that there will be no grants to wait for: etcd may name it now."""

@@ -10,7 +10,13 @@ import pytest
 from metastore.config import NodeConfig, RouterConfig, describe, load_config
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "ARCHITECTURE.md", "docs/http.md", "tests/README.md", "deploy/README.md"]
+PAGES = [
+    "README.md",
+    "ARCHITECTURE.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+    "tests/README.md",
+    "deploy/README.md",
+]
 
 
 def configuration() -> str:
