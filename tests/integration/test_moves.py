@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
+from metastore import Put
 from tests.integration.harness import Cluster, Load, cellctl, keys_by_partition, until
+from tests.integration.witness import Witness
 
 
 def tool(cluster: Cluster, *args: str, check: bool = True) -> Any:
@@ -69,6 +74,90 @@ async def test_a_drained_node_is_replaced(cell: Cluster, tmp_path: Path) -> None
         assert await rebalance(cell, tmp_path) == 8
         tool(cell, "node", "remove", "c1n1")
         await until("nothing is left there", lambda: cell.status("c1n1")["partitions"] == [])
+        load.stop = True
+        await running
+        await load.check_all()
+        assert not load.failures(), load.failures()[:5]
+
+
+async def test_watches_and_scans_go_along(cell: Cluster, tmp_path: Path) -> None:
+    """Every change once and in order, and every record in every scan, while all partitions move to
+    another cell and the way there is interrupted."""
+    async with cell.client() as writing, cell.client() as watching:
+        still = watching.namespace("still")
+        keys = sorted(k for ks in keys_by_partition(watching, 5, "still").values() for k in ks)
+        await still.batch([Put(k, b"x") for k in keys])
+        await asyncio.to_thread(cellctl, "dev", "add-cell", "--data", str(cell.data))
+        await until(
+            "the new nodes have registered", lambda: len(tool(cell, "node", "list", "-o", "json")) == 6
+        )
+        witness = Witness(writing, "witness", 11)
+        await witness.watch("plain", watching)
+        await witness.watch("reopened", watching, reopen=40)
+        await witness.watch("any replica", watching, any_replica=True)
+        witness.write(4)
+        await witness.everybody_has_seen("nothing happened yet")
+        scans, stop = 0, False
+
+        async def scan() -> None:
+            nonlocal scans
+            while not stop:
+                assert sorted([k async for k, _ in still.scan(page=7, deadline_s=30)]) == keys
+                scans += 1
+
+        scanning = asyncio.create_task(scan())
+        tool(cell, "cell", "drain", "c1")
+        plan = tmp_path / "plan.json"
+        await asyncio.to_thread(tool, cell, "rebalance", "plan", "--out", str(plan))
+        await asyncio.to_thread(tool, cell, "rebalance", "apply", str(plan), "--yes", "--no-wait")
+        for victim in ("c1n2", "c2n1"):  # one that moves are led from, one that they go to
+            os.kill(cell.node(victim)["pid"], signal.SIGKILL)
+            await until("its death is noticed", lambda v=victim: cell.node(v)["pid"] is None)
+            cell.verb("restart", victim)
+        await until("all have moved", lambda: set(homes(cell).values()) == {"c2"}, 60)
+        await until("no move is left", lambda: tool(cell, "rebalance", "status", check=False).returncode == 1)
+        await witness.everybody_has_seen("everything has moved")
+        stop = True
+        await scanning
+        assert scans > 3
+        await witness.end()
+
+
+async def test_a_move_is_interrupted_and_goes_back(cell: Cluster, tmp_path: Path) -> None:
+    """The tool is killed, etcd stands still, and the operator changes their mind."""
+    async with cell.client() as client:
+        load = Load(client, [k for ks in keys_by_partition(client, 2).values() for k in ks])
+        running = asyncio.create_task(load.run())
+        await asyncio.to_thread(cellctl, "dev", "add-cell", "--data", str(cell.data))
+        await until(
+            "the new nodes have registered", lambda: len(tool(cell, "node", "list", "-o", "json")) == 6
+        )
+        tool(cell, "pause")
+        plan = tmp_path / "plan.json"
+        await asyncio.to_thread(tool, cell, "rebalance", "plan", "--out", str(plan))
+        wanted = {m["partition"] for m in json.loads(plan.read_text())["moves"]}
+        before = homes(cell)
+        apply = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cellctl.main", "rebalance", "apply", str(plan), "--yes",
+            "--data", str(cell.data), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        await until(
+            "the moves are asked for",
+            lambda: len(tool(cell, "rebalance", "status", "-o", "json", check=False)) == len(wanted),
+        )
+        apply.kill()
+        await apply.wait()
+        assert homes(cell) == before, "nothing moves while it is paused"
+        cell.verb("pause", "etcd")
+        await asyncio.sleep(1)
+        cell.verb("resume", "etcd")
+        back = min(wanted)
+        tool(cell, "rebalance", "cancel", str(back))
+        tool(cell, "resume")
+        await until(
+            "the rest has moved", lambda: tool(cell, "rebalance", "status", check=False).returncode == 1, 60
+        )
+        assert {p for p, home in homes(cell).items() if home != before[p]} == wanted - {back}
         load.stop = True
         await running
         await load.check_all()
