@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 
 from tests.chaos.lab import Lab
+from tests.chaos.unsynced import folder_of, take_back
 from tests.integration.harness import Cluster
 
 STUTTER_ON_S, STUTTER_OFF_S = 0.02, 0.18
@@ -20,7 +22,8 @@ BUSY = "while True: pass"
 class Faults:
     """See the module. ``lab``: where the network can be cut, if it can."""
 
-    def __init__(self, cluster: Cluster, lab: Lab | None) -> None:
+    def __init__(self, cluster: Cluster, lab: Lab | None, seed: int) -> None:
+        self.random = random.Random(seed)
         self.cluster = cluster
         self.lab = lab
         self.it = ""
@@ -69,6 +72,13 @@ class Faults:
 
     async def kill(self, *names: str) -> None:
         await self._verb("kill", *names)
+
+    async def power_off(self, *names: str) -> None:
+        """As kill, and what was not synced is lost in any part."""
+        await self.kill(*names)
+        for name in names:
+            data = self.cluster.data / "nodes" / name
+            take_back(folder_of(str(data)), data / "log", self.random)
 
     async def restart(self, *names: str) -> None:
         await self._verb("restart", *names)
@@ -124,6 +134,9 @@ class Faults:
     async def broken_disk(self, name: str) -> None:
         self._control(name, sync_fails=1)
 
+    async def hang_disk(self, name: str) -> None:
+        self._control(name, sync_hangs=1)
+
     async def good_disk(self, name: str) -> None:
         self._control(name)
 
@@ -166,6 +179,19 @@ class Faults:
     async def mute(self, name: str) -> None:
         for other in self._others(name):
             self._cut(name, other)
+
+    async def slow_network(self, delay_ms: str, jitter_ms: str) -> None:
+        """Everything between nodes takes so long, each way."""
+        assert self.lab is not None
+        for src in self.cluster.names():
+            for dst in self._others(src):
+                self.lab.delay(src, dst, int(delay_ms), int(jitter_ms))
+
+    async def far(self, name: str, delay_ms: str, jitter_ms: str) -> None:
+        """What others send to ``name`` takes so long; what it sends does not."""
+        assert self.lab is not None
+        for src in self._others(name):
+            self.lab.delay(src, name, int(delay_ms), int(jitter_ms))
 
     async def mend(self) -> None:
         if self.lab is not None:

@@ -1,7 +1,8 @@
 """A storage node whose disk and wall clock do as a control file says: ``DATA_DIR.faults``.
 
-``{"sync_delay_ms": 80}``, ``{"sync_fails": true}``, ``{"clock_jump_s": 86400}``. Nothing of the node
-itself is changed but the calls to the operating system.
+``{"sync_delay_ms": 80}``, ``{"sync_fails": true}``, ``{"sync_hangs": true}``, ``{"clock_jump_s": 86400}``.
+Nothing of the node itself is changed but the calls to the operating system. What is written and not
+synced is kept account of, for the day the power goes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from metastore.node.main import main
 from metastore.storage.disk import Disk
 from tests.chaos.planted import PLANTED
+from tests.chaos.unsynced import Journal, folder_of
 
 
 class Faults:
@@ -41,6 +43,8 @@ def install(faults: Faults) -> None:
     sync, clock = Disk.sync, time.time
 
     def faulty_sync(self: Disk, fd: int) -> None:
+        while faults.get("sync_hangs"):
+            time.sleep(0.05)
         delay = faults.get("sync_delay_ms")
         if delay:
             time.sleep(delay / 1000)
@@ -53,8 +57,10 @@ def install(faults: Faults) -> None:
 
 
 if __name__ == "__main__":
+    data_dir = sys.argv[sys.argv.index("--data-dir") + 1]
+    Journal(folder_of(data_dir)).install()
     bug = os.environ.get("METASTORE_PLANTED")
     if bug:
         PLANTED[bug][0]()
-    install(Faults(Path(sys.argv[sys.argv.index("--data-dir") + 1] + ".faults")))
+    install(Faults(Path(data_dir + ".faults")))
     sys.exit(main())

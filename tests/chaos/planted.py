@@ -49,6 +49,22 @@ def skip_a_record() -> None:
     Store.apply = apply  # type: ignore[method-assign]
 
 
+def answer_before_sync() -> None:
+    """R5, R6: a copy counts as durable a fifth of a second before it is."""
+    import threading
+
+    from metastore.storage.disk import Disk
+
+    sync = Disk.sync
+
+    def late(self: Any, fd: int) -> None:
+        timer = threading.Timer(0.2, sync, (self, fd))
+        timer.daemon = True
+        timer.start()
+
+    Disk.sync = late  # type: ignore[method-assign]
+
+
 #: name -> (what plants it, the scenario that must see it)
 PLANTED: dict[str, tuple[Callable[[], None], str]] = {
     f.__name__: (f, scenario)
@@ -57,5 +73,6 @@ PLANTED: dict[str, tuple[Callable[[], None], str]] = {
         (no_dedupe, "kills-in-turn"),
         (answer_before_commit, "leader-mute"),
         (skip_a_record, "calm"),
+        (answer_before_sync, "power-off"),
     )
 }

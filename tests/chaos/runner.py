@@ -105,7 +105,7 @@ async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int,
     async with cluster.client() as first, cluster.client() as second, cluster.client() as third:
         table = keys_by_partition(first, KEYS_PER_PARTITION, "chaos")
         traffic = Traffic([first, second, third], [k for ks in table.values() for k in ks], seed)
-        faults = Faults(cluster, lab)
+        faults = Faults(cluster, lab, seed)
         running = asyncio.create_task(traffic.run())
         began, result.started_ns = time.monotonic(), time.monotonic_ns()
         day = datetime.now()

@@ -76,6 +76,26 @@ SCENARIOS = [
         short=True,
     ),
     Scenario(
+        "power-off",
+        "the power goes everywhere at once, twice: what was not synced is lost in any part",
+        (
+            (2, "power_off", "nodes"),
+            (2.5, "restart", "nodes"),
+            (6, "power_off", "nodes"),
+            (6.5, "restart", "nodes"),
+        ),
+        11,
+        short=True,
+    ),
+    Scenario(
+        "power-off-in-turn",
+        "whoever leads loses its power, over and over",
+        tuple(
+            step for s in range(1, 16, 3) for step in ((s, "power_off", "leader"), (s + 1.5, "restart", "it"))
+        ),
+        17,
+    ),
+    Scenario(
         "majority-killed",
         "two of three, one comes back",
         ((2, "kill", "leader"), (2.1, "kill", "follower"), (5, "restart", "it")),
@@ -100,6 +120,12 @@ SCENARIOS = [
     Scenario("slow-disk-follower", "80 ms a sync", ((2, "slow_disk", "follower"), (7, "good_disk", "it"))),
     Scenario(
         "slow-disk-leader", "80 ms a sync", ((2, "slow_disk", "leader"), (7, "good_disk", "it")), short=True
+    ),
+    Scenario(
+        "disk-hangs",
+        "a leader's sync does not come back for 5 s: it leads nothing meanwhile",
+        ((2, "hang_disk", "leader"), (7, "good_disk", "it")),
+        12,
     ),
     Scenario(
         "sync-fails",
@@ -152,6 +178,20 @@ SCENARIOS = [
         "one-link-cut",
         "leader and one follower",
         ((2, "cut", "leader", "follower"), (7, "mend")),
+        12,
+        network=True,
+    ),
+    Scenario(
+        "slow-network",
+        "40 ms between nodes, give or take 10: packets overtake each other",
+        ((1, "slow_network", "40", "10"), (8, "mend")),
+        11,
+        network=True,
+    ),
+    Scenario(
+        "leader-far",
+        "what is sent to the leader takes 150 ms, give or take 100; what it sends does not",
+        ((2, "far", "leader", "150", "100"), (8, "mend")),
         12,
         network=True,
     ),

