@@ -107,6 +107,8 @@ async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int,
         traffic = Traffic([first, second, third], [k for ks in table.values() for k in ks], seed)
         faults = Faults(cluster, lab, seed)
         running = asyncio.create_task(traffic.run())
+        epochs = Epochs(cluster)
+        watching = asyncio.create_task(epochs.watch())
         began, result.started_ns = time.monotonic(), time.monotonic_ns()
         day = datetime.now()
         result.started_clock = day.hour * 3600 + day.minute * 60 + day.second + day.microsecond / 1e6
@@ -124,8 +126,9 @@ async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int,
         if len(dead) > scenario.died:
             result.problems.append(f"ended by themselves: {dead}")
         result.back_s = await traffic.until_all_serve(SERVICE_BACK_S)
-        traffic.stop = True
-        await running
+        traffic.stop = epochs.stop = True
+        await asyncio.gather(running, watching)
+        result.problems += epochs.problems
         await traffic.read_all()
         by_key = {k: p for p, ks in table.items() for k in ks}
         try:
@@ -135,6 +138,37 @@ async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int,
         result.problems += check_versions(traffic.history, by_key)
         result.outage_s = longest_outage(traffic.history)
         await until("all replicas hold the same", lambda: same_everywhere(cluster), SERVICE_BACK_S)
+
+
+class Epochs:
+    """I7: what a replica has promised only grows, also over its restarts. Asks every node, over and over."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.stop = False
+        self.asked = 0
+        self.problems: list[str] = []
+        self._seen: dict[tuple[str, int], int] = {}
+
+    async def watch(self) -> None:
+        while not self.stop:
+            for name in self.cluster.names():
+                with contextlib.suppress(OSError, TimeoutError, AssertionError, ValueError):
+                    self._look(name, await asyncio.to_thread(self.cluster.status, name))
+            await asyncio.sleep(0.3)
+        if not self.asked:
+            self.problems.append("no node told its epochs")
+
+    def _look(self, name: str, status: dict[str, Any]) -> None:
+        self.asked += 1
+        for part in status["partitions"]:
+            at, epoch = (name, part["id"]), part["epoch"]
+            before = self._seen.get(at, 0)
+            if epoch < before:
+                self.problems.append(
+                    f"I7: {name} had sealed {before} of partition {part['id']}, and now {epoch}"
+                )
+            self._seen[at] = max(before, epoch)
 
 
 async def same_everywhere(cluster: Cluster) -> bool:

@@ -3,19 +3,23 @@ checks nothing. The core's own are in tests/simulation/test_mutations.py."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from metastore.client.dispatch import RequestIds
+from metastore.core import electing, quorum, term
 from metastore.core.machine import Machine
 from metastore.core.replica import Replica
 from metastore.core.term import Term
+from metastore.layout import ConfigRecord
 from metastore.node.host import PartitionHost
 from metastore.node.node import Node
 from metastore.storage.log import NodeLog
 from metastore.storage.segments import SegmentFiles
+from metastore.storage.store import Store
 from tests.simulation.process.plans import PLANS
 from tests.simulation.process.world import world_of
 from tests.simulation.seeds import seeds_of
@@ -126,20 +130,45 @@ def forgets_the_fence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "obeys", lambda self, now, src, epoch: True)
 
 
+def new_members_alone(patch: pytest.MonkeyPatch) -> None:
+    """R10: under a joint config the new set is quorum enough."""
+
+    def alone(config: ConfigRecord) -> ConfigRecord:
+        return dataclasses.replace(config, replicas=config.joint or config.replicas, joint=None)
+
+    for module in (term, electing):
+        patch.setattr(module, "is_quorum", lambda config, having: quorum.is_quorum(alone(config), having))
+    value = quorum.quorum_value
+    patch.setattr(term, "quorum_value", lambda config, value_of: value(alone(config), value_of))
+
+
+def removed_forgets_its_promise(patch: pytest.MonkeyPatch) -> None:
+    """R10: who is removed forgets the epoch that it has sealed with its data."""
+    original = Store.drop_partition
+
+    def drop(self: Any, p: int) -> None:
+        original(self, p)
+        self.partitions[p].sealed_epoch, self.partitions[p].owner = 0, b""
+
+    patch.setattr(Store, "drop_partition", drop)
+
+
 #: -> a seed that shows it now, tried first; the plans in which it shows soonest, tried next
 MUTATIONS: dict[Patch, tuple[int, list[str]]] = {
-    sends_before_durable: (15, ["no power", "torn writes"]),
+    sends_before_durable: (2, ["no power", "torn writes"]),
     syncs_nothing: (2, ["no power", "everything"]),
-    goes_on_after_a_failed_sync: (15, ["no power", "torn writes"]),
-    trusts_the_cache: (15, ["no power"]),
+    goes_on_after_a_failed_sync: (3, ["no power", "torn writes"]),
+    trusts_the_cache: (53, ["no power"]),
     effects_a_turn_later: (8, ["hand-overs"]),
-    no_wait: (37, ["split, long grants"]),
-    forgets_what_it_granted: (89, ["split, long grants"]),
+    no_wait: (15, ["split, long grants"]),
+    forgets_what_it_granted: (32, ["split, long grants"]),
     reads_whatever_it_has: (37, ["split, long grants"]),
     retries_without_dedupe: (6, ["bad network"]),
     executes_what_is_too_old: (19, ["bad network"]),
-    answers_lost_writes_with_failure: (37, ["split, long grants"]),
-    forgets_the_fence: (50, ["split, long grants", "cuts"]),
+    answers_lost_writes_with_failure: (15, ["split, long grants"]),
+    forgets_the_fence: (5, ["split, long grants", "cuts"]),
+    new_members_alone: (336, ["moves and deaths", "moves between cells and deaths"]),
+    removed_forgets_its_promise: (10, ["moves and deaths", "moves between cells and deaths", "moves"]),
 }
 #: how many are tried of the plans in which a bug shows
 SEEDS = 60

@@ -159,7 +159,7 @@ class World:
         self.run(int(plan.seconds * SECOND))
         self.faults.heal()
         self.until(self.all_led, 5, "no leaders after healing")
-        self.until(self.all_moved, 30, "moves do not end")
+        self.until(self.all_moved, 10, "moves do not end")
         self.workloads.finish()
         self.until(self.all_equal, 5, "replicas differ after healing")
         self.workloads.judge()
