@@ -14,7 +14,7 @@ import orjson
 
 from cellctl.dev_files import read_json
 from metastore.client import AsyncClient
-from metastore.errors import ConfigError, Unavailable
+from metastore.errors import ConfigError, InvalidRequest, Unavailable
 from metastore.topology import TopologyTable
 
 DEFAULT_ROUTER = "http://127.0.0.1:8080"
@@ -47,11 +47,18 @@ def router_url(router: str | None, data: Path | None) -> str:
     return str(local["router"]["url"]) if local else DEFAULT_ROUTER
 
 
-def fetch_json(url: str, timeout_s: float = 5.0) -> Any:
-    """GET a JSON document. Raises Unavailable."""
+def fetch_json(url: str, timeout_s: float = 5.0, method: str = "GET") -> Any:
+    """A JSON document. Raises Unavailable, and InvalidRequest with what a server that refuses says."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+        request = urllib.request.Request(url, method=method)
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return orjson.loads(response.read())
+    except urllib.error.HTTPError as e:
+        try:
+            detail = str(orjson.loads(e.read())["detail"])
+        except (ValueError, KeyError, TypeError):
+            detail = f"{url} answers {e.code}"
+        raise (InvalidRequest if e.code < 500 else Unavailable)(detail) from None
     except (urllib.error.URLError, OSError, ValueError) as e:
         reason = getattr(e, "reason", e)
         raise Unavailable(f"{url} does not answer: {reason}") from None

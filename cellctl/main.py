@@ -9,7 +9,10 @@ import click
 
 from cellctl.dev import dev
 from cellctl.import_tree import import_
+from cellctl.jsonl import export
 from cellctl.kv import kv
+from cellctl.leaders import switchover, topology_, verify
+from cellctl.moving import move, replace, show
 from cellctl.namespace import namespace
 from cellctl.rebalance import cell, node, pause, rebalance, resume
 from cellctl.status import partition, status
@@ -37,7 +40,26 @@ def cli() -> None:
     """Run, look at and operate a metastore cluster."""
 
 
-for command in (cell, dev, import_, kv, namespace, node, partition, pause, rebalance, resume, status):
+partition.add_command(show)
+partition.add_command(move)
+node.add_command(replace)
+for command in (
+    cell,
+    dev,
+    export,
+    import_,
+    kv,
+    namespace,
+    node,
+    partition,
+    pause,
+    rebalance,
+    resume,
+    status,
+    switchover,
+    topology_,
+    verify,
+):
     cli.add_command(command)
 
 

@@ -1,4 +1,5 @@
-"""The node's own small HTTP port: liveness, readiness, status, usage and metrics. No data."""
+"""The node's own small HTTP port: liveness, readiness, status, usage, metrics, and the request to hand a
+partition's leadership over. No data."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import web
 
-from metastore.errors import MetastoreError, NotFound, Overloaded, Unavailable
+from metastore.clock import now_ns
+from metastore.errors import InvalidRequest, MetastoreError, NotFound, NotLeader, Overloaded, Unavailable
 from metastore.problems import problem
 from metastore.web import WebServer
 
@@ -25,6 +27,8 @@ DIGEST_AGE_S = 1.0
 MAX_CONNECTIONS = 256
 ANSWER_BYTES = 64 << 20
 MAX_USAGE_ROWS = 10_000
+#: how long a hand-over may take, both ways if the heir does not win
+HAND_OVER_S = 5.0
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -98,6 +102,36 @@ class Digests:
         raise Unavailable(f"partition {host.p} changes too fast; try again", retry_after_s=1)
 
 
+async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
+    """R11: lead ``partition`` no more, in favour of ``to`` ("": whoever lacks least). Returns once
+    somebody else leads, as this node sees it. Raises NotFound, NotLeader, InvalidRequest, Unavailable."""
+    host = node.hosts.get(partition)
+    if host is None:
+        raise NotFound(f"this node holds no replica of partition {partition}")
+    replica, term = host.replica, host.replica.term
+    if term is None or replica.role != "active":
+        leader = replica.leader_node
+        raise NotLeader(f"partition {partition} is led by {leader or 'nobody'}", leader=leader)
+    me = node.config.node
+    heirs = sorted(
+        (n for n, _ in term.config.members() if n != me and n in node.links.connected()),
+        key=lambda n: -term.progress[n].match,
+    )
+    if to and to not in heirs:
+        raise InvalidRequest(
+            f"{to} cannot lead partition {partition}; connected replicas: {', '.join(heirs) or 'none'}"
+        )
+    if not heirs or not replica.transfer(now_ns(), to or heirs[0]):
+        raise Unavailable(f"no replica of partition {partition} can take over now", retry_after_s=1)
+    node.settle()
+    until = time.monotonic() + HAND_OVER_S
+    while replica.role in ("resigning", "resigned") or replica.leader_node == me:
+        if time.monotonic() > until:
+            raise Unavailable(f"{to or heirs[0]} did not take partition {partition} over", retry_after_s=1)
+        await asyncio.sleep(0.002)
+    return {"partition": partition, "from": me, "to": replica.leader_node, "epoch": replica.sealed_epoch}
+
+
 async def serve_http(node: Node) -> WebServer:
     """Start serving on ``config.http``; the caller stops it. Raises OSError."""
     digests = Digests(node)
@@ -119,6 +153,13 @@ async def serve_http(node: Node) -> WebServer:
         except MetastoreError as e:
             return problem(e, request.method == "HEAD")
 
+    async def handover(request: web.Request) -> web.Response:
+        try:
+            query = request.query.get("to", "")
+            return _json(await hand_over(node, int(request.match_info["partition"]), query))
+        except MetastoreError as e:
+            return problem(e, False)
+
     async def usage(_: web.Request) -> web.Response:
         """Records and bytes of the partitions led here, by namespace; ``more``: of how many it is not told."""
         namespaces, more = node.policies.held(MAX_USAGE_ROWS)
@@ -133,6 +174,7 @@ async def serve_http(node: Node) -> WebServer:
     app.router.add_get("/v1/status", status)
     app.router.add_get("/v1/usage", usage)
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/digest", digest)
+    app.router.add_post("/v1/partitions/{partition:[0-9]{1,5}}/handover", handover)
     app.router.add_get("/metrics", metrics)
     server = WebServer(
         web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0),

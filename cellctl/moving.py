@@ -1,0 +1,150 @@
+"""``cellctl partition show|move`` and ``node replace``: moves asked for by hand (R10)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from cellctl.connect import cluster_options, topology
+from cellctl.operate import Operator
+from cellctl.output import note, output_option, print_json, print_table
+from cellctl.rebalance import etcd_options, operate, wait_until_done
+from cellctl.status import node_views, partition_rows
+from metastore.errors import InvalidRequest, NotFound
+
+wait_option = click.option(
+    "--wait/--no-wait", default=True, show_default=True, help="Return when it is done."
+)
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=float, default=3600.0, show_default=True, help="Seconds to wait."
+)
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.command()
+@cluster_options
+@output_option
+@click.argument("number", type=int)
+def show(router: str | None, data: Path | None, output: str, number: int) -> None:
+    """One partition: each replica's role, epoch, log and records. Example: cellctl partition show 3"""
+    table = topology(router, data)
+    views = node_views(table)
+    found = [row for row in partition_rows(table, views) if row["id"] == number]
+    if not found:
+        raise NotFound(f"there is no partition {number}; there are 0 to {len(table.in_order()) - 1}")
+    row = found[0]
+    replicas = []
+    for name in row["replicas"]:
+        view = views.get(name)
+        mine = [p for p in view["partitions"] if p["id"] == number] if view else []
+        replicas.append(
+            {"node": name, "state": "away" if view is None else "up", **(mine[0] if mine else {})}
+        )
+    if output == "json":
+        print_json(row | {"replicas": replicas})
+        return
+    columns = (
+        "node",
+        "state",
+        "role",
+        "epoch",
+        "last_index",
+        "commit_index",
+        "applied_index",
+        "records",
+        "bytes",
+    )
+    print_table(columns, [[r.get(c) for c in columns] for r in replicas])
+    click.echo(f"\ncell {row['cell']}, led by {row['leader'] or 'nobody'}, {row['health']}")
+
+
+@click.command()
+@etcd_options
+@click.option("--to", required=True, help="The nodes that are to hold it, separated by commas.")
+@wait_option
+@timeout_option
+@yes_option
+@click.argument("number", type=int)
+def move(
+    router: str | None,
+    data: Path | None,
+    etcd: str | None,
+    to: str,
+    wait: bool,
+    timeout_s: float,
+    yes: bool,
+    number: int,
+) -> None:
+    """Have a partition's replicas be elsewhere, in its cell or another one.
+
+    Example: cellctl partition move 3 --to c2n1,c2n2,c2n3
+    """
+    nodes = [name.strip() for name in to.split(",") if name.strip()]
+    if not yes:
+        click.confirm(f"move partition {number} to {', '.join(nodes)}?", abort=True)
+
+    async def ask(operator: Operator) -> None:
+        records = await operator.records()
+        cells = {records.nodes[n].cell for n in nodes if n in records.nodes}
+        if len(cells) > 1:
+            raise InvalidRequest(
+                f"{', '.join(nodes)} are of cells {', '.join(sorted(cells))}; replicas share one"
+            )
+        await operator.request_move(number, cells.pop() if cells else "", nodes, "cellctl partition move")
+
+    operate(router, data, etcd, ask)
+    note(f"partition {number} moves; see: cellctl rebalance status")
+    if wait:
+        sys.exit(wait_until_done(router, data, etcd, {number}, timeout_s))
+
+
+@click.command()
+@etcd_options
+@wait_option
+@timeout_option
+@yes_option
+@click.argument("old")
+@click.argument("new")
+def replace(
+    router: str | None,
+    data: Path | None,
+    etcd: str | None,
+    wait: bool,
+    timeout_s: float,
+    yes: bool,
+    old: str,
+    new: str,
+) -> None:
+    """Everything that OLD holds is to be held by NEW, of the same cell; OLD is drained and may be dead.
+
+    Example: cellctl node replace c1n2 c1n4
+    """
+    if not yes:
+        click.confirm(f"move all replicas of {old} to {new}?", abort=True)
+
+    async def ask(operator: Operator) -> set[int]:
+        records = await operator.records()
+        for name in (old, new):
+            if name not in records.nodes:
+                raise NotFound(f"there is no node {name!r}; there are {', '.join(sorted(records.nodes))}")
+        if records.nodes[old].cell != records.nodes[new].cell:
+            raise InvalidRequest(
+                f"{old} is of cell {records.nodes[old].cell} and {new} of {records.nodes[new].cell}; "
+                "between cells use: cellctl rebalance plan"
+            )
+        await operator.set_drained(old, True)
+        asked = set()
+        for p, (cell, config) in sorted(records.configs.items()):
+            names = [n for n, _ in config.replicas]
+            if old in names and new not in names:
+                target = [new if n == old else n for n in names]
+                await operator.request_move(p, cell, target, f"node replace {old} {new}")
+                asked.add(p)
+        return asked
+
+    asked = operate(router, data, etcd, ask)
+    note(f"{len(asked)} partitions move from {old} to {new}")
+    if wait and asked:
+        sys.exit(wait_until_done(router, data, etcd, asked, timeout_s))
