@@ -41,13 +41,13 @@ async def test_a_policy_changes_live(api: Api) -> None:
     assert (changed.status, changed.body["policy"]["max_records"]) == (200, 0)
 
     async def takes_effect() -> bool:
-        return (await api("PUT", "/v1/kv/live/k", b"v")).status == 428
+        return (await api("PUT", "/v1/kv/live/p/k", b"v")).status == 428
 
-    await until("every leader knows", takes_effect)
-    refused = await api("POST", "/v1/add/live/n")
+    await until("the leader of this folder knows", takes_effect)
+    refused = await api("POST", "/v1/add/live/p/n")
     assert (refused.status, refused.body["code"]) == (428, "condition_required")
-    assert (await api("PUT", "/v1/kv/live/c", b"v", headers={"If-None-Match": "*"})).status == 201
-    assert (await api("GET", "/v1/kv/live/c")).headers["Metastore-Ttl-Ms"] == "60000"
+    assert (await api("PUT", "/v1/kv/live/p/c", b"v", headers={"If-None-Match": "*"})).status == 201
+    assert (await api("GET", "/v1/kv/live/p/c")).headers["Metastore-Ttl-Ms"] == "60000"
     assert (await api("PUT", "/v1/namespaces/live", json={"routing": "key"})).body["code"] == "routing_fixed"
     assert (await api("DELETE", "/v1/namespaces/live", headers={"If-Match": '"1"'})).status == 412
     assert (await api("DELETE", "/v1/namespaces/live")).status == 204
@@ -58,7 +58,7 @@ async def test_a_policy_changes_live(api: Api) -> None:
     )
 
     async def gone() -> bool:
-        return (await api("PUT", "/v1/kv/live/k", b"v")).status in (200, 201)  # it may be there already
+        return (await api("PUT", "/v1/kv/live/p/k", b"v")).status in (200, 201)  # it may be there already
 
     await until("the default policy holds", gone)
 
