@@ -3,33 +3,104 @@ or the default address."""
 
 from __future__ import annotations
 
+import asyncio
+import difflib
+import functools
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import orjson
 
 from cellctl.dev_files import read_json
 from metastore.client import AsyncClient
-from metastore.errors import ConfigError, InvalidRequest, Unavailable
+from metastore.coordination.etcd import EtcdCoordinator
+from metastore.coordination.interface import Coordinator
+from metastore.errors import ConfigError, CoordinationUnavailable, InvalidRequest, NotFound, Unavailable
 from metastore.topology import TopologyTable
 
 DEFAULT_ROUTER = "http://127.0.0.1:8080"
 DEFAULT_DATA = Path("metastore-data")
+TIMEOUT_S = 30.0
+WAIT_S = 3600.0
+#: names told when one is not known
+MAX_NAMES = 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The cluster that a command is about. ``timeout_s``: how long it may take."""
+
+    router: str | None
+    data: Path | None
+    etcd: str | None
+    timeout_s: float = TIMEOUT_S
+
+
+def _options(command: Callable[..., Any], timeout_s: float, what: str) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def with_where(
+        router: str | None, data: Path | None, etcd: str | None, timeout_s: float, **more: Any
+    ) -> Any:
+        return command(where=Where(router, data, etcd, timeout_s), **more)
+
+    options = (
+        click.option("--router", envvar="METASTORE_ROUTER", default=None, help="URL of a router."),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            default=None,
+            help="Folder of a local cluster (cellctl dev).",
+        ),
+        click.option(
+            "--etcd", envvar="METASTORE_ETCD", default=None, help="host:port of etcd, separated by commas."
+        ),
+        click.option(
+            "--timeout",
+            "timeout_s",
+            type=click.FloatRange(0.1, 86_400),
+            default=timeout_s,
+            show_default=True,
+            help=what,
+        ),
+    )
+    wrapped: Callable[..., Any] = with_where
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--router`` and ``--data``."""
-    command = click.option(
-        "--data",
-        type=click.Path(path_type=Path),
-        default=None,
-        help="Folder of a local cluster (cellctl dev).",
-    )(command)
-    return click.option("--router", envvar="METASTORE_ROUTER", default=None, help="URL of a router.")(command)
+    """Adds ``--router``, ``--data``, ``--etcd`` and ``--timeout``; the command gets ``where``."""
+    return _options(command, TIMEOUT_S, "Seconds that an answer may take.")
+
+
+def waiting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``cluster_options``, of a command that waits until the cluster has done something."""
+    return _options(command, WAIT_S, "Seconds to wait until it is done.")
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> NotFound:
+    """To be raised: there is nothing of that name; with the nearest one that there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, 1)
+    hint = f"; did you mean {close[0]!r}" if close else ""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return NotFound(
+        f"there is no {kind} {name!r}{hint}; there are {', '.join(names[:MAX_NAMES]) or 'none'}{more}"
+    )
+
+
+def unknown_partition(number: int, table: TopologyTable) -> NotFound:
+    """To be raised."""
+    known = sorted(table.partitions)
+    span = f"; there are {len(known)}, of {known[0]} to {known[-1]}" if known else ""
+    return NotFound(f"there is no partition {number}{span}")
 
 
 def local_cluster(data: Path | None) -> dict[str, Any] | None:
@@ -39,11 +110,11 @@ def local_cluster(data: Path | None) -> dict[str, Any] | None:
     return found
 
 
-def router_url(router: str | None, data: Path | None) -> str:
+def router_url(where: Where) -> str:
     """The router's URL."""
-    if router:
-        return router.rstrip("/")
-    local = local_cluster(data)
+    if where.router:
+        return where.router.rstrip("/")
+    local = local_cluster(where.data)
     return str(local["router"]["url"]) if local else DEFAULT_ROUTER
 
 
@@ -64,28 +135,58 @@ def fetch_json(url: str, timeout_s: float = 5.0, method: str = "GET") -> Any:
         raise Unavailable(f"{url} does not answer: {reason}") from None
 
 
-def topology(router: str | None, data: Path | None) -> TopologyTable:
-    """The table, from the router or, when it is down, from a local cluster's nodes' files."""
-    return TopologyTable.from_wire(fetch_json(router_url(router, data) + "/v1/topology"))
+def topology(where: Where) -> TopologyTable:
+    """The table, from the router or, when it does not answer, from a local cluster's nodes. Raises
+    Unavailable."""
+    timeout_s = min(where.timeout_s, TIMEOUT_S)
+    try:
+        return TopologyTable.from_wire(fetch_json(router_url(where) + "/v1/topology", timeout_s))
+    except Unavailable:
+        local = None if where.router else local_cluster(where.data)
+        for node in local["nodes"] if local else []:
+            try:
+                return TopologyTable.from_wire(fetch_json(node["http"] + "/v1/topology", timeout_s))
+            except Unavailable:
+                continue
+        raise
 
 
-def make_client(router: str | None, data: Path | None, deadline_s: float = 30.0) -> AsyncClient:
+def make_client(where: Where, deadline_s: float | None = None) -> AsyncClient:
     """A client that goes to the leaders directly; seeds from the local cluster or the router."""
-    local = None if router else local_cluster(data)
+    local = None if where.router else local_cluster(where.data)
     if local:
         seeds = [n["rpc"] for n in local["nodes"] if n["pid"]]
     else:
-        seeds = [n.rpc for n in topology(router, data).nodes.values()]
+        seeds = [n.rpc for n in topology(where).nodes.values()]
     if not seeds:
         raise Unavailable("no node is known; is the cluster up?")
-    return AsyncClient(seeds, deadline_s=deadline_s, name="cellctl")
+    return AsyncClient(seeds, deadline_s=deadline_s or min(where.timeout_s, TIMEOUT_S), name="cellctl")
 
 
-def etcd_endpoints(router: str | None, data: Path | None, etcd: str | None) -> list[str]:
+def etcd_endpoints(where: Where) -> list[str]:
     """``--etcd``, or the local cluster's. Raises ConfigError."""
-    if etcd:
-        return [part.strip() for part in etcd.split(",") if part.strip()]
-    local = None if router else local_cluster(data)
+    if where.etcd:
+        return [part.strip() for part in where.etcd.split(",") if part.strip()]
+    local = None if where.router else local_cluster(where.data)
     if local is None:
         raise ConfigError("which etcd? give --etcd host:port,… or set METASTORE_ETCD")
     return [e["url"].removeprefix("http://") for e in local["etcd"]]
+
+
+def with_etcd(where: Where, work: Callable[[Coordinator, str], Awaitable[T]]) -> T:
+    """Run ``work`` with the cluster's etcd and its name. Raises CoordinationUnavailable when it takes
+    longer than ``--timeout``."""
+
+    async def run() -> T:
+        coordinator = EtcdCoordinator(etcd_endpoints(where))
+        try:
+            async with asyncio.timeout(min(where.timeout_s, TIMEOUT_S)):
+                return await work(coordinator, topology(where).cluster)
+        except TimeoutError:
+            raise CoordinationUnavailable(
+                f"etcd ({', '.join(etcd_endpoints(where))}) did not answer in {min(where.timeout_s, TIMEOUT_S):g} s"
+            ) from None
+        finally:
+            await coordinator.close()
+
+    return asyncio.run(run())

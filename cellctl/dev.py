@@ -20,7 +20,7 @@ import orjson
 
 from cellctl.dev_files import Shape, left_over, load_shape, pick_ports, save_shape
 from cellctl.dev_supervisor import Supervisor, ask_supervisor
-from cellctl.output import note, output_option, print_json, print_table
+from cellctl.output import note, output_option, print_data, print_table
 from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
 
@@ -269,8 +269,8 @@ def down(data: Path) -> None:
 def dev_status(data: Path, output: str) -> None:
     """The cluster's processes. Example: cellctl dev status -o json"""
     rows = ask_supervisor(data.absolute(), "status")
-    if output == "json":
-        print_json(rows)
+    if output != "table":
+        print_data(output, rows)
     else:
         columns = ("name", "role", "cell", "state", "pid", "exit")
         print_table(columns, [[row[c] or None for c in columns] for row in rows])

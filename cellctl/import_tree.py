@@ -16,7 +16,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cellctl.connect import cluster_options, make_client
+from cellctl.connect import Where, cluster_options, make_client
 from cellctl.output import note
 from metastore.client import AsyncNamespace
 from metastore.errors import InvalidRequest, MetastoreError
@@ -96,15 +96,15 @@ def _one(path: bytes, info: os.stat_result, skipped: Counter[str]) -> Iterator[t
     "--concurrency", type=click.IntRange(1, 2048), default=256, show_default=True, help="Writes in flight."
 )
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def tree(router: str | None, data: Path | None, namespace: str, concurrency: int, path: Path) -> None:
+def tree(where: Where, namespace: str, concurrency: int, path: Path) -> None:
     """Write a record for every file and folder under PATH.
 
     Example: cellctl import tree /usr/share/doc --namespace files
     """
-    sys.exit(asyncio.run(_import(router, data, namespace, concurrency, path.absolute())))
+    sys.exit(asyncio.run(_import(where, namespace, concurrency, path.absolute())))
 
 
-async def _import(router: str | None, data: Path | None, namespace: str, concurrency: int, top: Path) -> int:
+async def _import(where: Where, namespace: str, concurrency: int, top: Path) -> int:
     skipped: Counter[str] = Counter()
     failed: list[str] = []
     tty = sys.stderr.isatty()
@@ -117,7 +117,7 @@ async def _import(router: str | None, data: Path | None, namespace: str, concurr
     )
     progress = Progress(*columns, console=Console(stderr=True), disable=not tty, refresh_per_second=4)
     started = time.monotonic()
-    async with make_client(router, data) as client:
+    async with make_client(where) as client:
         with progress:
             task = progress.add_task(f"import {top}", total=None, rate="")
             done = await _run(

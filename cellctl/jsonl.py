@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import click
 import orjson
 
-from cellctl.connect import cluster_options, make_client
+from cellctl.connect import Where, cluster_options, make_client
 from cellctl.import_tree import MAX_REPORTED, import_
 from cellctl.output import note
 from metastore.client import AsyncClient
@@ -107,9 +107,7 @@ def export() -> None:
     help="Else standard output.",
 )
 @click.argument("prefix", default="")
-def export_jsonl(
-    router: str | None, data: Path | None, namespace: str, path: Path | None, prefix: str
-) -> None:
+def export_jsonl(where: Where, namespace: str, path: Path | None, prefix: str) -> None:
     """All records of a namespace, or those whose keys begin with PREFIX.
 
     Example: cellctl export jsonl -n files -f files.jsonl
@@ -117,7 +115,7 @@ def export_jsonl(
 
     async def run(out: BinaryIO) -> int:
         count = 0
-        async with make_client(router, data) as client:
+        async with make_client(where) as client:
             async for key, record in client.namespace(namespace).scan(prefix):
                 out.write(to_line(namespace, key, record))
                 count += 1
@@ -143,8 +141,7 @@ def export_jsonl(
 )
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 def import_jsonl(
-    router: str | None,
-    data: Path | None,
+    where: Where,
     namespace: str | None,
     only_absent: bool,
     concurrency: int,
@@ -157,12 +154,11 @@ def import_jsonl(
     """
     with contextlib.ExitStack() as stack:
         source = sys.stdin.buffer if str(path) == "-" else stack.enter_context(path.open("rb"))
-        sys.exit(asyncio.run(_import(router, data, source, namespace, only_absent, concurrency)))
+        sys.exit(asyncio.run(_import(where, source, namespace, only_absent, concurrency)))
 
 
 async def _import(
-    router: str | None,
-    data: Path | None,
+    where: Where,
     source: BinaryIO,
     namespace: str | None,
     only_absent: bool,
@@ -188,7 +184,7 @@ async def _import(
                 if len(problems) > 1000:
                     return
 
-    async with make_client(router, data) as client:
+    async with make_client(where) as client:
         await asyncio.gather(*(worker(client) for _ in range(concurrency)))
     took = time.monotonic() - began
     note(f"{done} records in {took:.1f} s ({done / max(took, 1e-9):,.0f} per second)")

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from cellctl.connect import cluster_options, make_client
-from cellctl.output import note, output_option, print_json
+from cellctl.connect import Where, cluster_options, make_client
+from cellctl.output import note, output_option, print_data
 from metastore.client import AsyncNamespace
 from metastore.errors import InvalidRequest
 
@@ -22,8 +22,8 @@ def kv() -> None:
     """Read and write records."""
 
 
-async def _with(router: str | None, data: Path | None, namespace: str, work: Any) -> Any:
-    async with make_client(router, data) as client:
+async def _with(where: Where, namespace: str, work: Any) -> Any:
+    async with make_client(where) as client:
         ns: AsyncNamespace = client.namespace(namespace)
         return await work(ns)
 
@@ -34,23 +34,22 @@ async def _with(router: str | None, data: Path | None, namespace: str, work: Any
 @click.option("--consistency", type=click.Choice(["linearizable", "stale"]), default="linearizable")
 @output_option
 @click.argument("key")
-def get(
-    router: str | None, data: Path | None, namespace: str, consistency: Any, output: str, key: str
-) -> None:
+def get(where: Where, namespace: str, consistency: Any, output: str, key: str) -> None:
     """Print a record's value. Example: cellctl kv get -n hello world"""
-    record = asyncio.run(_with(router, data, namespace, lambda ns: ns.get(key, consistency=consistency)))
+    record = asyncio.run(_with(where, namespace, lambda ns: ns.get(key, consistency=consistency)))
     if record is None:
         note(f"{namespace}/{key}: there is no such record")
         sys.exit(1)
-    if output == "json":
-        print_json(
+    if output != "table":
+        print_data(
+            output,
             {
                 "key": key,
                 "version": record.version,
                 "created": record.created,
                 "content_type": record.content_type,
                 "value": record.value.decode(errors="replace"),
-            }
+            },
         )
     else:
         sys.stdout.buffer.write(record.value)
@@ -68,8 +67,7 @@ def get(
 @click.argument("key")
 @click.argument("value", required=False)
 def put(
-    router: str | None,
-    data: Path | None,
+    where: Where,
     namespace: str,
     path: Path | None,
     content_type: str,
@@ -84,8 +82,7 @@ def put(
     raw = value.encode() if value is not None else path.read_bytes() if path else sys.stdin.buffer.read()
     result = asyncio.run(
         _with(
-            router,
-            data,
+            where,
             namespace,
             lambda ns: ns.put(key, raw, version=if_version, absent=if_absent, content_type=content_type),
         )
@@ -98,9 +95,9 @@ def put(
 @namespace_option
 @click.option("--if-version", type=int, default=None, help="Only if the record is at this version.")
 @click.argument("key")
-def delete(router: str | None, data: Path | None, namespace: str, if_version: int | None, key: str) -> None:
+def delete(where: Where, namespace: str, if_version: int | None, key: str) -> None:
     """Delete a record. Example: cellctl kv delete -n hello world"""
-    version = asyncio.run(_with(router, data, namespace, lambda ns: ns.delete(key, version=if_version)))
+    version = asyncio.run(_with(where, namespace, lambda ns: ns.delete(key, version=if_version)))
     if not version:
         note(f"{namespace}/{key}: there was no such record")
         sys.exit(1)
@@ -115,8 +112,7 @@ def delete(router: str | None, data: Path | None, namespace: str, if_version: in
 @output_option
 @click.argument("prefix", default="")
 def list_(
-    router: str | None,
-    data: Path | None,
+    where: Where,
     namespace: str,
     limit: int | None,
     long_: bool,
@@ -136,9 +132,9 @@ def list_(
                 break
         return found
 
-    rows = asyncio.run(_with(router, data, namespace, work))
-    if output == "json":
-        print_json([{"key": k, "version": r.version, "size": len(r.value)} for k, r in rows])
+    rows = asyncio.run(_with(where, namespace, work))
+    if output != "table":
+        print_data(output, [{"key": k, "version": r.version, "size": len(r.value)} for k, r in rows])
     else:
         sys.stdout.write(
             "".join(f"{r.version:>12} {len(r.value):>9} {k}\n" if long_ else f"{k}\n" for k, r in rows)

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cellctl.connect import cluster_options, fetch_json, topology
-from cellctl.output import note, output_option, print_json, print_table
+from cellctl.connect import Where, cluster_options, fetch_json, topology, unknown, unknown_partition
+from cellctl.output import note, output_option, print_data, print_table
 from cellctl.status import node_views, partition_rows
-from metastore.errors import InvalidRequest, MetastoreError, NotFound, Unavailable
+from metastore.errors import InvalidRequest, MetastoreError, Unavailable
 from metastore.logs import epoch_text
 from metastore.topology import TopologyTable
 
@@ -27,7 +26,7 @@ def node_url(table: TopologyTable, node: str) -> str:
     """Of a node's own HTTP port. Raises NotFound."""
     record = table.nodes.get(node)
     if record is None:
-        raise NotFound(f"there is no node {node!r}; there are {', '.join(sorted(table.nodes))}")
+        raise unknown("node", node, table.nodes)
     return record.http if record.http.startswith("http") else f"http://{record.http}"
 
 
@@ -55,20 +54,18 @@ def hand_over(table: TopologyTable, partition: int, leader: str, to: str) -> dic
 @click.option("--node", "-n", default=None, help="All partitions that this node leads.")
 @click.option("--to", default="", help="The next leader; else whoever lacks least.")
 @click.argument("partitions", type=int, nargs=-1)
-def switchover(
-    router: str | None, data: Path | None, output: str, node: str | None, to: str, partitions: tuple[int, ...]
-) -> None:
+def switchover(where: Where, output: str, node: str | None, to: str, partitions: tuple[int, ...]) -> None:
     """Hand leadership over, with nothing to wait for but one round (R11); says how long it took.
 
     Example: cellctl switchover 7 --to c1n2
     """
     if bool(partitions) == bool(node):
         raise InvalidRequest("give partitions, or --node NODE for all that it leads")
-    table = topology(router, data)
+    table = topology(where)
     rows = {row["id"]: row for row in partition_rows(table, node_views(table))}
     for p in partitions:
         if p not in rows:
-            raise NotFound(f"there is no partition {p}; there are 0 to {len(rows) - 1}")
+            raise unknown_partition(p, table)
     if node is not None:
         node_url(table, node)
     chosen = partitions or tuple(p for p, row in rows.items() if row["leader"] == node)
@@ -87,8 +84,8 @@ def switchover(
         except MetastoreError as e:
             failed += 1
             note(f"partition {p}: {e.message}")
-    if output == "json":
-        print_json(done)
+    if output != "table":
+        print_data(output, done)
     elif done:
         columns = ("partition", "from", "to", "epoch", "ms")
         shown = [d | {"epoch": epoch_text(d["epoch"])} for d in done]
@@ -130,19 +127,19 @@ def compare(table: TopologyTable, partition: int, replicas: list[str]) -> dict[s
 @cluster_options
 @output_option
 @click.argument("partitions", type=int, nargs=-1)
-def verify(router: str | None, data: Path | None, output: str, partitions: tuple[int, ...]) -> None:
+def verify(where: Where, output: str, partitions: tuple[int, ...]) -> None:
     """Compare what the replicas of every partition hold, live. Exit code 1 when some could not be compared, 2
     when two differ. Example: cellctl verify
     """
-    table = topology(router, data)
+    table = topology(where)
     placements = {placement.id: placement for placement in table.in_order()}
-    unknown = set(partitions) - set(placements)
-    if unknown:
-        raise NotFound(f"there is no partition {min(unknown)}; there are 0 to {len(placements) - 1}")
+    missing = set(partitions) - set(placements)
+    if missing:
+        raise unknown_partition(min(missing), table)
     rows = [compare(table, p, list(placements[p].replicas)) for p in partitions or sorted(placements)]
     states = [row["state"] for row in rows]
-    if output == "json":
-        print_json(rows)
+    if output != "table":
+        print_data(output, rows)
     else:
         shown = [row for row in rows if row["state"] != "same"] if not partitions else rows
         if shown:
@@ -167,9 +164,9 @@ def verify(router: str | None, data: Path | None, output: str, partitions: tuple
 @click.command("topology")
 @cluster_options
 @output_option
-def topology_(router: str | None, data: Path | None, output: str) -> None:
+def topology_(where: Where, output: str) -> None:
     """Cells, their nodes, and what each leads and follows. Example: cellctl topology"""
-    table = topology(router, data)
+    table = topology(where)
     rows = partition_rows(table, node_views(table))
     cells: dict[str, dict[str, dict[str, list[int]]]] = {}
     for name, record in sorted(table.nodes.items()):
@@ -180,8 +177,8 @@ def topology_(router: str | None, data: Path | None, output: str) -> None:
             cells.setdefault(row["cell"], {}).setdefault(node, {"leads": [], "follows": []})[part].append(
                 row["id"]
             )
-    if output == "json":
-        print_json({"cluster": table.cluster, "cells": cells})
+    if output != "table":
+        print_data(output, {"cluster": table.cluster, "cells": cells})
         return
     for cell, nodes in sorted(cells.items()):
         click.echo(f"cell {cell}")

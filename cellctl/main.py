@@ -6,8 +6,14 @@ import difflib
 import sys
 
 import click
+from click import shell_completion
 
+from cellctl.advise import advise_
+from cellctl.backup import snapshot
 from cellctl.dev import dev
+from cellctl.doctor import doctor
+from cellctl.failover import failover
+from cellctl.history import history
 from cellctl.import_tree import import_
 from cellctl.jsonl import export
 from cellctl.kv import kv
@@ -40,13 +46,27 @@ def cli() -> None:
     """Run, look at and operate a metastore cluster."""
 
 
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """What makes a shell complete verbs and options. Example: eval "$(cellctl completion bash)\""""
+    found = shell_completion.get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "cellctl", "_CELLCTL_COMPLETE").source())
+
+
 partition.add_command(show)
 partition.add_command(move)
 node.add_command(replace)
 for command in (
+    advise_,
     cell,
+    completion,
     dev,
+    doctor,
     export,
+    failover,
+    history,
     import_,
     kv,
     namespace,
@@ -55,6 +75,7 @@ for command in (
     pause,
     rebalance,
     resume,
+    snapshot,
     status,
     switchover,
     topology_,
@@ -66,7 +87,7 @@ for command in (
 def main() -> None:
     """Entry point."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="cellctl", standalone_mode=False)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except click.Abort:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
-from cellctl.connect import cluster_options, topology
+from cellctl.connect import Where, cluster_options, topology, unknown, unknown_partition, waiting_options
 from cellctl.operate import Operator
-from cellctl.output import note, output_option, print_json, print_table
-from cellctl.rebalance import etcd_options, operate, wait_until_done
+from cellctl.output import note, output_option, print_data, print_table
+from cellctl.rebalance import operate, wait_until_done
 from cellctl.status import node_views, partition_rows
-from metastore.errors import InvalidRequest, NotFound
+from metastore.errors import InvalidRequest
 
 wait_option = click.option(
     "--wait/--no-wait", default=True, show_default=True, help="Return when it is done."
-)
-timeout_option = click.option(
-    "--timeout", "timeout_s", type=float, default=3600.0, show_default=True, help="Seconds to wait."
 )
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
@@ -27,13 +23,13 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 @cluster_options
 @output_option
 @click.argument("number", type=int)
-def show(router: str | None, data: Path | None, output: str, number: int) -> None:
+def show(where: Where, output: str, number: int) -> None:
     """One partition: each replica's role, epoch, log and records. Example: cellctl partition show 3"""
-    table = topology(router, data)
+    table = topology(where)
     views = node_views(table)
     found = [row for row in partition_rows(table, views) if row["id"] == number]
     if not found:
-        raise NotFound(f"there is no partition {number}; there are 0 to {len(table.in_order()) - 1}")
+        raise unknown_partition(number, table)
     row = found[0]
     replicas = []
     for name in row["replicas"]:
@@ -42,8 +38,8 @@ def show(router: str | None, data: Path | None, output: str, number: int) -> Non
         replicas.append(
             {"node": name, "state": "away" if view is None else "up", **(mine[0] if mine else {})}
         )
-    if output == "json":
-        print_json(row | {"replicas": replicas})
+    if output != "table":
+        print_data(output, row | {"replicas": replicas})
         return
     columns = (
         "node",
@@ -61,19 +57,15 @@ def show(router: str | None, data: Path | None, output: str, number: int) -> Non
 
 
 @click.command()
-@etcd_options
+@waiting_options
 @click.option("--to", required=True, help="The nodes that are to hold it, separated by commas.")
 @wait_option
-@timeout_option
 @yes_option
 @click.argument("number", type=int)
 def move(
-    router: str | None,
-    data: Path | None,
-    etcd: str | None,
+    where: Where,
     to: str,
     wait: bool,
-    timeout_s: float,
     yes: bool,
     number: int,
 ) -> None:
@@ -94,25 +86,21 @@ def move(
             )
         await operator.request_move(number, cells.pop() if cells else "", nodes, "cellctl partition move")
 
-    operate(router, data, etcd, ask)
+    operate(where, ask)
     note(f"partition {number} moves; see: cellctl rebalance status")
     if wait:
-        sys.exit(wait_until_done(router, data, etcd, {number}, timeout_s))
+        sys.exit(wait_until_done(where, {number}))
 
 
 @click.command()
-@etcd_options
+@waiting_options
 @wait_option
-@timeout_option
 @yes_option
 @click.argument("old")
 @click.argument("new")
 def replace(
-    router: str | None,
-    data: Path | None,
-    etcd: str | None,
+    where: Where,
     wait: bool,
-    timeout_s: float,
     yes: bool,
     old: str,
     new: str,
@@ -128,7 +116,7 @@ def replace(
         records = await operator.records()
         for name in (old, new):
             if name not in records.nodes:
-                raise NotFound(f"there is no node {name!r}; there are {', '.join(sorted(records.nodes))}")
+                raise unknown("node", name, records.nodes)
         if records.nodes[old].cell != records.nodes[new].cell:
             raise InvalidRequest(
                 f"{old} is of cell {records.nodes[old].cell} and {new} of {records.nodes[new].cell}; "
@@ -144,7 +132,7 @@ def replace(
                 asked.add(p)
         return asked
 
-    asked = operate(router, data, etcd, ask)
+    asked = operate(where, ask)
     note(f"{len(asked)} partitions move from {old} to {new}")
     if wait and asked:
-        sys.exit(wait_until_done(router, data, etcd, asked, timeout_s))
+        sys.exit(wait_until_done(where, asked))

@@ -7,13 +7,12 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from cellctl.connect import cluster_options, etcd_endpoints, fetch_json, make_client, topology
-from cellctl.output import note, output_option, print_json, print_table
+from cellctl.connect import Where, cluster_options, etcd_endpoints, fetch_json, make_client, topology
+from cellctl.output import note, output_option, print_data, print_table
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
 from metastore.layout import Layout
@@ -66,23 +65,12 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def etcd_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--etcd",
-        envvar="METASTORE_ETCD",
-        default=None,
-        help="etcd endpoints, host:port, separated by commas; known for a local cluster.",
-    )(command)
-
-
-async def _with_admin(
-    router: str | None,
-    data: Path | None,
-    etcd: str | None,
+async def with_admin(
+    where: Where,
     work: Callable[[NamespaceAdmin, float], Awaitable[T]],
 ) -> T:
-    endpoints = etcd_endpoints(router, data, etcd)
-    async with make_client(router, data, DEADLINE_S) as client:
+    endpoints = etcd_endpoints(where)
+    async with make_client(where, DEADLINE_S) as client:
         coordinator = EtcdCoordinator(endpoints)
         try:
             layout = Layout(client.dispatcher.table.cluster)
@@ -162,16 +150,16 @@ def namespace() -> None:
 @namespace.command("list")
 @cluster_options
 @output_option
-def list_(router: str | None, data: Path | None, output: str) -> None:
+def list_(where: Where, output: str) -> None:
     """Every namespace that holds something or has a policy. Example: cellctl namespace list"""
-    table = topology(router, data)
+    table = topology(where)
     held, silent = usage(table)
     rows = [
         _row(name, table.policy(name), held.get(name, [0, 0]), name in table.namespaces)
         for name in sorted({*held, *table.namespaces})
     ]
-    if output == "json":
-        print_json({"namespaces": rows, "incomplete": silent})
+    if output != "table":
+        print_data(output, {"namespaces": rows, "incomplete": silent})
     else:
         _print_rows(rows)
     if silent:
@@ -183,13 +171,13 @@ def list_(router: str | None, data: Path | None, output: str) -> None:
 @cluster_options
 @output_option
 @click.argument("name")
-def show(router: str | None, data: Path | None, output: str, name: str) -> None:
+def show(where: Where, output: str, name: str) -> None:
     """One namespace. Example: cellctl namespace show files"""
-    table = topology(router, data)
+    table = topology(where)
     held, silent = usage(table)
     row = _row(name, table.policy(name), held.get(name, [0, 0]), name in table.namespaces)
-    if output == "json":
-        print_json(row)
+    if output != "table":
+        print_data(output, row)
     else:
         _print_rows([row])
     if silent:
@@ -204,15 +192,12 @@ def _given(**members: Any) -> dict[str, Any]:
 
 @namespace.command()
 @cluster_options
-@etcd_option
 @click.option(
     "--routing", default=None, help="parent, key or segments:N; fixed from now on.  [default: parent]"
 )
 @policy_options
 @click.argument("name")
-def create(
-    router: str | None, data: Path | None, etcd: str | None, routing: str | None, name: str, **members: Any
-) -> None:
+def create(where: Where, routing: str | None, name: str, **members: Any) -> None:
     """Give a namespace a policy. Example: cellctl namespace create sessions --default-ttl 30m"""
     wanted = _given(**members) | ({"routing": routing} if routing else {})
     Policy(**wanted)  # before anybody is asked
@@ -225,16 +210,15 @@ def create(
                 f"namespace {name} has a policy already; change it with: cellctl namespace set {name}"
             ) from None
 
-    record = asyncio.run(_with_admin(router, data, etcd, work))
+    record = asyncio.run(with_admin(where, work))
     click.echo(f"namespace {name} made at revision {record.revision}")
 
 
 @namespace.command("set")
 @cluster_options
-@etcd_option
 @policy_options
 @click.argument("name")
-def set_(router: str | None, data: Path | None, etcd: str | None, name: str, **members: Any) -> None:
+def set_(where: Where, name: str, **members: Any) -> None:
     """Change what is given and leave the rest. Example: cellctl namespace set files --max-records 0"""
     wanted = _given(**members)
     if not wanted:
@@ -249,7 +233,7 @@ def set_(router: str | None, data: Path | None, etcd: str | None, name: str, **m
         revision = 0 if found is None else found.revision
         return (await admin.put(name, before | wanted, until, revision=revision))[0], True
 
-    record, changed = asyncio.run(_with_admin(router, data, etcd, work))
+    record, changed = asyncio.run(with_admin(where, work))
     if not changed:
         note(f"namespace {name} has that policy already")
         sys.exit(1)
@@ -258,10 +242,9 @@ def set_(router: str | None, data: Path | None, etcd: str | None, name: str, **m
 
 @namespace.command()
 @cluster_options
-@etcd_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.argument("name")
-def delete(router: str | None, data: Path | None, etcd: str | None, yes: bool, name: str) -> None:
+def delete(where: Where, yes: bool, name: str) -> None:
     """Take a namespace's policy away; its records stay. Example: cellctl namespace delete sessions --yes"""
     if not yes:
         click.confirm(f"namespace {name} will have the default policy; its records stay. Go on?", abort=True)
@@ -273,7 +256,7 @@ def delete(router: str | None, data: Path | None, etcd: str | None, yes: bool, n
             return False
         return True
 
-    if not asyncio.run(_with_admin(router, data, etcd, work)):
+    if not asyncio.run(with_admin(where, work)):
         note(f"namespace {name} has no policy of its own")
         sys.exit(1)
     click.echo(f"namespace {name} has the default policy")

@@ -7,10 +7,12 @@ half done.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
+from cellctl.connect import unknown
 from cellctl.plan import MAX_REPLICAS, CellView, ClusterView, NodeView, PartitionView, PlannedMove
 from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Put
 from metastore.errors import InvalidRequest, NotFound, Unavailable
@@ -22,6 +24,8 @@ from metastore.layout import (
     NodeRecord,
     node_record_from_json,
 )
+
+NAME: Final = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,7 @@ class Operator:
             raise InvalidRequest(f"weight {weight} is not within 0 and 1000")
         records = await self.records()
         if cell not in {c.name for c in records.view().cells}:
-            raise NotFound(
-                f"there is no cell {cell!r}; there are {_names(c.name for c in records.view().cells)}"
-            )
+            raise unknown("cell", cell, [c.name for c in records.view().cells])
         known = await self.etcd.get(self.layout.cell(cell))
         old = CellRecord.from_json(known.value) if known else CellRecord()
         new = replace(
@@ -115,6 +117,16 @@ class Operator:
         )
         await self._swap(self.layout.cell(cell), known, new.to_json())
         return new
+
+    async def add_cell(self, cell: str, weight: float) -> None:
+        """Raises InvalidRequest when it is there, or cannot be a name."""
+        if not NAME.fullmatch(cell):
+            raise InvalidRequest(f"cell name {cell!r:.80}: use 1 to 63 of a-z 0-9 - _ ., a letter first")
+        if not 0 <= weight <= 1000:
+            raise InvalidRequest(f"weight {weight} is not within 0 and 1000")
+        if cell in {c.name for c in (await self.records()).view().cells}:
+            raise InvalidRequest(f"cell {cell} is there already; see: cellctl cell show {cell}")
+        await self._swap(self.layout.cell(cell), None, CellRecord(weight).to_json())
 
     async def remove_cell(self, cell: str) -> None:
         """Forget an empty cell and its nodes. Raises InvalidRequest while it holds anything."""
@@ -130,7 +142,7 @@ class Operator:
         """Raises NotFound."""
         records = await self.records()
         if node not in records.nodes:
-            raise NotFound(f"there is no node {node!r}; there are {_names(records.nodes)}")
+            raise unknown("node", node, records.nodes)
         key = self.layout.drained(node)
         await self.etcd.txn([], [Put(key, b"{}") if drained else Delete(key)])
 
@@ -155,7 +167,7 @@ class Operator:
         for name in nodes:
             record = records.nodes.get(name)
             if record is None:
-                raise NotFound(f"there is no node {name!r}; there are {_names(records.nodes)}")
+                raise unknown("node", name, records.nodes)
             if record.cell != cell:
                 raise InvalidRequest(
                     f"node {name} is of cell {record.cell}, not {cell}; replicas share one cell"

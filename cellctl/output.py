@@ -1,4 +1,4 @@
-"""How commands speak: tables for people, JSON for programs, one clear line for an error."""
+"""How commands speak: tables for people, JSON or YAML for programs, one clear line for an error."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from typing import Any
 
 import click
 import orjson
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 output_option = click.option(
     "-o",
     "--output",
-    type=click.Choice(["table", "json"]),
+    type=click.Choice(["table", "json", "yaml"]),
     default="table",
     show_default=True,
-    help="Table for people, JSON for programs.",
+    help="Table for people, JSON or YAML for programs.",
 )
 
 
-def print_json(value: Any) -> None:
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+def print_data(form: str, value: Any) -> None:
+    """``value``, plain, as ``json`` or ``yaml``."""
+    if form == "yaml":
+        sys.stdout.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    else:
+        sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:

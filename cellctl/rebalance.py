@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import orjson
 
-from cellctl.connect import cluster_options, etcd_endpoints, topology
+from cellctl.connect import (
+    Where,
+    cluster_options,
+    etcd_endpoints,
+    topology,
+    unknown,
+    waiting_options,
+    with_etcd,
+)
 from cellctl.operate import Operator, Records
-from cellctl.output import note, output_option, print_json, print_table
+from cellctl.output import note, output_option, print_data, print_table
 from cellctl.plan import Balance, By, Plan, make_plan, moves_from_plain, to_plain
 from cellctl.status import node_views
-from metastore.coordination.etcd import EtcdCoordinator
+from metastore.config import NodeConfig
 from metastore.errors import InvalidRequest
 
 T = TypeVar("T")
 POLL_S = 0.5
 
 
-def etcd_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``--router``, ``--data`` and ``--etcd``."""
-    command = click.option(
-        "--etcd", envvar="METASTORE_ETCD", default=None, help="host:port of etcd, separated by commas."
-    )(command)
-    return cluster_options(command)
+def operate(where: Where, work: Callable[[Operator], Awaitable[T]]) -> T:
+    """Run ``work`` against the cluster's records."""
+    return with_etcd(where, lambda etcd, cluster: work(Operator(etcd, cluster)))
 
 
-def operate(
-    router: str | None, data: Path | None, etcd: str | None, work: Callable[[Operator], Awaitable[T]]
-) -> T:
-    """Run ``work`` against the cluster's etcd."""
-
-    async def run() -> T:
-        coordinator = EtcdCoordinator(etcd_endpoints(router, data, etcd))
-        try:
-            return await work(Operator(coordinator, topology(router, data).cluster))
-        finally:
-            await coordinator.close()
-
-    return asyncio.run(run())
-
-
-def measured(router: str | None, data: Path | None) -> dict[int, tuple[int, float]]:
+def measured(where: Where) -> dict[int, tuple[int, float]]:
     """Partition -> (bytes, operations per second), from the leaders."""
     found: dict[int, tuple[int, float]] = {}
-    for view in node_views(topology(router, data)).values():
+    for view in node_views(topology(where)).values():
         for part in view["partitions"] if view else []:
             if part["role"] == "active":
                 found[part["id"]] = int(part["bytes"]), float(part.get("operations", 0.0))
@@ -93,7 +82,7 @@ def show_plan(plan: Plan) -> None:
 
 
 @rebalance.command("plan")
-@etcd_options
+@cluster_options
 @output_option
 @click.option(
     "--by", type=click.Choice(["partitions", "bytes", "operations"]), default="partitions", show_default=True
@@ -108,9 +97,7 @@ def show_plan(plan: Plan) -> None:
     "--out", type=click.Path(path_type=Path, dir_okay=False), default=None, help="File for the plan."
 )
 def plan_(
-    router: str | None,
-    data: Path | None,
-    etcd: str | None,
+    where: Where,
     output: str,
     by: By,
     threshold: float,
@@ -118,12 +105,12 @@ def plan_(
     out: Path | None,
 ) -> None:
     """What would be moved, and why. Example: cellctl rebalance plan --out plan.json"""
-    records = operate(router, data, etcd, lambda o: o.records())
-    plan = make_plan(records.view(measured(router, data)), by=by, threshold=threshold, seed=seed)
+    records = operate(where, lambda o: o.records())
+    plan = make_plan(records.view(measured(where)), by=by, threshold=threshold, seed=seed)
     if out is not None:
         out.write_bytes(orjson.dumps(to_plain(plan), option=orjson.OPT_INDENT_2) + b"\n")
-    if output == "json":
-        print_json(to_plain(plan))
+    if output != "table":
+        print_data(output, to_plain(plan))
     else:
         show_plan(plan)
         if out is not None and plan.moves:
@@ -134,22 +121,16 @@ def plan_(
 
 
 @rebalance.command("apply")
-@etcd_options
+@waiting_options
 @click.argument("plan_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--dry-run", is_flag=True, help="Only say what would be asked for.")
 @click.option("--wait/--no-wait", default=True, help="Return when all is done.", show_default=True)
-@click.option(
-    "--timeout", "timeout_s", type=float, default=3600.0, show_default=True, help="Seconds to wait."
-)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def apply(
-    router: str | None,
-    data: Path | None,
-    etcd: str | None,
+    where: Where,
     plan_file: Path,
     dry_run: bool,
     wait: bool,
-    timeout_s: float,
     yes: bool,
 ) -> None:
     """Have a plan carried out, by the cluster itself. Example: cellctl rebalance apply plan.json --yes"""
@@ -162,24 +143,22 @@ def apply(
         sys.exit(0 if moves else 1)
     if not yes:
         click.confirm(f"move {len(moves)} partitions?", abort=True)
-    asked, changed = operate(router, data, etcd, lambda o: o.apply(moves, f"plan {plan_file.name}"))
+    asked, changed = operate(where, lambda o: o.apply(moves, f"plan {plan_file.name}"))
     if changed:
         note(f"left alone, since they changed after the plan was made: {', '.join(map(str, changed))}")
     note(f"asked for {len(asked)} moves")
     if wait and asked:
-        sys.exit(wait_until_done(router, data, etcd, set(asked), timeout_s))
+        sys.exit(wait_until_done(where, set(asked)))
     sys.exit(1 if changed else 0)
 
 
-def wait_until_done(
-    router: str | None, data: Path | None, etcd: str | None, partitions: set[int], timeout_s: float
-) -> int:
+def wait_until_done(where: Where, partitions: set[int]) -> int:
     """Exit code: 0 all done, 1 not in time (the cluster goes on)."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + where.timeout_s
     left = partitions
     with click.progressbar(length=len(partitions), label="moved", file=sys.stderr) as bar:
         while True:
-            records = operate(router, data, etcd, lambda o: o.records())
+            records = operate(where, lambda o: o.records())
             now = partitions & set(records.moves)
             bar.update(len(left) - len(now))
             left = now
@@ -189,6 +168,16 @@ def wait_until_done(
                 note(f"{len(left)} moves are still under way; the cluster goes on with them")
                 return 1
             time.sleep(POLL_S)
+
+
+def left_s(learners: Iterable[dict[str, int]]) -> int | None:
+    """Until the last snapshot has arrived, at the rate so far; None = not known, or none is on its way."""
+    left = [
+        (x["total_bytes"] - x["sent_bytes"]) * x["ms"] / x["sent_bytes"] / 1000
+        for x in learners
+        if x.get("sent_bytes") and x["total_bytes"] >= x["sent_bytes"]
+    ]
+    return round(max(left)) if left else None
 
 
 def move_rows(records: Records, views: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
@@ -214,6 +203,7 @@ def move_rows(records: Records, views: dict[str, dict[str, Any] | None]) -> list
                 "lag": sum(x["lag"] for x in learners.values()),
                 "sent_bytes": sum(x.get("sent_bytes", 0) for x in learners.values()),
                 "total_bytes": sum(x.get("total_bytes", 0) for x in learners.values()),
+                "left_s": left_s(learners.values()),
                 "cause": move.cause,
             }
         )
@@ -221,44 +211,61 @@ def move_rows(records: Records, views: dict[str, dict[str, Any] | None]) -> list
 
 
 @rebalance.command("status")
-@etcd_options
+@cluster_options
 @output_option
-def status(router: str | None, data: Path | None, etcd: str | None, output: str) -> None:
-    """Moves under way. Example: cellctl rebalance status"""
-    records = operate(router, data, etcd, lambda o: o.records())
-    rows = move_rows(records, node_views(topology(router, data)))
-    if output == "json":
-        print_json(rows)
-    elif rows:
-        columns = ("partition", "from", "to", "state", "lag", "sent_bytes", "total_bytes", "cause")
-        print_table(columns, [[row[c] for c in columns] for row in rows])
-    else:
-        note("no move is under way")
+@click.option("--watch", "-w", is_flag=True, help="Again every second, until none is left.")
+def status(where: Where, output: str, watch: bool) -> None:
+    """Moves under way: how far, and how long still. Exit code 1 when there are none.
+
+    Example: cellctl rebalance status --watch
+    """
+    while True:
+        records = operate(where, lambda o: o.records())
+        rows = move_rows(records, node_views(topology(where)))
+        if not watch or not rows:
+            break
+        if sys.stdout.isatty():
+            click.clear()
+        show_moves(rows, output)
+        time.sleep(1)
+    show_moves(rows, output)
     sys.exit(0 if rows else 1)
 
 
+def show_moves(rows: list[dict[str, Any]], output: str) -> None:
+    if output != "table":
+        print_data(output, rows)
+    elif rows:
+        columns = ("partition", "from", "to", "state", "lag", "sent_bytes", "total_bytes", "left_s", "cause")
+        print_table(columns, [[row[c] for c in columns] for row in rows])
+    else:
+        note("no move is under way")
+
+
 @rebalance.command("cancel")
-@etcd_options
+@cluster_options
 @click.argument("partitions", type=int, nargs=-1)
-def cancel(router: str | None, data: Path | None, etcd: str | None, partitions: tuple[int, ...]) -> None:
+def cancel(where: Where, partitions: tuple[int, ...]) -> None:
     """Have moves go back, all or those of some partitions. Example: cellctl rebalance cancel"""
-    done = operate(router, data, etcd, lambda o: o.cancel(partitions or None))
+    done = operate(where, lambda o: o.cancel(partitions or None))
     note(f"going back: {', '.join(map(str, done))}" if done else "no move to go back from")
     sys.exit(0 if done else 1)
 
 
 def _pausing(name: str, paused: bool, text: str) -> click.Command:
     @click.command(name, help=f"{text} Example: cellctl {name}")
-    @etcd_options
-    def command(router: str | None, data: Path | None, etcd: str | None) -> None:
-        operate(router, data, etcd, lambda o: o.set_paused(paused))
+    @cluster_options
+    def command(where: Where) -> None:
+        operate(where, lambda o: o.set_paused(paused))
         note("moves are paused" if paused else "moves go on")
 
     return command
 
 
-pause = _pausing("pause", True, "No membership change goes on until `cellctl resume`.")
-resume = _pausing("resume", False, "Membership changes go on.")
+pause = _pausing("pause", True, "No automatic change goes on until `cellctl resume`.")
+resume = _pausing("resume", False, "Automatic changes go on.")
+rebalance.add_command(pause)
+rebalance.add_command(resume)
 
 
 # --- cells and nodes ------------------------------------------------------------------------------
@@ -266,79 +273,110 @@ resume = _pausing("resume", False, "Membership changes go on.")
 
 @click.group()
 def cell() -> None:
-    """Cells: weight, drain, remove."""
+    """Cells: add, look at, weight, drain, remove."""
 
 
 @cell.command("list")
-@etcd_options
+@cluster_options
 @output_option
-def cell_list(router: str | None, data: Path | None, etcd: str | None, output: str) -> None:
+def cell_list(where: Where, output: str) -> None:
     """Every cell. Example: cellctl cell list"""
-    records = operate(router, data, etcd, lambda o: o.records())
-    rows = []
-    for c in records.view().cells:
-        nodes = [n for n in records.nodes.values() if n.cell == c.name]
-        rows.append(
-            {
-                "cell": c.name,
-                "weight": c.weight,
-                "state": "draining" if c.draining else "active",
-                "nodes": len(nodes),
-                "up": sum(n.node in records.present for n in nodes),
-                "partitions": sum(home == c.name for home, _ in records.configs.values()),
-            }
-        )
-    if output == "json":
-        print_json(rows)
+    records = operate(where, lambda o: o.records())
+    rows = [cell_row(records, c.name) for c in records.view().cells]
+    if output != "table":
+        print_data(output, rows)
     else:
         print_table(tuple(rows[0]) if rows else ("cell",), [tuple(r.values()) for r in rows])
 
 
+def cell_row(records: Records, name: str) -> dict[str, Any]:
+    """One cell at a glance."""
+    view = next(c for c in records.view().cells if c.name == name)
+    nodes = [n for n in records.nodes.values() if n.cell == name]
+    return {
+        "cell": name,
+        "weight": view.weight,
+        "state": "draining" if view.draining else "active",
+        "nodes": len(nodes),
+        "up": sum(n.node in records.present for n in nodes),
+        "partitions": sum(home == name for home, _ in records.configs.values()),
+    }
+
+
+@cell.command("show")
+@cluster_options
+@output_option
+@click.argument("name")
+def cell_show(where: Where, output: str, name: str) -> None:
+    """One cell: its nodes and what they hold. Example: cellctl cell show c1"""
+    records = operate(where, lambda o: o.records())
+    known = [c.name for c in records.view().cells]
+    if name not in known:
+        raise unknown("cell", name, known)
+    row, nodes = cell_row(records, name), [n for n in node_rows(records) if n["cell"] == name]
+    if output != "table":
+        print_data(output, row | {"members": nodes})
+        return
+    print_table(tuple(row), [tuple(row.values())])
+    if nodes:
+        click.echo()
+        print_table(tuple(nodes[0]), [tuple(n.values()) for n in nodes])
+
+
+@cell.command("add")
+@cluster_options
+@click.option("--weight", type=float, default=1.0, show_default=True, help="Its share, against 1.")
+@click.argument("name")
+def cell_add(where: Where, weight: float, name: str) -> None:
+    """Make a cell known before its nodes are; with --weight 0 plans leave it out.
+
+    A cell whose nodes just start is known too, with weight 1. Example: cellctl cell add c3 --weight 0
+    """
+    operate(where, lambda o: o.add_cell(name, weight))
+    note(f"cell {name} is known; next: cellctl node add NAME --cell {name} …, then cellctl rebalance plan")
+
+
 @cell.command("set-weight")
-@etcd_options
+@cluster_options
 @click.argument("name")
 @click.argument("weight", type=float)
-def set_weight(router: str | None, data: Path | None, etcd: str | None, name: str, weight: float) -> None:
+def set_weight(where: Where, name: str, weight: float) -> None:
     """A cell's share of the partitions, against 1. Example: cellctl cell set-weight c2 2"""
-    operate(router, data, etcd, lambda o: o.set_cell(name, weight=weight))
+    operate(where, lambda o: o.set_cell(name, weight=weight))
     note(f"cell {name} has weight {weight}; see: cellctl rebalance plan")
 
 
 @cell.command("drain")
-@etcd_options
+@cluster_options
 @click.argument("name")
 @click.option("--undo", is_flag=True, help="It may hold partitions again.")
-def cell_drain(router: str | None, data: Path | None, etcd: str | None, name: str, undo: bool) -> None:
+def cell_drain(where: Where, name: str, undo: bool) -> None:
     """A cell is to hold nothing. Example: cellctl cell drain c2"""
-    operate(router, data, etcd, lambda o: o.set_cell(name, draining=not undo))
+    operate(where, lambda o: o.set_cell(name, draining=not undo))
     note(f"cell {name} is {'active' if undo else 'draining'}; see: cellctl rebalance plan")
 
 
 @cell.command("remove")
-@etcd_options
+@cluster_options
 @click.argument("name")
-def cell_remove(router: str | None, data: Path | None, etcd: str | None, name: str) -> None:
+def cell_remove(where: Where, name: str) -> None:
     """Forget a cell that holds nothing, and its nodes. Example: cellctl cell remove c2"""
-    operate(router, data, etcd, lambda o: o.remove_cell(name))
+    operate(where, lambda o: o.remove_cell(name))
     note(f"cell {name} is forgotten; its nodes may be stopped")
 
 
 @click.group()
 def node() -> None:
-    """Nodes: drain, remove."""
+    """Nodes: add, look at, drain, replace, remove."""
 
 
-@node.command("list")
-@etcd_options
-@output_option
-def node_list(router: str | None, data: Path | None, etcd: str | None, output: str) -> None:
-    """Every node. Example: cellctl node list"""
-    records = operate(router, data, etcd, lambda o: o.records())
+def node_rows(records: Records) -> list[dict[str, Any]]:
+    """One row a node."""
     held: dict[str, int] = dict.fromkeys(records.nodes, 0)
     for _, config in records.configs.values():
         for name, _ in config.members():
             held[name] = held.get(name, 0) + 1
-    rows = [
+    return [
         {
             "node": n.node,
             "cell": n.cell,
@@ -353,26 +391,75 @@ def node_list(router: str | None, data: Path | None, etcd: str | None, output: s
         }
         for n in sorted(records.nodes.values(), key=lambda n: (n.cell, n.node))
     ]
-    if output == "json":
-        print_json(rows)
+
+
+@node.command("list")
+@cluster_options
+@output_option
+def node_list(where: Where, output: str) -> None:
+    """Every node. Example: cellctl node list"""
+    rows = node_rows(operate(where, lambda o: o.records()))
+    if output != "table":
+        print_data(output, rows)
     else:
         print_table(tuple(rows[0]) if rows else ("node",), [tuple(r.values()) for r in rows])
 
 
+@node.command("add")
+@cluster_options
+@click.option("--cell", "cell_name", required=True, help="Its cell.")
+@click.option("--rpc", required=True, help="host:port for clients and peers, as they reach it.")
+@click.option("--http", required=True, help="host:port of its own HTTP.")
+@click.option("--data-dir", required=True, help="Its data folder, on the node.")
+@click.option("--zone", default="", help="Its failure zone.")
+@click.argument("name")
+def node_add(where: Where, cell_name: str, rpc: str, http: str, data_dir: str, zone: str, name: str) -> None:
+    """Print the configuration file of one more node, with the settings that its cell shares. Once it runs
+    (metastore-node --config FILE) it registers itself, empty.
+
+    Example: cellctl node add c1n4 --cell c1 --rpc 10.0.0.4:7100 --http 10.0.0.4:7101 --data-dir /var/lib/metastore > c1n4.toml
+    """
+    table = topology(where)
+    if name in table.nodes:
+        raise InvalidRequest(f"node {name} is there already, of cell {table.nodes[name].cell}")
+    taken = {r.rpc: n for n, r in table.nodes.items()} | {r.http: n for n, r in table.nodes.items()}
+    for address in (rpc, http):
+        if address in taken:
+            raise InvalidRequest(f"{address} is the address of node {taken[address]}")
+    views = [v for v in node_views(table).values() if v is not None and v["cell"] == cell_name]
+    shared = views[0]["settings"] if views else {}
+    config = NodeConfig(
+        cluster=table.cluster,
+        cell=cell_name,
+        node=name,
+        data_dir=data_dir,
+        rpc=rpc,
+        http=http,
+        etcd=etcd_endpoints(where),
+        zone=zone,
+        **shared,
+    )
+    names = ("cluster", "cell", "node", "data_dir", "rpc", "http", "etcd", "zone", *shared)
+    click.echo("[node]")
+    for key in names:
+        click.echo(f"{key} = {orjson.dumps(getattr(config, key)).decode()}")
+    note("next: metastore-node --config FILE on the node; then: cellctl rebalance plan --out plan.json")
+
+
 @node.command("drain")
-@etcd_options
+@cluster_options
 @click.argument("name")
 @click.option("--undo", is_flag=True, help="It may hold replicas again.")
-def node_drain(router: str | None, data: Path | None, etcd: str | None, name: str, undo: bool) -> None:
+def node_drain(where: Where, name: str, undo: bool) -> None:
     """A node is to hold nothing. Example: cellctl node drain c1n2"""
-    operate(router, data, etcd, lambda o: o.set_drained(name, not undo))
+    operate(where, lambda o: o.set_drained(name, not undo))
     note(f"node {name} is {'active' if undo else 'draining'}; see: cellctl rebalance plan")
 
 
 @node.command("remove")
-@etcd_options
+@cluster_options
 @click.argument("name")
-def node_remove(router: str | None, data: Path | None, etcd: str | None, name: str) -> None:
+def node_remove(where: Where, name: str) -> None:
     """Forget a node that holds nothing. Example: cellctl node remove c1n2"""
-    operate(router, data, etcd, lambda o: o.remove_node(name))
+    operate(where, lambda o: o.remove_node(name))
     note(f"node {name} is forgotten; it may be stopped")

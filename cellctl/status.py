@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cellctl.connect import cluster_options, fetch_json, topology
-from cellctl.output import output_option, print_json, print_table
+from cellctl.connect import Where, cluster_options, fetch_json, topology
+from cellctl.output import output_option, print_data, print_table
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
 from metastore.logs import epoch_text
@@ -92,9 +91,9 @@ def _print_partitions(rows: list[dict[str, Any]]) -> None:
 @click.command()
 @cluster_options
 @output_option
-def status(router: str | None, data: Path | None, output: str) -> None:
+def status(where: Where, output: str) -> None:
     """Nodes and cells at a glance. Example: cellctl status -o json"""
-    table = topology(router, data)
+    table = topology(where)
     views = node_views(table)
     rows = partition_rows(table, views)
     nodes = []
@@ -114,8 +113,8 @@ def status(router: str | None, data: Path | None, output: str) -> None:
             }
         )
     healthy = sum(1 for row in rows if row["health"] == "ok")
-    if output == "json":
-        print_json({"cluster": table.cluster, "nodes": nodes, "partitions": rows})
+    if output != "table":
+        print_data(output, {"cluster": table.cluster, "nodes": nodes, "partitions": rows})
     else:
         print_table(
             ("node", "cell", "address", "state", "partitions", "leading", "etcd"),
@@ -146,12 +145,12 @@ def partition() -> None:
 @partition.command("list")
 @cluster_options
 @output_option
-def list_(router: str | None, data: Path | None, output: str) -> None:
+def list_(where: Where, output: str) -> None:
     """Every partition. Example: cellctl partition list"""
-    table = topology(router, data)
+    table = topology(where)
     rows = partition_rows(table, node_views(table))
-    if output == "json":
-        print_json(rows)
+    if output != "table":
+        print_data(output, rows)
     else:
         _print_partitions(rows)
 
@@ -161,12 +160,12 @@ def list_(router: str | None, data: Path | None, output: str) -> None:
 @output_option
 @click.option("--namespace", "-n", default="default", show_default=True, help="Namespace of the key.")
 @click.argument("key")
-def locate(router: str | None, data: Path | None, output: str, namespace: str, key: str) -> None:
+def locate(where: Where, output: str, namespace: str, key: str) -> None:
     """Where a key lives. Example: cellctl partition locate -n files usr/share/doc/bash"""
-    table = topology(router, data)
+    table = topology(where)
     placement = table.route(storage_key(namespace, key))
     rows = [row for row in partition_rows(table, node_views(table)) if row["id"] == placement.id]
-    if output == "json":
-        print_json(rows[0])
+    if output != "table":
+        print_data(output, rows[0])
     else:
         _print_partitions(rows)

@@ -74,6 +74,10 @@ class NodeConfig(BaseConfig):
     claim_without_etcd: bool = setting(
         True, "with etcd away and a leader lost, the others name one among themselves (R16)"
     )
+    leader_spread_s: float = setting(
+        10.0, "how often a node hands one partition to a replica that leads two fewer; 0 = never", 0, 86_400
+    )
+    max_moves: int = setting(4, "partitions that get new replicas at a time, of those led here", 1, 1024)
     tick_ms: int = setting(20, "how often time-driven work is looked at", 1, 1000)
     segment_mib: int = setting(32, "size of one log segment", 18, 1024)
     log_retention_mib: int = setting(

@@ -24,6 +24,9 @@ from metastore.errors import InvalidRequest
 
 FORMAT: Final = 1
 RESTART_BITS: Final = 16
+#: of each partition's history: terms, and of each the owners that went on in it without etcd
+HISTORY_TERMS: Final = 32
+HISTORY_RESTARTS: Final = 4
 
 
 def term_of(epoch: int) -> int:
@@ -153,6 +156,38 @@ class MoveRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryRecord:
+    """An election or a step of a move, for people (cellctl history). ``at_ms``: since 1970, by the clock of
+    the node that wrote it; ``kind``: ``election``, ``hand-over``, ``restart``, ``claim`` or ``move``."""
+
+    partition: int
+    epoch: int
+    cell: str
+    leader: str | None
+    replicas: tuple[str, ...]
+    kind: str
+    cause: str
+    at_ms: int
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> HistoryRecord:
+        d = _load(raw)
+        return cls(
+            int(d["partition"]),
+            int(d["epoch"]),
+            str(d["cell"]),
+            d["leader"],
+            tuple(d["replicas"]),
+            str(d["kind"]),
+            str(d["cause"]),
+            int(d["at_ms"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderRecord:
     """``leader(p)``: the process (incarnation) that holds the partition's lease."""
 
@@ -200,6 +235,8 @@ class Layout:
         self.cluster = cluster
         self.root = f"/metastore/{cluster}/"
         self.meta = self.root + "meta"
+        #: beside the root, so that nobody who follows the cluster is told of it
+        self.history_root = f"/metastore-history/{cluster}/"
 
     def cell(self, cell: str) -> str:
         return f"{self.root}cells/{cell}"
@@ -225,6 +262,12 @@ class Layout:
 
     def move(self, partition: int) -> str:
         return f"{self.root}moves/{partition:05d}"
+
+    def history(self, partition: int, epoch: int) -> str:
+        """A place that later epochs of the partition use again: so many are kept, and no more."""
+        restart = epoch & ((1 << RESTART_BITS) - 1)
+        slot = f"{term_of(epoch) % HISTORY_TERMS:02d}.{restart % HISTORY_RESTARTS}"
+        return f"{self.history_root}{partition:05d}/{slot}"
 
     def namespace(self, namespace: str) -> str:
         return f"{self.root}namespaces/{namespace}"

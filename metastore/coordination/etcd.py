@@ -278,6 +278,7 @@ class EtcdSession:
         self._expires_ns = 0
         self._task: asyncio.Task[None] | None = None
         self.lease_id = 0
+        self.margin_s = ttl_s
         self.on_change: Callable[[Session], None] = lambda session: None
 
     @property
@@ -332,6 +333,7 @@ class EtcdSession:
 
         r = await self._etcd.call(keep_alive, write=False, check=False)
         if r.TTL > 0:
+            self.margin_s = min(self.margin_s, (self._expires_ns - now_ns()) / 1e9)
             self._expires_ns = sent + int(r.TTL * 1e9)
         else:  # etcd has let the lease expire
             self._expires_ns = 0

@@ -98,6 +98,11 @@ class Session(Protocol):
         """By this side's own clock: granted or renewed (when sent) less than the TTL ago."""
         ...
 
+    @property
+    def margin_s(self) -> float:
+        """The least that was left, in seconds, when a renewal came; the whole TTL before the first."""
+        ...
+
     def start(self) -> None: ...
 
     async def close(self) -> None:

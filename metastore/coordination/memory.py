@@ -192,6 +192,7 @@ class MemorySession:
         self._c = coordinator
         self._ttl_s = ttl_s
         self._until = 0.0
+        self.margin_s = ttl_s
         self._task: asyncio.Task[None] | None = None
         self.lease_id = 0
         self.on_change: Callable[[Session], None] = lambda session: None

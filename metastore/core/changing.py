@@ -66,6 +66,8 @@ class ChangingReplica(LeadingReplica):
     def tick_changing(self, now: int) -> None:
         """Carry the partition's move on, if this replica leads and etcd can be asked."""
         term, move = self.term, self.move
+        if self.p in self.ctx.moving and (term is None or move is None or move.cancel):
+            self.ctx.moving.discard(self.p)
         if term is None or (move is None and not term.learners and term.config.joint is None):
             return
         if self.changing_since_ns:
@@ -105,6 +107,12 @@ class ChangingReplica(LeadingReplica):
             return  # another store under a member's name: the old one has to leave first (R13)
         for node in [n for n, store in term.learners.items() if wanted.get(n) != store]:
             term.unlearn(node)
+        if not self.ctx.down.isdisjoint(wanted):
+            self.ctx.moving.discard(self.p)  # who waits for the dead takes nobody's turn
+        elif wanted and self.p not in self.ctx.moving:
+            if len(self.ctx.moving) >= self.ctx.max_moves:
+                return  # its turn comes
+            self.ctx.moving.add(self.p)
         for node, store in wanted.items():
             if node not in term.learners:
                 term.learn(node, store)
@@ -253,6 +261,8 @@ class ChangingReplica(LeadingReplica):
         term = self.term
         if term is None or self.move is None:
             return "none"
+        if self.p not in self.ctx.moving and len(self.ctx.moving) >= self.ctx.max_moves:
+            return "waiting its turn"
         if self.role in (RESIGNING, RESIGNED):
             return "handing over"
         return "joint" if term.config.joint is not None else "learning"

@@ -72,6 +72,8 @@ class Campaign(NamedTuple):
     new: ConfigRecord
     replace: bytes | None
     reason: str
+    #: by a leader that resigned on purpose (R11)
+    handed_over: bool = False
 
 
 class ChangeConfig(NamedTuple):

@@ -224,7 +224,8 @@ class PartitionReplica(ChangingReplica):
         new = dataclasses.replace(
             config, epoch=first_epoch(term_of(config.epoch) + 1), leader=self.ctx.me.node
         )
-        self.emit(fx.Campaign(self.p, self.config_mod_revision, new, self.leader_value, reason))
+        handed_over = bool(resigned_epoch)
+        self.emit(fx.Campaign(self.p, self.config_mod_revision, new, self.leader_value, reason, handed_over))
 
     def on_campaign_done(self, now: int, won: ConfigRecord | None, mod_revision: int) -> None:
         """The election transaction ended: ``won`` is the new config, None = lost or no etcd."""

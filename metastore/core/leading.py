@@ -38,7 +38,7 @@ class LeadingReplica(Replica):
         the first message leaves, which the ``durable`` sends see to (R1)."""
         packed = pack_config(config)
         self.seal(now, epoch, self.ctx.me, packed, handed_over=bool(resigned_epoch))
-        self.term = Term(epoch, config, self.ctx.me.node, now, resigned_epoch)
+        self.term = Term(epoch, config, self.ctx.me.node, now, resigned_epoch, reason)
         self.campaigning_since_ns = 0
         self.set_role(SEALING, reason)
         for node in self.term.progress:

@@ -114,6 +114,7 @@ class NodeCore:
     def remove_replica(self, p: int) -> None:
         """R10: it is no member any more, and its data goes."""
         del self.replicas[p]
+        self.ctx.moving.discard(p)
         self._fresh.pop(p, None)
 
     def resume_all(self, now: int) -> None:
@@ -175,6 +176,7 @@ class NodeCore:
         for replica in self.replicas.values():
             if replica.term is not None:
                 replica.tick_leading(now)
+            if replica.term is not None or replica.p in self.ctx.moving:
                 replica.tick_changing(now)
             replica.tick_electing(now)
 

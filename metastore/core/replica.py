@@ -94,6 +94,9 @@ class Context:
     stuck: bool = False
     #: no membership change goes on (cellctl pause)
     moves_paused: bool = False
+    #: partitions led here that get new replicas just now, and how many may at once
+    moving: set[int] = field(default_factory=set)
+    max_moves: int = 1 << 30
     #: peers whose connection was reset or refused, and not yet back (R9)
     down: set[str] = field(default_factory=set)
 

@@ -49,6 +49,8 @@ class Term:
     me: str
     started_ns: int
     resigned_epoch: int = 0
+    #: why it began, for people
+    reason: str = ""
     answers: dict[str, SealAnswer] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
     hold_until: dict[str, int] = field(default_factory=dict)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -19,11 +21,13 @@ from metastore.core import effects as fx
 from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest, StorageError
 from metastore.layout import (
     ConfigRecord,
+    HistoryRecord,
     Layout,
     LeaderRecord,
     Member,
     MoveRecord,
     NodeRecord,
+    first_epoch,
     node_record_from_json,
     term_of,
     to_json,
@@ -68,6 +72,8 @@ class Control:
         self._elsewhere: dict[int, tuple[str, ConfigRecord, int]] = {}
         #: nodes of other cells that share a partition with this one, now or soon
         self.related: set[str] = set()
+        #: nodes that are to hold nothing
+        self.drained: set[str] = set()
         self._ending: set[int] = set()
         #: partition -> the term of its record, as the watch has it
         self._terms: dict[int, int] = {}
@@ -151,6 +157,8 @@ class Control:
         elif parts[0] == "moves":
             move = None if new is None else (MoveRecord.from_json(new.value), new.mod_revision)
             self._move_changed(int(parts[1]), move)
+        elif parts[0] == "drained":
+            (self.drained.discard if new is None else self.drained.add)(parts[1])
         elif parts[0] == "paused":
             node.core.ctx.moves_paused = new is not None
         elif parts[0] == "usage":
@@ -289,7 +297,13 @@ class Control:
         try:
             result = await self.coordinator.txn(
                 [Compare.mod_revision_is(config_key, effect.expect_mod_revision), leader_is],
-                [Put(config_key, effect.new.to_json()), Put(leader_key, mine, session.lease_id)],
+                [
+                    Put(config_key, effect.new.to_json()),
+                    Put(leader_key, mine, session.lease_id),
+                    self._event(
+                        effect.new, cell, "hand-over" if effect.handed_over else "election", effect.reason
+                    ),
+                ],
                 [Get(config_key), Get(leader_key)],
             )
             if result.succeeded:
@@ -350,6 +364,9 @@ class Control:
             compares.append(Compare.absent(config_key))
             ops.append(Delete(self.layout.config(home, p)))
         ops.append(Put(config_key, new.to_json()))
+        move = self._moves.get(p)
+        cause = f"{effect.reason}, for {move[0].cause}" if move and move[0].cause else effect.reason
+        ops.append(self._event(new, effect.cell or home, "move", cause))
         if new.leader == self.node.me.node:
             if not session.alive or not session.lease_id:
                 return 0
@@ -482,10 +499,22 @@ class Control:
             return
         leader_is = Compare.absent(key) if seen is None else Compare.value_is(key, seen.value)
         config_key = self.layout.config(self._home(p), p)
+        ops: list[Op] = [Put(key, mine, session.lease_id)]
+        term, config = node.hosts[p].replica.term, node.hosts[p].replica.config
+        if epoch != first_epoch(term_of(epoch)) and term is not None and config is not None:
+            began_ms = int(time.time() * 1000) - (now_ns() - term.started_ns) // 1_000_000
+            kind = "restart" if "R12" in term.reason else "claim"
+            ops.append(self._event(replace(config, epoch=epoch), self._home(p), kind, term.reason, began_ms))
         await self.coordinator.txn(
-            [Compare.mod_revision_is(config_key, self._configs.get(p, 0)), leader_is],
-            [Put(key, mine, session.lease_id)],
+            [Compare.mod_revision_is(config_key, self._configs.get(p, 0)), leader_is], ops
         )
+
+    def _event(self, config: ConfigRecord, cell: str, kind: str, cause: str, at_ms: int | None = None) -> Put:
+        """For history, in the transaction that makes it so."""
+        replicas = tuple(node for node, _ in config.members())
+        at = int(time.time() * 1000) if at_ms is None else at_ms
+        event = HistoryRecord(config.partition, config.epoch, cell, config.leader, replicas, kind, cause, at)
+        return Put(self.layout.history(config.partition, config.epoch), event.to_json())
 
     def _remember(self) -> None:
         """Keep etcd's identity (R13) and the topology durable, at most once a second."""
@@ -513,6 +542,7 @@ class Control:
         return {
             "connected": self.coordinator.connected,
             "lease": bool(self.session.alive and self.session.lease_id),
+            "lease_margin_s": round(self.session.margin_s, 3),
             "revision": self.coordinator.revision,
             "campaigns": self.campaigns,
             "elections_won": self.elections_won,

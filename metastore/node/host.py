@@ -66,6 +66,8 @@ DIGEST_SLICE = 500
 MAX_LISTING_NS = 20_000_000
 APPLY_READ_BYTES = 4 << 20
 MAX_EXPIRED_AT_ONCE = 256
+#: over how long operations a second are counted
+RATE_NS = 5_000_000_000
 #: proposed without giving way to others
 MAX_ENTRIES_A_TURN = 4
 WRITES = frozenset({PUT, DELETE, ADD, TXN})
@@ -120,6 +122,10 @@ class PartitionHost:
         self.watches = PartitionWatches(self)
         self.deadlines = Deadlines()
         self.expired: list[tuple[bytes, int]] = []
+        #: operations of clients so far, and a second over the last while
+        self.operations = 0
+        self.rate = 0.0
+        self._rated = (0, now_ns())
 
     @property
     def log_base(self) -> int:
@@ -133,6 +139,7 @@ class PartitionHost:
 
     def operate(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
         """One checked operation of a client."""
+        self.operations += 1
         kind = op[1]
         if not self.covers(op[3]) or (kind == TXN and not self.covers_all(op)):
             error: MetastoreError | None = Moved(
@@ -515,6 +522,9 @@ class PartitionHost:
                 self.expired += over
                 self.node.schedule_turn()
         self.watches.sweep(now)
+        if now - self._rated[1] > RATE_NS:
+            self.rate = (self.operations - self._rated[0]) * 1e9 / (now - self._rated[1])
+            self._rated = self.operations, now
         if self.waiters and now > self.waiters[0][4] and not self.replica.has_quorum(now):
             error = OutcomeUnknown(
                 f"partition {self.p}: proposed, and no quorum has acknowledged it in time", partition=self.p

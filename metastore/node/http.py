@@ -1,5 +1,5 @@
-"""The node's own small HTTP port: liveness, readiness, status, usage, metrics, and the request to hand a
-partition's leadership over. No data."""
+"""The node's own small HTTP port: liveness, readiness, status, usage, metrics, a partition's
+snapshot, and the request to hand its leadership over."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aiohttp import web
 
 from metastore.clock import now_ns
 from metastore.errors import InvalidRequest, MetastoreError, NotFound, NotLeader, Overloaded, Unavailable
+from metastore.node.backups import Backups
 from metastore.problems import problem
 from metastore.web import WebServer
 
@@ -134,7 +135,7 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
 
 async def serve_http(node: Node) -> WebServer:
     """Start serving on ``config.http``; the caller stops it. Raises OSError."""
-    digests = Digests(node)
+    digests, backups = Digests(node), Backups(node)
 
     async def livez(_: web.Request) -> web.Response:
         return _json({"status": "ok"}, 200)
@@ -146,6 +147,9 @@ async def serve_http(node: Node) -> WebServer:
 
     async def status(_: web.Request) -> web.Response:
         return _json(node.status())
+
+    async def topology(_: web.Request) -> web.Response:
+        return _json(node.views.topology())
 
     async def digest(request: web.Request) -> web.Response:
         try:
@@ -160,6 +164,12 @@ async def serve_http(node: Node) -> WebServer:
         except MetastoreError as e:
             return problem(e, False)
 
+    async def snapshot(request: web.Request) -> web.StreamResponse:
+        try:
+            return await backups.send(request, int(request.match_info["partition"]))
+        except MetastoreError as e:
+            return problem(e, request.method == "HEAD")
+
     async def usage(_: web.Request) -> web.Response:
         """Records and bytes of the partitions led here, by namespace; ``more``: of how many it is not told."""
         namespaces, more = node.policies.held(MAX_USAGE_ROWS)
@@ -172,8 +182,10 @@ async def serve_http(node: Node) -> WebServer:
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/v1/status", status)
+    app.router.add_get("/v1/topology", topology)
     app.router.add_get("/v1/usage", usage)
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/digest", digest)
+    app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/snapshot", snapshot, allow_head=False)
     app.router.add_post("/v1/partitions/{partition:[0-9]{1,5}}/handover", handover)
     app.router.add_get("/metrics", metrics)
     server = WebServer(

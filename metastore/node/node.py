@@ -34,6 +34,7 @@ from metastore.node.host import PartitionHost
 from metastore.node.peers import PeerLinks
 from metastore.node.policies import Policies
 from metastore.node.snapshots import Snapshots
+from metastore.node.spreading import Spreading
 from metastore.node.views import Views
 from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry, TruncateEntry
 from metastore.storage.store import Store
@@ -95,6 +96,7 @@ class Node:
             largest,
             check_payload,
         )
+        self.core.ctx.max_moves = config.max_moves
         self.links = PeerLinks(
             config.cluster, self.me, self.on_peer_messages, self.on_peer_up, self.on_peer_down
         )
@@ -106,6 +108,7 @@ class Node:
         self._topology_keeping: tuple[int, int] | None = None
         self.policies = Policies(self)
         self.control = Control(self)
+        self.spreading = Spreading(self)
         self._largest_grant_ns = largest
         self._held: deque[tuple[int, str, Any]] = deque()
         self._inbox: deque[tuple[Process, Any]] = deque()
@@ -466,6 +469,7 @@ class Node:
             due = now + tick_ns
             self.core.ctx.stuck = self.store.syncing_for_s() * 1e9 > self.settings.suspect_after_ns
             self.core.tick(now, self.control.can_elect())
+            self.spreading.tick(now)
             self.settle()
             if self.parking:
                 self._unpark(now)

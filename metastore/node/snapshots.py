@@ -41,6 +41,7 @@ class _Outgoing:
         self.acked = -1
         self.sent_bytes = 0
         self.total_bytes = 0
+        self.began_ns = now_ns()
         self.refused = False
         self.changed = asyncio.Event()
 
@@ -97,6 +98,7 @@ class Snapshots:
                     fields = {"node": node.config.node, "partition": p, "epoch": epoch}
                     log_event(log, f"sends a snapshot at {reader.index} to {to}", **fields)
                     node.store.hold_log(p, reader.index)
+                    out.began_ns = now_ns()
                     self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch))
                     number = 0
                     host = node.hosts.get(p)
@@ -134,9 +136,12 @@ class Snapshots:
             await asyncio.sleep((begin - now) / 1e9)
 
     def progress(self, p: int, to: str) -> dict[str, int]:
-        """Of a snapshot on its way; nothing when there is none."""
+        """Of a snapshot on its way (``ms``: since it began); nothing when there is none."""
         out = self._out.get((p, to))
-        return {} if out is None else {"sent_bytes": out.sent_bytes, "total_bytes": out.total_bytes}
+        if out is None:
+            return {}
+        ms = (now_ns() - out.began_ns) // 1_000_000
+        return {"sent_bytes": out.sent_bytes, "total_bytes": out.total_bytes, "ms": ms}
 
     async def _window(self, p: int, to: str, out: _Outgoing, until: int) -> None:
         """Wait until chunk ``until`` is acknowledged."""

@@ -3,7 +3,10 @@ however often it is asked: a question of six bytes must not cost a walk over all
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from metastore.clock import now_ns
@@ -15,6 +18,17 @@ if TYPE_CHECKING:
     from metastore.node.node import Node
 
 T = TypeVar("T")
+VERSION: Final = version("metastore")
+#: what the nodes of a cell should agree on
+SHARED_SETTINGS: Final = (
+    "heartbeat_ms",
+    "grant_ms",
+    "suspect_after_ms",
+    "settle_ms",
+    "lease_ttl_s",
+    "clock_rate_error_ppm",
+    "claim_without_etcd",
+)
 VIEW_AGE_NS: Final = 50 * MS
 
 
@@ -39,7 +53,8 @@ class Views:
     def __init__(self, node: Node) -> None:
         self.status: View[dict[str, Any]] = View(lambda: node_status(node))
         self.status_frame = View(lambda: frames.pack(frames.STATUS, [self.status()]))
-        self.topology_frame = View(lambda: frames.pack(frames.TOPOLOGY, [topology_wire(node)]))
+        self.topology: View[dict[str, Any]] = View(lambda: topology_wire(node))
+        self.topology_frame = View(lambda: frames.pack(frames.TOPOLOGY, [self.topology()]))
 
 
 def topology_wire(node: Node) -> dict[str, Any]:
@@ -61,6 +76,17 @@ def learners(node: Node, r: PartitionReplica) -> dict[str, dict[str, int]]:
     }
 
 
+def disk(node: Node) -> dict[str, int]:
+    """Bytes on the data folder's file system, and of the state's largest size (map_size_gib)."""
+    found = os.statvfs(node.config.data_dir)
+    return {
+        "free_bytes": found.f_bavail * found.f_frsize,
+        "total_bytes": found.f_blocks * found.f_frsize,
+        "state_bytes": node.store.state.bytes_used(),
+        "state_limit_bytes": node.config.map_size_gib << 30,
+    }
+
+
 def node_status(node: Node) -> dict[str, Any]:
     """The node's own view, for tools (cellctl status, doctor)."""
     now = now_ns()
@@ -77,12 +103,14 @@ def node_status(node: Node) -> dict[str, Any]:
                 "role": r.role,
                 "epoch": r.sealed_epoch,
                 "leader": r.leader_node,
+                "last_epoch": r.log.last_position()[0],
                 "last_index": r.log.last_index,
                 "commit_index": r.commit_index,
                 "applied_index": host.applied,
                 "version": host.machine.last_version,
                 "records": sum(held[0] for held in host.machine.usage.values()),
                 "bytes": sum(held[1] for held in host.machine.usage.values()),
+                "operations": round(host.rate, 1),
                 "lag": lag,
                 "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
                 "move": r.move_state(),
@@ -92,6 +120,10 @@ def node_status(node: Node) -> dict[str, Any]:
     return {
         "node": node.config.node,
         "cell": node.config.cell,
+        "version": VERSION,
+        "clock_ms": time.time_ns() // MS,
+        "settings": {name: getattr(node.config, name) for name in SHARED_SETTINGS},
+        "disk": disk(node),
         "store_id": node.me.store,
         "incarnation": node.me.incarnation,
         "partitions": partitions,

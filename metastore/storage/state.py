@@ -264,6 +264,10 @@ class State:
             raise StorageError(f"the state cannot be written ({e}); check the disk") from None
         return False
 
+    def bytes_used(self) -> int:
+        """Of the map, free pages between used ones included."""
+        return int((self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"])
+
     def close(self) -> None:
         self._reader.abort()
         self.env.close()

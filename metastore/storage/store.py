@@ -519,6 +519,15 @@ class Store:
         except OSError as e:  # they are found and passed over again at the next start
             log.warning("log segments could not be deleted: %s", e)
 
+    async def save(self, p: int, index: int) -> None:
+        """Have the state hold the partition up to entry ``index``, which is applied. Raises StorageError."""
+        while self._durable_applied.get(p, 0) < index:
+            if self._failed is not None:
+                raise self._failed
+            self._freeze()
+            self.kick()
+            await asyncio.sleep(0.002)
+
     def run_flush(self) -> None:
         """A whole flush here and now (no thread): for tests and simulation."""
         self.run_round()

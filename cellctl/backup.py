@@ -1,0 +1,319 @@
+"""``cellctl snapshot save|show|restore``: everything in one file.
+
+The file is ``metastore snapshot 1\\n`` and then frames, ``u32 length | u32 crc32 | zlib(msgpack [kind, …])``:
+
+    head   cluster, when (ms since 1970), partitions, namespaces with their policies
+    part   partition, epoch, index: what follows is of that moment
+    rows   [[storage key, packed record], …]
+    done   partition, records
+    end    partitions, records: what ends without it is not whole
+
+Each partition is as of one moment, with every write that was answered before ``save`` asked for it; the
+partitions are of moments of their own. Restored records are written anew by their keys, so that the cluster
+may have any shape. Their versions, what is left of TTLs and the fencing tokens seen belong to the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import sys
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import click
+import msgpack
+
+from cellctl.connect import Where, make_client, topology, unknown, waiting_options
+from cellctl.jsonl import write
+from cellctl.leaders import node_url
+from cellctl.namespace import with_admin
+from cellctl.output import note, output_option, print_data, print_table
+from cellctl.status import node_views, partition_rows
+from metastore.client import AsyncClient, AsyncNamespace
+from metastore.client.codecs import BYTES
+from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, Unavailable
+from metastore.keys import split_storage_key
+from metastore.namespaces import Policy, policy_from_plain
+from metastore.records import unpack_record
+from metastore.topology import TopologyTable
+from router.namespace_admin import RESERVED, NamespaceAdmin
+
+MAGIC: Final = b"metastore snapshot 1\n"
+HEAD: Final = struct.Struct(">II")
+MAX_FRAME: Final = 64 << 20
+TRIES: Final = 20
+RETRY_S: Final = 0.5
+LOOK_S: Final = 30.0
+
+
+def write_frame(out: BinaryIO, *value: Any) -> None:
+    body = zlib.compress(msgpack.packb(value), 1)
+    out.write(HEAD.pack(len(body), zlib.crc32(body)) + body)
+
+
+def read_frames(source: BinaryIO, path: Path) -> Iterator[list[Any]]:
+    """Every frame. Raises InvalidRequest where the file is damaged, of another kind, or not whole."""
+    if source.read(len(MAGIC)) != MAGIC:
+        raise InvalidRequest(f"{path} is no snapshot that this version reads")
+    while True:
+        at, head = source.tell(), source.read(HEAD.size)
+        length, crc = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
+        body = source.read(length) if 0 < length <= MAX_FRAME else b""
+        if not body or len(body) != length or zlib.crc32(body) != crc:
+            raise InvalidRequest(f"{path} is damaged or not whole at byte {at}")
+        frame: list[Any] = msgpack.unpackb(zlib.decompress(body))
+        yield frame
+        if frame[0] == "end":
+            return
+
+
+# --- save -------------------------------------------------------------------------------------------
+
+
+def partition_frames(url: str, timeout_s: float) -> Iterator[Any]:
+    """What a leader sends of a partition. Raises Unavailable when it does not send all of it."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+            while True:
+                length, crc = HEAD.unpack(response.read(HEAD.size))
+                body = response.read(length)
+                if len(body) != length or zlib.crc32(body) != crc:
+                    raise Unavailable(f"{url} sent what is damaged")
+                value = msgpack.unpackb(body)
+                yield value
+                if type(value) is dict and "records" in value:
+                    return
+    except urllib.error.HTTPError as e:
+        raise Unavailable(f"{url} answers {e.code}") from None
+    except (urllib.error.URLError, OSError, ValueError, struct.error) as e:
+        raise Unavailable(f"{url} broke off: {e or type(e).__name__}") from None
+
+
+def save_partition(out: BinaryIO, table: TopologyTable, leader: str, p: int, timeout_s: float) -> int:
+    """How many records. Raises MetastoreError; ``out`` is then as it was."""
+    at = out.tell()
+    try:
+        records = 0
+        for value in partition_frames(f"{node_url(table, leader)}/v1/partitions/{p}/snapshot", timeout_s):
+            if type(value) is list:
+                write_frame(out, "rows", value)
+                records += len(value)
+            elif "records" in value:
+                if value["records"] != records:
+                    raise Unavailable(f"partition {p}: {records} of {value['records']} records came")
+                write_frame(out, "done", {"partition": p, "records": records})
+            else:
+                write_frame(out, "part", value)
+        return records
+    except MetastoreError:
+        out.seek(at)
+        out.truncate()
+        raise
+
+
+@click.group()
+def snapshot() -> None:
+    """Everything in one file, and back."""
+
+
+@snapshot.command()
+@waiting_options
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+def save(where: Where, path: Path) -> None:
+    """Save all records and policies to a file. Example: cellctl snapshot save monday.snapshot"""
+    table = topology(where)
+    deadline = time.monotonic() + where.timeout_s
+    fresh = path.with_name(path.name + ".part")
+    total = 0
+    with fresh.open("wb+") as out:
+        out.write(MAGIC)
+        namespaces = [[name, policy.to_plain()] for name, policy in sorted(table.namespaces.items())]
+        head = {
+            "cluster": table.cluster,
+            "at_ms": time.time_ns() // 1_000_000,
+            "partitions": len(table.partitions),
+            "namespaces": namespaces,
+        }
+        write_frame(out, "head", head)
+        ranges = {p.id: (p.lo, p.hi) for p in table.in_order()}
+        with click.progressbar(table.in_order(), label="partitions", file=sys.stderr) as bar:
+            for placement in bar:
+                total += _save_one(where, out, placement.id, deadline)
+        if {p.id: (p.lo, p.hi) for p in topology(where).in_order()} != ranges:
+            raise Unavailable("a partition was split meanwhile; try again", retry_after_s=1)
+        write_frame(out, "end", {"partitions": len(ranges), "records": total})
+        out.flush()
+    fresh.replace(path)
+    note(f"{total} records of {len(ranges)} partitions, {path.stat().st_size} bytes")
+
+
+def _save_one(where: Where, out: BinaryIO, p: int, deadline: float) -> int:
+    """From whoever leads it now; again while that changes."""
+    for attempt in range(TRIES):
+        try:
+            table = topology(where)
+            leader = table.partitions[p].leader
+            if attempt:  # its table may be behind: ask the nodes themselves
+                leader = next(r["leader"] for r in partition_rows(table, node_views(table)) if r["id"] == p)
+            if leader is None:
+                raise Unavailable(f"partition {p} has no leader")
+            return save_partition(out, table, leader, p, max(1.0, deadline - time.monotonic()))
+        except MetastoreError:
+            if attempt == TRIES - 1 or time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_S)
+    raise AssertionError
+
+
+# --- looking at it, and back ------------------------------------------------------------------------
+
+
+def survey(path: Path) -> dict[str, Any]:
+    """What a file holds; every frame of it is checked. Raises InvalidRequest."""
+    found: dict[str, Any] = {}
+    held: dict[str, list[int]] = {}
+    records = parts = 0
+    with path.open("rb") as source:
+        for kind, value in read_frames(source, path):
+            if kind == "head":
+                found = value
+            elif kind == "rows":
+                records += len(value)
+                for lkey, packed in value:
+                    sums = held.setdefault(split_storage_key(lkey)[0], [0, 0])
+                    sums[0] += 1
+                    sums[1] += len(packed)
+            elif kind == "done":
+                parts += 1
+            elif kind == "end" and (value["records"], value["partitions"]) != (records, parts):
+                raise InvalidRequest(f"{path} holds {records} records of {parts} partitions, not {value}")
+    names = sorted({*held, *(name for name, _ in found["namespaces"])} - {RESERVED})
+    policies = dict(found["namespaces"])
+    found["namespaces"] = {
+        name: {
+            "records": held.get(name, [0, 0])[0],
+            "bytes": held.get(name, [0, 0])[1],
+            "policy": policies.get(name),
+        }
+        for name in names
+    }
+    return found
+
+
+path_argument = click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@snapshot.command()
+@output_option
+@path_argument
+def show(output: str, path: Path) -> None:
+    """What a file holds, every byte checked. Example: cellctl snapshot show monday.snapshot"""
+    found = survey(path)
+    if output != "table":
+        print_data(output, found)
+        return
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["at_ms"] / 1000))
+    click.echo(f"cluster {found['cluster']}, {found['partitions']} partitions, saved {at}\n")
+    print_table(
+        ("namespace", "records", "bytes", "policy"),
+        [
+            (name, row["records"], row["bytes"], "own" if row["policy"] else "default")
+            for name, row in found["namespaces"].items()
+        ],
+    )
+
+
+@snapshot.command()
+@waiting_options
+@click.option("--namespace", "-n", "only", multiple=True, help="Only this one; may be given again.")
+@click.option("--merge", is_flag=True, help="Also into namespaces that hold records; those of the file win.")
+@click.option("--only-absent", is_flag=True, help="As --merge, and what is there wins.")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 2048), default=256, show_default=True, help="Writes in flight."
+)
+@path_argument
+def restore(
+    where: Where, only: tuple[str, ...], merge: bool, only_absent: bool, concurrency: int, path: Path
+) -> None:
+    """Write a file's policies and records to a cluster of any shape. It may be run again after a failure,
+    with --merge. Example: cellctl snapshot restore monday.snapshot
+    """
+    held = survey(path)["namespaces"]  # the whole file is checked before anything is written
+    for name in only:
+        if name not in held:
+            raise unknown("namespace", name, held)
+    wanted = {name: row for name, row in held.items() if not only or name in only}
+    policies = {name: policy_from_plain(row["policy"]) for name, row in wanted.items() if row["policy"]}
+
+    async def prepare(admin: NamespaceAdmin, until: float) -> None:
+        if not (merge or only_absent):
+            await _refuse_full(admin, wanted)
+        for name, policy in policies.items():
+            await _have_policy(admin, name, policy, until, replace=not only_absent)
+
+    asyncio.run(with_admin(where, prepare))
+    sys.exit(asyncio.run(_restore(where, path, set(wanted), only_absent, concurrency)))
+
+
+async def _refuse_full(admin: NamespaceAdmin, names: Iterable[str]) -> None:
+    for name in names:
+        async for key, _ in AsyncNamespace(admin.dispatcher, name, LOOK_S, BYTES).scan(page=1):
+            raise InvalidRequest(f"namespace {name} holds records here, {key!r} one of them; --merge goes on")
+
+
+async def _have_policy(
+    admin: NamespaceAdmin, name: str, policy: Policy, until: float, *, replace: bool
+) -> None:
+    found = await admin.get(name)
+    members = policy.to_plain()
+    del members["ready"]
+    if found is None or replace:
+        await admin.put(name, members, until)
+
+
+async def _restore(where: Where, path: Path, names: set[str], only_absent: bool, concurrency: int) -> int:
+    done = kept = 0
+    began = time.monotonic()
+    problems: list[str] = []
+
+    def records() -> Iterator[tuple[bytes, bytes]]:
+        with path.open("rb") as source:
+            for kind, value in read_frames(source, path):
+                if kind == "rows":
+                    yield from value
+
+    rows = records()
+
+    async def worker(client: AsyncClient) -> None:
+        nonlocal done, kept
+        for lkey, packed in rows:
+            name, key = split_storage_key(lkey)
+            if name not in names:
+                continue
+            try:
+                await write(client, name, key, unpack_record(packed), only_absent)
+                done += 1
+            except ConditionFailed:
+                kept += 1
+            except MetastoreError as e:
+                problems.append(f"{name}/{key}: {e.message}")
+                if len(problems) > 1000:
+                    return
+
+    async with make_client(where) as client:
+        await asyncio.gather(*(worker(client) for _ in range(concurrency)))
+    took = time.monotonic() - began
+    note(f"{done} records in {took:.1f} s ({done / max(took, 1e-9):,.0f} per second)")
+    if kept:
+        note(f"{kept} were there already and are as they were")
+    for problem in problems[:10]:
+        note(f"failed: {problem}")
+    if problems:
+        note(f"{len(problems)} failed; run it again with --merge" + " or more" * (len(problems) > 1000))
+    return 2 if problems else 0

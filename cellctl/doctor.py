@@ -1,0 +1,399 @@
+"""``cellctl doctor``: what is wrong or about to be, why that matters, and what to do. ``findings`` is pure."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import click
+
+from cellctl.connect import Where, cluster_options, fetch_json, router_url, topology
+from cellctl.history import read_history
+from cellctl.operate import Records
+from cellctl.output import note, output_option, print_data, print_table
+from cellctl.plan import THRESHOLD, balance
+from cellctl.rebalance import operate
+from cellctl.status import node_views, partition_rows
+from metastore.errors import MetastoreError
+from metastore.layout import HistoryRecord
+
+FLAP_WINDOW_MS = 600_000
+FLAP_ELECTIONS = 4
+LAG_ENTRIES = 1000
+#: of the lease's time to live, when it was renewed
+MARGIN_PART = 0.25
+CLOCK_OFF_MS = 1000
+SYNC_SLOW_US = 50_000
+DISK_PART = 0.10
+STATE_PART = 0.80
+OVERLAY_PART = 0.5
+
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``what`` was seen, ``why`` it matters, what to ``do``."""
+
+    level: Level
+    about: str
+    what: str
+    why: str
+    do: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a diagnosis is made from. ``records`` and ``history``: None = etcd does not answer; ``asked_ms``:
+    when the nodes were asked, on this machine's clock, between these two."""
+
+    views: Mapping[str, dict[str, Any] | None]
+    cells: Mapping[str, str]
+    rows: Sequence[dict[str, Any]]
+    asked_ms: tuple[int, int]
+    records: Records | None = None
+    history: Sequence[HistoryRecord] | None = None
+    router_error: str = ""
+
+    def up(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, view in sorted(self.views.items()):
+            if view is not None:
+                yield name, view
+
+
+def nodes_that_are_down(seen: Seen) -> Iterator[Finding]:
+    for name, view in sorted(seen.views.items()):
+        if view is None:
+            yield Finding(
+                "error",
+                f"node {name}",
+                "it does not answer",
+                "its partitions have one replica less; with another lost they may have no quorum",
+                f"start it, or: cellctl node replace {name} OTHER",
+            )
+        elif view["failed"]:
+            yield Finding(
+                "error",
+                f"node {name}",
+                f"it has stopped itself: {view['failed']}",
+                "it does not trust its disk or itself any more (R14)",
+                "read its log; mend the disk and restart it, or replace it",
+            )
+
+
+def partitions_that_ail(seen: Seen) -> Iterator[Finding]:
+    for row in seen.rows:
+        about = f"partition {row['id']}"
+        if row["health"] in ("no leader", "no quorum"):
+            yield Finding(
+                "error",
+                about,
+                f"{row['health']}; of its replicas {', '.join(row['down']) or 'none'} do not answer",
+                "it takes no writes and answers no linearizable reads",
+                "start its nodes; when a majority is lost for good: cellctl failover --force "
+                + str(row["id"]),
+            )
+        if len(row["replicas"]) < 3:
+            yield Finding(
+                "warning",
+                about,
+                f"it has {len(row['replicas'])} replicas",
+                "it does not survive the loss of a node",
+                f"cellctl partition move {row['id']} --to three nodes, or: cellctl rebalance plan",
+            )
+        slow = {n: lag for n, lag in row["lag"].items() if lag > LAG_ENTRIES and n not in row["down"]}
+        for name, lag in sorted(slow.items()):
+            yield Finding(
+                "warning",
+                about,
+                f"{name} is {lag} entries behind",
+                "it cannot take over until it has caught up, and counts in no quorum of new writes",
+                "if it stays so, look at that node's disk, processor and network",
+            )
+
+
+def flapping(seen: Seen) -> Iterator[Finding]:
+    since = seen.asked_ms[1] - FLAP_WINDOW_MS
+    recent = [e for e in seen.history or () if e.at_ms >= since and e.kind in ("election", "claim")]
+    count = Counter(e.partition for e in recent)
+    for p, times in sorted(count.items()):
+        if times >= FLAP_ELECTIONS:
+            last = max((e for e in recent if e.partition == p), key=lambda e: e.at_ms)
+            yield Finding(
+                "warning",
+                f"partition {p}",
+                f"{times} elections in ten minutes, the last because: {last.cause}",
+                "each stops writes for up to a second",
+                f"cellctl history {p}; if nodes are just slow, raise suspect_after_ms: cellctl advise --pause …",
+            )
+
+
+def leases(seen: Seen) -> Iterator[Finding]:
+    for name, view in seen.up():
+        etcd, ttl = view["etcd"], float(view["settings"]["lease_ttl_s"])
+        if not etcd.get("connected"):
+            yield Finding(
+                "warning",
+                f"node {name}",
+                "it does not reach etcd",
+                "reads and writes go on; it hears of no change, and takes part in no election by etcd",
+                "look at etcd and at the network between them",
+            )
+        elif not etcd["lease"]:
+            yield Finding(
+                "warning",
+                f"node {name}",
+                "it has no lease in etcd",
+                "its leader keys are gone, so that others may campaign",
+                "look at etcd's load and disk; it gets a new lease by itself",
+            )
+        elif etcd["lease_margin_s"] < MARGIN_PART * ttl:
+            yield Finding(
+                "warning",
+                f"node {name}",
+                f"its lease of {ttl:g} s was once renewed with only {etcd['lease_margin_s']:.2f} s left",
+                "one slower answer, and its leader keys go",
+                "raise lease_ttl_s, or give etcd a disk of its own",
+            )
+
+
+def stalls(seen: Seen) -> Iterator[Finding]:
+    for name, view in seen.up():
+        if view["stalls"]:
+            yield Finding(
+                "warning",
+                f"node {name}",
+                f"its loop stood still {view['stalls']} times, for up to {view['worst_stall_ms']} ms",
+                "a leader that stands still for suspect_after_ms is replaced",
+                "give it a processor of its own; or raise suspect_after_ms above that",
+            )
+
+
+def disks(seen: Seen) -> Iterator[Finding]:
+    for name, view in seen.up():
+        disk, about = view["disk"], f"node {name}"
+        if disk["free_bytes"] < DISK_PART * disk["total_bytes"]:
+            yield Finding(
+                "warning",
+                about,
+                f"{disk['free_bytes'] / disk['total_bytes']:.0%} of its disk is free",
+                "a node whose disk is full stops (R14)",
+                "free some, enlarge it, or move partitions away",
+            )
+        if disk["state_bytes"] > STATE_PART * disk["state_limit_bytes"]:
+            yield Finding(
+                "warning",
+                about,
+                f"its state takes {disk['state_bytes'] / disk['state_limit_bytes']:.0%} of map_size_gib",
+                "a node whose state is full stops",
+                "raise map_size_gib (address space only) and restart it",
+            )
+        sync_us = view["storage"]["log_last_sync_us"]
+        if sync_us > SYNC_SLOW_US:
+            yield Finding(
+                "warning",
+                about,
+                f"its last sync to disk took {sync_us / 1000:.0f} ms",
+                "every write waits for the disks of a majority",
+                "look for what else uses that disk",
+            )
+
+
+def clocks(seen: Seen) -> Iterator[Finding]:
+    before, after = seen.asked_ms
+    for name, view in seen.up():
+        off = max(before - view["clock_ms"], view["clock_ms"] - after, 0)
+        if off > CLOCK_OFF_MS:
+            yield Finding(
+                "warning",
+                f"node {name}",
+                f"its wall clock is {off / 1000:.1f} s off this machine's",
+                "nothing hangs on wall clocks here (R15); logs and history are hard to read",
+                "have it run NTP",
+            )
+
+
+def mixtures(seen: Seen) -> Iterator[Finding]:
+    versions = Counter(view["version"] for _, view in seen.up())
+    if len(versions) > 1:
+        yield Finding(
+            "warning",
+            "cluster",
+            "versions differ: " + ", ".join(f"{v} on {n} nodes" for v, n in sorted(versions.items())),
+            "that is meant for the time of an upgrade only",
+            "go on with the rolling restart",
+        )
+    by_cell: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, view in seen.up():
+        by_cell.setdefault(seen.cells.get(name, ""), {})[name] = view["settings"]
+    for cell, settings in sorted(by_cell.items()):
+        for key in sorted({k for s in settings.values() for k in s}):
+            values = {name: s.get(key) for name, s in settings.items()}
+            if len(set(values.values())) > 1:
+                yield Finding(
+                    "warning",
+                    f"cell {cell}",
+                    f"{key} differs: {', '.join(f'{n} {v}' for n, v in sorted(values.items()))}",
+                    "leaders and followers of a cell judge each other by it",
+                    "set the same on all nodes of the cell",
+                )
+
+
+def balances(seen: Seen) -> Iterator[Finding]:
+    if seen.records is None:
+        return
+    view = seen.records.view()
+    now = balance(view)
+    if now.cell_spread > 1 + THRESHOLD and len(view.cells) > 1:
+        fair = len(view.partitions) / len(view.cells)
+        if max(now.cells.values()) - fair >= 1 or now.cell_spread == float("inf"):
+            yield Finding(
+                "warning",
+                "cluster",
+                f"cells hold {', '.join(f'{c} {n}' for c, n in sorted(now.cells.items()))} partitions",
+                "the fullest cell is the limit of all",
+                "cellctl rebalance plan --out plan.json",
+            )
+    if now.dispersion < 1:
+        yield Finding(
+            "warning",
+            "cluster",
+            f"{1 - now.dispersion:.0%} of the partitions have two replicas in one zone though others are free",
+            "a zone's loss could take their quorum",
+            "cellctl rebalance plan --out plan.json",
+        )
+    leads = Counter(row["leader"] for row in seen.rows if row["leader"])
+    for cell in {n.cell for n in seen.records.nodes.values()}:
+        names = [n for n in seen.records.nodes if seen.records.nodes[n].cell == cell and seen.views.get(n)]
+        held = [n for n in names if any(n in row["replicas"] for row in seen.rows)]
+        counts = {n: leads[n] for n in held if n not in seen.records.drained}
+        if counts and max(counts.values()) - min(counts.values()) > 2 and not seen.records.paused:
+            yield Finding(
+                "warning",
+                f"cell {cell}",
+                f"leaders are uneven: {', '.join(f'{n} {c}' for n, c in sorted(counts.items()))}",
+                "a leader does several times the work of a follower",
+                "it evens out by itself within minutes, unless leader_spread_s is 0; or: cellctl switchover",
+            )
+
+
+def left_over(seen: Seen) -> Iterator[Finding]:
+    if seen.records is None:
+        yield Finding(
+            "warning",
+            "etcd",
+            "it does not answer from here",
+            "reads and writes go on; nothing can be changed, and elections go by claims (R16)",
+            "look at etcd; give --etcd if it is elsewhere",
+        )
+        return
+    if seen.records.paused:
+        yield Finding(
+            "warning",
+            "cluster",
+            "automatic changes are paused",
+            "moves stand still, and leaders do not spread",
+            "cellctl resume",
+        )
+    for name in sorted(seen.records.drained):
+        held = sum(name in {n for n, _ in c.members()} for _, c in seen.records.configs.values())
+        if held and not seen.records.moves:
+            yield Finding(
+                "warning",
+                f"node {name}",
+                f"it is draining, holds {held} replicas, and nothing moves them",
+                "a drain says what is wanted; a plan carries it out",
+                "cellctl rebalance plan --out plan.json; cellctl rebalance apply plan.json",
+            )
+
+
+def memory(seen: Seen) -> Iterator[Finding]:
+    for name, view in seen.up():
+        clients = view["clients"]
+        if clients["refused_total"]:
+            yield Finding(
+                "warning",
+                f"node {name}",
+                f"{clients['refused_total']} connections were refused",
+                "clients fall back to other ways, or fail",
+                "raise max_connections, or find who opens so many",
+            )
+
+
+def routers(seen: Seen) -> Iterator[Finding]:
+    if seen.router_error:
+        yield Finding(
+            "error",
+            "router",
+            seen.router_error,
+            "clients over HTTP find nobody there",
+            "start it, or give another one with --router",
+        )
+
+
+CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
+    routers,
+    nodes_that_are_down,
+    partitions_that_ail,
+    flapping,
+    leases,
+    stalls,
+    disks,
+    clocks,
+    mixtures,
+    balances,
+    left_over,
+    memory,
+)
+
+
+def findings(seen: Seen) -> list[Finding]:
+    """Everything found, errors first."""
+    return sorted((f for check in CHECKS for f in check(seen)), key=lambda f: f.level != "error")
+
+
+def look(where: Where) -> Seen:
+    """Ask everybody. Raises Unavailable when nobody tells the topology."""
+    table = topology(where)
+    before = time.time_ns() // 1_000_000
+    views = node_views(table)
+    asked = before, time.time_ns() // 1_000_000
+    records: Records | None = None
+    events: list[HistoryRecord] | None = None
+    try:
+        records = operate(where, lambda o: o.records())
+        events = read_history(where)
+    except MetastoreError as e:
+        note(f"etcd: {e.message}")
+    try:
+        fetch_json(router_url(where) + "/livez", 2.0)
+        router_error = ""
+    except MetastoreError as e:
+        router_error = e.message
+    cells = {name: record.cell for name, record in table.nodes.items()}
+    return Seen(views, cells, partition_rows(table, views), asked, records, events, router_error)
+
+
+@click.command()
+@cluster_options
+@output_option
+def doctor(where: Where, output: str) -> None:
+    """Look for what is wrong or about to be. Exit code 1 for warnings, 2 for errors. Example: cellctl doctor"""
+    found = findings(look(where))
+    if output != "table":
+        print_data(output, [asdict(f) for f in found])
+    elif found:
+        for f in found:
+            click.secho(f"{f.level}: {f.about}: {f.what}", fg="red" if f.level == "error" else "yellow")
+            click.echo(f"  why  {f.why}\n  do   {f.do}")
+    else:
+        click.echo("nothing is wrong")
+    if found and output == "table":
+        print_table(
+            ("errors", "warnings"), [tuple(sum(f.level == x for f in found) for x in ("error", "warning"))]
+        )
+    sys.exit(2 if any(f.level == "error" for f in found) else 1 if found else 0)

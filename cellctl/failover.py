@@ -1,0 +1,139 @@
+"""``cellctl failover --force``: a partition whose quorum is lost for good goes on with what is left of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from cellctl.connect import Where, cluster_options, topology, unknown_partition
+from cellctl.moving import yes_option
+from cellctl.operate import Operator
+from cellctl.output import note, output_option, print_data
+from cellctl.rebalance import operate
+from cellctl.status import node_views
+from metastore.coordination.interface import Compare, Delete, Op, Put
+from metastore.errors import InvalidRequest, Unavailable
+from metastore.layout import ConfigRecord, HistoryRecord, first_epoch, term_of
+from metastore.logs import epoch_text
+
+POLL_S = 0.1
+
+
+def survivors(
+    p: int, members: tuple[tuple[str, str], ...], views: dict[str, dict[str, Any] | None]
+) -> dict[str, dict[str, Any]]:
+    """Member -> what it says of its replica, of those that answer with the store they are named by."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, store in members:
+        view = views.get(name)
+        if view is not None and view["store_id"] == store:
+            for part in view["partitions"]:
+                if part["id"] == p:
+                    found[name] = part
+    return found
+
+
+def longest(parts: dict[str, dict[str, Any]]) -> str:
+    """Whose log is to be gone on with (R3's order); of equals the first by name."""
+    return min(parts, key=lambda n: (-parts[n]["last_epoch"], -parts[n]["last_index"], n))
+
+
+@click.command()
+@cluster_options
+@output_option
+@click.option("--force", is_flag=True, help="Required: acknowledged writes may be lost.")
+@click.option("--to", default="", help="The next leader; else whose log is longest.")
+@yes_option
+@click.argument("number", type=int)
+def failover(where: Where, output: str, force: bool, to: str, yes: bool, number: int) -> None:
+    """Go on with one replica of a partition whose majority is lost for good. Says what may be lost, and asks.
+
+    Example: cellctl failover --force 3
+    """
+    table = topology(where)
+    if number not in table.partitions:
+        raise unknown_partition(number, table)
+    records = operate(where, lambda o: o.records())
+    cell, config = records.configs[number]
+    parts = survivors(number, config.members(), node_views(table))
+    lost = [name for name, _ in config.members() if name not in parts]
+    if any(part["role"] == "active" and part["health"] == "ok" for part in parts.values()):
+        raise InvalidRequest(
+            f"partition {number} has a leader that serves; to change it: cellctl switchover {number}"
+        )
+    if not parts:
+        raise Unavailable(
+            f"partition {number}: none of {', '.join(lost)} answers; its records are on their disks: start one of "
+            "them, or restore a snapshot"
+        )
+    if 2 * len(parts) > len(config.replicas) and config.joint is None:
+        raise InvalidRequest(
+            f"partition {number}: {', '.join(sorted(parts))} are a majority and elect a leader by themselves, without "
+            f"any loss; see: cellctl history {number}"
+        )
+    heir = to or longest(parts)
+    if heir not in parts:
+        raise InvalidRequest(f"{heir} holds no replica that answers; there are {', '.join(sorted(parts))}")
+    best = longest(parts)
+    note(
+        f"partition {number} would go on with {heir} alone, whose log ends at entry {parts[heir]['last_index']} of epoch "
+        f"{epoch_text(parts[heir]['last_epoch'])}.\n"
+        f"Acknowledged writes that only {', '.join(lost)} hold would be lost: up to the last ones before these were. "
+        + (
+            f"{best} has more than {heir}.\n"
+            if best != heir and _position(parts[best]) > _position(parts[heir])
+            else "\n"
+        )
+        + f"What {', '.join(lost)} hold of it is deleted when they come back."
+    )
+    if not force:
+        raise InvalidRequest("nothing was done; if that is what you want, say --force")
+    if not yes:
+        click.confirm("go on?", abort=True)
+
+    async def forced(operator: Operator) -> int:
+        layout = operator.layout
+        key = layout.config(cell, number)
+        known = await operator.etcd.get(key)
+        changed = Unavailable(f"partition {number} has changed meanwhile; look again")
+        if known is None or ConfigRecord.from_json(known.value) != config:
+            raise changed
+        member = next(m for m in config.members() if m[0] == heir)
+        epoch = first_epoch(term_of(config.epoch) + 1)
+        new = replace(config, epoch=epoch, leader=heir, replicas=(member,), joint=None)
+        cause = f"cellctl failover --force, without {', '.join(lost)}"
+        event = HistoryRecord(number, epoch, cell, heir, (heir,), "forced", cause, int(time.time() * 1000))
+        ops: list[Op] = [
+            Put(key, new.to_json()),
+            Delete(layout.leader(cell, number)),
+            Delete(layout.move(number)),
+            Put(layout.history(number, epoch), event.to_json()),
+        ]
+        if not (await operator.etcd.txn([Compare.mod_revision_is(key, known.mod_revision)], ops)).succeeded:
+            raise changed
+        return epoch
+
+    epoch = operate(where, forced)
+    deadline = time.monotonic() + where.timeout_s
+    while True:
+        view = node_views(table).get(heir)
+        mine = [part for part in view["partitions"] if part["id"] == number] if view else []
+        if mine and mine[0]["role"] == "active" and mine[0]["epoch"] >= epoch:
+            break
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"{heir} is named leader of partition {number} and does not serve yet; see its log"
+            )
+        time.sleep(POLL_S)
+    if output != "table":
+        print_data(output, {"partition": number, "leader": heir, "epoch": mine[0]["epoch"], "without": lost})
+    note(f"partition {number} is led by {heir} alone; next: cellctl partition move {number} --to three nodes")
+    sys.exit(0)
+
+
+def _position(part: dict[str, Any]) -> tuple[int, int]:
+    return part["last_epoch"], part["last_index"]

@@ -1,0 +1,97 @@
+"""A partition's records out of its leader, as of one applied entry, for ``cellctl snapshot save``.
+
+    GET /v1/partitions/{p}/snapshot -> frames of ``u32 length | u32 crc32 | msgpack``
+
+The first frame is a map (partition, epoch, index, version), then arrays of ``[storage key, packed record]``, at
+the end a map ``{"records": n}``: what ends without it is not whole. It has every write that was answered
+before it was asked for: the leader holds its grants (R8) and saves its state before it begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+from aiohttp import web
+
+from metastore.clock import now_ns
+from metastore.errors import NotFound, NotLeader, Overloaded, Unavailable
+from metastore.storage.snapshot import DATA
+
+if TYPE_CHECKING:
+    from metastore.node.node import Node
+
+HEAD: Final = struct.Struct(">II")
+MEDIA_TYPE: Final = "application/vnd.metastore.snapshot"
+CHUNK_BYTES: Final = 256 << 10
+MAX_CONCURRENT: Final = 2
+SAVE_S: Final = 30.0
+#: without the reader taking a chunk
+PATIENCE_S: Final = 30.0
+
+
+def frame(value: Any) -> bytes:
+    body: bytes = msgpack.packb(value)
+    return HEAD.pack(len(body), zlib.crc32(body)) + body
+
+
+class Backups:
+    """See the module."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._under_way = 0
+
+    async def send(self, request: web.Request, p: int) -> web.StreamResponse:
+        """Raises NotFound, NotLeader, Overloaded, Unavailable."""
+        host = self.node.hosts.get(p)
+        if host is None:
+            raise NotFound(f"this node holds no replica of partition {p}")
+        if self._under_way >= MAX_CONCURRENT:
+            raise Overloaded(f"{MAX_CONCURRENT} snapshots are under way already", retry_after_s=1)
+        if not host.replica.can_read(now_ns()):
+            leader = host.replica.leader_node
+            raise NotLeader(f"partition {p} is led by {leader or 'nobody'}", leader=leader)
+        self._under_way += 1
+        try:
+            return await self._send(request, p, host.applied, host.replica.sealed_epoch)
+        finally:
+            self._under_way -= 1
+
+    async def _send(self, request: web.Request, p: int, applied: int, epoch: int) -> web.StreamResponse:
+        store = self.node.store
+        try:
+            async with asyncio.timeout(SAVE_S):
+                await store.save(p, applied)
+        except TimeoutError:
+            raise Unavailable(f"partition {p} could not be saved in {SAVE_S:g} s", retry_after_s=1) from None
+        reader = store.open_snapshot(p)
+        try:
+            response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE})
+            await response.prepare(request)
+            head = {"partition": p, "epoch": epoch, "index": reader.index}
+            await self._write(response, head)
+            records = 0
+            while True:
+                rows = [[key, value] for kind, key, value in reader.chunk(CHUNK_BYTES) if kind == DATA]
+                if not rows:
+                    break
+                await self._write(response, rows)
+                records += len(rows)
+            await self._write(response, {"records": records})
+            await response.write_eof()
+            return response
+        finally:
+            reader.close()
+
+    @staticmethod
+    async def _write(response: web.StreamResponse, value: Any) -> None:
+        """Raises ConnectionError when nobody takes it: an answer that was begun can only be broken off."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await response.write(frame(value))
+        except TimeoutError:
+            raise ConnectionError("the snapshot is not taken") from None

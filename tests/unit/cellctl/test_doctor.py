@@ -1,0 +1,127 @@
+"""Each check of ``cellctl doctor`` finds its ill, and nothing in a cluster that is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cellctl.doctor import FLAP_ELECTIONS, Seen, findings
+from cellctl.operate import Records
+from metastore.layout import CellRecord, ConfigRecord, HistoryRecord, NodeRecord
+
+NOW = 1_700_000_000_000
+NODES = ("c1n1", "c1n2", "c1n3")
+MEMBERS = tuple((n, f"store-{n}") for n in NODES)
+
+
+def view(name: str) -> dict[str, Any]:
+    return {
+        "node": name,
+        "version": "1.0",
+        "clock_ms": NOW + 5,
+        "failed": None,
+        "settings": {"heartbeat_ms": 150, "lease_ttl_s": 5.0},
+        "disk": {"free_bytes": 50, "total_bytes": 100, "state_bytes": 1, "state_limit_bytes": 100},
+        "etcd": {"connected": True, "lease": True, "lease_margin_s": 3.3},
+        "stalls": 0,
+        "worst_stall_ms": 0,
+        "storage": {"log_last_sync_us": 900},
+        "clients": {"refused_total": 0},
+    }
+
+
+def row(p: int, leader: str = "c1n1") -> dict[str, Any]:
+    return {
+        "id": p,
+        "cell": "c1",
+        "leader": leader,
+        "replicas": list(NODES),
+        "down": [],
+        "lag": {},
+        "health": "ok",
+    }
+
+
+def well() -> dict[str, Any]:
+    configs = {p: ("c1", ConfigRecord(p, 0, 1, 1 << 16, "c1n1", MEMBERS)) for p in range(3)}
+    nodes = {n: NodeRecord(n, "c1", s, "h:1", "h:2") for n, s in MEMBERS}
+    records = Records(1, {"c1": CellRecord()}, nodes, frozenset(), frozenset(NODES), configs, {}, False)
+    return {
+        "views": {n: view(n) for n in NODES},
+        "cells": dict.fromkeys(NODES, "c1"),
+        "rows": [row(p, NODES[p]) for p in range(3)],
+        "asked_ms": (NOW, NOW + 10),
+        "records": records,
+        "history": [],
+    }
+
+
+def test_a_cluster_that_is_well() -> None:
+    assert findings(Seen(**well())) == []
+
+
+def _elections(count: int, age_ms: int = 1000, kind: str = "election") -> list[HistoryRecord]:
+    return [HistoryRecord(1, i << 16, "c1", "c1n1", NODES, kind, "x", NOW - age_ms) for i in range(count)]
+
+
+def _records(seen: dict[str, Any], **changes: Any) -> None:
+    old = seen["records"]
+    fields = {f: getattr(old, f) for f in old.__slots__} | changes
+    seen["records"] = Records(**fields)
+
+
+ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    ("a node is down", lambda s: s["views"].update(c1n2=None), "error: node c1n2: it does not answer"),
+    ("a node stopped itself", lambda s: s["views"]["c1n1"].update(failed="disk"), "error: node c1n1: it has stopped"),
+    ("no leader", lambda s: s["rows"][0].update(health="no leader"), "error: partition 0: no leader"),
+    ("two replicas", lambda s: s["rows"][0].update(replicas=list(NODES[:2])), "warning: partition 0: it has 2"),
+    ("lag", lambda s: s["rows"][1].update(lag={"c1n3": 5000}), "warning: partition 1: c1n3 is 5000 entries"),
+    ("flapping", lambda s: s.update(history=_elections(FLAP_ELECTIONS)), "warning: partition 1: 4 elections"),
+    ("no etcd", lambda s: s["views"]["c1n1"]["etcd"].update(connected=False), "warning: node c1n1: it does not reach"),
+    ("no lease", lambda s: s["views"]["c1n1"]["etcd"].update(lease=False), "warning: node c1n1: it has no lease"),
+    ("margin", lambda s: s["views"]["c1n1"]["etcd"].update(lease_margin_s=1.0), "warning: node c1n1: its lease of 5 s"),
+    ("stalls", lambda s: s["views"]["c1n2"].update(stalls=3), "warning: node c1n2: its loop stood still 3 times"),
+    ("disk", lambda s: s["views"]["c1n2"]["disk"].update(free_bytes=9), "warning: node c1n2: 9% of its disk"),
+    ("state", lambda s: s["views"]["c1n2"]["disk"].update(state_bytes=81), "warning: node c1n2: its state takes 81%"),
+    ("sync", lambda s: s["views"]["c1n2"]["storage"].update(log_last_sync_us=60_000), "its last sync to disk took 60"),
+    ("clock", lambda s: s["views"]["c1n3"].update(clock_ms=NOW - 3000), "warning: node c1n3: its wall clock is 3.0 s"),
+    ("clock ahead", lambda s: s["views"]["c1n3"].update(clock_ms=NOW + 3010), "c1n3: its wall clock is 3.0 s"),
+    ("versions", lambda s: s["views"]["c1n3"].update(version="2.0"), "warning: cluster: versions differ"),
+    ("settings", lambda s: s["views"]["c1n3"]["settings"].update(heartbeat_ms=9), "cell c1: heartbeat_ms differs"),
+    ("leaders", lambda s: s.update(rows=[row(p) for p in range(3)]), "warning: cell c1: leaders are uneven"),
+    ("paused", lambda s: _records(s, paused=True), "warning: cluster: automatic changes are paused"),
+    ("drained", lambda s: _records(s, drained=frozenset({"c1n1"})), "warning: node c1n1: it is draining, holds 3"),
+    ("etcd away", lambda s: s.update(records=None, history=None), "warning: etcd: it does not answer"),
+    ("refused", lambda s: s["views"]["c1n1"]["clients"].update(refused_total=7), "node c1n1: 7 connections"),
+    ("router", lambda s: s.update(router_error="it is away"), "error: router: it is away"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ill", "says"), [case[1:] for case in ILLS], ids=[case[0] for case in ILLS])
+def test_each_ill_is_found(ill: Callable[[dict[str, Any]], Any], says: str) -> None:
+    seen = well()
+    ill(seen)
+    found = [f"{f.level}: {f.about}: {f.what}" for f in findings(Seen(**seen))]
+    assert len(found) == 1, found
+    assert says in found[0]
+
+
+def test_errors_come_first_and_all_say_what_to_do() -> None:
+    seen = well()
+    for _, ill, _ in ILLS[3:-3]:
+        ill(seen)
+    seen["rows"][0]["health"] = "no quorum"
+    found = findings(Seen(**seen))
+    assert [f.level for f in found] == sorted((f.level for f in found), key=lambda level: level != "error")
+    assert all(f.why and f.do for f in found)
+
+
+def test_old_and_planned_elections_are_no_flapping() -> None:
+    for events in (
+        _elections(20, 3_600_000),
+        _elections(20, kind="hand-over"),
+        _elections(FLAP_ELECTIONS - 1),
+    ):
+        assert findings(Seen(**(well() | {"history": events}))) == []
