@@ -271,7 +271,8 @@ def balances(seen: Seen) -> Iterator[Finding]:
         names = [n for n in seen.records.nodes if seen.records.nodes[n].cell == cell and seen.views.get(n)]
         held = [n for n in names if any(n in row["replicas"] for row in seen.rows)]
         counts = {n: leads[n] for n in held if n not in seen.records.drained}
-        if counts and max(counts.values()) - min(counts.values()) > 2 and not seen.records.paused:
+        uneven = bool(counts) and max(counts.values()) * len(counts) > 2 * sum(counts.values())
+        if uneven and max(counts.values()) - min(counts.values()) > 2 and not seen.records.paused:
             yield Finding(
                 "warning",
                 f"cell {cell}",

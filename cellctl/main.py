@@ -18,7 +18,7 @@ from cellctl.import_tree import import_
 from cellctl.jsonl import export
 from cellctl.kv import kv
 from cellctl.leaders import switchover, topology_, verify
-from cellctl.moving import move, replace, show
+from cellctl.moving import move, replace, show, split
 from cellctl.namespace import namespace
 from cellctl.rebalance import cell, node, pause, rebalance, resume
 from cellctl.status import partition, status
@@ -57,6 +57,7 @@ def completion(shell: str) -> None:
 
 partition.add_command(show)
 partition.add_command(move)
+partition.add_command(split)
 node.add_command(replace)
 for command in (
     advise_,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import click
 
@@ -12,6 +13,8 @@ from cellctl.output import note, output_option, print_data, print_table
 from cellctl.rebalance import operate, wait_until_done
 from cellctl.status import node_views, partition_rows
 from metastore.errors import InvalidRequest
+
+SPLIT_POLL_S = 0.1
 
 wait_option = click.option(
     "--wait/--no-wait", default=True, show_default=True, help="Return when it is done."
@@ -90,6 +93,37 @@ def move(
     note(f"partition {number} moves; see: cellctl rebalance status")
     if wait:
         sys.exit(wait_until_done(where, {number}))
+
+
+@click.command()
+@waiting_options
+@click.option("--at", default=None, help="The point to split at, 16 hexadecimal digits; else the middle.")
+@wait_option
+@yes_option
+@click.argument("number", type=int)
+def split(where: Where, at: str | None, wait: bool, yes: bool, number: int) -> None:
+    """Make two of a partition, live; both stay where it is. Example: cellctl partition split 3"""
+    try:
+        point = None if at is None else int(at, 16)
+    except ValueError:
+        raise InvalidRequest(f"--at {at!r} is no hexadecimal number") from None
+    if not yes:
+        click.confirm(f"split partition {number}? There is no way back", abort=True)
+    wanted = operate(where, lambda o: o.request_split(number, point, "cellctl partition split"))
+    note(f"partition {number} is to be split at {wanted.at:016x}; the upper part will be {wanted.child}")
+    if not wait:
+        return
+    deadline = time.monotonic() + where.timeout_s
+    while True:
+        table = topology(where)
+        rows = {row["id"]: row for row in partition_rows(table, node_views(table))}
+        if wanted.child in rows and all(rows[p]["leader"] for p in (number, wanted.child)):
+            note(f"done: {wanted.child} is led by {rows[wanted.child]['leader']}")
+            return
+        if time.monotonic() > deadline:
+            note("it is not done yet; the cluster goes on with it")
+            sys.exit(1)
+        time.sleep(SPLIT_POLL_S)
 
 
 @click.command()

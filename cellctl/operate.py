@@ -16,12 +16,14 @@ from cellctl.connect import unknown
 from cellctl.plan import MAX_REPLICAS, CellView, ClusterView, NodeView, PartitionView, PlannedMove
 from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Put
 from metastore.errors import InvalidRequest, NotFound, Unavailable
+from metastore.keys import MAX_PARTITIONS
 from metastore.layout import (
     CellRecord,
     ConfigRecord,
     Layout,
     MoveRecord,
     NodeRecord,
+    SplitRecord,
     node_record_from_json,
 )
 
@@ -209,6 +211,38 @@ class Operator:
         result = await self.etcd.txn([Compare.absent(key)], [Put(key, move.to_json())])
         if not result.succeeded:
             raise Unavailable(f"partition {move.partition}: somebody asked for a move just now; look again")
+
+    async def request_split(self, partition: int, at: int | None, cause: str) -> SplitRecord:
+        """Ask for a partition to be two from the point ``at`` on, None = the middle of its range. Raises
+        NotFound, InvalidRequest, Unavailable."""
+        records = await self.records()
+        if partition not in records.configs:
+            raise NotFound(f"there is no partition {partition}")
+        _, config = records.configs[partition]
+        point = (config.lo + config.hi) // 2 if at is None else at
+        if not config.lo < point < config.hi:
+            raise InvalidRequest(
+                f"partition {partition} reaches from {config.lo:016x} to {config.hi:016x}; {point:016x} is not inside"
+            )
+        if partition in records.moves:
+            raise InvalidRequest(
+                f"partition {partition} is moving; wait, or: cellctl rebalance cancel {partition}"
+            )
+        key, counter = self.layout.split(partition), self.layout.next_partition
+        known = await self.etcd.get(counter)
+        child = max(int(known.value) if known else 0, max(records.configs) + 1)
+        if child >= MAX_PARTITIONS:
+            raise InvalidRequest(f"there have been {child} partitions; {MAX_PARTITIONS} is the most")
+        split = SplitRecord(partition, child, point, cause)
+        same = (
+            Compare.absent(counter) if known is None else Compare.mod_revision_is(counter, known.mod_revision)
+        )
+        ops = [Put(counter, b"%d" % (child + 1)), Put(key, split.to_json())]
+        if not (await self.etcd.txn([same, Compare.absent(key)], ops)).succeeded:
+            raise Unavailable(
+                f"partition {partition} is being split already, or another was just now; look again"
+            )
+        return split
 
     async def cancel(self, partitions: Sequence[int] | None = None) -> list[int]:
         """Have moves go back, all of them or some; which."""

@@ -81,6 +81,9 @@ class ConfigRecord:
     leader: str | None
     replicas: tuple[Member, ...]
     joint: tuple[Member, ...] | None = None
+    #: of a partition that a split made (R18): whose upper part it was, and the epoch and index of the entry
+    #: that split it. Its log goes on from there
+    parent: tuple[int, int, int] | None = None
 
     def members(self) -> tuple[Member, ...]:
         """Replicas of both sets, without doubles, in preference order."""
@@ -97,7 +100,7 @@ class ConfigRecord:
 
     @classmethod
     def from_plain(cls, d: dict[str, Any]) -> ConfigRecord:
-        joint = d.get("joint")
+        joint, parent = d.get("joint"), d.get("parent")
         return cls(
             int(d["partition"]),
             int(d["lo"], 16),
@@ -106,6 +109,7 @@ class ConfigRecord:
             d["leader"],
             tuple((n, s) for n, s in d["replicas"]),
             tuple((n, s) for n, s in joint) if joint else None,
+            (int(parent[0]), int(parent[1]), int(parent[2])) if parent else None,
         )
 
     @classmethod
@@ -153,6 +157,24 @@ class MoveRecord:
         if not target or len({n for n, _ in target}) != len(target):
             raise InvalidRequest(f"a move to {target!r:.200} names no node, or one twice")
         return cls(int(d["partition"]), str(d["cell"]), target, bool(d["cancel"]), str(d["cause"]))
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRecord:
+    """A partition that is to be split (R18): from the point ``at`` on it becomes ``child``."""
+
+    partition: int
+    child: int
+    at: int
+    cause: str = ""
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self) | {"at": f"{self.at:016x}"})
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> SplitRecord:
+        d = _load(raw)
+        return cls(int(d["partition"]), int(d["child"]), int(d["at"], 16), str(d["cause"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +284,14 @@ class Layout:
 
     def move(self, partition: int) -> str:
         return f"{self.root}moves/{partition:05d}"
+
+    def split(self, partition: int) -> str:
+        return f"{self.root}splits/{partition:05d}"
+
+    @property
+    def next_partition(self) -> str:
+        """The lowest number that no partition has had, once there was a split."""
+        return self.root + "next_partition"
 
     def history(self, partition: int, epoch: int) -> str:
         """A place that later epochs of the partition use again: so many are kept, and no more."""

@@ -27,6 +27,8 @@ class Placement:
     replicas: tuple[str, ...]
     leader: str | None = None
     epoch: int = 0
+    #: (partition, entry) that it was split off, None = it has been there from the start
+    parent: tuple[int, int] | None = None
 
 
 class TopologyTable:
@@ -72,6 +74,25 @@ class TopologyTable:
     def cell_of(self, partition: int) -> str | None:
         placement = self.partitions.get(partition)
         return placement.cell if placement else None
+
+    def split_off(self, ancestor: int, partition: int) -> int | None:
+        """The entry of ``ancestor`` at which what is ``partition`` now was split off it; None when it was not."""
+        at: int | None = None
+        while partition != ancestor:
+            placement = self.partitions.get(partition)
+            if placement is None or placement.parent is None:
+                return None
+            partition, index = placement.parent
+            at = index if at is None else min(at, index)
+        return at
+
+    def lineage(self, placement: Placement) -> list[int]:
+        """The partition, and those that it was split off."""
+        found = [placement.id]
+        while placement.parent is not None and placement.parent[0] in self.partitions:
+            placement = self.partitions[placement.parent[0]]
+            found.append(placement.id)
+        return found
 
     def address(self, node: str | None) -> str | None:
         record = self.nodes.get(node) if node else None
@@ -127,7 +148,8 @@ class TopologyTable:
         if known is not None and known.epoch >= epoch:
             leader, epoch = known.leader, known.epoch
         replicas = tuple(node for node, _ in config.members())
-        placement = Placement(config.partition, config.lo, config.hi, cell, replicas, leader, epoch)
+        parent = config.parent and (config.parent[0], config.parent[2])
+        placement = Placement(config.partition, config.lo, config.hi, cell, replicas, leader, epoch, parent)
         if known is None or (known.lo, known.hi) != (config.lo, config.hi):
             self._map = None
         self.partitions[config.partition] = placement
@@ -175,6 +197,7 @@ class TopologyTable:
                     "replicas": list(p.replicas),
                     "leader": p.leader,
                     "epoch": p.epoch,
+                    "parent": list(p.parent) if p.parent else None,
                 }
                 for p in sorted(self.partitions.values(), key=lambda p: p.id)
             ],
@@ -199,6 +222,7 @@ class TopologyTable:
                     tuple(p["replicas"]),
                     p["leader"],
                     p["epoch"],
+                    (int(p["parent"][0]), int(p["parent"][1])) if p.get("parent") else None,
                 )
         except (KeyError, TypeError, ValueError) as e:
             raise InvalidRequest(f"not a topology table: {type(e).__name__}: {e}") from None

@@ -43,7 +43,7 @@ class OneRequest(RequestIds):
     def begin(self, partition: int) -> tuple[int, int]:
         return self.request_seq, self._router.stamp(partition)
 
-    def floor(self, partition: int) -> int:
+    def floor(self, *partitions: int) -> int:
         return FLOOR
 
     def end(self, partition: int, seq: int) -> None:

@@ -145,8 +145,11 @@ class Attempts:
                     connection = await client.connect(address, self.until, patience)
                 op = self.op.copy()
                 op[2] = placement.id
+                if self.changes and placement.id != self.partition:
+                    self.split_off(placement)
+                    op[6] = self.op[6]
                 if self.ids is not None:
-                    op[5] = self.ids.floor(self.partition)
+                    op[5] = self.ids.floor(*client.table.lineage(placement))
                 patience = ATTEMPT_TIMEOUT_S if address != client.router_url else ROUTER_ATTEMPT_TIMEOUT_S
                 if connection.silent:
                     patience = SILENT_TIMEOUT_S
@@ -173,11 +176,21 @@ class Attempts:
             if status in (OK, NOT_FOUND):
                 client.budget.succeeded()
                 if self.ids is not None:
-                    self.ids.seen(self.partition, result[3])
+                    self.ids.seen(placement.id, result[3])
                 if self.unreached and address == client.router_url:
                     client.detours.add(self.unreached)
                 return result  # type: ignore[no-any-return]
             await self.on_error(address, placement, from_wire(status, result[2], result[3]))
+
+    def split_off(self, placement: Placement) -> None:
+        """The partition that the write was numbered for has been split (R18). What its client saw of the one
+        half after that says nothing of the other. Raises Moved, OutcomeUnknown: another client's, which has
+        to know."""
+        if self.ids is None:
+            raise self.at_the_end(Moved(f"partition {self.partition} was split", partition=self.partition))
+        at = self.client.table.split_off(self.partition, placement.id)
+        if at is not None:
+            self.op[6] = min(self.op[6], at)
 
     # --- where to ---------------------------------------------------------------------------
 
@@ -256,7 +269,7 @@ class Attempts:
             reused = bool(error.detail.get("reused"))
             ours = self.ids is client.ids  # another's number says something: it is not exchanged
             if not self.maybe_done and isinstance(index, int) and (ours or not reused):
-                self.ids.seen(self.partition, index)
+                self.ids.seen(placement.id, index)
                 if reused:  # so many later ones were finished that it counts as one
                     self.ids.end(self.partition, self.op[4])
                     self.op[4], _ = self.ids.begin(self.partition)

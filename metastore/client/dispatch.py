@@ -289,7 +289,7 @@ class Dispatcher:
         """Another client's operation, with the request id that it gave it (``op`` as it came, checked)."""
         attempts = Attempts(self, op, op[3], until)
         attempts.client_id = client_id
-        attempts.changes = op[1] in (PUT, DELETE, ADD, TXN)
+        attempts.changes, attempts.partition = op[1] in (PUT, DELETE, ADD, TXN), op[2]
         attempts.spread = op[1] in (GET, LIST) and op[4 if op[1] == GET else 7] != LINEARIZABLE
         return await attempts.run()
 

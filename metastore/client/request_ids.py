@@ -41,9 +41,10 @@ class RequestIds:
         """The highest index seen from a partition so far, 0 = none."""
         return self._stamps.get(partition, 0)
 
-    def floor(self, partition: int) -> int:
-        opened = self._open.get(partition)
-        return next(iter(opened)) if opened else self._seq + 1
+    def floor(self, *partitions: int) -> int:
+        """No write below it is under way to these (more than one: some were split off others)."""
+        opened = [self._open[p] for p in partitions if self._open.get(p)]
+        return min((next(iter(seqs)) for seqs in opened), default=self._seq + 1)
 
     def end(self, partition: int, seq: int) -> None:
         """The write will not be sent again."""

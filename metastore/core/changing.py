@@ -38,6 +38,16 @@ CHANGE_RETRY_NS = 500 * MS
 CHANGE_TIMEOUT_NS = 10_000 * MS
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Split:
+    """R18: what the entry ``(epoch, index)`` did: from the point ``at`` on it is ``child``'s."""
+
+    child: int
+    at: int
+    epoch: int
+    index: int
+
+
 class ChangingReplica(LeadingReplica):
     """Adds membership change to LeadingReplica."""
 
@@ -45,6 +55,8 @@ class ChangingReplica(LeadingReplica):
     resigned_epoch = 0
     #: what etcd wants of this partition's membership, None = nothing
     move: MoveRecord | None = None
+    #: R18: the state has been split, and this is what etcd's record has to say yet
+    split: Split | None = None
     #: the cell whose records hold this partition
     home: str = ""
     #: when a ChangeConfig was sent out that has no answer yet
@@ -68,13 +80,18 @@ class ChangingReplica(LeadingReplica):
         term, move = self.term, self.move
         if self.p in self.ctx.moving and (term is None or move is None or move.cancel):
             self.ctx.moving.discard(self.p)
-        if term is None or (move is None and not term.learners and term.config.joint is None):
+        if term is None or (
+            move is None and self.split is None and not term.learners and term.config.joint is None
+        ):
             return
         if self.changing_since_ns:
             if now - self.changing_since_ns < CHANGE_TIMEOUT_NS:
                 return
             self.changing_since_ns = 0
         if not self.ctx.can_elect or not self.owns_record(term) or now < self.change_again_ns:
+            return
+        if self.split is not None and self.role == ACTIVE and term.config.joint is None:
+            self.record_split(now, term, self.split)
             return
         if self.ctx.moves_paused and self.role == ACTIVE:
             return
@@ -95,6 +112,29 @@ class ChangingReplica(LeadingReplica):
             self.emit(fx.MoveEnded(self.p, "done"))
         else:
             self.learn_and_join(now, term, move)
+
+    # --- R18 ----------------------------------------------------------------------------------
+
+    def record_split(self, now: int, term: Term, split: Split) -> None:
+        """The entry that splits the partition is applied: one swap tells etcd. This one goes on, in its next
+        term, without what is above the point; the child is to elect its first leader, this node first."""
+        if split.at >= term.config.hi:
+            self.split = None  # an earlier leader did it
+            return
+        me = self.ctx.me
+        epoch = self.next_term()
+        others = tuple(m for m in term.config.replicas if m != (me.node, me.store))
+        child = ConfigRecord(
+            split.child,
+            split.at,
+            term.config.hi,
+            epoch,
+            None,
+            ((me.node, me.store), *others),
+            parent=(self.p, split.epoch, split.index),
+        )
+        new = dataclasses.replace(term.config, epoch=epoch, leader=me.node, hi=split.at)
+        self.change(now, new, None, f"splits off {split.child}", child)
 
     @staticmethod
     def stop_learning(term: Term) -> None:
@@ -198,9 +238,16 @@ class ChangingReplica(LeadingReplica):
         assert self.config is not None
         return first_epoch(term_of(self.config.epoch) + 1)
 
-    def change(self, now: int, new: ConfigRecord, cell: str | None, reason: str) -> None:
+    def change(
+        self,
+        now: int,
+        new: ConfigRecord,
+        cell: str | None,
+        reason: str,
+        child: ConfigRecord | None = None,
+    ) -> None:
         self.changing_since_ns, self.change_again_ns = now, now + CHANGE_RETRY_NS
-        self.emit(fx.ChangeConfig(self.p, self.config_mod_revision, new, cell, reason))
+        self.emit(fx.ChangeConfig(self.p, self.config_mod_revision, new, cell, reason, child))
 
     def on_change_done(self, now: int, new: ConfigRecord | None, mod_revision: int, reason: str) -> None:
         """The swap ended: ``new`` is the record now, None = it is not, and this changed nothing."""

@@ -86,6 +86,8 @@ class ChangeConfig(NamedTuple):
     new: ConfigRecord
     cell: str | None
     reason: str
+    #: R18: the record of the partition that is split off by it
+    child: ConfigRecord | None = None
 
 
 class MoveEnded(NamedTuple):

@@ -11,6 +11,8 @@ condition. An entry's payload is msgpack ``[base_version, sessions, rows, usage,
                [NOTHING, at, seq, status, version]    a failed condition, or nothing to delete
                [TXN, at, seq, succeeded, parts]       parts: [PUT, lkey, record], [ADD, lkey, record],
                                                       [DELETE, lkey], [NOTHING], [GET, record or None]
+               [SPLIT, child, at, epoch, usage]       R18: from the point ``at`` (8 bytes) on, which holds
+                                                      ``usage``, all is another partition's
     usage      [[namespace, records, bytes], ...]  by how much each namespace has grown
     fences     [[name, token], ...]                raised by this entry
 
@@ -19,7 +21,8 @@ the version ``base_version + n``, from 1: versions are dense. Dedupe is ``core.d
 
 Beside the records a partition remembers, all of it replicated: finished requests, the version it
 stands at, how much each namespace holds here, which records have a TTL, and the highest fencing
-token seen of every name. Each is saved as an *aux row*; ``aux_keys`` names those there are.
+token seen of every name, and what was split off. Each is saved as an *aux row*; ``aux_keys`` names those
+there are.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ from metastore.wire.client_messages import (
 )
 
 NOTHING: Final = 0
+SPLIT: Final = 15
 MAX_FENCES: Final = 65_536
 MAX_CURRENT_BYTES: Final = 64 << 10
 INT64_MAX: Final = (1 << 63) - 1
@@ -68,6 +72,7 @@ SESSION_PREFIX: Final = b"s"
 USAGE_PREFIX: Final = b"u"
 TTL_PREFIX: Final = b"t"
 FENCE_PREFIX: Final = b"f"
+SPLITS_KEY: Final = b"x"
 
 #: where the fence of an operation stands, if it has one
 _FENCE_AT: Final = {PUT: 11, DELETE: 8, ADD: 9, TXN: 10}
@@ -83,14 +88,24 @@ class Resolved(NamedTuple):
     tail: Tail
 
 
+class Forked(NamedTuple):
+    """R18: the partition that an entry split off, from which point (8 bytes) on, and the aux rows that it
+    begins with."""
+
+    child: int
+    at: bytes
+    aux: list[tuple[bytes, bytes]]
+
+
 class Applied(NamedTuple):
     """What applying an entry changed: records (the n-th has version ``base`` + n, from 1), the aux
-    rows to save with them, and which versions are expirations."""
+    rows to save with them, which versions are expirations, and what was split off."""
 
     changes: list[Change]
     aux: set[bytes]
     base: int = 0
     expired: frozenset[int] = frozenset()
+    forked: Forked | None = None
 
 
 class _Refused(Exception):
@@ -119,7 +134,7 @@ def changes_of(payload: bytes) -> Applied:
             changes.append((row[1], row[2]))
         elif kind == TXN:
             changes += _txn_changes(row[4])
-        elif kind != NOTHING:
+        elif kind in (DELETE, EXPIRE):
             changes.append((row[1], None))
             if kind == EXPIRE:
                 expired.append(base + len(changes))
@@ -147,6 +162,29 @@ def _txn_changes(parts: list[list[Any]]) -> list[Change]:
     ]
 
 
+class Counting:
+    """What a namespace has at the point ``at`` and above, exact at every moment below ``cursor`` (None:
+    everywhere), changes that are only proposed included."""
+
+    def __init__(self, at: bytes) -> None:
+        self.at = at
+        self.cursor: bytes | None = at
+        self.usage: dict[bytes, list[int]] = {}
+
+    def add(self, lkey: bytes, record: bytes, sign: int) -> None:
+        held = self.usage.setdefault(lkey[8 : lkey.find(0, 8)], [0, 0])
+        held[0] += sign
+        held[1] += sign * (len(lkey) + len(record))
+
+    def changed(self, lkey: bytes, old: bytes | None, new: bytes | None) -> None:
+        """A change is proposed: what was counted before the change counts as it is after it."""
+        if lkey >= self.at and (self.cursor is None or lkey < self.cursor):
+            if old is not None:
+                self.add(lkey, old, -1)
+            if new is not None:
+                self.add(lkey, new, 1)
+
+
 class Machine:
     """See the module. ``read``: the committed record of an lkey, packed, or None."""
 
@@ -159,6 +197,10 @@ class Machine:
         #: lkey -> (version, ttl_ms) of every record that has a TTL
         self.timed: dict[bytes, tuple[int, int]] = {}
         self.fences: dict[bytes, int] = {}
+        #: of all that was split off, the last one last: child, point, and the entry's epoch and index
+        self.splits: list[tuple[int, bytes, int, int]] = []
+        #: while a leader counts what lies above a point (R18)
+        self.counting: Counting | None = None
         self._timed_names: dict[bytes, bytes] = {}
         self._fence_names: dict[bytes, bytes] = {}
         # the leader's state beyond what is committed
@@ -195,6 +237,8 @@ class Machine:
         elif kind == FENCE_PREFIX:
             name = self._fence_names.get(key)
             row = None if name is None else [name, self.fences[name]]
+        elif key == SPLITS_KEY and self.splits:
+            row = self.splits
         if row is None:
             return None
         raw: bytes = msgpack.packb(row)
@@ -207,6 +251,7 @@ class Machine:
         keys += [USAGE_PREFIX + namespace for namespace in sorted(self.usage)]
         keys += sorted(self._timed_names)
         keys += sorted(self._fence_names)
+        keys += [SPLITS_KEY] if self.splits else []
         return keys
 
     def reset(self) -> None:
@@ -215,6 +260,7 @@ class Machine:
         self.dedupe = Sessions()
         for table in (self.usage, self.timed, self.fences, self._timed_names, self._fence_names):
             table.clear()
+        self.splits = []
         self.abandon()
 
     def load(self, rows: list[tuple[bytes, bytes]]) -> None:
@@ -235,6 +281,8 @@ class Machine:
             elif kind == FENCE_PREFIX:
                 name, token = msgpack.unpackb(raw)
                 self.fences[name], self._fence_names[key] = token, name
+            elif key == SPLITS_KEY:
+                self.splits = [(child, at, epoch, i) for child, at, epoch, i in msgpack.unpackb(raw)]
         self.dedupe.load(sessions, expired_below)
         self.abandon()
 
@@ -247,6 +295,7 @@ class Machine:
     def abandon(self) -> None:
         """Forget what was proposed and is not committed: leadership began or ended."""
         self._version = self.last_version
+        self.counting = None
         for table in (self._records, self._outcomes, self._fences, self._entries):
             table.clear()
 
@@ -329,6 +378,8 @@ class Machine:
         self, index: int, lkey: bytes, old: bytes | None, new: bytes | None, usage: dict[bytes, list[int]]
     ) -> None:
         """One more change of what is proposed."""
+        if self.counting is not None:
+            self.counting.changed(lkey, old, new)
         self._version += 1
         self._records[lkey] = (index, new)
         namespace = lkey[8 : lkey.find(0, 8)]
@@ -525,6 +576,64 @@ class Machine:
             staged[lkey] = (old, new)
         return rows
 
+    # --- splitting (R18) ----------------------------------------------------------------------
+
+    def count_above(self, at: bytes) -> None:
+        """Begin to count what lies at the point ``at`` and above, to be fed slice by slice."""
+        self.counting = Counting(at)
+
+    def count_slice(self, rows: list[tuple[bytes, bytes]], end: bytes | None) -> None:
+        """The committed records from where counting stands up to ``end`` (None: all that is left)."""
+        counting = self.counting
+        assert counting is not None
+        start, committed = counting.cursor, dict(rows)
+        assert start is not None
+        counting.cursor = end
+        for lkey, (_, record) in self._records.items():
+            if lkey >= start and (end is None or lkey < end):
+                committed.pop(lkey, None)
+                if record is not None:
+                    counting.add(lkey, record, 1)
+        for lkey, record in committed.items():
+            counting.add(lkey, record, 1)
+
+    def resolve_split(self, index: int, epoch: int, child: int) -> bytes:
+        """The payload of entry ``(epoch, index)``, which splits off what has been counted. Whatever is resolved
+        after it has to lie below."""
+        counting = self.counting
+        assert counting is not None
+        assert counting.cursor is None
+        usage = [[ns, *held] for ns, held in sorted(counting.usage.items()) if held != [0, 0]]
+        entry: tuple[int, list[Any], list[Any], list[Any], list[Any]]
+        entry = (self._version, [], [[SPLIT, child, counting.at, epoch, usage]], [], [])
+        self._entries[index] = entry
+        self.counting = None
+        payload: bytes = msgpack.packb(entry)
+        return payload
+
+    def _split(self, index: int, row: list[Any], aux: set[bytes]) -> Forked:
+        """Part with what lies at ``at`` and above. The child remembers the same requests and fences."""
+        _, child, at, epoch, usage = row
+        upper = Machine(self.read)
+        upper.last_version = self.last_version
+        upper.dedupe, upper.fences, upper._fence_names = self.dedupe, self.fences, self._fence_names
+        for namespace, records, size in usage:
+            upper.usage[namespace] = [records, size]
+            held = self.usage.setdefault(namespace, [0, 0])
+            held[0] -= records
+            held[1] -= size
+            if held == [0, 0]:
+                del self.usage[namespace]
+            aux.add(USAGE_PREFIX + namespace)
+        for key, lkey in list(self._timed_names.items()):
+            if lkey >= at:
+                upper.timed[lkey], upper._timed_names[key] = self.timed.pop(lkey), lkey
+                del self._timed_names[key]
+                aux.add(key)
+        self.splits.append((child, at, epoch, index))
+        aux.add(SPLITS_KEY)
+        return Forked(child, at, [(key, upper.aux(key) or b"") for key in upper.aux_keys()])
+
     # --- everybody: apply -------------------------------------------------------------------
 
     def apply(self, index: int, payload: bytes) -> Applied:
@@ -544,8 +653,12 @@ class Machine:
         tails: list[tuple[int, int, Tail]] = []
         expired: list[int] = []
         version = base
+        split: list[Any] | None = None
         for row in rows:
             kind = row[0]
+            if kind == SPLIT:
+                split = row
+                continue
             if kind == NOTHING:
                 _, at, seq, status, seen = row
                 tail = nothing_tail(status, seen, index)
@@ -575,11 +688,12 @@ class Machine:
         self.last_version = version
         aux = self._remember(index, floors, tails, usage, fences)
         self._note_ttls(changes, base, aux)
+        forked = None if split is None else self._split(index, split, aux)
         if own is not None:
             self._forget_proposed(index, changes, floors, tails, fences)
         elif not self._entries:
             self._version = version
-        return Applied(changes, aux, base, frozenset(expired))
+        return Applied(changes, aux, base, frozenset(expired), forked)
 
     def _remember(
         self,

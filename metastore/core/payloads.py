@@ -18,6 +18,8 @@ from metastore.core.machine import (
     META_KEY,
     NOTHING,
     SESSION_PREFIX,
+    SPLIT,
+    SPLITS_KEY,
     TTL_PREFIX,
     USAGE_PREFIX,
     digest_key,
@@ -28,6 +30,9 @@ from metastore.wire.client_messages import ADD, DELETE, EXPIRE, GET, PUT, TXN
 
 _UNREADABLE: Final = (ValueError, TypeError, RecursionError, msgpack.UnpackException)
 _MIN_LKEY: Final = 11
+POINT_BYTES: Final = 8
+#: what a partition's number is below
+MAX_PARTITION_IDS: Final = 1 << 16
 
 
 def check_payload(payload: bytes | memoryview) -> str | None:
@@ -80,9 +85,22 @@ def _is_row(row: list[Any], sessions: int) -> bool:
     elif kind == TXN and width == 5:
         good = type(row[3]) is bool and type(row[4]) is list and all(map(_is_part, row[4]))
         at, seq = row[1], row[2]
+    elif kind == SPLIT and width == 5:
+        usage = row[4]
+        shaped = type(usage) is list and all(type(u) is list and len(u) == 3 for u in usage)
+        counts = shaped and all(type(u[0]) is bytes and type(u[1]) is type(u[2]) is int for u in usage)
+        return counts and _is_partition(row[1]) and _is_point(row[2]) and _is_count(row[3])
     else:
         return False
     return good and type(at) is int and -1 <= at < sessions and _is_count(seq)
+
+
+def _is_partition(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_PARTITION_IDS
+
+
+def _is_point(value: Any) -> bool:
+    return type(value) is bytes and len(value) == POINT_BYTES
 
 
 def _is_part(part: Any) -> bool:
@@ -141,6 +159,15 @@ def check_aux(key: bytes, raw: bytes) -> bool:
         return False
     if type(row) is not list:
         return False
+    if key == SPLITS_KEY:
+        return all(
+            type(s) is list
+            and len(s) == 4
+            and _is_partition(s[0])
+            and _is_point(s[1])
+            and all(map(_is_count, s[2:]))
+            for s in row
+        )
     if key == META_KEY:
         return len(row) == 2 and all(map(_is_count, row))
     if kind == USAGE_PREFIX:

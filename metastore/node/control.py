@@ -27,6 +27,7 @@ from metastore.layout import (
     Member,
     MoveRecord,
     NodeRecord,
+    SplitRecord,
     first_epoch,
     node_record_from_json,
     term_of,
@@ -72,6 +73,10 @@ class Control:
         self._elsewhere: dict[int, tuple[str, ConfigRecord, int]] = {}
         #: nodes of other cells that share a partition with this one, now or soon
         self.related: set[str] = set()
+        #: partitions that are to be split
+        self._splits: dict[int, SplitRecord] = {}
+        #: partitions that were split off and wait for their beginning (R18)
+        self._unborn: dict[int, tuple[str, ConfigRecord, int]] = {}
         #: nodes that are to hold nothing
         self.drained: set[str] = set()
         self._ending: set[int] = set()
@@ -157,6 +162,8 @@ class Control:
         elif parts[0] == "moves":
             move = None if new is None else (MoveRecord.from_json(new.value), new.mod_revision)
             self._move_changed(int(parts[1]), move)
+        elif parts[0] == "splits":
+            self._split_changed(int(parts[1]), None if new is None else SplitRecord.from_json(new.value))
         elif parts[0] == "drained":
             (self.drained.discard if new is None else self.drained.add)(parts[1])
         elif parts[0] == "paused":
@@ -182,17 +189,50 @@ class Control:
                 self._left(host, config, mod_revision)
             return
         self._elsewhere.pop(p, None)
+        if host is None and self._waits_for_parent(config):
+            self._unborn[p] = cell, config, mod_revision
+            return
         if self._homes.get(p) != cell:
             self._homes[p] = cell
             self._leaders.pop(p, None)
         if host is None:
             host = node.open_partition(config)
         self._relate(config.members())
+        host.wanted_split = self._splits.get(p)
         host.replica.home = cell
         host.replica.move = move[0] if move else None
         self._configs[p] = mod_revision
         self._terms[p] = term_of(config.epoch)
         host.replica.on_config(now_ns(), config, mod_revision)
+
+    def _waits_for_parent(self, config: ConfigRecord) -> bool:
+        """R18: whether it was split off what is here, and the entry that does it is not applied and on disk
+        here yet: until then there is nothing to begin with, and an empty beginning would be a lie."""
+        child = config.partition
+        info = self.node.store.partitions.get(child)
+        if self.node.store.is_forking(child):
+            return True
+        if config.parent is None or (info is not None and not info.dropped):
+            return False
+        parent = self.node.hosts.get(config.parent[0])
+        return parent is not None and all(c != child for c, *_ in parent.machine.splits)
+
+    def bear(self) -> None:
+        """Open what had to wait and need not any more."""
+        for p, (cell, config, mod_revision) in list(self._unborn.items()):
+            if not self._waits_for_parent(config):
+                del self._unborn[p]
+                self._config_changed(cell, config, mod_revision)
+                self.wake()
+
+    def _split_changed(self, p: int, split: SplitRecord | None) -> None:
+        if split is None:
+            self._splits.pop(p, None)
+        else:
+            self._splits[p] = split
+        host = self.node.hosts.get(p)
+        if host is not None:
+            host.wanted_split = split
 
     def _left(self, host: PartitionHost, config: ConfigRecord, mod_revision: int) -> None:
         """R10: the record names this store no more, and stands in etcd: that is the confirmation."""
@@ -366,7 +406,13 @@ class Control:
         ops.append(Put(config_key, new.to_json()))
         move = self._moves.get(p)
         cause = f"{effect.reason}, for {move[0].cause}" if move and move[0].cause else effect.reason
-        ops.append(self._event(new, effect.cell or home, "move", cause))
+        if effect.child is not None:
+            child = effect.child
+            compares.append(Compare.absent(self.layout.config(home, child.partition)))
+            ops.append(Put(self.layout.config(home, child.partition), child.to_json()))
+            ops.append(Delete(self.layout.split(p)))
+            ops.append(self._event(child, home, "split", f"is split off {p}"))
+        ops.append(self._event(new, effect.cell or home, "split" if effect.child else "move", cause))
         if new.leader == self.node.me.node:
             if not session.alive or not session.lease_id:
                 return 0
@@ -424,6 +470,7 @@ class Control:
         if self.ready.is_set():
             self.leader_keys_read()
             self._drop_what_left()
+            self.bear()
             self._remember()
         usage = self.node.policies.recount()
         session = self.session

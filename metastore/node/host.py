@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from metastore.clock import now_ns
+from metastore.core.changing import Split
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Applied, Machine, only_reads
@@ -31,7 +32,9 @@ from metastore.errors import (
     TooStale,
     Unavailable,
 )
+from metastore.layout import SplitRecord
 from metastore.node.clients import ClientConnection, error_result
+from metastore.node.splitting import Splitting
 from metastore.node.ttls import Deadlines
 from metastore.node.watches import PartitionWatches
 from metastore.records import record_versions
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from metastore.node.node import Node
 
 MAX_BATCH_OPS = 2048
+END_OF_RING = b"\xff" * 9
 #: roles in which entries proposed here may still be uncommitted
 PROPOSING = frozenset({ACTIVE, RESIGNING})
 MAX_BATCH_BYTES = 4 << 20
@@ -112,6 +116,8 @@ class PartitionHost:
         self.node = node
         self.p = p
         self.lo, self.hi = lo.to_bytes(9, "big")[1:], hi.to_bytes(9, "big")
+        #: above it nothing is served; but for a split that is only proposed, the end of the range
+        self._hi = self.hi
         self.replica: PartitionReplica
         self.machine = Machine(lambda lkey: node.store.get(p, lkey))
         self.applied = applied
@@ -122,6 +128,11 @@ class PartitionHost:
         self.watches = PartitionWatches(self)
         self.deadlines = Deadlines()
         self.expired: list[tuple[bytes, int]] = []
+        #: while a leader of it prepares to split it (R18)
+        self.splitting: Splitting | None = None
+        self.wanted_split: SplitRecord | None = None
+        #: the child of a split that is proposed and not applied yet
+        self.split_proposed: int | None = None
         #: operations of clients so far, and a second over the last while
         self.operations = 0
         self.rate = 0.0
@@ -129,13 +140,59 @@ class PartitionHost:
 
     @property
     def log_base(self) -> int:
-        """The last entry that the log no longer holds."""
-        return self.node.store.partitions[self.p].log.base_index
+        """The last entry that can no longer be read."""
+        own = self.node.store.partitions[self.p].log.base_index
+        parent = self._parent(own)
+        return own if parent is None else self.node.store.partitions[parent].log.base_index
+
+    def _parent(self, own_base: int) -> int | None:
+        """Whose log holds what was before this partition was split off, if it is here and joins up."""
+        config = self.replica.config
+        if config is None or config.parent is None or own_base != config.parent[2]:
+            return None
+        parent, epoch, index = config.parent
+        info = self.node.store.partitions.get(parent)
+        if info is None or info.dropped or not info.log.base_index <= index <= info.log.last_index:
+            return None
+        return parent if info.log.epoch_at(index) == epoch else None
+
+    def read_log(self, first: int, max_bytes: int) -> list[bytes]:
+        """Entries from ``first`` on, above ``log_base``; at least one."""
+        store, own = self.node.store, self.node.store.partitions[self.p].log.base_index
+        parent = self._parent(own) if first <= own else None
+        if parent is None:
+            return store.read_entries(self.p, first, max_bytes)
+        return store.read_entries(parent, first, max_bytes)[: own - first + 1]
 
     # --- operations -------------------------------------------------------------------------
 
     def covers(self, lkey: bytes) -> bool:
         return self.lo <= lkey[:8] and b"\0" + lkey[:8] < self.hi
+
+    def bounds(self) -> tuple[bytes, bytes]:
+        """Storage keys ``start <= lkey < end`` are this partition's."""
+        return self.lo, self.hi[1:] if self.hi[0] == 0 else END_OF_RING
+
+    def narrow(self) -> None:
+        """R18: what was split off is not served here any more."""
+        for _, at, _, _ in self.machine.splits:
+            self.hi = min(self.hi, b"\0" + at)
+        self._hi = self.hi
+        self.node.store.set_bounds(self.p, *self.bounds())
+        self.tell_split()
+
+    def tell_split(self) -> None:
+        """The replica has the last split recorded, if it is a leader's and etcd does not know yet."""
+        if self.machine.splits:
+            child, at, epoch, index = self.machine.splits[-1]
+            config = self.replica.config
+            point = int.from_bytes(at, "big")
+            if config is not None and point < config.hi and not self.node.store.is_forking(child):
+                self.replica.split = Split(child, point, epoch, index)
+
+    def close_above(self, at: bytes) -> None:
+        """R18: a split is proposed: nothing above it may be proposed after it."""
+        self.hi = b"\0" + at
 
     def operate(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
         """One checked operation of a client."""
@@ -254,12 +311,14 @@ class PartitionHost:
     def list_rows(self, op: list[Any], age_ms: int | None) -> list[Any]:
         store = self.node.store
         start, end, limit, flags = op[3:7]
-        hi = self.hi[1:] if self.hi[0] == 0 else b"\xff" * 9
+        hi = self.bounds()[1]
         wanted = op[9] if len(op) > 9 else b""
         rows = store.scan(
             self.p, start, min(end, hi) if end else hi, limit, MAX_LIST_BYTES, wanted, MAX_LIST_LOOKS
         )
-        tail = [store.scan_next, age_ms, self.machine.last_version]
+        # what lies beyond this partition (it may have been split, R18) others tell
+        following = hi if store.scan_next is None and end > hi else store.scan_next
+        tail = [following, age_ms, self.machine.last_version]
         if flags & KEYS_ONLY:
             return [op[0], OK, [[k, record_versions(r)[1]] for k, r in rows], *tail]
         return [op[0], OK, [[k, r] for k, r in rows], *tail]
@@ -370,7 +429,7 @@ class PartitionHost:
             self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in batch)
             if any(now > w[3] for w in batch):
                 batch = self.without_late(now, batch)
-            over = [e for e in expired if self.deadlines.is_over(now, *e)]
+            over = [e for e in expired if self.covers(e[0]) and self.deadlines.is_over(now, *e)]
             expired = []
             index = replica.log.last_index + 1
             payload, results = self.machine.resolve(index, [(w[1], w[2]) for w in batch], over)
@@ -388,6 +447,8 @@ class PartitionHost:
         if self.pending or self.expired:
             self.node.writing.append(self)
             self.node.schedule_turn()
+        elif self.splitting is not None and self.splitting.counted and not self.parked:
+            self.splitting.propose(now)
 
     @staticmethod
     def without_late(now: int, batch: list[Waiting]) -> list[Waiting]:
@@ -417,9 +478,10 @@ class PartitionHost:
             index = self.applied + 1
             if machine.proposed(index):
                 applied = machine.apply(index, b"")
-                store.apply(self.p, index, self.replica.log.epoch_at(index), applied.changes, applied.aux)
+                epoch = self.replica.log.epoch_at(index)
+                store.apply(self.p, index, epoch, applied.changes, applied.aux)
                 self.applied = index
-                self.after(index, applied)
+                self.after(index, epoch, applied)
                 continue
             for blob in store.read_entries(self.p, index, APPLY_READ_BYTES):
                 index, epoch = entry_position(blob)
@@ -430,7 +492,7 @@ class PartitionHost:
                 applied = machine.apply(index, entry_payload(blob))
                 store.apply(self.p, index, epoch, applied.changes, applied.aux)
                 self.applied = index
-                self.after(index, applied)
+                self.after(index, epoch, applied)
         waiters = self.waiters
         while waiters and waiters[0][0] <= upto:
             _, connection, op_id, tail, _ = waiters.popleft()
@@ -438,8 +500,14 @@ class PartitionHost:
         if node.core_started and self.pending and not waiters:
             node.schedule_turn()
 
-    def after(self, index: int, applied: Applied) -> None:
+    def after(self, index: int, epoch: int, applied: Applied) -> None:
         """Entry ``index`` is applied: whoever follows the changes."""
+        if applied.forked is not None:
+            child, at, aux = applied.forked
+            self.node.store.fork(self.p, child, at, aux, index, epoch)
+            self.narrow()
+            self.splitting = self.split_proposed = None
+            self.watches.split()
         if self.watches.count:
             self.watches.applied(index, applied)
         timed = self.machine.timed
@@ -460,6 +528,8 @@ class PartitionHost:
                 self.restart_ttls(now_ns())
             return
         self.machine.abandon()
+        self.splitting = self.split_proposed = None
+        self.hi = self._hi
         if role in PROPOSING:
             self.deadlines.start(now_ns(), self.machine.timed)  # R15: anew, in full
         else:

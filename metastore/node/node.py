@@ -18,7 +18,6 @@ import msgpack
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.core import effects as fx
-from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.node import NodeCore
 from metastore.core.payloads import check_payload
@@ -27,6 +26,7 @@ from metastore.core.settings import MS, CoreSettings
 from metastore.errors import MetastoreError, Moved, ProtocolError
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
+from metastore.node import splitting
 from metastore.node.admission import Admission
 from metastore.node.clients import ClientConnection
 from metastore.node.control import Control
@@ -125,6 +125,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self.store.start(self._loop, self.on_durable, self.fail)
         self.store.on_compacted = self.core.log_compacted
+        self.store.on_forked = self.on_forked
         if self.settings.grant_ns > self._largest_grant_ns:
             # durable before the first grant leaves: heartbeat answers wait for the log (R8)
             self.store.append(Fact(FACT_LARGEST_GRANT, self.settings.grant_ns))
@@ -165,17 +166,27 @@ class Node:
         self.store.set_aux_source(p, host.machine.aux)
         host.machine.load(self.store.load_aux(p))
         host.replica = self.core.add_replica(now, p, restored)
+        host.narrow()
         host.apply_to(restored.commit_index)
         return host
 
     def open_partition(self, config: ConfigRecord) -> PartitionHost:
-        """A replica for a partition this store has never held: empty, and it says so (R13)."""
+        """A replica for a partition this store has never held: empty, and it says so (R13). Or with what it
+        was split off with (R18)."""
         p = config.partition
         self.store.add_partition(p)
         info = self.store.partitions[p]
         owner = Process(*msgpack.unpackb(info.owner)) if info.owner else None
-        restored = Restored(LogIndex(), info.sealed_epoch, owner, config)
-        return self._add_host(now_ns(), p, restored, 0)
+        restored = Restored(info.log.copy(), info.sealed_epoch, owner, config, info.commit_index)
+        return self._add_host(now_ns(), p, restored, info.applied_index)
+
+    def on_forked(self, p: int) -> None:
+        """R18: what was split off as ``p`` is on disk here: it can be opened, and etcd told."""
+        for host in self.hosts.values():
+            if host.machine.splits and host.machine.splits[-1][0] == p:
+                host.tell_split()
+        self.control.bear()
+        self.settle()
 
     def drop_partition(self, p: int) -> None:
         """R10: etcd's record names this store no more; its copy goes, but for the epoch it has sealed."""
@@ -475,6 +486,8 @@ class Node:
                 self._unpark(now)
             for host in self.hosts.values():
                 host.sweep(now)
+                if host.wanted_split is not None:
+                    splitting.tick(host, now)
             self.admission.sweep(now)
 
     # --- views -----------------------------------------------------------------------------

@@ -250,6 +250,7 @@ class Snapshots:
         host.machine.reset()
         host.machine.load(node.store.load_aux(p))
         host.applied = at_index
+        host.narrow()
         host.watches.snapshot_installed()
         host.replica.on_snapshot_installed(now_ns(), at_index, at_epoch)
         self.installed += 1

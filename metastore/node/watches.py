@@ -109,7 +109,7 @@ class PartitionWatches:
         host = self.host
         if not watch.flags & WATCH_ANY and host.role not in (ACTIVE, RESIGNING):
             return host.not_leader()
-        lo, hi = host.lo, host.hi[1:] if host.hi[0] == 0 else b"\xff" * 9
+        lo, hi = host.bounds()
         if watch.start < lo or watch.end > hi or watch.start >= watch.end:
             return Moved(
                 f"partition {host.p} does not hold that range; refresh the topology", partition=host.p
@@ -172,7 +172,7 @@ class PartitionWatches:
         """The base version of entry ``index``, or of the next that is not a no-op."""
         host = self.host
         while index <= host.applied:
-            base = base_version(entry_payload(host.node.store.read_entries(host.p, index, 1)[0]))
+            base = base_version(entry_payload(host.read_log(index, 1)[0]))
             if base is not None:
                 return base
             index += 1
@@ -271,9 +271,7 @@ class PartitionWatches:
             return False
         if watch.index < host.applied:
             after = watch.version
-            for number, blob in enumerate(
-                host.node.store.read_entries(host.p, watch.index + 1, SLICE_BYTES), watch.index + 1
-            ):
+            for number, blob in enumerate(host.read_log(watch.index + 1, SLICE_BYTES), watch.index + 1):
                 if number > host.applied:
                     break
                 entry = changes_of(entry_payload(blob))
@@ -285,9 +283,28 @@ class PartitionWatches:
                     self._send(watch, version, body)
         if watch.index < host.applied:
             return not watch.connection.congested(CONGESTED_BYTES // 2)
+        if watch.end > host.bounds()[1]:
+            self._send_on(watch)
+            return False
         del self._behind[watch]
         self._go_live(watch)
         return False
+
+    def split(self) -> None:
+        """R18: part of the range is another partition's from here on. Who has been told everything goes
+        there; who is behind does when it has caught up."""
+        for watch in list(self._all.values()):
+            if watch.live and watch.end > self.host.bounds()[1]:
+                self._send_on(watch)
+
+    def _send_on(self, watch: Watch) -> None:
+        """It has been told of all that there is; what comes, others tell."""
+        host = self.host
+        self._send(watch, host.machine.last_version, b"\x90")
+        self.remove(watch.connection, watch.id)
+        watch.connection.watch_ended(
+            watch.id, Moved(f"partition {host.p} was split; refresh the topology", partition=host.p)
+        )
 
     # --- time -----------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ class Recovery:
     def _revive(self, meta: Meta, seq: int) -> None:
         """A record of a dropped partition: it was taken up again, empty."""
         if meta.dropped and seq > meta.log_from_seq:
-            meta.slot, meta.dropped = self.free_slot, False
+            meta.slot, meta.shared, meta.dropped = self.free_slot, 0, False
             self.free_slot += 1
 
     def _entry(self, part: PartitionLog, record: EntryRecord, location: int) -> None:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from metastore.storage.store import Store
 
 DATA, AUX = 1, 2
-END_OF_RING = b"\xff" * 9
 Row = tuple[int, bytes, bytes]
 
 
@@ -28,13 +27,14 @@ class SnapshotReader:
             self._txn.abort()
             raise Unavailable(f"partition {p} has nothing applied on disk yet")
         meta = Meta.unpack(raw)
-        self.index, self.epoch, self._slot = meta.applied, meta.applied_epoch, meta.slot
+        self.index, self.epoch, self._meta = meta.applied, meta.applied_epoch, meta
+        self._bounds = store.bounds_at(p, meta.applied)
         self._rows = self._all_rows()
 
     def _all_rows(self) -> Iterator[Row]:
-        for lkey, record in self._state.scan(self._slot, b"", END_OF_RING, self._txn):
+        for lkey, record in self._state.scan(self._meta.data_slot, *self._bounds, self._txn):
             yield DATA, lkey, record
-        for key, row in self._state.aux_rows_in(self._slot, self._txn):
+        for key, row in self._state.aux_rows_in(self._meta.slot, self._txn):
             yield AUX, key, row
 
     def chunk(self, max_bytes: int) -> list[Row]:
@@ -77,4 +77,4 @@ class SnapshotInstaller:
 
     async def abort(self) -> None:
         if self._used:
-            await self._store.delete_slot(self._slot)
+            self._store.delete_slot(self._slot)

@@ -2,7 +2,8 @@
 
 Databases: ``data`` (slot + lkey -> record), ``aux`` (slot + key -> row), ``meta``. A partition's
 current *slot* is in its meta row, so that a snapshot is staged in a fresh slot and switched in
-by changing that row (R17). LMDB keys end at 511 bytes: a longer lkey is cut to LONG bytes plus
+by changing that row (R17). A partition that was split off another has its aux rows in a slot of its
+own and its records, until a snapshot takes their place, where they always were: in the other's (R18). LMDB keys end at 511 bytes: a longer lkey is cut to LONG bytes plus
 a digest, with the whole lkey kept in front of the record; among lkeys that share those bytes
 a scan sorts by the whole lkey.
 """
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import lmdb
 import msgpack
@@ -35,7 +36,8 @@ DELETE_CHUNK: Final = 2000
 @dataclass(slots=True)
 class Meta:
     """What the state knows of one partition. ``log_from_seq``: entries recorded up to this
-    number are void (a snapshot took their place)."""
+    number are void (a snapshot took their place). ``shared``: the slot of its records when they are in
+    another than ``slot``, else 0."""
 
     slot: int
     applied: int = 0
@@ -46,6 +48,11 @@ class Meta:
     config: bytes = b""
     log_from_seq: int = 0
     dropped: bool = False
+    shared: int = 0
+
+    @property
+    def data_slot(self) -> int:
+        return self.shared or self.slot
 
     def pack(self) -> bytes:
         raw: bytes = msgpack.packb(
@@ -59,6 +66,7 @@ class Meta:
                 self.config,
                 self.log_from_seq,
                 self.dropped,
+                self.shared,
             ]
         )
         return raw
@@ -95,6 +103,17 @@ def _check(lkey: bytes, record: bytes) -> bytes:
             f"the stored record of {lkey[8:80]!r} does not match its checksum; this replica stops: replace the node"
         )
     return record
+
+
+class Rubbish(NamedTuple):
+    """Rows that nobody needs once the log is durable up to ``seq``: the aux rows of ``slot``, and those of
+    ``data_slot`` from ``start`` up to ``end`` (points; None = the slot's end)."""
+
+    seq: int
+    slot: int
+    data_slot: int
+    start: bytes = b""
+    end: bytes | None = None
 
 
 Job = list[tuple[Any, bytes, bytes | None]]
@@ -247,15 +266,21 @@ class State:
         except lmdb.Error as e:
             raise StorageError(f"the state cannot be written ({e}); check the disk") from None
 
-    def delete_slot_step(self, slot: int) -> bool:
-        """Delete some rows of ``slot``; whether rows are left."""
-        prefix, left = SLOT.pack(slot), DELETE_CHUNK
+    def delete_step(self, rubbish: Rubbish) -> bool:
+        """Delete some of those rows; whether rows are left."""
+        left = DELETE_CHUNK
+        spans = (
+            (self.data, SLOT.pack(rubbish.data_slot), rubbish.start, rubbish.end),
+            (self.aux, SLOT.pack(rubbish.slot), b"", None),
+        )
         try:
             with self.env.begin(write=True) as txn:
-                for db in (self.data, self.aux):
+                for db, prefix, start, end in spans:
                     cursor = txn.cursor(db=db)
-                    more = cursor.set_range(prefix)
+                    more = cursor.set_range(prefix + start)
                     while more and left and cursor.key()[:4] == prefix:
+                        if end is not None and cursor.key()[4:] >= end:
+                            break
                         more = cursor.delete()
                         left -= 1
                     if not left:

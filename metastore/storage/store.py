@@ -35,13 +35,14 @@ from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, Seal
 from metastore.storage.recovery import Recovery
 from metastore.storage.segments import Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
-from metastore.storage.state import NODE_ROW, Job, Meta, State, meta_key
+from metastore.storage.state import NODE_ROW, Job, Meta, Rubbish, State, meta_key
 
 log = logging.getLogger("metastore.store")
 
 FORMAT: Final = 2
 FLUSH_INTERVAL_S: Final = 0.25
 HOLD_AFTER_S: Final = 10.0
+END_OF_RING: Final = b"\xff" * 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class PartitionInfo:
     meta: Meta
     log: LogIndex
     commit_index: int = 0
+    #: storage keys ``start <= lkey < end`` are its own; its slot may hold others' (R18)
+    bounds: tuple[bytes, bytes] = (b"", END_OF_RING)
 
     @property
     def sealed_epoch(self) -> int:
@@ -99,6 +102,7 @@ class _Flush(NamedTuple):
     rows: Job
     seq: int
     applied: list[tuple[int, int, int]]
+    forked: list[int]
 
 
 class Store:
@@ -124,11 +128,15 @@ class Store:
         self._flushing: Overlay | None = None
         self._flush_job: _Flush | None = None
         self._dirty: set[int] = set()
+        self._forking: set[int] = set()
         self._durable_applied: dict[int, int] = {}
         self._checkpoint_seq = 0
         self._next_slot = 1
-        #: (record number, slot): rows to delete once the log is durable up to that record
-        self._garbage: list[tuple[int, int]] = []
+        self._garbage: list[Rubbish] = []
+        #: partitions split off that are in no flush yet: of which, and their aux rows (R18)
+        self._forks: dict[int, tuple[int, list[tuple[bytes, bytes]]]] = {}
+        #: partition -> (entry, end of its range before that entry split it)
+        self._wider: dict[int, tuple[int, bytes]] = {}
         self._switching = 0
         #: partition -> entries above this are kept for a while
         self._held: dict[int, int] = {}
@@ -140,6 +148,7 @@ class Store:
         self._on_failure: Callable[[StorageError], None] = lambda error: None
         self._failed: StorageError | None = None
         self.on_compacted: Callable[[int, int], None] = lambda p, index: None
+        self.on_forked: Callable[[int], None] = lambda p: None
         self._lock_fd = -1
 
     # --- opening ----------------------------------------------------------------------------
@@ -183,7 +192,7 @@ class Store:
         self.log.last_seq = self.log.durable_seq = self._checkpoint_seq = row.get("seq", 0)
         self.log.block = self.log.durable_block = row.get("block", 0)
         found = self.state.slots()
-        free_slot = max(found | {m.slot for m in metas.values()}, default=0) + 1
+        free_slot = max(found | {s for m in metas.values() for s in (m.slot, m.shared)}, default=0) + 1
         recovery = Recovery(self.log, metas, self.facts, free_slot)
         files.recover(row.get("block", 0), recovery.on_block)
         recovery.finish()
@@ -193,7 +202,9 @@ class Store:
             self.partitions[p] = PartitionInfo(meta, part.index, commit)
             self._durable_applied[p] = meta.applied
         self._next_slot = recovery.free_slot
-        self._garbage = [(0, s) for s in sorted(found - {m.slot for m in metas.values() if not m.dropped})]
+        # what a crash left of one partition in a slot that others share goes with the last of them
+        used = {s for m in metas.values() if not m.dropped for s in (m.slot, m.data_slot)}
+        self._garbage = [Rubbish(0, s, s) for s in sorted(found - used)]
         self._dirty = set(metas)
 
     def start(
@@ -225,7 +236,7 @@ class Store:
             part = self.log.partitions[p] = PartitionLog()
             self.partitions[p] = PartitionInfo(Meta(self._take_slot()), part.index)
         elif info.meta.dropped:
-            info.meta.slot, info.meta.dropped = self._take_slot(), False
+            info.meta.slot, info.meta.shared, info.meta.dropped = self._take_slot(), 0, False
             self._durable_applied[p] = 0
         self._dirty.add(p)
 
@@ -238,12 +249,67 @@ class Store:
         meta.applied = meta.applied_epoch = meta.commit = info.commit_index = 0
         meta.log_from_seq = seq
         self._dirty.add(p)
+        self._unfork(p)
         self._active.drop(p)
-        self._garbage.append((seq, meta.slot))
+        self._garbage.append(self._rubbish(p, seq))
+        meta.shared = 0
         self._aux_sources.pop(p, None)
         self._held.pop(p, None)
         self.log.partitions[p].reset(0, 0)
         self._durable_applied[p] = 0
+
+    def _rubbish(self, p: int, seq: int) -> Rubbish:
+        """The rows of a partition, which are to go: all of its slot, or what others in it leave."""
+        info = self.partitions[p]
+        slot, data_slot = info.meta.slot, info.meta.data_slot
+        others = (i for q, i in self.partitions.items() if q != p and not i.meta.dropped)
+        if any(i.meta.data_slot == data_slot for i in others):
+            return Rubbish(seq, slot, data_slot, info.bounds[0], info.bounds[1])
+        return Rubbish(seq, slot, data_slot)
+
+    def set_bounds(self, p: int, start: bytes, end: bytes) -> None:
+        """Which storage keys are the partition's."""
+        self.partitions[p].bounds = start, end
+
+    def fork(
+        self, p: int, child: int, at: bytes, aux: list[tuple[bytes, bytes]], index: int, epoch: int
+    ) -> None:
+        """R18: entry ``index`` of ``p`` is applied, and from the point ``at`` on all is ``child``'s. The next
+        flush makes it so in one transaction; ``on_forked`` tells. A child that is here already (it came from
+        elsewhere) stays as it is."""
+        parent, known = self.partitions[p], self.partitions.get(child)
+        start, end = parent.bounds
+        parent.bounds, self._wider[p] = (start, min(at, end)), (index, end)
+        self._dirty.add(p)
+        if known is not None:
+            return
+        shared = parent.meta.data_slot
+        meta = Meta(self._take_slot(), index, epoch, index, log_from_seq=self.log.last_seq, shared=shared)
+        part = self.log.partitions[child] = PartitionLog()
+        part.reset(index, epoch)
+        self.partitions[child] = PartitionInfo(meta, part.index, index, (at, end))
+        self._durable_applied[child] = 0
+        self._forks[child] = p, aux
+        self._dirty.add(child)
+        self._freeze()
+
+    def bounds_at(self, p: int, applied: int) -> tuple[bytes, bytes]:
+        """Of the partition's keys as of an entry: before the one that split it they reached further."""
+        start, end = self.partitions[p].bounds
+        index, before = self._wider.get(p, (0, end))
+        return start, before if applied < index else end
+
+    def is_forking(self, p: int) -> bool:
+        """Whether ``p`` has been split off and no flush has made it so yet."""
+        return p in self._forks or p in self._forking
+
+    def _unfork(self, p: int) -> None:
+        """The changes of ``p`` in the overlay go, and with them what its children lack on disk: those are
+        not here then, and get everything from other replicas."""
+        for child in [c for c, (parent, _) in self._forks.items() if parent == p]:
+            del self._forks[child], self.partitions[child], self.log.partitions[child]
+            self._durable_applied.pop(child, None)
+            self._dirty.discard(child)
 
     def _take_slot(self) -> int:
         self._next_slot += 1
@@ -342,7 +408,7 @@ class Store:
             part = self._flushing.partitions.get(p)
             if part is not None and lkey in part.records:
                 return part.records[lkey]
-        return self.state.get(self.partitions[p].meta.slot, lkey)
+        return self.state.get(self.partitions[p].meta.data_slot, lkey)
 
     def scan(
         self,
@@ -376,9 +442,9 @@ class Store:
 
     def _merged(self, p: int, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         """All generations merged; of one lkey the newest comes first."""
-        stored: Iterator[tuple[bytes, bytes | None]] = self.state.scan(
-            self.partitions[p].meta.slot, start, end
-        )
+        info = self.partitions[p]
+        start, end = max(start, info.bounds[0]), min(end, info.bounds[1])
+        stored: Iterator[tuple[bytes, bytes | None]] = self.state.scan(info.meta.data_slot, start, end)
         sources = [
             generation.partitions[p].scan(start, end)
             for generation in (self._active, self._flushing)
@@ -418,9 +484,9 @@ class Store:
 
     async def _delete_garbage(self) -> None:
         garbage = self._garbage[0]
-        seq, slot = garbage
         try:
-            if self.durable_seq >= seq and not await self.run_in_writer(self.state.delete_slot_step, slot):
+            durable = self.durable_seq >= garbage.seq
+            if durable and not await self.run_in_writer(self.state.delete_step, garbage):
                 self._garbage.remove(garbage)
         except StorageError as e:
             self._fail(e)
@@ -442,17 +508,22 @@ class Store:
         self._flushing, self._active = self._active, Overlay()
         generation = self._flushing
         state = self.state
-        slots = {p: self.partitions[p].meta.slot for p in generation.partitions}
+        slots = {p: self.partitions[p].meta.data_slot for p in generation.partitions}
         job: Job = []
         for p, keys in generation.dirty_aux.items():
             source = self._aux_sources.get(p)
             if source is not None:
                 slot = self.partitions[p].meta.slot
                 job += [state.aux_write(slot, key, source(key)) for key in sorted(keys)]
+        forks, self._forks = self._forks, {}
+        self._forking = set(forks)
+        for p, (_, rows) in forks.items():
+            slot = self.partitions[p].meta.slot
+            job += [state.aux_write(slot, key, row) for key, row in rows]
         dirty, self._dirty = self._dirty, set()
         applied = [(p, self.partitions[p].meta.slot, self.partitions[p].meta.applied) for p in dirty]
         job += [(state.meta, meta_key(p), self.partitions[p].meta.pack()) for p in dirty]
-        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied)
+        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied, list(forks))
         self._submit_flush()
 
     def _submit_flush(self) -> None:
@@ -498,6 +569,9 @@ class Store:
         for p, slot, applied in flush.applied:
             if self.partitions[p].meta.slot == slot:  # not dropped and taken up again meanwhile
                 self._durable_applied[p] = applied
+        self._forking.clear()
+        for p in flush.forked:
+            self.on_forked(p)
         shortened, removed = self.log.remove_segments(
             lambda p: self._durable_applied.get(p, 0),
             flush.seq,
@@ -510,7 +584,7 @@ class Store:
             self._delete_segments(removed)
         for p in shortened:
             self.on_compacted(p, self.log.partitions[p].index.base_index)
-        if self._active.bytes > self.options.flush_bytes:
+        if self._active.bytes > self.options.flush_bytes or self._forks:
             self._freeze()
 
     def _delete_segments(self, segments: list[Segment]) -> None:
@@ -558,7 +632,7 @@ class Store:
         """R17: one transaction makes the staged slot the partition's state. Nothing may be
         appended to or applied in the partition until this returns, but seals and configs."""
         meta = self.partitions[p].meta
-        old, from_seq = meta.slot, self.log.last_seq
+        from_seq = self.log.last_seq
         self._switching += 1  # no flush may write the partition's old row after the new one
         try:
             # records up to ``from_seq`` become void: none of these numbers may be given out again
@@ -574,17 +648,21 @@ class Store:
         finally:
             self._switching -= 1
         # a seal recorded meanwhile is in the log and in ``meta``, which stays the live object
+        self._unfork(p)
         self._active.drop(p)
-        meta.slot, meta.applied, meta.applied_epoch = slot, index, epoch
+        old = self._rubbish(p, 0)
+        meta.slot, meta.shared, meta.applied, meta.applied_epoch = slot, 0, index, epoch
         meta.commit, meta.log_from_seq = index, from_seq
         self._dirty.add(p)
         self.state.renew()
         self.log.partitions[p].reset(index, epoch)
         self._durable_applied[p] = index
-        self._garbage.append((0, old))
+        if self._forks:
+            self._freeze()
+        self._garbage.append(old)
 
-    async def delete_slot(self, slot: int) -> None:
-        self._garbage.append((0, slot))
+    def delete_slot(self, slot: int) -> None:
+        self._garbage.append(Rubbish(0, slot, slot))
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -196,12 +196,12 @@ async def test_a_policy_removed_while_a_process_was_down_is_forgotten(cell: Clus
         cell.verb("kill", *cell.names(), "router")
         assert cellctl("namespace", "list", "--data", str(cell.data), check=False).returncode == 2
         # removed by hand: no node is there to be asked, and none is needed for a default route
-        from cellctl.connect import etcd_endpoints
+        from cellctl.connect import Where, etcd_endpoints
         from metastore.coordination.etcd import EtcdCoordinator
         from metastore.coordination.interface import Delete
         from metastore.layout import Layout
 
-        coordinator = EtcdCoordinator(etcd_endpoints(None, cell.data, None))
+        coordinator = EtcdCoordinator(etcd_endpoints(Where(None, cell.data, None)))
         await coordinator.txn([], [Delete(Layout("dev").namespace("brief"))])
         await coordinator.close()
         cell.verb("restart", *cell.names(), "router")

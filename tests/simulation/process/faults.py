@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from metastore.coordination.interface import Put
-from metastore.layout import Layout, MoveRecord
+from metastore.layout import Layout, MoveRecord, SplitRecord
 from tests.simulation.process.etcd import NAME as ETCD
 from tests.simulation.process.loop import MS
 from tests.simulation.process.network import Link
@@ -246,7 +246,7 @@ class Faults:
         world, random, layout = self.world, self.random, Layout("sim")
         if not world.etcd.up:
             return
-        p = random.randrange(world.plan.partitions)
+        p = random.choice(world.partitions())
         key = layout.move(p)
         known = world.etcd.kvs.get(key)
         if known is not None:
@@ -260,6 +260,22 @@ class Faults:
         target = tuple((n, store_id(n)) for n in random.sample(names, min(3, len(names))))
         world.tell(f"p{p} is to move to {[n for n, _ in target]}")
         world.etcd.txn([], [Put(key, MoveRecord(p, cell, target, cause="test").to_json())], [])
+
+    def divide(self) -> None:
+        """An operator wants a partition to be two (R18); four times at most."""
+        world, layout = self.world, Layout("sim")
+        if not world.etcd.up or len(world.partitions()) >= world.plan.partitions + 4:
+            return
+        p = self.random.choice(world.partitions())
+        known = world.etcd.kvs.get(layout.next_partition)
+        child = int(known.value) if known else world.plan.partitions
+        config = world.config(p)
+        if world.etcd.kvs.get(layout.split(p)) is not None or config.hi - config.lo < 2:
+            return
+        split = SplitRecord(p, child, (config.lo + config.hi) // 2, "test")
+        world.tell(f"p{p} is to be split, the upper half p{child}")
+        puts = [Put(layout.next_partition, b"%d" % (child + 1)), Put(layout.split(p), split.to_json())]
+        world.etcd.txn([], puts, [])
 
     def hand_over(self) -> None:
         """A leader hands over (R11)."""

@@ -79,6 +79,22 @@ PLANS: dict[str, Plan] = {
     "moves between cells and deaths": Plan(
         faults={"move": 500, "kill": 1200, "etcd": 2500, "reset": 1500, "power": 3000}, cells=2
     ),
+    "divisions": Plan(
+        faults={"divide": 700}, workloads={"registers": 2, "readers": 1, "counting": 3}, partitions=1
+    ),
+    "divisions and deaths": Plan(
+        faults={"divide": 600, "kill": 900, "cut": 1500, "etcd": 2500, "pause": 2000, "power": 3500},
+        workloads={"registers": 2, "counting": 3},
+        partitions=1,
+    ),
+    "divisions, moves, long grants": Plan(
+        faults={"divide": 700, "move": 900, "split": 900, "depose": 1500, "hand_over": 900},
+        workloads={"registers": 2, "readers": 1, "counting": 2},
+        nodes=5,
+        partitions=1,
+        settings=LONG_GRANTS,
+        seconds=6.0,
+    ),
     "five": Plan(faults={"kill": 700, "cut": 900, "pause": 1500}, nodes=5),
     "split, long grants": Plan(
         faults={"split": 600, "depose": 900},

@@ -11,10 +11,11 @@ import pytest
 
 from metastore.client.dispatch import RequestIds
 from metastore.core import electing, quorum, term
-from metastore.core.machine import Machine
+from metastore.core.machine import SESSION_PREFIX, Machine
 from metastore.core.replica import Replica
 from metastore.core.term import Term
 from metastore.layout import ConfigRecord
+from metastore.node.control import Control
 from metastore.node.host import PartitionHost
 from metastore.node.node import Node
 from metastore.storage.log import NodeLog
@@ -153,22 +154,48 @@ def removed_forgets_its_promise(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "drop_partition", drop)
 
 
+def an_empty_child_counts(patch: pytest.MonkeyPatch) -> None:
+    """R18: a replica that has not come to the split begins its child empty, and is counted for it."""
+    patch.setattr(Control, "_waits_for_parent", lambda self, config: False)
+    patch.setattr(Term, "born", lambda self: self.answers)
+
+
+def serves_what_was_split_off(patch: pytest.MonkeyPatch) -> None:
+    """R18: the parent goes on to serve the upper half."""
+    patch.setattr(PartitionHost, "narrow", lambda self: self.tell_split())
+    patch.setattr(PartitionHost, "close_above", lambda self, at: None)
+
+
+def a_child_forgets_requests(patch: pytest.MonkeyPatch) -> None:
+    """R18: what was done before the split is done again after it."""
+    original = Machine._split
+
+    def forgetful(self: Any, index: int, row: Any, aux: Any) -> Any:
+        forked = original(self, index, row, aux)
+        return forked._replace(aux=[(k, v) for k, v in forked.aux if k[:1] != SESSION_PREFIX])
+
+    patch.setattr(Machine, "_split", forgetful)
+
+
 #: -> a seed that shows it now, tried first; the plans in which it shows soonest, tried next
 MUTATIONS: dict[Patch, tuple[int, list[str]]] = {
     sends_before_durable: (2, ["no power", "torn writes"]),
     syncs_nothing: (2, ["no power", "everything"]),
-    goes_on_after_a_failed_sync: (3, ["no power", "torn writes"]),
-    trusts_the_cache: (53, ["no power"]),
+    goes_on_after_a_failed_sync: (22, ["no power", "torn writes"]),
+    trusts_the_cache: (22, ["no power"]),
     effects_a_turn_later: (8, ["hand-overs"]),
-    no_wait: (15, ["split, long grants"]),
-    forgets_what_it_granted: (32, ["split, long grants"]),
+    no_wait: (18, ["split, long grants"]),
+    forgets_what_it_granted: (18, ["split, long grants"]),
     reads_whatever_it_has: (37, ["split, long grants"]),
     retries_without_dedupe: (6, ["bad network"]),
     executes_what_is_too_old: (19, ["bad network"]),
-    answers_lost_writes_with_failure: (15, ["split, long grants"]),
-    forgets_the_fence: (5, ["split, long grants", "cuts"]),
+    answers_lost_writes_with_failure: (38, ["split, long grants"]),
+    forgets_the_fence: (78, ["split, long grants", "cuts"]),
     new_members_alone: (336, ["moves and deaths", "moves between cells and deaths"]),
     removed_forgets_its_promise: (10, ["moves and deaths", "moves between cells and deaths", "moves"]),
+    an_empty_child_counts: (54, ["divisions"]),
+    serves_what_was_split_off: (15, ["divisions and deaths"]),
+    a_child_forgets_requests: (15, ["divisions and deaths"]),
 }
 #: how many are tried of the plans in which a bug shows
 SEEDS = 60

@@ -106,7 +106,12 @@ class Workloads:
 
     def judge(self) -> None:
         history = [op for _, t in self.traffics for op in t.history]
-        of_key = {key: p for p, keys in self.keys.items() for key in keys}
+        table = self.traffics[0][1].clients[0].dispatcher.table if self.traffics else None
+        of_key = {
+            key: table.route(storage_key("chaos", key)).id if table else p
+            for p, keys in self.keys.items()
+            for key in keys
+        }
         by_key: dict[str, list[Operation]] = defaultdict(list)
         for op in history:
             by_key[op.key].append(op)

@@ -192,6 +192,19 @@ class World:
 
     # --- looking at it ------------------------------------------------------------------------
 
+    def partitions(self) -> list[int]:
+        """Those that etcd has records of."""
+        found = {int(key.rsplit("/", 1)[1]) for key in self.etcd.kvs if "/config/" in key}
+        return sorted(found) or list(range(self.plan.partitions))
+
+    def config(self, p: int) -> ConfigRecord:
+        """Its record in etcd."""
+        return next(
+            ConfigRecord.from_json(kv.value)
+            for key, kv in self.etcd.kvs.items()
+            if "/config/" in key and key.endswith(f"/{p:05d}")
+        )
+
     def leads(self, process: Process) -> bool:
         return any(h.replica.role == "active" for h in process.node.hosts.values())
 
@@ -204,13 +217,12 @@ class World:
 
     def all_led(self) -> bool:
         return all(
-            sum(1 for h in self.hosts(p) if h.replica.role == "active") == 1
-            for p in range(self.plan.partitions)
+            sum(1 for h in self.hosts(p) if h.replica.role == "active") == 1 for p in self.partitions()
         )
 
     def all_moved(self) -> bool:
         """Every move has ended, and who is no member holds nothing."""
-        if any("/moves/" in key for key in self.etcd.kvs):
+        if any("/moves/" in key or "/splits/" in key for key in self.etcd.kvs):
             return False
         for key, kv in self.etcd.kvs.items():
             if "/config/" in key:
@@ -224,7 +236,7 @@ class World:
 
     def all_equal(self) -> bool:
         """Every replica of every partition has applied the same and holds the same."""
-        for p in range(self.plan.partitions):
+        for p in self.partitions():
             hosts = self.hosts(p)
             if len(hosts) != min(3, self.plan.nodes) or len({h.applied for h in hosts}) != 1:
                 return False
@@ -233,11 +245,20 @@ class World:
                     tuple(h.node.store.scan(p, b"", b"\xff" * 9, 10**6, 1 << 30)),
                     h.machine.last_version,
                     tuple((c, s.pack()) for c, s in sorted(h.machine.sessions.items())),
+                    tuple((ns, *held) for ns, held in sorted(h.machine.usage.items())),
                 )
                 for h in hosts
             }
             if len(states) != 1:
                 raise Violation(f"the replicas hold different states at entry {hosts[0].applied}", p)
+            rows, _, _, usage = states.pop()
+            held: dict[bytes, list[int]] = {}
+            for lkey, record in rows:
+                sums = held.setdefault(lkey[8 : lkey.find(0, 8)], [0, 0])
+                sums[0] += 1
+                sums[1] += len(lkey) + len(record)
+            if usage != tuple((ns, *sums) for ns, sums in sorted(held.items())):
+                raise Violation(f"usage says {usage}, there are {held}", p)
         return True
 
 

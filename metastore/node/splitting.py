@@ -1,0 +1,95 @@
+"""A partition is split in two, live (R18): the leader's preparation, up to the entry that does it.
+
+The leader counts, slice by slice, what lies above the point, so that the entry can say how much each half
+holds; proposes the entry in a moment when nothing waits; and from then on serves nothing above the point.
+Whoever applies the entry parts with the upper half, and the leader has etcd record it (core.changing).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from metastore.core.replica import ACTIVE
+from metastore.layout import SplitRecord
+
+if TYPE_CHECKING:
+    from metastore.node.host import PartitionHost
+
+SLICE_RECORDS: Final = 2000
+SLICE_BYTES: Final = 2 << 20
+MAX_LAG: Final = 64
+
+
+class Splitting:
+    """One preparation; forgotten when leadership ends."""
+
+    def __init__(self, host: PartitionHost, wanted: SplitRecord) -> None:
+        self.host = host
+        self.wanted = wanted
+        self.at = wanted.at.to_bytes(8, "big")
+        host.machine.count_above(self.at)
+
+    @property
+    def counted(self) -> bool:
+        counting = self.host.machine.counting
+        return counting is not None and counting.cursor is None
+
+    def step(self) -> None:
+        """Count one slice."""
+        host, counting = self.host, self.host.machine.counting
+        assert counting is not None
+        if counting.cursor is not None:
+            store = host.node.store
+            end = host.bounds()[1]
+            rows = store.scan(host.p, counting.cursor, end, SLICE_RECORDS, SLICE_BYTES)
+            host.machine.count_slice(rows, store.scan_next)
+
+    def propose(self, now: int) -> None:
+        """Everything is counted and nothing waits to be proposed."""
+        host, replica = self.host, self.host.replica
+        if replica.role != ACTIVE or not may_split(host, self.wanted):
+            return
+        index = replica.log.last_index + 1
+        payload = host.machine.resolve_split(index, replica.sealed_epoch, self.wanted.child)
+        host.splitting = None
+        host.split_proposed = self.wanted.child
+        host.close_above(self.at)
+        proposed = replica.propose(now, payload)
+        assert proposed == index
+
+
+def may_split(host: PartitionHost, wanted: SplitRecord) -> bool:
+    """Whether now is a time for it: this leader's replicas are all here and nothing else changes."""
+    replica, term, node = host.replica, host.replica.term, host.node
+    if replica.role != ACTIVE or term is None or not node.control.can_elect() or node.core.ctx.moves_paused:
+        return False
+    if replica.move is not None or replica.split is not None or term.learners or term.config.joint:
+        return False
+    if not replica.owns_record(term) or not term.config.lo < wanted.at < term.config.hi:
+        return False
+    if any(child == wanted.child for child, *_ in host.machine.splits):
+        return False
+    last = replica.log.last_index
+    return all(
+        n in node.links.connected() and term.progress[n].sealed and last - term.progress[n].match <= MAX_LAG
+        for n in term.others()
+    )
+
+
+def tick(host: PartitionHost, now: int) -> None:
+    """Begin, or go on."""
+    wanted = host.wanted_split
+    if wanted is None or host.split_proposed is not None:
+        return
+    if not may_split(host, wanted):
+        if host.splitting is not None:
+            host.splitting, host.machine.counting = None, None
+        return
+    if host.splitting is None or host.splitting.wanted != wanted:
+        host.splitting = Splitting(host, wanted)
+    host.splitting.step()
+    if host.splitting.counted and not host.pending and not host.expired and not host.parked:
+        if not host.node.store.syncing:
+            host.splitting.propose(now)
+        elif host not in host.node.writing:
+            host.node.writing.append(host)
