@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from tests.chaos.lab import Lab
+from tests.chaos.operators import Operators
 from tests.chaos.unsynced import folder_of, take_back
 from tests.integration.harness import Cluster
 
@@ -19,7 +20,7 @@ STUTTER_ON_S, STUTTER_OFF_S = 0.02, 0.18
 BUSY = "while True: pass"
 
 
-class Faults:
+class Faults(Operators):
     """See the module. ``lab``: where the network can be cut, if it can."""
 
     def __init__(self, cluster: Cluster, lab: Lab | None, seed: int) -> None:
@@ -30,6 +31,8 @@ class Faults:
         self._stutters: dict[str, asyncio.Task[None]] = {}
         self._busy: list[subprocess.Popen[bytes]] = []
         self._filled: list[str] = []
+        #: nodes that are not to come back
+        self.gone: set[str] = set()
 
     # --- who ----------------------------------------------------------------------------------
 
@@ -213,5 +216,5 @@ class Faults:
         for name, state in states.items():
             if state == "paused":
                 await self.resume(name)
-            elif state != "running":
+            elif state != "running" and name not in self.gone:
                 await self.restart(name)

@@ -18,6 +18,7 @@ import orjson
 
 from cellctl.dev_files import Shape, pick_ports, save_shape
 from metastore.errors import MetastoreError
+from metastore.keys import storage_key
 from tests.chaos.faults import Faults
 from tests.chaos.lab import Lab
 from tests.chaos.scenarios import Scenario
@@ -130,7 +131,8 @@ async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int,
         await asyncio.gather(running, watching)
         result.problems += epochs.problems
         await traffic.read_all()
-        by_key = {k: p for p, ks in table.items() for k in ks}
+        now = first.dispatcher.table
+        by_key = {k: now.route(storage_key("chaos", k)).id for ks in table.values() for k in ks}
         try:
             result.problems += check(traffic.history)
         except Undecided as e:
@@ -179,8 +181,11 @@ async def same_everywhere(cluster: Cluster) -> bool:
         with urlopen(url, timeout=5) as response:
             return orjson.loads(response.read())
 
-    for p in range(PARTITIONS):
-        urls = [f"{n['http']}/v1/partitions/{p}/digest" for n in cluster.json()["nodes"]]
+    with urlopen(f"{cluster.router}/v1/topology", timeout=5) as response:
+        placements = orjson.loads(response.read())["partitions"]
+    for placement in placements:
+        p = placement["id"]
+        urls = [f"{cluster.node(n)['http']}/v1/partitions/{p}/digest" for n in placement["replicas"]]
         found = [await asyncio.to_thread(digest, url) for url in urls]
         if len({f["applied"] for f in found}) > 1:
             return False

@@ -206,4 +206,36 @@ SCENARIOS = [
         18,
         network=True,
     ),
+    Scenario(
+        "grow-and-shrink",
+        "one cell becomes two, four, and one again; every drained cell is removed",
+        (
+            (1, "add_cells", "1"),
+            (1, "rebalance"),
+            (1, "add_cells", "2"),
+            (1, "rebalance"),
+            (1, "drain", "c1", "c2", "c4"),
+            (1, "rebalance"),
+            (1, "remove_cell", "c1", "c2", "c4"),
+        ),
+    ),
+    Scenario(
+        "moves-interrupted",
+        "a partition moves to another cell and back, and each time something is killed on the way",
+        (
+            (0, "add_cells", "1"),
+            *(
+                (1, "interrupted_move", victim, str(after))
+                for after in (0, 40, 120, 300, 700)
+                for victim in ("source", "target", "etcd", "cellctl")
+            ),
+        ),
+    ),
+    Scenario("node-replaced", "a node dies for good; another takes its place", ((1, "replace", "c1n2"),)),
+    Scenario(
+        "splits",
+        "every partition becomes two, and a leader is killed meanwhile",
+        ((1, "divide", "0", "1"), (1.5, "kill", "leader"), (1.6, "divide", "2", "3"), (5, "restart", "it")),
+        8,
+    ),
 ]

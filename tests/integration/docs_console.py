@@ -39,10 +39,10 @@ def pattern(expected: str) -> str:
     return "".join(".*" if p == "…" else r"\d+" if p.isdigit() else re.escape(p) for p in parts)
 
 
-def run(page: Path, replace: dict[str, str]) -> list[str]:
-    """What was printed otherwise than the page says."""
+def run(page: Path, replace: dict[str, str], prelude: str = "") -> list[str]:
+    """What was printed otherwise than the page says. ``prelude``: shell that comes first."""
     todo = commands(page)
-    script = "set -u\n"
+    script = "set -u\n" + prelude
     for command in todo:
         text = command.text
         for old, new in replace.items():

@@ -63,6 +63,21 @@ def test_the_examples_while_leaders_are_killed(cell: Cluster) -> None:
     assert len(killer.killed) >= 5
 
 
+def test_the_commands_of_the_operators_guide(cell: Cluster, tmp_path: Path) -> None:
+    """Every verb that is shown does what the page says, on a cluster of its own."""
+    tool = Path(sys.executable).with_name("cellctl")
+    wrong = run(DOCS / "cellctl.md", {"cellctl ": f"cd {tmp_path}; at_data {tool} "}, at_data(cell.data))
+    assert not wrong, "\n".join(wrong)
+
+
+def at_data(data: Path) -> str:
+    """A shell function that runs a verb on that cluster; not those that take no cluster."""
+    return (
+        'at_data() { tool=$1; shift; case "$1 ${2:-}" in "snapshot show") "$tool" "$@";; '
+        f'*) "$tool" "$@" --data {data};; esac; }}\n'
+    )
+
+
 def test_the_commands_of_the_concepts(shared_cell: Cluster) -> None:
     tool = str(Path(sys.executable).with_name("cellctl"))
     with_data = {f"cellctl {verb} ": f"{tool} {verb} --data {shared_cell.data} " for verb in ("status",)}
