@@ -62,6 +62,20 @@ def record_ttl_ms(packed: bytes) -> int:
     return int(_U64.unpack_from(packed, HEAD_BYTES)[0]) if packed[4] & TTL else 0
 
 
+def is_sound(packed: bytes) -> bool:
+    """Whether ``unpack_record`` takes it, without making anything of it."""
+    if len(packed) < HEAD_BYTES:
+        return False
+    crc, flags, _, _, type_len = _HEAD.unpack_from(packed)
+    start = HEAD_BYTES + 8 if flags & TTL else HEAD_BYTES
+    if zlib.crc32(packed[4:]) != crc or len(packed) < start:
+        return False
+    try:
+        return not type_len or packed[start : start + type_len].decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
 def unpack_record(packed: bytes) -> Record:
     """Decode and verify. Raises CorruptState when the checksum or the lengths are wrong."""
     if len(packed) < HEAD_BYTES:

@@ -186,11 +186,12 @@ class Attempts:
         """The partition that the write was numbered for has been split (R18). What its client saw of the one
         half after that says nothing of the other. Raises Moved, OutcomeUnknown: another client's, which has
         to know."""
+        at = self.client.table.split_off(self.partition, placement.id)
+        if at is None:
+            return
         if self.ids is None:
             raise self.at_the_end(Moved(f"partition {self.partition} was split", partition=self.partition))
-        at = self.client.table.split_off(self.partition, placement.id)
-        if at is not None:
-            self.op[6] = min(self.op[6], at)
+        self.op[6] = min(self.op[6], at)
 
     # --- where to ---------------------------------------------------------------------------
 

@@ -72,10 +72,19 @@ class Session:
 
     def raise_floor(self, floor: int) -> None:
         """The client has finished everything below ``floor``."""
-        if floor > self.floor:
-            self.floor = floor
-            for seq in [s for s in self.outcomes if s < floor]:
-                self.forget(seq)
+        if floor <= self.floor:
+            return
+        self.floor = floor
+        outcomes = self.outcomes
+        if len(outcomes) == 1:  # one request at a time: the plain case
+            for seq, tail in outcomes.items():
+                if seq >= floor:
+                    return
+                self.size -= outcome_bytes(tail)
+            outcomes.clear()
+            return
+        for seq in [s for s in outcomes if s < floor]:
+            self.forget(seq)
 
     def bound(self) -> None:
         """Forget the oldest outcomes beyond what may be kept: they count as finished."""
@@ -144,9 +153,10 @@ class Sessions:
         for at, seq, tail in tails:
             session = touched[at]
             session.outcomes[seq] = tail
-            session.size += outcome_bytes(tail)
+            session.size += OUTCOME_BYTES if len(tail) < 4 else outcome_bytes(tail)
         for session in touched:
-            session.bound()
+            if len(session.outcomes) > MAX_OUTCOMES or session.size > MAX_OUTCOME_BYTES:
+                session.bound()
             self.outcomes += len(session.outcomes)
             self.size += session.size
         gone: list[bytes] = []

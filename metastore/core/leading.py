@@ -57,7 +57,7 @@ class LeadingReplica(Replica):
         term = self.term
         if term is None or epoch != term.epoch:
             return None
-        if (src.node, src.store) in term.config.members() or term.learners.get(src.node) == src.store:
+        if (src.node, src.store) in term.members or term.learners.get(src.node) == src.store:
             return term
         return None
 

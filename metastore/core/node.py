@@ -73,7 +73,8 @@ class NodeCore:
         """The effects since the last call, in order."""
         taken = self.effects[:]
         self.effects.clear()
-        self._fresh.clear()
+        if self._fresh:
+            self._fresh.clear()
         return taken
 
     def emit(self, effect: fx.Effect) -> None:

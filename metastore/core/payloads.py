@@ -24,8 +24,7 @@ from metastore.core.machine import (
     USAGE_PREFIX,
     digest_key,
 )
-from metastore.errors import CorruptState
-from metastore.records import COUNTER, record_versions, unpack_record
+from metastore.records import COUNTER, is_sound, record_versions, unpack_record
 from metastore.wire.client_messages import ADD, DELETE, EXPIRE, GET, PUT, TXN
 
 _UNREADABLE: Final = (ValueError, TypeError, RecursionError, msgpack.UnpackException)
@@ -42,23 +41,25 @@ def check_payload(payload: bytes | memoryview) -> str | None:
         entry = msgpack.unpackb(payload, use_list=True)
     except _UNREADABLE as e:
         return f"the payload does not parse: {type(e).__name__}"
-    if type(entry) is not list or len(entry) != 5 or not all(type(part) is list for part in entry[1:]):
+    if type(entry) is not list or len(entry) != 5:
         return "the payload is not [version, sessions, rows, usage, fences]"
     base, sessions, rows, usage, fences = entry
+    if not (type(sessions) is type(rows) is type(usage) is type(fences) is list):
+        return "the payload is not [version, sessions, rows, usage, fences]"
     if not _is_count(base):
         return f"the payload begins at no version: {base!r:.20}"
-    if not all(_is_pair(item, bytes) for item in sessions):
-        return "a session is not [client, count]"
-    if not all(_is_pair(item, bytes) and item[0] for item in fences):
-        return "a fence is not [name, token]"
-    if not all(
-        type(item) is list
-        and len(item) == 3
-        and type(item[0]) is bytes
-        and type(item[1]) is type(item[2]) is int
-        for item in usage
-    ):
-        return "usage is not [namespace, records, bytes]"
+    # loops, not all(...): this is done for every entry by every follower
+    for item in sessions:
+        if not _is_pair(item, bytes):
+            return "a session is not [client, count]"
+    for item in fences:
+        if not _is_pair(item, bytes) or not item[0]:
+            return "a fence is not [name, token]"
+    for item in usage:
+        if type(item) is not list or len(item) != 3 or type(item[0]) is not bytes:
+            return "usage is not [namespace, records, bytes]"
+        if not (type(item[1]) is type(item[2]) is int):
+            return "usage is not [namespace, records, bytes]"
     known = len(sessions)
     for row in rows:
         if type(row) is not list or not row or not _is_row(row, known):
@@ -127,13 +128,7 @@ def _is_write(kind: int, lkey: Any, record: Any) -> bool:
 
 
 def _is_record(record: Any) -> bool:
-    if type(record) is not bytes:
-        return False
-    try:
-        unpack_record(record)
-    except CorruptState:
-        return False
-    return True
+    return type(record) is bytes and is_sound(record)
 
 
 def _is_counter(record: bytes) -> bool:

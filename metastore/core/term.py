@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from metastore.core.quorum import is_quorum, quorum_value
 from metastore.core.settings import CoreSettings
-from metastore.layout import ConfigRecord
+from metastore.layout import ConfigRecord, Member
 
 FOREVER = 1 << 62
 
@@ -66,9 +66,12 @@ class Term:
     handoff_since_ns: int = 0
     last_quorum_ns: int = 0
     read_until_ns: int = 0
+    #: ``config.members()``
+    members: frozenset[Member] = frozenset()
 
     def __post_init__(self) -> None:
         self.last_quorum_ns = self.started_ns
+        self.members = frozenset(self.config.members())
         for node, _ in self.config.members():
             self.progress[node] = Progress()
         self.count_grants()
@@ -118,7 +121,8 @@ class Term:
 
     def committed_index(self) -> int:
         """R6: the highest index a quorum has acknowledged under this epoch."""
-        return quorum_value(self.config, lambda n: self.progress[n].match)
+        progress = self.progress
+        return quorum_value(self.config, lambda n: progress[n].match)
 
     def count_grants(self) -> None:
         """Set ``read_until_ns``: until when a quorum's grants are held, the leader counting (R8)."""

@@ -330,7 +330,7 @@ class ClientConnection(asyncio.Protocol):
             return
         transport.write(data)
         self._written += len(data)
-        if self.peer is None:
+        if self.peer is None and (self.unread or transport.get_write_buffer_size()):
             now = now_ns()
             self.admission.holds(self, self.unfinished, self.measure(now), now)
             if self.unread > MAX_UNSENT_BYTES:

@@ -66,8 +66,9 @@ MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
 MAX_LIST_LOOKS = 20_000
 DIGEST_SLICE = 500
-#: of one turn of the loop; what comes beyond it is refused
-MAX_LISTING_NS = 20_000_000
+#: of one turn of the loop; what comes beyond it is refused. More than clients have of a turn in all
+#: (clients.MAX_CLIENT_NS): other frames wait for the next one, and it is one frame's many listings that are refused
+MAX_LISTING_NS = 60_000_000
 APPLY_READ_BYTES = 4 << 20
 MAX_EXPIRED_AT_ONCE = 256
 #: over how long operations a second are counted

@@ -319,18 +319,16 @@ class Node:
 
     def run_effects(self) -> None:
         """Carry out effects until there are none; messages to this very process come back."""
-        core = self.core
-        while True:
-            for effect in core.take():
-                self._run(effect)
-            if self._inbox:
-                src, message = self._inbox.popleft()
+        core, inbox = self.core, self._inbox
+        while core.effects or inbox:
+            if core.effects:
+                for effect in core.take():
+                    self._run(effect)
+            if inbox:
+                src, message = inbox.popleft()
                 core.receive(now_ns(), src, message)
-            elif not core.effects:
-                return
 
     def _run(self, effect: fx.Effect) -> None:
-        kind = type(effect)
         if isinstance(effect, fx.Send):
             if effect.durable and self.store.last_seq > self.store.durable_seq:
                 self._held.append((self.store.last_seq, effect.node, effect.message))
@@ -364,7 +362,7 @@ class Node:
         elif isinstance(effect, fx.DiscardSnapshot):
             self.snapshots.discard(effect.p)
         else:
-            raise AssertionError(f"unknown effect {kind.__name__}")
+            raise AssertionError(f"unknown effect {type(effect).__name__}")
 
     def _role_changed(self, effect: fx.RoleChanged) -> None:
         self.hosts[effect.p].on_role(effect.role)

@@ -132,8 +132,9 @@ class PeerConnection(asyncio.Protocol):
         size = 0
         out: list[bytes] = []
         for message in messages:
-            blobs = getattr(message, "entries", None) or getattr(message, "rows", None) or ()
-            more = sum(len(b) if type(b) is bytes else len(b[1]) + len(b[2]) for b in blobs)
+            more = 0
+            for blob in getattr(message, "entries", None) or getattr(message, "rows", None) or ():
+                more += len(blob) if type(blob) is bytes else len(blob[1]) + len(blob[2])
             if body and (size + more > MAX_FRAME_BODY_BYTES or len(body) >= MAX_FRAME_MESSAGES):
                 out.append(frames.pack(frames.PEER, body))
                 body, size = [], 0

@@ -46,12 +46,13 @@ def decode(raw: Any) -> Any:
         raise ProtocolError(f"unknown peer message {shown(kind)}")
     if len(raw) != len(fields) + 1:
         raise ProtocolError(f"peer message {kind} has {len(raw) - 1} fields instead of {len(fields)}")
-    for value, (wanted, bound) in zip(raw[1:], fields, strict=True):
+    values = raw[1:]
+    for value, (wanted, bound) in zip(values, fields):  # noqa: B905 as long as each other: seen above
         if type(value) is not wanted or (wanted is int and not 0 <= value < bound):
             raise ProtocolError(
                 f"peer message {kind}: {shown(value)} where {wanted.__name__} below {bound} was due"
             )
-    message = KINDS[kind](*raw[1:])
+    message = KINDS[kind]._make(values)
     rows = _INT_ROWS.get(kind)
     if rows is not None:
         _check_int_rows(getattr(message, rows[0]), rows[1])

@@ -105,4 +105,5 @@ PLANS: dict[str, Plan] = {
         faults={"clog": 120, "hand_over": 200, "reset": 150},
         workloads={"registers": 1, "counting": 3},
     ),
+    "moves, split": Plan(faults={"move": 300, "split": 500, "pause": 700}, nodes=6, partitions=4),
 }
