@@ -4,7 +4,8 @@
 # make sim    SEED=n [STEPS=m] replays one schedule exactly; COUNT=n plays so many fresh ones
 # make soak   fresh schedules for SECONDS, in JOBS processes
 # make chaos  every scenario on real processes, with chaos-report.html
-# make bench  measurements on this machine: operations, a stopped follower, failover
+# make bench  measurements on this machine, beside etcd and Redis; tables, bench-results/results.json, pictures
+# make bench-smoke  calls of functions per operation, which CI prints: what has grown by half is told
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ UP ?=
 SECONDS ?= 600
 JOBS ?= 2
 
-.PHONY: up test check sim soak chaos bench clean
+.PHONY: up test check sim soak chaos bench bench-smoke clean
 
 up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
@@ -23,6 +24,7 @@ test: check
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/model tests/simulation
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/conformance tests/integration tests/hostile
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/chaos
+	@$(BIN)/python -m bench.smoke
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -44,9 +46,13 @@ chaos: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos --report chaos-report.html --keep chaos-kept
 
 bench: $(VENV)/.dev
-	@$(BIN)/python -m bench.operations
+	@$(BIN)/python -m bench
 	@$(BIN)/python -m bench.followers
-	@$(BIN)/python -m bench.failover
+	@$(BIN)/python -m bench.failover --kills 10
+	@$(BIN)/python -m bench.moves --mib 256
+
+bench-smoke: $(VENV)/.dev
+	@$(BIN)/python -m bench.smoke
 
 # Debian splits ensurepip off into python3-venv: without it the environment is made by virtualenv
 $(BIN)/python:

@@ -42,7 +42,8 @@ WATCHERS = 100
 
 async def fill(peer: Any) -> None:
     """Every key once. Each connection of metastore's has the keys of one leader."""
-    connections = await peer.connections(3 if isinstance(peer, MetastorePeer) else 1, VALUE)
+    count = len(peer.targets()) if isinstance(peer, MetastorePeer) else 1
+    connections = await peer.connections(count, VALUE)
     await asyncio.sleep(0.3)
     for connection in connections:
         speaker = connection.speaker
@@ -234,6 +235,39 @@ async def half_peak(
     return found
 
 
+# --- a leader killed ----------------------------------------------------------------------------------------
+
+
+async def etcd_failovers(peer: EtcdPeer, kills: int) -> list[float]:
+    """Seconds from a SIGKILL of the leader to the next acknowledged put, asked of the members that live."""
+    took = []
+    for _ in range(kills):
+        leader = peer.leader()
+        others = [n for n in peer.processes if n != leader]
+        peer.processes[leader].kill()
+        began, done = time.perf_counter(), False
+        while not done:
+            for member in others:
+                try:
+                    [connection] = await peer.connections(1, VALUE, member)
+                    load = Load([connection], "put", 1, KEYS)
+                    load.stopping, load._outstanding, connection.load = True, 1, load
+                    connection.send("put", 1, load.number)
+                    async with asyncio.timeout(0.4):
+                        await load._idle.wait()
+                    done = load.problem is None
+                    await close([connection])
+                    if done:
+                        break
+                except (OSError, TimeoutError):
+                    continue
+        took.append(time.perf_counter() - began)
+        peer.processes[leader].wait()
+        peer.start(leader)
+        await asyncio.sleep(4)
+    return took
+
+
 # --- all of it ------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +280,10 @@ async def measure(started: dict[str, Any], turns: int, seconds: float) -> dict[s
     peaks = {p: found["closed"]["put 64 x 1"][p]["per_second"] for p in started}
     found["half_peak"] = await half_peak(started, peaks, turns, seconds)
     print(f"half peak: {found['half_peak']}", flush=True)
+    if "etcd" in started:
+        took = await etcd_failovers(started["etcd"], 5)
+        found["etcd_failover_s"] = [round(t, 2) for t in sorted(took)]
+        print(f"etcd, leader killed: {found['etcd_failover_s']} s", flush=True)
     return found
 
 

@@ -49,7 +49,9 @@ class MetastorePeer:
     def __init__(
         self, folder: Path, *, cells: int = 1, partitions: int = 8, settings: Sequence[str] = ()
     ) -> None:
-        self.cluster = Cluster.up(folder / "metastore", cells=cells, partitions=partitions, settings=settings)
+        # the load generator knows who leads from the start, and follows nobody
+        still = ("leader_spread_s=0", *settings)
+        self.cluster = Cluster.up(folder / "metastore", cells=cells, partitions=partitions, settings=still)
 
     def pids(self) -> list[int]:
         return [n["pid"] for n in self.cluster.json()["nodes"]]

@@ -114,6 +114,17 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
     found = measure()
+    grown = table(found)
+    if args.keep:
+        calls = {name: {k: v for k, v in row.items() if k != "µs"} for name, row in found.items()}
+        KEPT.write_text(json.dumps(calls, indent=1) + "\n")
+    for line in grown:
+        print(f"costs more than before: {line}")
+    sys.exit(1 if grown else 0)
+
+
+def table(found: dict[str, dict[str, float]]) -> list[str]:
+    """Shows it; what costs much more than when it was last kept."""
     kept: dict[str, dict[str, float]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     rows: list[list[Any]] = []
     grown: list[str] = []
@@ -123,12 +134,7 @@ def main() -> None:
         if before and row["all"] >= TOO_MUCH * before:
             grown.append(f"{name}: {row['all']} calls, {before} before")
     show(["operation", *PACKAGES, "all calls/op", "kept", "CPU µs/op, client and three nodes"], rows)
-    if args.keep:
-        calls = {name: {k: v for k, v in row.items() if k != "µs"} for name, row in found.items()}
-        KEPT.write_text(json.dumps(calls, indent=1) + "\n")
-    for line in grown:
-        print(f"costs more than before: {line}")
-    sys.exit(1 if grown else 0)
+    return grown
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import logging
 import secrets
 import signal
@@ -93,8 +92,7 @@ async def serve(config: NodeConfig) -> int:
     # a restarted owner of the newest epoch goes on, whether etcd is there or not
     node.core.resume_all(now_ns())
     node.settle()
-    gc.collect()
-    gc.freeze()
+    node.collector.tune()
     failed = asyncio.ensure_future(node.failed.wait())
     waiting: list[asyncio.Future[Any]] = [stop, failed]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -29,6 +29,7 @@ from metastore.logs import log_event
 from metastore.node import splitting
 from metastore.node.admission import Admission
 from metastore.node.clients import ClientConnection
+from metastore.node.collector import Collector
 from metastore.node.control import Control
 from metastore.node.host import PartitionHost
 from metastore.node.peers import PeerLinks
@@ -109,6 +110,7 @@ class Node:
         self.policies = Policies(self)
         self.control = Control(self)
         self.spreading = Spreading(self)
+        self.collector = Collector()
         self._largest_grant_ns = largest
         self._held: deque[tuple[int, str, Any]] = deque()
         self._inbox: deque[tuple[Process, Any]] = deque()

@@ -134,6 +134,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "peers": node.links.connected(),
         "stalls": node.stalls,
         "worst_stall_ms": node.worst_stall_ns // MS,
+        "gc": node.collector.stats(),
         "storage": node.store.stats(),
         "clients": node.admission.stats(),
         "failed": str(node.failure) if node.failure else None,
