@@ -257,8 +257,14 @@ class Attempts:
                 self.tried.discard(client.table.address(leader) or "")
             return
         if isinstance(error, Moved):
-            self.failed(address, error)
-            if len(self.tried) > 1:
+            leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)
+            hinted = client.table.apply_hint(placement.id, leader, epoch) and self.hops < MAX_HOPS
+            self.failed(address, error, costs=not hinted)
+            if hinted:
+                self.hops += 1
+                self.tried.discard(client.table.address(leader) or "")
+                client.refresh_soon()
+            else:
                 await client.refresh(self.until)
             return
         if isinstance(error, OutcomeUnknown):

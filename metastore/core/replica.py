@@ -135,6 +135,8 @@ class Replica:
         self.fresh_ns = 0
         #: R3/R8: process -> (epoch, until) of read grants given
         self.grants: dict[Process, tuple[int, int]] = {}
+        #: an epoch that was resigned, and who owned it, as this replica knows (R11)
+        self.resigner: tuple[int, Process] | None = None
         # election bookkeeping (electing.py)
         self.lost_since_ns = 0
         self.campaign_at_ns = 0
@@ -214,6 +216,8 @@ class Replica:
             return
         if msg.epoch > self.sealed_epoch:
             self.check_claim(src, msg)
+            if msg.resigned and msg.resigned == self.sealed_epoch and self.owner is not None:
+                self.resigner = msg.resigned, self.owner
             self.seal(now, msg.epoch, src, msg.config, handed_over=bool(msg.resigned))
         last_epoch, last_index = self.log.last_position()
         left = self.remaining_grant_ns(now, src, msg.resigned)
@@ -234,12 +238,18 @@ class Replica:
             raise ProtocolError(f"partition {self.p}: epoch {msg.epoch} is not credible after {known}")
 
     def remaining_grant_ns(self, now: int, owner: Process, resigned_epoch: int) -> int:
-        """R3: the longest unexpired grant given to any other process, R11's epoch left out."""
+        """R3: the longest unexpired grant given to any other process, R11's epoch left out, and whatever the
+        very process that resigned it was given in earlier epochs: it left those for the one that it resigned."""
         left = 0
         for process, (epoch, until) in list(self.grants.items()):
             if until <= now:
                 del self.grants[process]
-            elif process != owner and not (resigned_epoch and epoch == resigned_epoch):
+                continue
+            given_up = resigned_epoch and (
+                epoch == resigned_epoch
+                or (epoch < resigned_epoch and self.resigner == (resigned_epoch, process))
+            )
+            if process != owner and not given_up:
                 left = max(left, until - now)
         return left
 

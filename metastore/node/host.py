@@ -19,7 +19,7 @@ from metastore.core.changing import Split
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Applied, Machine, only_reads
-from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNING, InvariantBroken
+from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNED, RESIGNING, InvariantBroken
 from metastore.errors import (
     DeadlineExceeded,
     MetastoreError,
@@ -61,6 +61,8 @@ MAX_BATCH_OPS = 2048
 END_OF_RING = b"\xff" * 9
 #: roles in which entries proposed here may still be uncommitted
 PROPOSING = frozenset({ACTIVE, RESIGNING})
+HANDING_OVER = frozenset({RESIGNING, RESIGNED})
+MAX_HEIRLESS_NS = 300_000_000
 MAX_BATCH_BYTES = 4 << 20
 MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
@@ -125,6 +127,8 @@ class PartitionHost:
         self.role = FOLLOWER
         self.pending: list[Waiting] = []
         self.parked: deque[tuple[int, Waiting]] = deque()
+        #: operations that came while leadership was handed over, and until when they wait
+        self.heirless: deque[tuple[int, Waiting]] = deque()
         self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...], int]] = deque()
         self.watches = PartitionWatches(self)
         self.deadlines = Deadlines()
@@ -226,7 +230,7 @@ class PartitionHost:
     def write(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
         replica, node = self.replica, self.node
         if replica.role != ACTIVE:
-            connection.answer(error_result(op[0], self.not_leader()))
+            self.turn_away(connection, client, op, deadline)
         elif (
             len(self.pending) >= node.config.max_pending_writes
             or node.store.overlay_full
@@ -257,7 +261,23 @@ class PartitionHost:
                 return
             self.park(connection, client, op, deadline)
         else:
+            self.turn_away(connection, client, op, deadline)
+
+    def turn_away(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+        """An operation for the leader, which this is not. While one hands over (R11) it is better told a little
+        later who it is than sent to look for it."""
+        if self.replica.role in HANDING_OVER and len(self.heirless) < MAX_PARKED:
+            self.node.admission.waiting += op_bytes(op)
+            self.heirless.append((now_ns() + MAX_HEIRLESS_NS, (connection, client, op, deadline)))
+        else:
             connection.answer(error_result(op[0], self.not_leader()))
+
+    def answer_heirless(self, error: MetastoreError, until: int | None = None) -> None:
+        """Those who wait to hear who leads; ``until``: that long ago have waited enough."""
+        while self.heirless and (until is None or self.heirless[0][0] <= until):
+            _, (connection, _, op, _) = self.heirless.popleft()
+            self.node.admission.waiting -= op_bytes(op)
+            connection.answer(error_result(op[0], error))
 
     def read_local(self, connection: ClientConnection, op: list[Any]) -> None:
         """A stale or at-least read, from any replica."""
@@ -524,6 +544,8 @@ class PartitionHost:
         who waits for it learns that its outcome is not known (R7)."""
         went_on = role in PROPOSING and self.role in PROPOSING
         self.role = role
+        if self.heirless and role not in HANDING_OVER:
+            self.answer_heirless(self.not_leader())
         if went_on:  # one reign: what it proposed stands
             if role == ACTIVE:  # what was over while it was about to resign was passed over
                 self.restart_ttls(now_ns())
@@ -549,7 +571,8 @@ class PartitionHost:
 
     def retire(self) -> None:
         """The partition leaves this node: everybody who waits here is sent elsewhere."""
-        moved = Moved(f"this node holds no replica of partition {self.p} any more", partition=self.p)
+        moved = self.node.unknown_partition(self.p)
+        self.answer_heirless(moved)
         self.on_role(FOLLOWER)
         self.watches.end_all(moved)
         for connection, _, op, _ in self.pending:
@@ -593,6 +616,8 @@ class PartitionHost:
                 self.expired += over
                 self.node.schedule_turn()
         self.watches.sweep(now)
+        if self.heirless and now >= self.heirless[0][0]:
+            self.answer_heirless(self.not_leader(), now)
         if now - self._rated[1] > RATE_NS:
             self.rate = (self.operations - self._rated[0]) * 1e9 / (now - self._rated[1])
             self._rated = self.operations, now

@@ -493,8 +493,11 @@ class Node:
     # --- views -----------------------------------------------------------------------------
 
     def unknown_partition(self, p: int) -> MetastoreError:
+        """Where it is, as far as is known here: who has just moved away knows before others ask around."""
+        placement = self.topology.partitions.get(p)
+        where = {"leader": placement.leader, "epoch": placement.epoch} if placement is not None else {}
         cell = self.topology.cell_of(p)
-        return Moved(f"this node holds no replica of partition {p}", partition=p, cell=cell)
+        return Moved(f"this node holds no replica of partition {p}", partition=p, cell=cell, **where)
 
     def status(self) -> dict[str, Any]:
         """The node's own view, for tools; of this moment or the one before."""

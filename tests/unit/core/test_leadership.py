@@ -14,7 +14,7 @@ from metastore.core.entry import entry_position, pack_entry
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
-from metastore.core.replica import Restored
+from metastore.core.replica import Restored, pack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord, first_epoch, term_of
 
@@ -203,3 +203,47 @@ def test_what_is_read_for_one_message_is_bounded_in_number() -> None:
     blobs = [pack_entry(i, TERM1, b"x") for i in range(1, 20_001)]
     node.core.emit(fx.PersistEntries(0, blobs, 0, TERM1))
     assert len(node.core._read_log(0, 1, 1 << 20)) == 4096
+
+
+def _sealed_after_a_hand_over(grants: dict[Process, int], owner: Process, sealed: int, resigned: int) -> int:
+    """What ``b`` says is left of its grants (process -> the epoch it was given in), when ``c`` seals the term
+    after ``resigned``."""
+    node = Node(process("b"), Restored(LogIndex(), sealed, owner, replace(CONFIG, epoch=sealed), 0))
+    for holder, epoch in grants.items():
+        node.replica.grants[holder] = epoch, START + 900 * MS
+    epoch = first_epoch(term_of(resigned) + 1)
+    config = pack_config(replace(CONFIG, epoch=epoch, leader="c"))
+    node.core.receive(START, process("c"), m.Seal(0, epoch, config, resigned))
+    (answer,) = node.sent(m.Sealed)
+    return int(answer.remaining_grant_ns)
+
+
+def test_who_resigns_has_given_up_its_earlier_epochs_too() -> None:
+    """R11: a move's joint term may end before its first heartbeat: the grants are of the term before, and of the
+    very process that has resigned. Nobody has to wait for those."""
+    a, joint = process("a"), first_epoch(2)
+    assert _sealed_after_a_hand_over({a: TERM1}, a, joint, joint) == 0
+    assert _sealed_after_a_hand_over({a: joint}, a, joint, joint) == 0
+
+
+def test_whom_nobody_saw_resign_may_be_reading_still() -> None:
+    """R3: the same grants count where this replica does not know who resigned, or it was somebody else."""
+    a, b2, joint = process("a"), process("c", "0"), first_epoch(2)
+    assert _sealed_after_a_hand_over({a: TERM1}, a, TERM1, joint) == 900 * MS
+    assert _sealed_after_a_hand_over({a: TERM1}, b2, joint, joint) == 900 * MS
+    assert _sealed_after_a_hand_over({process("a", "0"): TERM1}, a, joint, joint) == 900 * MS
+
+
+def test_an_old_resignation_frees_no_later_grant() -> None:
+    """R11: who resigned once may have led again since."""
+    a, second, fourth = process("a"), first_epoch(2), first_epoch(4)
+    node = Node(process("b"), Restored(LogIndex(), second, a, replace(CONFIG, epoch=second), 0))
+    third = first_epoch(3)
+    config = pack_config(replace(CONFIG, epoch=third, leader="c"))
+    node.core.receive(START, process("c"), m.Seal(0, third, config, second))
+    node.replica.grants[a] = third + 1, START + 900 * MS  # it claimed the term again, and leads
+    node.take()
+    config = pack_config(replace(CONFIG, epoch=first_epoch(5), leader="c"))
+    node.core.receive(START, process("c"), m.Seal(0, first_epoch(5), config, fourth))
+    (answer,) = node.sent(m.Sealed)
+    assert answer.remaining_grant_ns == 900 * MS
