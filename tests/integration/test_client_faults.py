@@ -118,9 +118,17 @@ async def test_every_call_ends_by_its_deadline(cell: Cluster) -> None:
                 f"{name}: nobody listens, and nothing was sent: {end!r}"
             )
         cell.verb("restart", *cell.names())
-        await until("it serves again", lambda: _works(ns), 60)
+        tries = 0
+
+        async def works() -> bool:
+            nonlocal tries
+            tries += 1
+            return await _works(ns)
+
+        await until("it serves again", works, 60)
         total = await ns.add("a/n", 0)
-        assert sure <= total.value <= sure + 2, "an addition was carried out twice"
+        # one was in the sockets, and every try has one, though others of its calls failed
+        assert sure <= total.value <= sure + 1 + tries, "an addition was carried out twice"
         await asyncio.wait_for(asyncio.to_thread(blocking.put, "a/k", b"3"), WATCHDOG_S)
         threads.close()
         # two of three gone for good: no quorum, many operations, few attempts
