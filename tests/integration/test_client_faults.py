@@ -127,8 +127,8 @@ async def test_every_call_ends_by_its_deadline(cell: Cluster) -> None:
 
         await until("it serves again", works, 60)
         total = await ns.add("a/n", 0)
-        # one was in the sockets, and every try has one, though others of its calls failed
-        assert sure <= total.value <= sure + 1 + tries, "an addition was carried out twice"
+        # all calls together add two, once in the sockets and in every try, whatever became of the others
+        assert sure <= total.value <= sure + 2 + 2 * tries, "an addition was carried out twice"
         await asyncio.wait_for(asyncio.to_thread(blocking.put, "a/k", b"3"), WATCHDOG_S)
         threads.close()
         # two of three gone for good: no quorum, many operations, few attempts
