@@ -93,10 +93,10 @@ async def by_quota(seconds: float) -> list[dict[str, float]]:
         with tempfile.TemporaryDirectory(prefix="metastore-bench-") as folder:
             peer = MetastorePeer(Path(folder), cells=cells, partitions=8 * cells)
             try:
+                await fill(peer)
                 with quotas(peer, SHARE) as possible:
                     if not possible:
                         return []
-                    await fill(peer)
                     connections = await peer.connections(12 * cells, VALUE)
                     await asyncio.sleep(1)
                     row: dict[str, float] = {"cells": cells}
