@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -150,7 +151,7 @@ async def fan_out(peer: Any, seconds: float) -> dict[str, float]:
             at = target("bench", names[0], table)
             where = table.address(table.partitions[at.partition].leader)
             port = int(where.rpartition(":")[2])
-            speaker = Metastore(b"w" * 16, [target("bench", n, table) for n in names], VALUE)
+            speaker = Metastore(os.urandom(16), [target("bench", n, table) for n in names], VALUE)
             _, watcher = await loop.create_connection(lambda s=speaker: Watcher(s), HOST, port)
             start = at.lkey[: at.lkey.rindex(b"/") + 1]
             body = [1, at.partition, start, start[:-1] + b"0", None, 0, b""]
@@ -166,7 +167,7 @@ async def fan_out(peer: Any, seconds: float) -> dict[str, float]:
         writing: Any = Etcd([n.encode() for n in names], VALUE, f"{address[0]}:{address[1]}")
         _, writer = await loop.create_connection(lambda: Driven(writing), *address)
     else:
-        writing = Metastore(b"v" * 16, [target("bench", n, table) for n in names], VALUE)
+        writing = Metastore(os.urandom(16), [target("bench", n, table) for n in names], VALUE)
         _, writer = await loop.create_connection(lambda: Driven(writing), HOST, port)
     await asyncio.sleep(0.2)
     before, cpu, began = sum(w.events for w in watchers), cpu_seconds(peer.pids()), time.perf_counter()
