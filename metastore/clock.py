@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
+_clock_gettime_ns, _BOOTTIME = time.clock_gettime_ns, time.CLOCK_BOOTTIME
+
 
 def now_ns() -> int:
     """CLOCK_BOOTTIME in ns. A process that slept, or whose machine did, sees that it did."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return _clock_gettime_ns(_BOOTTIME)

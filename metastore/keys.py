@@ -119,7 +119,10 @@ def storage_key(namespace: str, key: str, rule: int = PARENT) -> bytes:
 
 def well_placed(lkey: bytes, rule: int) -> bool:
     """Whether the point of a well-formed lkey is the one that its key has by ``rule``."""
-    nul = lkey.index(b"\0", 9)
+    nul = lkey.index(0, 9)
+    if rule == PARENT and lkey.find(b"{", nul) < 0:  # what is hashed stands together, but for tags
+        cut = lkey.rfind(b"/", nul)
+        return xxhash.xxh3_64_digest(lkey[8:cut] if cut >= 0 else lkey[8:]) == lkey[:8]
     return lkey[:8] == hash_point(lkey[8:nul], routing_key(lkey[nul + 1 :], rule))
 
 

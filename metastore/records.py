@@ -22,6 +22,7 @@ _U64: Final = struct.Struct("<Q")
 TTL: Final = 1
 COUNTER: Final = 2
 HEAD_BYTES: Final = _HEAD.size
+_CREATED_AT: Final = 13
 
 
 T = TypeVar("T", default=bytes)
@@ -43,11 +44,11 @@ def pack_record(
     version: int, created: int, value: bytes, content_type: bytes = b"", ttl_ms: int = 0, flags: int = 0
 ) -> bytes:
     """The packed bytes."""
-    if ttl_ms:
-        rest = _REST.pack(flags | TTL, version, created, len(content_type)) + _U64.pack(ttl_ms)
-        rest = b"".join((rest, content_type, value))
+    if ttl_ms or content_type:
+        head = _REST.pack(flags | TTL if ttl_ms else flags, version, created, len(content_type))
+        rest = b"".join((head, _U64.pack(ttl_ms) if ttl_ms else b"", content_type, value))
     else:
-        rest = b"".join((_REST.pack(flags, version, created, len(content_type)), content_type, value))
+        rest = _REST.pack(flags, version, created, 0) + value
     return _CRC.pack(zlib.crc32(rest)) + rest
 
 
@@ -55,6 +56,11 @@ def record_versions(packed: bytes) -> tuple[int, int, int]:
     """``(flags, version, created)`` without decoding or checking the rest."""
     _, flags, version, created, _ = _HEAD.unpack_from(packed)
     return flags, version, created
+
+
+def record_created(packed: bytes) -> int:
+    """The version at which the record was made; none of the rest is looked at."""
+    return int(_U64.unpack_from(packed, _CREATED_AT)[0])
 
 
 def record_ttl_ms(packed: bytes) -> int:
@@ -68,7 +74,7 @@ def is_sound(packed: bytes) -> bool:
         return False
     crc, flags, _, _, type_len = _HEAD.unpack_from(packed)
     start = HEAD_BYTES + 8 if flags & TTL else HEAD_BYTES
-    if zlib.crc32(packed[4:]) != crc or len(packed) < start:
+    if zlib.crc32(memoryview(packed)[4:]) != crc or len(packed) < start:
         return False
     try:
         return not type_len or packed[start : start + type_len].decode() is not None

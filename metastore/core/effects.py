@@ -14,12 +14,14 @@ from metastore.layout import ConfigRecord
 
 
 class PersistEntries(NamedTuple):
-    """``epoch``: under which they are written; the store compares it with the one sealed (R1)."""
+    """``epoch``: under which they are written; the store compares it with the one sealed (R1).
+    ``entries``: what ``Context.read_payload`` made of each, None = they are this leader's own."""
 
     p: int
     blobs: list[bytes]
     commit: int
     epoch: int
+    entries: list[Any] | None = None
 
 
 class PersistSeal(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from metastore.errors import CorruptLog
 
@@ -40,31 +40,42 @@ def entry_payload(blob: bytes) -> bytes:
     return payload
 
 
+Checked = tuple[int, int, Any]
+"""``(index, epoch, entry)`` of a blob that is intact; ``entry`` is what ``read_payload`` made of it."""
+
+
 def check_entries(
     blobs: list[bytes],
     first_index: int,
     prev_epoch: int,
     max_epoch: int,
-    check_payload: Callable[[memoryview], str | None] | None = None,
-) -> str | None:
-    """Why ``blobs`` are not intact, contiguous entries from ``first_index`` on, with epochs that do
-    not fall from ``prev_epoch`` and do not pass ``max_epoch``; None if they are."""
+    read_payload: Callable[[memoryview], Any] | None = None,
+) -> list[Checked]:
+    """``blobs`` as intact, contiguous entries from ``first_index`` on, with epochs that do not fall from
+    ``prev_epoch`` and do not pass ``max_epoch``. Raises ValueError with the reason when they are not."""
+    checked: list[Checked] = []
     expect, last_epoch = first_index, prev_epoch
     for blob in blobs:
         if not HEAD.size <= len(blob) <= MAX_ENTRY_BYTES:
-            return f"entry {expect} of {len(blob)} bytes is not within {HEAD.size} and {MAX_ENTRY_BYTES}"
+            raise ValueError(
+                f"entry {expect} of {len(blob)} bytes is not within {HEAD.size} and {MAX_ENTRY_BYTES}"
+            )
         index, epoch, crc = HEAD.unpack_from(blob)
         if index != expect:
-            return f"entry {index} where {expect} was due"
+            raise ValueError(f"entry {index} where {expect} was due")
         if epoch < last_epoch:
-            return f"entry {index} has epoch {epoch}, below {last_epoch} before it"
+            raise ValueError(f"entry {index} has epoch {epoch}, below {last_epoch} before it")
         if epoch > max_epoch:
-            return f"entry {index} has epoch {epoch}, above {max_epoch}"
+            raise ValueError(f"entry {index} has epoch {epoch}, above {max_epoch}")
         payload = memoryview(blob)[HEAD.size :]
         if zlib.crc32(payload) != crc:
-            return f"entry {index} does not match its checksum"
-        why = check_payload(payload) if check_payload is not None and payload else None
-        if why is not None:
-            return f"entry {index}: {why}"
+            raise ValueError(f"entry {index} does not match its checksum")
+        entry = None
+        if read_payload is not None and payload:
+            try:
+                entry = read_payload(payload)
+            except ValueError as e:
+                raise ValueError(f"entry {index}: {e}") from None
+        checked.append((index, epoch, entry))
         expect, last_epoch = index + 1, epoch
-    return None
+    return checked

@@ -113,13 +113,14 @@ class LeadingReplica(Replica):
         if log.epoch_at(msg.prev_index) != msg.prev_epoch:
             return
         target_epoch, target_index = term.pull_target
-        check = self.ctx.check_payload
-        why = check_entries(msg.entries, msg.prev_index + 1, msg.prev_epoch, target_epoch, check)
-        if not why and msg.prev_index + len(msg.entries) > target_index:
-            why = f"more than the log that ended at {target_index}"
-        if why:
-            raise ProtocolError(f"partition {self.p}: entries pulled from {src.node}: {why}")
-        self.store_entries(msg.entries, msg.prev_index, self.commit_index)
+        read = self.ctx.read_payload
+        try:
+            checked = check_entries(msg.entries, msg.prev_index + 1, msg.prev_epoch, target_epoch, read)
+            if msg.prev_index + len(checked) > target_index:
+                raise ValueError(f"more than the log that ended at {target_index}")
+        except ValueError as e:
+            raise ProtocolError(f"partition {self.p}: entries pulled from {src.node}: {e}") from None
+        self.store_entries(msg.entries, checked, self.commit_index)
         if log.last_position() == term.pull_target:
             self.finish_adoption(now, term)
         elif msg.entries:
@@ -240,7 +241,8 @@ class LeadingReplica(Replica):
         pr.last_ack_ns = now
         if msg.match > pr.match:
             pr.match = msg.match
-            self.maybe_commit(now, term)
+            if msg.match > self.commit_index:  # else no quorum can have come to more by it
+                self.maybe_commit(now, term)
         if src.node == self.ctx.me.node:
             return
         if pr.snapshotting_since_ns and msg.match >= self.log.base_index:
@@ -251,7 +253,8 @@ class LeadingReplica(Replica):
             pr.next = max(pr.next, msg.match + 1)
         if not pr.probing and pr.next <= self.log.last_index:
             self.send_entries(now, src.node, pr)
-        self.continue_handoff(now)
+        if term.handoff_to is not None:
+            self.continue_handoff(now)
 
     def maybe_commit(self, now: int, term: Term) -> None:
         """R6: a quorum under this epoch, and the entry itself of this epoch."""

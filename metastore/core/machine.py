@@ -39,6 +39,7 @@ from metastore.records import (
     COUNTER,
     TTL,
     pack_record,
+    record_created,
     record_ttl_ms,
     record_versions,
     unpack_record,
@@ -405,15 +406,20 @@ class Machine:
         fences: list[list[Any]],
     ) -> tuple[list[Any], Tail]:
         kind, lkey = op[1], op[3]
-        if len(op) > _FENCE_AT[kind] and op[_FENCE_AT[kind]] is not None:
-            refused = self._fence(index, lkey, op[_FENCE_AT[kind]], at, seq, fences)
+        fence_at = _FENCE_AT[kind]
+        if len(op) > fence_at and op[fence_at] is not None:
+            refused = self._fence(index, lkey, op[fence_at], at, seq, fences)
             if refused is not None:
                 return refused
         if kind == TXN:
             return self._resolve_txn(index, op, at, seq, usage)
         condition = op[7]
-        old = self.current(lkey)
-        flags, version, created = (0, 0, 0) if old is None else record_versions(old)
+        found = self._records.get(lkey)
+        old = self.read(lkey) if found is None else found[1]
+        if old is None:
+            flags = version = created = 0
+        else:
+            flags, version, created = record_versions(old)
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
             row, tail = self._nothing(at, seq, ConditionFailed.status, version, index)
             if old is not None and len(old) <= MAX_CURRENT_BYTES:
@@ -427,7 +433,14 @@ class Machine:
             return [DELETE, lkey, at, seq], (0, self._version, index)
         new_version = self._version + 1
         if kind == PUT:
-            record = pack_record(new_version, created or new_version, op[8], op[9].encode(), op[10] or 0)
+            content_type = op[9]
+            record = pack_record(
+                new_version,
+                created or new_version,
+                op[8],
+                content_type.encode() if content_type else b"",
+                op[10] or 0,
+            )
             tail = (0, new_version, index, not version)
         else:
             total = self._add(old, flags, op[8])
@@ -636,13 +649,16 @@ class Machine:
 
     # --- everybody: apply -------------------------------------------------------------------
 
-    def apply(self, index: int, payload: bytes) -> Applied:
-        """Apply a committed entry. Raises AssertionError when versions do not join up (I7)."""
+    def apply(self, index: int, entry: Any) -> Applied:
+        """Apply a committed entry: its payload, or that decoded; an entry resolved here is known already. Raises
+        AssertionError when versions do not join up (I7)."""
         own = self._entries.pop(index, None)
         if own is not None:
             base, floors, rows, usage, fences = own
-        elif payload:
-            base, floors, rows, usage, fences = msgpack.unpackb(payload, use_list=True)
+        elif entry:
+            if type(entry) is bytes:
+                entry = msgpack.unpackb(entry, use_list=True)
+            base, floors, rows, usage, fences = entry
         else:
             return Applied([], set(), self.last_version)
         if base != self.last_version:
@@ -654,6 +670,7 @@ class Machine:
         expired: list[int] = []
         version = base
         split: list[Any] | None = None
+        has_ttl = bool(self.timed)
         for row in rows:
             kind = row[0]
             if kind == SPLIT:
@@ -668,6 +685,7 @@ class Machine:
                 changed = _txn_changes(parts)
                 changes += changed
                 version += len(changed)
+                has_ttl = True  # perhaps
             else:
                 version += 1
                 if kind in (DELETE, EXPIRE):
@@ -679,15 +697,18 @@ class Machine:
                 else:
                     _, lkey, record, at, seq = row
                     changes.append((lkey, record))
+                    if record[4] & TTL:
+                        has_ttl = True
                     if kind == ADD:
                         tail = (0, version, index, int(unpack_record(record).value))
                     else:
-                        tail = (0, version, index, record_versions(record)[2] == version)
+                        tail = (0, version, index, record_created(record) == version)
             if at >= 0:
                 tails.append((at, seq, tail))
         self.last_version = version
         aux = self._remember(index, floors, tails, usage, fences)
-        self._note_ttls(changes, base, aux)
+        if has_ttl:
+            self._note_ttls(changes, base, aux)
         forked = None if split is None else self._split(index, split, aux)
         if own is not None:
             self._forget_proposed(index, changes, floors, tails, fences)
@@ -747,10 +768,13 @@ class Machine:
         tails: list[tuple[int, int, Tail]],
         fences: list[list[Any]],
     ) -> None:
-        for lkey, _ in changes:
-            found = self._records.get(lkey)
+        records = self._records
+        if records and not self._entries:
+            records.clear()  # nothing else is proposed
+        for lkey, _ in changes if records else ():
+            found = records.get(lkey)
             if found is not None and found[0] == index:
-                del self._records[lkey]
+                del records[lkey]
         for at, seq, _ in tails:
             pending = self._outcomes.get(floors[at][0])
             if pending is not None:

@@ -32,16 +32,15 @@ class NodeCore:
         read_log: ReadLog,
         now: int,
         largest_grant_given_ns: int,
-        check_payload: Callable[[memoryview], str | None] | None = None,
+        read_payload: Callable[[memoryview], Any] | None = None,
     ) -> None:
         """``largest_grant_given_ns``: durable, of all earlier runs on this store (R8)."""
         self.effects: list[fx.Effect] = []
         wait = settings.stretched(largest_grant_given_ns) if largest_grant_given_ns else 0
-        #: partition -> (first index changed, entries from there on) since the last ``take``
-        self._fresh: dict[int, tuple[int, dict[int, bytes]]] = {}
         self._read_store = read_log
+        self.emit = self.effects.append
         self.ctx = Context(me, settings, random, self._read_log, self.emit, now + wait)
-        self.ctx.check_payload = check_payload
+        self.ctx.read_payload = read_payload
         self.me = me
         self.replicas: dict[int, PartitionReplica] = {}
         self.last_heartbeat_ns = 0
@@ -73,29 +72,24 @@ class NodeCore:
         """The effects since the last call, in order."""
         taken = self.effects[:]
         self.effects.clear()
-        if self._fresh:
-            self._fresh.clear()
         return taken
-
-    def emit(self, effect: fx.Effect) -> None:
-        self.effects.append(effect)
-        if type(effect) is fx.PersistEntries:
-            first = entry_position(effect.blobs[0])[0]
-            _, fresh = self._fresh.setdefault(effect.p, (first, {}))
-            for index, blob in enumerate(effect.blobs, first):
-                fresh[index] = blob
-        elif type(effect) is fx.PersistTruncate:
-            first, fresh = self._fresh.get(effect.p, (effect.keep_index + 1, {}))
-            for index in [i for i in fresh if i > effect.keep_index]:
-                del fresh[index]
-            self._fresh[effect.p] = min(first, effect.keep_index + 1), fresh
 
     def _read_log(self, p: int, first: int, max_bytes: int) -> list[bytes]:
         """The log as the core sees it: the store up to where effects that nobody took yet have
         changed it (the store still has what a truncation among them takes back), then those."""
-        if p not in self._fresh:
+        changed: int | None = None
+        fresh: dict[int, bytes] = {}
+        for effect in self.effects:
+            if type(effect) is fx.PersistEntries and effect.p == p:
+                index = entry_position(effect.blobs[0])[0]
+                changed = index if changed is None else changed
+                fresh.update(enumerate(effect.blobs, index))
+            elif type(effect) is fx.PersistTruncate and effect.p == p:
+                keep = effect.keep_index
+                changed = keep + 1 if changed is None else min(changed, keep + 1)
+                fresh = {i: blob for i, blob in fresh.items() if i <= keep}
+        if changed is None:
             return self._read_store(p, first, max_bytes)
-        changed, fresh = self._fresh[p]
         if first < changed:
             return self._read_store(p, first, max_bytes)[: changed - first]
         blobs: list[bytes] = []
@@ -116,7 +110,6 @@ class NodeCore:
         """R10: it is no member any more, and its data goes."""
         del self.replicas[p]
         self.ctx.moving.discard(p)
-        self._fresh.pop(p, None)
 
     def resume_all(self, now: int) -> None:
         """R12, at start, when etcd has not said otherwise in time."""
@@ -134,14 +127,17 @@ class NodeCore:
     def receive(self, now: int, src: Process, message: Any) -> None:
         """A message from a process; unknown partitions are not answered (R13)."""
         kind = type(message)
-        if kind is m.Heartbeat:
+        handler = self._handlers.get(kind)
+        if handler is not None:
+            replica = self.replicas.get(message.p)
+            if replica is not None:
+                handler(replica, now, src, message)
+        elif kind is m.Heartbeat:
             self._on_heartbeat(now, src, message)
         elif kind is m.HeartbeatAck:
             self._on_heartbeat_ack(now, src, message)
         else:
-            replica = self.replicas.get(message.p)
-            if replica is not None:
-                self._handlers[kind](replica, now, src, message)
+            raise AssertionError(f"no replica takes a {kind.__name__}")
 
     def peer_up(self, now: int, node: str) -> None:
         """A connection to ``node`` is open (again)."""

@@ -34,37 +34,48 @@ POINT_BYTES: Final = 8
 MAX_PARTITION_IDS: Final = 1 << 16
 
 
-def check_payload(payload: bytes | memoryview) -> str | None:
-    """Why ``payload`` is none that ``Machine.resolve`` makes; None if it can be applied, but for the
-    version at which it begins."""
+def read_payload(payload: bytes | memoryview) -> list[Any]:
+    """``payload`` decoded, if it is one that ``Machine.resolve`` makes: it can be applied, but for the version
+    at which it begins. Raises ValueError with the reason when it is not."""
     try:
         entry = msgpack.unpackb(payload, use_list=True)
     except _UNREADABLE as e:
-        return f"the payload does not parse: {type(e).__name__}"
+        raise ValueError(f"the payload does not parse: {type(e).__name__}") from None
     if type(entry) is not list or len(entry) != 5:
-        return "the payload is not [version, sessions, rows, usage, fences]"
+        raise ValueError("the payload is not [version, sessions, rows, usage, fences]")
     base, sessions, rows, usage, fences = entry
     if not (type(sessions) is type(rows) is type(usage) is type(fences) is list):
-        return "the payload is not [version, sessions, rows, usage, fences]"
+        raise ValueError("the payload is not [version, sessions, rows, usage, fences]")
     if not _is_count(base):
-        return f"the payload begins at no version: {base!r:.20}"
+        raise ValueError(f"the payload begins at no version: {base!r:.20}")
     # loops, not all(...): this is done for every entry by every follower
     for item in sessions:
         if not _is_pair(item, bytes):
-            return "a session is not [client, count]"
+            raise ValueError("a session is not [client, count]")
     for item in fences:
         if not _is_pair(item, bytes) or not item[0]:
-            return "a fence is not [name, token]"
+            raise ValueError("a fence is not [name, token]")
     for item in usage:
         if type(item) is not list or len(item) != 3 or type(item[0]) is not bytes:
-            return "usage is not [namespace, records, bytes]"
+            raise ValueError("usage is not [namespace, records, bytes]")
         if not (type(item[1]) is type(item[2]) is int):
-            return "usage is not [namespace, records, bytes]"
+            raise ValueError("usage is not [namespace, records, bytes]")
     known = len(sessions)
     for row in rows:
+        if type(row) is list and len(row) == 5 and row[0] == PUT:  # nearly all
+            _, lkey, record, at, seq = row
+            if (
+                type(lkey) is bytes is type(record)
+                and len(lkey) >= _MIN_LKEY
+                and type(at) is int is type(seq)
+                and -1 <= at < known
+                and 0 <= seq <= INT64_MAX
+                and is_sound(record)
+            ):
+                continue
         if type(row) is not list or not row or not _is_row(row, known):
-            return "a row of a form that there is not"
-    return None
+            raise ValueError("a row of a form that there is not")
+    return entry
 
 
 def _is_count(value: Any) -> bool:

@@ -24,13 +24,17 @@ def is_quorum(config: ConfigRecord, having: Container[str]) -> bool:
 def quorum_value(config: ConfigRecord, value_of: Callable[[str], int]) -> int:
     """The largest ``v`` such that a quorum has values of at least ``v`` (match indexes, times)."""
 
-    def of(members: tuple[Member, ...]) -> int:
-        values = [value_of(node) for node, _ in members]
-        if len(values) == 3:  # nearly always; and this is asked at every acknowledgement
-            a, b, c = values
-            return max(min(a, b), min(max(a, b), c))
-        values.sort(reverse=True)
-        return values[len(values) // 2]
+    low = majority_value([value_of(node) for node, _ in config.replicas])
+    if config.joint is None:
+        return low
+    return min(low, majority_value([value_of(node) for node, _ in config.joint]))
 
-    low = of(config.replicas)
-    return low if config.joint is None else min(low, of(config.joint))
+
+def majority_value(values: list[int]) -> int:
+    """The largest ``v`` such that a majority of ``values`` is at least ``v``."""
+    if len(values) == 3:  # nearly always; and this is asked at every acknowledgement
+        a, b, c = values
+        if a > b:
+            a, b = b, a
+        return a if c <= a else c if c < b else b
+    return sorted(values, reverse=True)[len(values) // 2]

@@ -20,7 +20,7 @@ import msgpack
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
-from metastore.core.entry import check_entries, entry_position
+from metastore.core.entry import Checked, check_entries
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
@@ -88,8 +88,8 @@ class Context:
     seal_not_before_ns: int = 0
     #: whether an election by etcd could be run from here now, as far as the driver knows
     can_elect: bool = False
-    #: why a payload cannot be applied, whatever the state (None = it can)
-    check_payload: Callable[[memoryview], str | None] | None = None
+    #: decodes a payload; raises ValueError when it is one that cannot be applied, whatever the state
+    read_payload: Callable[[memoryview], Any] | None = None
     #: the disk has taken a round for longer than a leader may be silent: lead nothing from here
     stuck: bool = False
     #: no membership change goes on (cellctl pause)
@@ -297,12 +297,14 @@ class Replica:
     def on_append(self, now: int, src: Process, msg: m.Append) -> None:
         if self.installing or not self.obeys(now, src, msg.epoch):
             return
-        check = self.ctx.check_payload
-        why = check_entries(msg.entries, msg.prev_index + 1, msg.prev_epoch, msg.epoch, check)
-        if why:
-            raise ProtocolError(f"partition {self.p}: entries from {src.node}: {why}")
-        self.leader_commit = max(self.leader_commit, msg.commit)
         prev_index, log = msg.prev_index, self.log
+        read = self.ctx.read_payload
+        try:
+            checked = check_entries(msg.entries, prev_index + 1, msg.prev_epoch, msg.epoch, read)
+        except ValueError as e:
+            raise ProtocolError(f"partition {self.p}: entries from {src.node}: {e}") from None
+        if msg.commit > self.leader_commit:
+            self.leader_commit = msg.commit
         # At or below commit_index all logs are equal (I3): such a prev matches by itself.
         if prev_index > self.commit_index and (
             prev_index > log.last_index or log.epoch_at(prev_index) != msg.prev_epoch
@@ -310,17 +312,17 @@ class Replica:
             hint = log.position_at_or_below(msg.prev_epoch, prev_index)
             self.send(src.node, m.Missed(self.p, msg.epoch, *hint), durable=True)
             return
-        self.store_entries(msg.entries, prev_index, min(msg.commit, prev_index + len(msg.entries)))
-        match = prev_index + len(msg.entries)
-        self.advance_commit(min(msg.commit, match))
+        match = prev_index + len(checked)
+        commit = min(msg.commit, match)
+        self.store_entries(msg.entries, checked, commit)
+        self.advance_commit(commit)
         self.send(src.node, m.Appended(self.p, msg.epoch, match), durable=True)
 
-    def store_entries(self, blobs: list[bytes], prev_index: int, commit: int) -> None:
+    def store_entries(self, blobs: list[bytes], checked: list[Checked], commit: int) -> None:
         """Append what is new, after removing a conflicting suffix (R5, I4)."""
         log = self.log
         new_from = None
-        for offset, blob in enumerate(blobs):
-            index, epoch = entry_position(blob)
+        for offset, (index, epoch, _) in enumerate(checked):
             if index <= self.commit_index:
                 continue
             if index <= log.last_index and log.epoch_at(index) == epoch:
@@ -333,10 +335,12 @@ class Replica:
             break
         if new_from is None:
             return
-        fresh = blobs[new_from:] if new_from else blobs
-        for blob in fresh:
-            log.append(*entry_position(blob))
-        self.emit(fx.PersistEntries(self.p, fresh, commit, self.sealed_epoch))
+        if new_from:
+            blobs, checked = blobs[new_from:], checked[new_from:]
+        for index, epoch, _ in checked:
+            log.append(index, epoch)
+        entries = [entry for _, _, entry in checked]
+        self.emit(fx.PersistEntries(self.p, blobs, commit, self.sealed_epoch, entries))
 
     def truncate(self, keep_index: int) -> None:
         if keep_index < self.commit_index:

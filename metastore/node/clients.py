@@ -18,7 +18,7 @@ from metastore.node.peers import PING_FRAME, PeerConnection
 from metastore.wire import frames
 from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION
 from metastore.wire.frames import shown
-from metastore.wire.op_checks import check_op, check_request, check_watch, op_shape
+from metastore.wire.op_checks import check_op, check_request, check_watch, is_plain, op_shape
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
@@ -241,18 +241,19 @@ class ClientConnection(asyncio.Protocol):
         for op in ops:
             if self.gone:
                 return
-            error = op_shape(op)
-            if error is not None:
-                raise ProtocolError(error.message)
-            error = check_op(op)
-            if error is None:
-                host = hosts.get(op[2])
-                if host is None:
-                    error = node.unknown_partition(op[2])
-                else:
-                    host.operate(self, client, op, deadline)
+            if not is_plain(op):
+                error = op_shape(op)
+                if error is not None:
+                    raise ProtocolError(error.message)
+                error = check_op(op)
+                if error is not None:
+                    self.answer(error_result(op[0], error))
                     continue
-            self.answer(error_result(op[0], error))
+            host = hosts.get(op[2])
+            if host is not None:
+                host.operate(self, client, op, deadline)
+            else:
+                self.answer(error_result(op[0], node.unknown_partition(op[2])))
 
     def other(self, kind: int, body: Any) -> None:
         if kind == frames.TOPOLOGY_REQUEST:

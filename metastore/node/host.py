@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -32,6 +33,7 @@ from metastore.errors import (
     TooStale,
     Unavailable,
 )
+from metastore.keys import END_OF_RING
 from metastore.layout import SplitRecord
 from metastore.node.clients import ClientConnection, error_result
 from metastore.node.splitting import Splitting
@@ -58,12 +60,12 @@ if TYPE_CHECKING:
     from metastore.node.node import Node
 
 MAX_BATCH_OPS = 2048
-END_OF_RING = b"\xff" * 9
 #: roles in which entries proposed here may still be uncommitted
 PROPOSING = frozenset({ACTIVE, RESIGNING})
 HANDING_OVER = frozenset({RESIGNING, RESIGNED})
 MAX_HEIRLESS_NS = 300_000_000
 MAX_BATCH_BYTES = 4 << 20
+FOREVER_NS = 1 << 62
 MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
 MAX_LIST_LOOKS = 20_000
@@ -72,6 +74,7 @@ DIGEST_SLICE = 500
 #: (clients.MAX_CLIENT_NS): other frames wait for the next one, and it is one frame's many listings that are refused
 MAX_LISTING_NS = 60_000_000
 APPLY_READ_BYTES = 4 << 20
+MAX_STAGED_BYTES = 1 << 20
 MAX_EXPIRED_AT_ONCE = 256
 #: over how long operations a second are counted
 RATE_NS = 5_000_000_000
@@ -79,8 +82,8 @@ RATE_NS = 5_000_000_000
 MAX_ENTRIES_A_TURN = 4
 WRITES = frozenset({PUT, DELETE, ADD, TXN})
 
-Waiting = tuple[ClientConnection, bytes, list[Any], int]
-"""``(connection, client id, op, deadline in ns)``."""
+Waiting = tuple[ClientConnection, bytes, list[Any], int, int]
+"""``(connection, client id, op, deadline in ns, bytes that it takes)``."""
 
 
 def op_bytes(op: list[Any]) -> int:
@@ -100,8 +103,8 @@ def op_bytes(op: list[Any]) -> int:
 def batch_length(pending: list[Waiting]) -> int:
     """How many of those waiting make one entry."""
     size, parts, count = 0, 0, 0
-    for _, _, op, _ in pending:
-        size += op_bytes(op)
+    for _, _, op, _, taken in pending:
+        size += taken
         parts += 1
         if op[1] == TXN:
             parts += sum(map(len, op[8:10]))
@@ -118,19 +121,28 @@ class PartitionHost:
     def __init__(self, node: Node, p: int, lo: int, hi: int, applied: int) -> None:
         self.node = node
         self.p = p
-        self.lo, self.hi = lo.to_bytes(9, "big")[1:], hi.to_bytes(9, "big")
+        #: storage keys ``lo <= lkey < hi`` are its own: each begins with its point
+        self.lo, self.hi = lo.to_bytes(8, "big"), hi.to_bytes(8, "big") if hi < 1 << 64 else END_OF_RING
         #: above it nothing is served; but for a split that is only proposed, the end of the range
         self._hi = self.hi
         self.replica: PartitionReplica
-        self.machine = Machine(lambda lkey: node.store.get(p, lkey))
+        self.machine = Machine(partial(node.store.get, p))
         self.applied = applied
         self.role = FOLLOWER
         self.pending: list[Waiting] = []
+        #: of those: the bytes they take, whether transactions are among them, and when the first of them is
+        #: no longer waited for
+        self.pending_bytes = 0
+        self.pending_txns = False
+        self.pending_until = FOREVER_NS
         self.parked: deque[tuple[int, Waiting]] = deque()
         #: operations that came while leadership was handed over, and until when they wait
         self.heirless: deque[tuple[int, Waiting]] = deque()
         self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...], int]] = deque()
         self.watches = PartitionWatches(self)
+        #: entries that came from a leader and are not applied yet: index -> their bytes, and them decoded
+        self.staged: dict[int, tuple[bytes, Any]] = {}
+        self._staged_bytes = 0
         self.deadlines = Deadlines()
         self.expired: list[tuple[bytes, int]] = []
         #: while a leader of it prepares to split it (R18)
@@ -172,18 +184,14 @@ class PartitionHost:
     # --- operations -------------------------------------------------------------------------
 
     def covers(self, lkey: bytes) -> bool:
-        return self.lo <= lkey[:8] and b"\0" + lkey[:8] < self.hi
-
-    def bounds(self) -> tuple[bytes, bytes]:
-        """Storage keys ``start <= lkey < end`` are this partition's."""
-        return self.lo, self.hi[1:] if self.hi[0] == 0 else END_OF_RING
+        return self.lo <= lkey < self.hi
 
     def narrow(self) -> None:
         """R18: what was split off is not served here any more."""
         for _, at, _, _ in self.machine.splits:
-            self.hi = min(self.hi, b"\0" + at)
+            self.hi = min(self.hi, at)
         self._hi = self.hi
-        self.node.store.set_bounds(self.p, *self.bounds())
+        self.node.store.set_bounds(self.p, self.lo, self.hi)
         self.tell_split()
 
     def tell_split(self) -> None:
@@ -197,13 +205,13 @@ class PartitionHost:
 
     def close_above(self, at: bytes) -> None:
         """R18: a split is proposed: nothing above it may be proposed after it."""
-        self.hi = b"\0" + at
+        self.hi = at
 
     def operate(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
         """One checked operation of a client."""
         self.operations += 1
         kind = op[1]
-        if not self.covers(op[3]) or (kind == TXN and not self.covers_all(op)):
+        if not self.lo <= op[3] < self.hi or (kind == TXN and not self.covers_all(op)):
             error: MetastoreError | None = Moved(
                 f"partition {self.p} does not hold that key; refresh the topology", partition=self.p
             )
@@ -233,8 +241,8 @@ class PartitionHost:
             self.turn_away(connection, client, op, deadline)
         elif (
             len(self.pending) >= node.config.max_pending_writes
+            or node.admission.waiting > node.admission.memory_bytes
             or node.store.overlay_full
-            or node.admission.writes_full
         ):
             error = Overloaded("too many writes wait here", retry_after_s=0.1)
             connection.answer(error_result(op[0], error))
@@ -245,10 +253,17 @@ class PartitionHost:
 
     def queue(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
         """To be proposed when the log is free."""
-        if not self.pending and not self.expired:
-            self.node.writing.append(self)
-        self.node.admission.waiting += op_bytes(op)
-        self.pending.append((connection, client, op, deadline))
+        node, pending = self.node, self.pending
+        if not pending and not self.expired:
+            node.writing.append(self)
+        size = op_bytes(op)
+        node.admission.waiting += size
+        self.pending_bytes += size
+        if op[1] == TXN:
+            self.pending_txns = True
+        if deadline < self.pending_until:
+            self.pending_until = deadline
+        pending.append((connection, client, op, deadline, size))
 
     def read_linearizable(
         self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int
@@ -267,16 +282,17 @@ class PartitionHost:
         """An operation for the leader, which this is not. While one hands over (R11) it is better told a little
         later who it is than sent to look for it."""
         if self.replica.role in HANDING_OVER and len(self.heirless) < MAX_PARKED:
-            self.node.admission.waiting += op_bytes(op)
-            self.heirless.append((now_ns() + MAX_HEIRLESS_NS, (connection, client, op, deadline)))
+            size = op_bytes(op)
+            self.node.admission.waiting += size
+            self.heirless.append((now_ns() + MAX_HEIRLESS_NS, (connection, client, op, deadline, size)))
         else:
             connection.answer(error_result(op[0], self.not_leader()))
 
     def answer_heirless(self, error: MetastoreError, until: int | None = None) -> None:
         """Those who wait to hear who leads; ``until``: that long ago have waited enough."""
         while self.heirless and (until is None or self.heirless[0][0] <= until):
-            _, (connection, _, op, _) = self.heirless.popleft()
-            self.node.admission.waiting -= op_bytes(op)
+            _, (connection, _, op, _, size) = self.heirless.popleft()
+            self.node.admission.waiting -= size
             connection.answer(error_result(op[0], error))
 
     def read_local(self, connection: ClientConnection, op: list[Any]) -> None:
@@ -332,7 +348,7 @@ class PartitionHost:
     def list_rows(self, op: list[Any], age_ms: int | None) -> list[Any]:
         store = self.node.store
         start, end, limit, flags = op[3:7]
-        hi = self.bounds()[1]
+        hi = self.hi
         wanted = op[9] if len(op) > 9 else b""
         rows = store.scan(
             self.p, start, min(end, hi) if end else hi, limit, MAX_LIST_BYTES, wanted, MAX_LIST_LOOKS
@@ -386,15 +402,16 @@ class PartitionHost:
         if not self.parked:
             self.node.parking.append(self)
         mark = core.last_number
-        self.node.admission.waiting += op_bytes(op)
-        self.parked.append((mark, (connection, client, op, min(deadline, now + 2_000_000_000))))
+        size = op_bytes(op)
+        self.node.admission.waiting += size
+        self.parked.append((mark, (connection, client, op, min(deadline, now + 2_000_000_000), size)))
         self.node.ask_quorum()
 
     def unpark(self, now: int) -> None:
         """Carry out what a quorum has confirmed, refuse what waited too long."""
         replica = self.replica
         while self.parked:
-            mark, (connection, client, op, deadline) = self.parked[0]
+            mark, (connection, client, op, deadline, _) = self.parked[0]
             if replica.role != ACTIVE:
                 error = self.not_leader()
             elif replica.confirmed_since(mark):
@@ -419,14 +436,16 @@ class PartitionHost:
             connection.answer(error_result(op[0], error))
 
     def unpark_first(self) -> None:
-        _, (_, _, op, _) = self.parked.popleft()
-        self.node.admission.waiting -= op_bytes(op)
+        _, (_, _, _, _, size) = self.parked.popleft()
+        self.node.admission.waiting -= size
 
     # --- proposing and applying -----------------------------------------------------------------
 
     def propose_pending(self, now: int) -> None:
         """Resolve and propose what has gathered, as few entries as the bounds allow."""
         pending, self.pending = self.pending, []
+        left, self.pending_bytes = self.pending_bytes, 0
+        first_due, self.pending_until = self.pending_until, FOREVER_NS
         # many records may be over at once (R15: all begin anew together): so many to an entry
         expired, self.expired = self.expired[:MAX_EXPIRED_AT_ONCE], self.expired[MAX_EXPIRED_AT_ONCE:]
         replica = self.replica
@@ -438,33 +457,45 @@ class PartitionHost:
         while pending or expired:
             if replica.role != ACTIVE:
                 error = self.not_leader()
-                self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in pending)
-                for connection, _, op, _ in pending:
+                self.node.admission.waiting -= left
+                for connection, _, op, _, _ in pending:
                     connection.answer(error_result(op[0], error))
                 return
             if entries == MAX_ENTRIES_A_TURN:
                 break
             entries += 1
-            count = batch_length(pending)
-            batch, pending = pending[:count], pending[count:]
-            self.node.admission.waiting -= sum(op_bytes(op) for _, _, op, _ in batch)
-            if any(now > w[3] for w in batch):
+            if left <= MAX_BATCH_BYTES and len(pending) <= MAX_BATCH_OPS and not self.pending_txns:
+                batch, pending, taken = pending, [], left
+            else:
+                count = batch_length(pending)
+                batch, pending = pending[:count], pending[count:]
+                taken = sum([w[4] for w in batch])
+            left -= taken
+            self.node.admission.waiting -= taken
+            if now > first_due:
                 batch = self.without_late(now, batch)
-            over = [e for e in expired if self.covers(e[0]) and self.deadlines.is_over(now, *e)]
-            expired = []
+            over: list[tuple[bytes, int]] = []
+            if expired:
+                over = [e for e in expired if self.covers(e[0]) and self.deadlines.is_over(now, *e)]
+                expired = []
             index = replica.log.last_index + 1
             payload, results = self.machine.resolve(index, [(w[1], w[2]) for w in batch], over)
             if payload is not None:
                 proposed = replica.propose(now, payload)
                 assert proposed == index
-            for (connection, _, op, deadline), (at, tail) in zip(batch, results, strict=True):
+            applied, waiters = self.applied, self.waiters
+            for (connection, _, op, deadline, _), (at, tail) in zip(batch, results, strict=True):
                 if op[1] == TOUCH:
                     tail = self.touched(now, op, at, tail)
-                if at > self.applied:
-                    self.waiters.append((at, connection, op[0], tail, deadline))
+                if at > applied:
+                    waiters.append((at, connection, op[0], tail, deadline))
                 else:
                     connection.answer([op[0], *tail])
-        self.pending = pending
+        self.pending, self.pending_bytes = pending, left
+        if pending:
+            self.pending_until = first_due
+        else:
+            self.pending_txns = False
         if self.pending or self.expired:
             self.node.writing.append(self)
             self.node.schedule_turn()
@@ -475,7 +506,7 @@ class PartitionHost:
     def without_late(now: int, batch: list[Waiting]) -> list[Waiting]:
         """Whoever sent these has given up; they are told that nothing was done."""
         error = DeadlineExceeded("the deadline passed before the write was proposed")
-        for connection, _, op, deadline in batch:
+        for connection, _, op, deadline, _ in batch:
             if now > deadline:
                 connection.answer(error_result(op[0], error))
         return [w for w in batch if now <= w[3]]
@@ -492,13 +523,34 @@ class PartitionHost:
                 return error.status, error.message, error.detail
         return tail
 
+    def stage(self, blobs: list[bytes], entries: list[Any]) -> None:
+        """Keep entries just appended to the log as they were decoded, for when they are committed. Who is
+        far behind decodes them again."""
+        if self._staged_bytes > MAX_STAGED_BYTES:
+            self.staged.clear()
+            self._staged_bytes = 0
+        index = entry_position(blobs[0])[0]
+        for blob, entry in zip(blobs, entries, strict=True):
+            self.staged[index] = blob, b"" if entry is None else entry
+            self._staged_bytes += len(blob)
+            index += 1
+
+    def unstage(self, index: int) -> Any:
+        """Entry ``index`` decoded, if it is staged and still the one that the log has; else None."""
+        blob, entry = self.staged.pop(index, (None, None))
+        if blob is None:
+            return None
+        self._staged_bytes -= len(blob)
+        return entry if self.node.store.log.partitions[self.p].blobs.get(index) is blob else None
+
     def apply_to(self, upto: int) -> None:
         """Apply committed entries in order and answer those who wait for them (R6)."""
         machine, store, node = self.machine, self.node.store, self.node
         while self.applied < upto:
             index = self.applied + 1
-            if machine.proposed(index):
-                applied = machine.apply(index, b"")
+            entry = self.unstage(index) if self.staged else None
+            if entry is not None or machine.proposed(index):
+                applied = machine.apply(index, entry)
                 epoch = self.replica.log.epoch_at(index)
                 store.apply(self.p, index, epoch, applied.changes, applied.aux)
                 self.applied = index
@@ -510,6 +562,7 @@ class PartitionHost:
                     break
                 if index != self.applied + 1:
                     raise StorageError(f"partition {self.p}: entry {index} read after {self.applied}")
+                self.unstage(index)
                 applied = machine.apply(index, entry_payload(blob))
                 store.apply(self.p, index, epoch, applied.changes, applied.aux)
                 self.applied = index
@@ -575,9 +628,10 @@ class PartitionHost:
         self.answer_heirless(moved)
         self.on_role(FOLLOWER)
         self.watches.end_all(moved)
-        for connection, _, op, _ in self.pending:
+        for connection, _, op, _, _ in self.pending:
             connection.answer(error_result(op[0], moved))
-        self.pending, self.expired = [], []
+        self.node.admission.waiting -= self.pending_bytes
+        self.pending, self.expired, self.pending_bytes = [], [], 0
 
     async def digest(self) -> dict[str, Any] | None:
         """A checksum over every record and what dedupe remembers, as of one applied index; None

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -20,7 +21,7 @@ from metastore.config import NodeConfig
 from metastore.core import effects as fx
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.node import NodeCore
-from metastore.core.payloads import check_payload
+from metastore.core.payloads import read_payload
 from metastore.core.replica import Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.errors import MetastoreError, Moved, ProtocolError
@@ -37,7 +38,7 @@ from metastore.node.policies import Policies
 from metastore.node.snapshots import Snapshots
 from metastore.node.spreading import Spreading
 from metastore.node.views import Views
-from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry, TruncateEntry
+from metastore.storage.records import ConfigEntry, Fact, SealEntry, TruncateEntry
 from metastore.storage.store import Store
 from metastore.topology import TopologyTable
 
@@ -95,7 +96,7 @@ class Node:
             store.read_entries,
             now_ns(),
             largest,
-            check_payload,
+            read_payload,
         )
         self.core.ctx.max_moves = config.max_moves
         self.links = PeerLinks(
@@ -114,6 +115,7 @@ class Node:
         self._largest_grant_ns = largest
         self._held: deque[tuple[int, str, Any]] = deque()
         self._inbox: deque[tuple[Process, Any]] = deque()
+        self._runners = self._effect_runners()
         self._turn_scheduled = False
         self._pumping: dict[PartitionHost, None] = {}
         self._quorum_asked = False
@@ -321,50 +323,51 @@ class Node:
 
     def run_effects(self) -> None:
         """Carry out effects until there are none; messages to this very process come back."""
-        core, inbox = self.core, self._inbox
+        core, inbox, run = self.core, self._inbox, self._runners
         while core.effects or inbox:
             if core.effects:
                 for effect in core.take():
-                    self._run(effect)
+                    run[type(effect)](effect)
             if inbox:
                 src, message = inbox.popleft()
                 core.receive(now_ns(), src, message)
 
-    def _run(self, effect: fx.Effect) -> None:
-        if isinstance(effect, fx.Send):
-            if effect.durable and self.store.last_seq > self.store.durable_seq:
-                self._held.append((self.store.last_seq, effect.node, effect.message))
-            else:
-                self._route(effect.node, effect.message)
-        elif isinstance(effect, fx.PersistEntries):
-            self.store.check_epoch(effect.p, effect.epoch)
-            for blob in effect.blobs:
-                self.store.append(EntryRecord(effect.p, effect.commit, blob))
-        elif isinstance(effect, fx.Committed):
-            self.hosts[effect.p].apply_to(effect.upto)
-        elif isinstance(effect, fx.PersistTruncate):
-            self.store.append(TruncateEntry(effect.p, effect.keep_index))
-        elif isinstance(effect, fx.PersistSeal):
+    def _effect_runners(self) -> dict[type[Any], Callable[[Any], object]]:
+        """What carries out each kind of effect."""
+        control, snapshots, append = self.control, self.snapshots, self.store.append
+
+        def seal(effect: fx.PersistSeal) -> None:
             owner: bytes = msgpack.packb(list(effect.owner))
-            self.store.append(SealEntry(effect.p, effect.epoch, owner, effect.config))
-        elif isinstance(effect, fx.PersistConfig):
-            self.store.append(ConfigEntry(effect.p, effect.config))
-        elif isinstance(effect, fx.RoleChanged):
-            self._role_changed(effect)
-        elif isinstance(effect, fx.Campaign):
-            self.control.campaign(effect)
-        elif isinstance(effect, fx.ChangeConfig):
-            self.control.change_config(effect)
-        elif isinstance(effect, fx.MoveEnded):
-            self.control.move_ended(effect)
-        elif isinstance(effect, fx.StartSnapshot):
-            self.snapshots.start(effect.p, effect.node, effect.epoch)
-        elif isinstance(effect, fx.InstallSnapshot):
-            self.snapshots.install(effect.p, effect.at_index, effect.at_epoch)
-        elif isinstance(effect, fx.DiscardSnapshot):
-            self.snapshots.discard(effect.p)
+            append(SealEntry(effect.p, effect.epoch, owner, effect.config))
+
+        return {
+            fx.Send: self._send,
+            fx.PersistEntries: self._persist_entries,
+            fx.Committed: lambda e: self.hosts[e.p].apply_to(e.upto),
+            fx.PersistTruncate: lambda e: append(TruncateEntry(e.p, e.keep_index)),
+            fx.PersistSeal: seal,
+            fx.PersistConfig: lambda e: append(ConfigEntry(e.p, e.config)),
+            fx.RoleChanged: lambda e: self._role_changed(e),
+            fx.Campaign: control.campaign,
+            fx.ChangeConfig: control.change_config,
+            fx.MoveEnded: control.move_ended,
+            fx.StartSnapshot: lambda e: snapshots.start(e.p, e.node, e.epoch),
+            fx.InstallSnapshot: lambda e: snapshots.install(e.p, e.at_index, e.at_epoch),
+            fx.DiscardSnapshot: lambda e: snapshots.discard(e.p),
+        }
+
+    def _send(self, effect: fx.Send) -> None:
+        log = self.store.log
+        if effect.durable and log.last_seq > log.durable_seq:
+            self._held.append((log.last_seq, effect.node, effect.message))
         else:
-            raise AssertionError(f"unknown effect {type(effect).__name__}")
+            self._route(effect.node, effect.message)
+
+    def _persist_entries(self, effect: fx.PersistEntries) -> None:
+        p, blobs, commit, epoch, entries = effect
+        self.store.append_entries(p, epoch, commit, blobs)
+        if entries is not None:
+            self.hosts[p].stage(blobs, entries)
 
     def _role_changed(self, effect: fx.RoleChanged) -> None:
         self.hosts[effect.p].on_role(effect.role)

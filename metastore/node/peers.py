@@ -19,7 +19,7 @@ from metastore.core.messages import Process
 from metastore.errors import ProtocolError
 from metastore.wire import frames
 from metastore.wire.frames import shown
-from metastore.wire.peer_messages import decode, encode, hello, read_hello, read_hello_ok
+from metastore.wire.peer_messages import bulk, decode, encode, hello, read_hello, read_hello_ok
 
 log = logging.getLogger("metastore.peers")
 
@@ -132,9 +132,7 @@ class PeerConnection(asyncio.Protocol):
         size = 0
         out: list[bytes] = []
         for message in messages:
-            more = 0
-            for blob in getattr(message, "entries", None) or getattr(message, "rows", None) or ():
-                more += len(blob) if type(blob) is bytes else len(blob[1]) + len(blob[2])
+            more = bulk(message)
             if body and (size + more > MAX_FRAME_BODY_BYTES or len(body) >= MAX_FRAME_MESSAGES):
                 out.append(frames.pack(frames.PEER, body))
                 body, size = [], 0

@@ -42,6 +42,8 @@ class Policies:
         """Why a checked operation is not to be carried out; None = it is. A default TTL is filled in."""
         kind, lkey = op[1], op[3]
         namespaces = self.node.topology.namespaces
+        if not namespaces and kind != TXN and (kind in (GET, TOUCH, LIST) or well_placed(lkey, PARENT)):
+            return None
         if kind == LIST:
             return self.refuse_range(lkey, op[4]) if namespaces else None
         name = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")

@@ -40,7 +40,7 @@ class Splitting:
         assert counting is not None
         if counting.cursor is not None:
             store = host.node.store
-            end = host.bounds()[1]
+            end = host.hi
             rows = store.scan(host.p, counting.cursor, end, SLICE_RECORDS, SLICE_BYTES)
             host.machine.count_slice(rows, store.scan_next)
 

@@ -109,7 +109,7 @@ class PartitionWatches:
         host = self.host
         if not watch.flags & WATCH_ANY and host.role not in (ACTIVE, RESIGNING):
             return host.not_leader()
-        lo, hi = host.bounds()
+        lo, hi = host.lo, host.hi
         if watch.start < lo or watch.end > hi or watch.start >= watch.end:
             return Moved(
                 f"partition {host.p} does not hold that range; refresh the topology", partition=host.p
@@ -283,7 +283,7 @@ class PartitionWatches:
                     self._send(watch, version, body)
         if watch.index < host.applied:
             return not watch.connection.congested(CONGESTED_BYTES // 2)
-        if watch.end > host.bounds()[1]:
+        if watch.end > host.hi:
             self._send_on(watch)
             return False
         del self._behind[watch]
@@ -294,7 +294,7 @@ class PartitionWatches:
         """R18: part of the range is another partition's from here on. Who has been told everything goes
         there; who is behind does when it has caught up."""
         for watch in list(self._all.values()):
-            if watch.live and watch.end > self.host.bounds()[1]:
+            if watch.live and watch.end > self.host.hi:
                 self._send_on(watch)
 
     def _send_on(self, watch: Watch) -> None:

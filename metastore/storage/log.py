@@ -25,6 +25,7 @@ from metastore.storage.records import (
     EntryRecord,
     Record,
     TruncateEntry,
+    pack_entry_record,
     pack_record,
     unpack_records,
 )
@@ -111,7 +112,8 @@ class NodeLog:
         self._cache_limit = cache_bytes
         self._cache_bytes = 0
         self._cached: deque[tuple[int, int, bytes]] = deque()
-        self._waiting: list[tuple[bytes, Record]] = []
+        #: packed, and of an entry partition, index and bytes; of anything else -1
+        self._waiting: list[tuple[bytes, int, int, bytes]] = []
         self._round_last_seq = 0
         self._next_segment: Segment | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -154,19 +156,29 @@ class NodeLog:
 
     def append(self, record: Record) -> int:
         """Buffer ``record``; its number. Raises StorageError after a failure (R14)."""
+        if type(record) is EntryRecord:
+            return self.append_entries(record.p, record.commit, [record.blob])
         if self.failure is not None:
             raise self.failure
-        if type(record) is EntryRecord:
-            part = self.partitions[record.p]
-            index, epoch = entry_position(record.blob)
-            part.append(index, epoch, 0)
-            part.blobs[index] = record.blob
-            self._cached.append((record.p, index, record.blob))
-            self._cache_bytes += len(record.blob)
-        elif type(record) is TruncateEntry:
+        if type(record) is TruncateEntry:
             self.partitions[record.p].truncate(record.keep_index)
-        self._waiting.append((pack_record(record), record))
+        self._waiting.append((pack_record(record), -1, 0, b""))
         self.last_seq += 1
+        return self.last_seq
+
+    def append_entries(self, p: int, commit: int, blobs: list[bytes]) -> int:
+        """Buffer entries of one partition; the number of the last one."""
+        if self.failure is not None:
+            raise self.failure
+        part, waiting = self.partitions[p], self._waiting
+        for blob in blobs:
+            index, epoch = entry_position(blob)
+            part.append(index, epoch, 0)
+            part.blobs[index] = blob
+            self._cached.append((p, index, blob))
+            self._cache_bytes += len(blob)
+            waiting.append((pack_entry_record(p, commit, blob), p, index, blob))
+        self.last_seq += len(blobs)
         return self.last_seq
 
     @property
@@ -192,11 +204,12 @@ class NodeLog:
                 break
             self.block += 1
             body_at = segment.end + BLOCK_HEAD.size
-            for raw, record in waiting[start:stop]:
-                if type(record) is EntryRecord:
-                    self._place(segment, record, segment.number << 32 | body_at)
+            taken = waiting if stop - start == len(waiting) else waiting[start:stop]
+            for raw, p, index, blob in taken:
+                if p >= 0:
+                    self._place(segment, p, index, blob, segment.number << 32 | body_at)
                 body_at += len(raw)
-            body = b"".join([raw for raw, _ in waiting[start:stop]])
+            body = b"".join([raw for raw, _, _, _ in taken])
             data = block_bytes(self.block, seq, self.durable_block, body)
             pieces.append(_Piece(segment, segment.end, data))
             segment.end += len(data)
@@ -206,14 +219,13 @@ class NodeLog:
         self._round_last_seq = seq - 1
         return pieces
 
-    def _place(self, segment: Segment, record: EntryRecord, location: int) -> None:
-        part = self.partitions.get(record.p)
-        index = entry_position(record.blob)[0]
+    def _place(self, segment: Segment, p: int, index: int, blob: bytes, location: int) -> None:
+        part = self.partitions.get(p)
         # a truncation may have taken it back, and another entry its place, since it was buffered
-        if part is not None and part.blobs.get(index) is record.blob:
+        if part is not None and part.blobs.get(index) is blob:
             part.locations[index - part.index.base_index - 1] = location
-        if index > segment.max_index.get(record.p, 0):
-            segment.max_index[record.p] = index
+        if index > segment.max_index.get(p, 0):
+            segment.max_index[p] = index
 
     def _segment_for(self, size: int) -> Segment | None:
         """Where a block of ``size`` goes; None while the segment for it is being made, which takes
@@ -312,10 +324,8 @@ class NodeLog:
     def write_pieces(self, pieces: list[_Piece]) -> None:
         """The writer's part. Raises OSError."""
         disk = self.files.disk
-        for number, (segment, offset, data) in enumerate(pieces):
-            disk.write(segment.fd, data, offset)
-            if number + 1 == len(pieces) or pieces[number + 1].segment is not segment:
-                disk.sync(segment.fd)
+        for segment, offset, data in pieces:
+            disk.write_synced(segment.fd, data, offset)
 
     def _write_forever(self) -> None:
         loop = self._loop

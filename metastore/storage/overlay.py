@@ -26,10 +26,11 @@ class PartitionOverlay:
     def put(self, lkey: bytes, record: bytes | None) -> int:
         """Set a change; the bytes by which the overlay grew."""
         records = self.records
+        size = len(record) if record else 0
         if lkey in records:
             old = records[lkey]
             records[lkey] = record
-            return (len(record) if record else 0) - (len(old) if old else 0)
+            return size - (len(old) if old else 0)
         records[lkey] = record
         point = lkey[:8]
         group = self._points.get(point)
@@ -39,7 +40,7 @@ class PartitionOverlay:
                 insort(self._sorted, point)
         else:
             group.append(lkey)
-        return len(lkey) + (len(record) if record else 0) + CHANGE_OVERHEAD
+        return len(lkey) + size + CHANGE_OVERHEAD
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         """Changes with ``start <= lkey < end``, in order. Not to be changed meanwhile."""
@@ -77,8 +78,9 @@ class Overlay:
             if part is None:
                 part = self.partitions[p] = PartitionOverlay()
             grown = 0
+            put = part.put
             for lkey, record in changes:
-                grown += part.put(lkey, record)
+                grown += put(lkey, record)
             self.bytes += grown
             self.changes += len(changes)
         dirty = self.dirty_aux.get(p)

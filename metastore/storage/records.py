@@ -79,10 +79,17 @@ ENTRY: Final = 1
 def pack_record(record: Record) -> bytes:
     """The record's bytes. Raises ValueError when it is over the size limit."""
     if type(record) is EntryRecord:
-        raw = ENTRY_HEAD.pack(len(record.blob) + 13, ENTRY, record.p, record.commit) + record.blob
-    else:
-        body: bytes = msgpack.packb(list(record))
-        raw = HEAD.pack(len(body) + 1, _NUMBERS[type(record)]) + body
+        return pack_entry_record(*record)
+    body: bytes = msgpack.packb(list(record))
+    return _bounded(HEAD.pack(len(body) + 1, _NUMBERS[type(record)]) + body)
+
+
+def pack_entry_record(p: int, commit: int, blob: bytes) -> bytes:
+    """An EntryRecord's bytes. Raises ValueError when it is over the size limit."""
+    return _bounded(ENTRY_HEAD.pack(len(blob) + 13, ENTRY, p, commit) + blob)
+
+
+def _bounded(raw: bytes) -> bytes:
     if len(raw) > MAX_RECORD_BYTES:
         raise ValueError(f"log record of {len(raw)} bytes is over the limit of {MAX_RECORD_BYTES}")
     return raw

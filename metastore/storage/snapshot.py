@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from metastore.errors import Unavailable
-from metastore.storage.state import Job, Meta, meta_key
+from metastore.storage.state import Meta, meta_key, record_writes
 
 if TYPE_CHECKING:
     from metastore.storage.store import Store
@@ -62,14 +62,11 @@ class SnapshotInstaller:
 
     async def add(self, rows: list[Row]) -> None:
         """Stage rows; returns when they are written. Raises StorageError."""
-        state, job = self._store.state, Job()
-        for kind, key, value in rows:
-            if kind == DATA:
-                job.append(state.record_write(self._slot, key, value))
-            elif kind == AUX:
-                job.append(state.aux_write(self._slot, key, value))
+        state, slot = self._store.state, self._slot
+        job = [state.aux_write(slot, key, value) for kind, key, value in rows if kind == AUX]
+        records = record_writes(slot, {key: value for kind, key, value in rows if kind == DATA})
         self._used = True
-        await self._store.run_in_writer(state.write, job)
+        await self._store.run_in_writer(state.write, job, records)
 
     async def finish(self, index: int, epoch: int) -> None:
         """Switch: from here the partition's log begins after ``(epoch, index)``."""

@@ -35,7 +35,7 @@ from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, Seal
 from metastore.storage.recovery import Recovery
 from metastore.storage.segments import Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
-from metastore.storage.state import NODE_ROW, Job, Meta, Rubbish, State, meta_key
+from metastore.storage.state import NODE_ROW, Job, Meta, Rubbish, State, meta_key, record_writes
 
 log = logging.getLogger("metastore.store")
 
@@ -356,13 +356,15 @@ class Store:
             self.facts[record.key] = record.value
         return seq
 
-    def check_epoch(self, p: int, epoch: int) -> None:
-        """R1: the storage write itself compares. Raises StorageError unless ``epoch`` is the one sealed."""
+    def append_entries(self, p: int, epoch: int, commit: int, blobs: list[bytes]) -> int:
+        """Buffer entries of one partition, written under ``epoch``; the number of the last one. R1: the storage
+        write itself compares. Raises StorageError unless ``epoch`` is the one sealed."""
         sealed = self.partitions[p].meta.sealed
         if epoch != sealed:
             raise StorageError(
                 f"R1: partition {p} has sealed epoch {sealed}; nothing is written under {epoch}"
             )
+        return self.log.append_entries(p, commit, blobs)
 
     def kick(self) -> None:
         self.log.kick()
@@ -396,8 +398,9 @@ class Store:
 
     @property
     def overlay_full(self) -> bool:
-        flushing = self._flushing.bytes if self._flushing else 0
-        return self._active.bytes + flushing > self.options.overlay_limit_bytes
+        flushing = self._flushing
+        held = self._active.bytes + (flushing.bytes if flushing is not None else 0)
+        return held > self.options.overlay_limit_bytes
 
     def get(self, p: int, lkey: bytes) -> bytes | None:
         """The committed record, packed, or None."""
@@ -408,7 +411,8 @@ class Store:
             part = self._flushing.partitions.get(p)
             if part is not None and lkey in part.records:
                 return part.records[lkey]
-        return self.state.get(self.partitions[p].meta.data_slot, lkey)
+        meta = self.partitions[p].meta
+        return self.state.get(meta.shared or meta.slot, lkey)
 
     def scan(
         self,
@@ -464,7 +468,8 @@ class Store:
         meta = self.partitions[p].meta
         assert index == meta.applied + 1, f"R6: entry {index} applied after {meta.applied}"
         meta.applied, meta.applied_epoch = index, epoch
-        meta.commit = max(meta.commit, index)
+        if index > meta.commit:
+            meta.commit = index
         active = self._active
         if not active.changes:
             self._active_since = self._now()
@@ -539,12 +544,10 @@ class Store:
 
     def _write_flush(self, flush: _Flush) -> None:
         """In the writer thread: the frozen generation does not change any more."""
-        job: Job = []
+        job: list[tuple[bytes, bytes | None]] = []
         for p, part in flush.generation.partitions.items():
-            slot = flush.slots[p]
-            job += [self.state.record_write(slot, lkey, record) for lkey, record in part.records.items()]
-        job.sort(key=lambda write: write[1])  # in key order, LMDB writes several times faster
-        self.state.write(job + flush.rows)
+            job += record_writes(flush.slots[p], part.records)
+        self.state.write(flush.rows, job)
 
     def _node_row(self, seq: int) -> bytes:
         row: bytes = msgpack.packb({"facts": self.facts, "seq": seq, "block": self.log.durable_block})

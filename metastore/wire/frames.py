@@ -74,20 +74,23 @@ class _Items:
         return made
 
 
+#: as it decodes by default: lists, text as str, keys of maps bytes or str
+_unpackb = msgpack.unpackb
+
+
 def unpack_body(raw: bytes | memoryview, max_items: int = 0) -> Any:
     """The msgpack value in ``raw``, within the limits; ``max_items``: elements in all, 0 = any."""
     size = len(raw)
-    hook = _Items(max_items) if max_items and size > UNCOUNTED_BYTES else None
     try:
-        return msgpack.unpackb(
+        if size <= MAX_MAP:  # nearly always
+            return _unpackb(raw, max_array_len=size, max_map_len=size, max_ext_len=0)
+        hook = _Items(max_items) if max_items and size > UNCOUNTED_BYTES else None
+        return _unpackb(
             raw,
-            use_list=True,
-            raw=False,
-            strict_map_key=True,
             list_hook=hook,
             object_hook=hook,
             max_array_len=min(MAX_ARRAY, size),
-            max_map_len=min(MAX_MAP, size),
+            max_map_len=MAX_MAP,
             max_ext_len=0,
         )
     except (ValueError, TypeError, RecursionError, UnicodeDecodeError, msgpack.UnpackException) as e:
@@ -111,7 +114,8 @@ class FrameDecoder:
     __slots__ = ("_buffer", "_pos", "max_frame", "max_items")
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, max_items: int = 0) -> None:
-        self._buffer = bytearray()
+        #: bytes while it is what one read has brought, and as such mostly whole frames
+        self._buffer: bytes | bytearray = b""
         self._pos = 0
         self.max_frame = max_frame_bytes
         self.max_items = max_items
@@ -121,7 +125,12 @@ class FrameDecoder:
         return len(self._buffer) - self._pos
 
     def push(self, data: bytes) -> None:
-        if self._pos:
+        if self._pos == len(self._buffer):
+            self._buffer, self._pos = data, 0
+            return
+        if type(self._buffer) is not bytearray:
+            self._buffer, self._pos = bytearray(memoryview(self._buffer)[self._pos :]), 0
+        elif self._pos:
             del self._buffer[: self._pos]
             self._pos = 0
         self._buffer += data
@@ -143,7 +152,7 @@ class FrameDecoder:
             return None
         body = unpack_body(memoryview(buffer)[pos + HEADER.size : stop], self.max_items)
         if stop == end:
-            self._buffer, self._pos = bytearray(), 0
+            self._buffer, self._pos = b"", 0
         else:
             self._pos = stop
         return kind, body

@@ -25,6 +25,7 @@ from metastore.wire.client_messages import (
     DELETE,
     GET,
     GREATER,
+    LINEARIZABLE,
     LIST,
     MAX_FENCE_NAME_BYTES,
     MAX_LIST_LIMIT,
@@ -71,6 +72,61 @@ def check_request(body: Any) -> MetastoreError | None:
     if len(ops) > MAX_OPS_PER_FRAME:
         return TooLarge(f"{len(ops)} operations; the limit is {MAX_OPS_PER_FRAME}")
     return None
+
+
+#: namespaces found good, so that the next of their keys need not be matched
+_good_namespaces: set[bytes] = set()
+_MAX_GOOD: Final = 4096
+
+
+def is_plain(op: Any) -> bool:
+    """Whether ``op`` is a linearizable GET, or a PUT without fence, as nearly all are. True only for what
+    ``op_shape`` and ``check_op`` let pass; they say what is wrong with others, if anything is."""
+    if type(op) is not list:
+        return False
+    if len(op) == 11:
+        op_id, kind, partition, lkey, seq, floor, stamp, condition, value, content_type, ttl_ms = op
+        if not (
+            kind == PUT
+            and type(value) is bytes
+            and len(value) <= MAX_VALUE_BYTES
+            and type(seq) is type(floor) is type(stamp) is int
+            and 0 <= seq < _I63
+            and 0 <= floor < _I63
+            and 0 <= stamp < _I63
+            and (condition is None or (type(condition) is int and -1 <= condition < _I63))
+            and (ttl_ms is None or (type(ttl_ms) is int and 0 <= ttl_ms <= MAX_TTL_MS))
+            and (content_type == "" or (type(content_type) is str and is_content_type(content_type)))
+        ):
+            return False
+    elif len(op) == 6:
+        op_id, kind, partition, lkey, consistency, arg = op
+        if kind != GET or consistency != LINEARIZABLE or type(consistency) is not int or arg is not None:
+            return False
+    else:
+        return False
+    if not (
+        type(kind) is type(op_id) is type(partition) is int
+        and 0 <= op_id < _U64
+        and type(lkey) is bytes
+        and 11 <= len(lkey) <= _MAX_LKEY
+    ):
+        return False
+    nul = lkey.find(0, 8)
+    if not 8 < nul <= 72 or nul == len(lkey) - 1:
+        return False
+    if kind == GET:
+        return True
+    if len(lkey) - nul - 1 > MAX_KEY_BYTES or not lkey[nul:].isascii():
+        return False
+    namespace = lkey[8:nul]
+    if namespace in _good_namespaces:
+        return True
+    if not is_storage_key(lkey):
+        return False
+    if len(_good_namespaces) < _MAX_GOOD:
+        _good_namespaces.add(namespace)
+    return True
 
 
 def op_shape(op: Any) -> MetastoreError | None:

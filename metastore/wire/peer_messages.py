@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final, get_type_hints
 
-from metastore.core.messages import KINDS, NUMBERS, Process
+from metastore.core.messages import KINDS, NUMBERS, Append, Process, Pulled, SnapshotChunk
 from metastore.errors import ProtocolError
 from metastore.wire.frames import shown
 
@@ -30,10 +30,22 @@ for _number, _cls in KINDS.items():
 
 _INT_ROWS: Final = {1: ("beats", 4), 2: ("refused", 2)}
 _BYTES_LISTS: Final = frozenset({6, 10})
+#: kinds with nothing but plain fields
+_PLAIN: Final = frozenset(KINDS) - {*_INT_ROWS, *_BYTES_LISTS, 16}
+#: what may be large: kind -> which of its fields
+_BULKY: Final = {Append: 5, Pulled: 4, SnapshotChunk: 4}
 
 
 def encode(message: Any) -> list[Any]:
     return [NUMBERS[type(message)], *message]
+
+
+def bulk(message: Any) -> int:
+    """About how many bytes of entries or rows the message carries."""
+    at = _BULKY.get(type(message))
+    if at is None:
+        return 0
+    return sum([len(b) if type(b) is bytes else len(b[1]) + len(b[2]) for b in message[at]])
 
 
 def decode(raw: Any) -> Any:
@@ -52,7 +64,9 @@ def decode(raw: Any) -> Any:
             raise ProtocolError(
                 f"peer message {kind}: {shown(value)} where {wanted.__name__} below {bound} was due"
             )
-    message = KINDS[kind]._make(values)
+    message = KINDS[kind](*values)
+    if kind in _PLAIN:
+        return message
     rows = _INT_ROWS.get(kind)
     if rows is not None:
         _check_int_rows(getattr(message, rows[0]), rows[1])

@@ -30,7 +30,7 @@ from metastore.wire.client_messages import (
     VERSION,
     WATCH_KEYS,
 )
-from metastore.wire.op_checks import check_op, check_request, check_watch, op_shape
+from metastore.wire.op_checks import check_op, check_request, check_watch, is_plain, op_shape
 
 KEY = storage_key("n", "k")
 MAX = (1 << 63) - 1
@@ -179,3 +179,31 @@ def test_nothing_else_ever_happens(kind: int, rest: list[Any]) -> None:
     made = [1, kind, 0, *rest]
     if op_shape(made) is None:
         check_op(made)
+
+
+def test_which_are_plain() -> None:
+    plain = [o for o in GOOD if is_plain(o)]
+    assert op(GET) in plain
+    assert all(o in plain for o in GOOD if o[1] == PUT and len(o) == 11)
+    assert {o[1] for o in plain} == {GET, PUT}
+
+
+#: values that are wrong in some place, and those that are right in it
+ODD = [None, True, -1, 0, 1, 2, 1.0, 2.0, MAX, MAX + 1, 1 << 64, "", "x" * 200, "\n", b"", KEY, KEY[:9], KEY + b"\xff",
+       b"\0" * 8 + b"NS\0k", b"\0" * 8 + b"ns\0", b"\0" * 8 + b"n" * 65 + b"\0k", bytes(MAX_VALUE_BYTES + 1),
+       [], MAX_TTL_MS + 1]  # fmt: skip
+
+
+@given(
+    st.sampled_from([op(GET), op(PUT)]),
+    st.lists(st.tuples(st.integers(0, 10), st.sampled_from(ODD)), max_size=3),
+)
+def test_what_is_plain_is_right(good: list[Any], changes: list[tuple[int, Any]]) -> None:
+    made = list(good)
+    for at, value in changes:
+        made[at % len(made)] = value
+    if is_plain(made):
+        assert op_shape(made) is None
+        assert check_op(made) is None
+    for other in (None, {}, [], made[:-1], tuple(made)):
+        assert not is_plain(other)

@@ -185,11 +185,11 @@ def truncate_without_comparing(patch: pytest.MonkeyPatch) -> None:
     """R5: what an APPEND brings replaces all that follows, conflict or not."""
     original = Replica.store_entries
 
-    def store_entries(self: Any, blobs: list[bytes], prev_index: int, commit: int) -> None:
-        keep = max(prev_index, self.commit_index)
+    def store_entries(self: Any, blobs: list[bytes], checked: list[Any], commit: int) -> None:
+        keep = max(checked[0][0] - 1, self.commit_index) if checked else self.commit_index
         if blobs and keep < self.log.last_index:
             self.truncate(keep)
-        original(self, blobs, prev_index, commit)
+        original(self, blobs, checked, commit)
 
     patch.setattr(Replica, "store_entries", store_entries)
 

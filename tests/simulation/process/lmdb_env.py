@@ -82,8 +82,8 @@ class _Txn:
             table = self.tables[db] = _Table(dict(table.rows))
         return table
 
-    def get(self, key: bytes, db: bytes) -> bytes | None:
-        return self.tables[db].rows.get(key)
+    def get(self, key: bytes, default: None = None, db: bytes = b"") -> bytes | None:
+        return self.tables[db].rows.get(key, default)
 
     def put(self, key: bytes, value: bytes, db: bytes) -> None:
         table = self._mine(db)
@@ -116,6 +116,10 @@ class _Cursor:
 
     def key(self) -> bytes:
         return self._keys[self._at] if self._at < len(self._keys) else b""
+
+    def putmulti(self, items: list[tuple[bytes, bytes]]) -> None:
+        self._table.rows.update(items)
+        self._table.changed()
 
     def delete(self) -> bool:
         del self._table.rows[self._keys.pop(self._at)]

@@ -31,12 +31,12 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def sends_before_durable(patch: pytest.MonkeyPatch) -> None:
     """R1, R5: the driver does not hold messages until the log is synced."""
-    original = Node._run
+    original = Node._send
 
-    def run(self: Any, effect: Any) -> None:
-        original(self, effect._replace(durable=False) if hasattr(effect, "durable") else effect)
+    def send(self: Any, effect: Any) -> None:
+        original(self, effect._replace(durable=False))
 
-    patch.setattr(Node, "_run", run)
+    patch.setattr(Node, "_send", send)
 
 
 def syncs_nothing(patch: pytest.MonkeyPatch) -> None:

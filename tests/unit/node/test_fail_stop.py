@@ -17,10 +17,14 @@ from metastore.core.entry import pack_entry
 from metastore.core.messages import Process
 from metastore.core.replica import pack_config
 from metastore.errors import CorruptState, ProtocolError, StorageError
+from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
+from metastore.node import host as host_module
 from metastore.node.clients import ClientConnection
 from metastore.node.node import Node
+from metastore.records import pack_record, unpack_record
 from metastore.storage.store import Store
+from metastore.wire.client_messages import PUT
 
 LEADER = Process("l", "sl", "1")
 EPOCH = first_epoch(1)
@@ -141,9 +145,46 @@ async def test_nonsense_from_a_peer_ends_only_its_connection(f: Fixture) -> None
     assert f.node.failure is None
 
 
+def put_entry(index: int, epoch: int, value: bytes) -> bytes:
+    """An entry that puts one record, the first of the partition."""
+    lkey = storage_key("ns", "k")
+    payload = msgpack.packb([0, [], [[PUT, lkey, pack_record(1, 1, value), -1, 0]], [[b"ns", 1, 50]], []])
+    return pack_entry(index, epoch, payload)
+
+
+async def test_what_is_applied_is_what_the_log_has(f: Fixture) -> None:
+    """An entry is kept decoded from when it comes until it is committed; another may take its place."""
+    f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""), put_entry(2, EPOCH, b"old"))])
+    assert 2 in f.host.staged
+    later = EPOCH + 1
+    f.node.on_peer_messages(LEADER, [m.Seal(0, later, pack_config(f.record), 0)])
+    await f.durable()
+    new = m.Append(0, later, EPOCH, 1, 2, [put_entry(2, later, b"new")])
+    f.node.on_peer_messages(LEADER, [new])
+    await f.durable()
+    assert f.node.failure is None
+    assert f.host.applied == 2
+    record = f.store.get(0, storage_key("ns", "k"))
+    assert record is not None
+    assert unpack_record(record).value == b"new"
+    assert not f.host.staged
+
+
+async def test_who_is_far_behind_decodes_again(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "MAX_STAGED_BYTES", 0)
+    f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""))])
+    f.node.on_peer_messages(LEADER, [f.append(1, put_entry(2, EPOCH, b"x"))])
+    f.node.on_peer_messages(LEADER, [f.append(2, pack_entry(3, EPOCH, b""))])
+    assert list(f.host.staged) == [3]
+    f.node.on_peer_messages(LEADER, [f.append(3, commit=3)])
+    assert f.node.failure is None
+    assert f.host.applied == 3
+    assert f.store.get(0, storage_key("ns", "k")) is not None
+
+
 async def test_nothing_is_written_under_another_epoch_than_the_sealed_one(f: Fixture) -> None:
     """R1: the storage write itself compares."""
-    f.store.check_epoch(0, EPOCH)
+    f.store.append_entries(0, EPOCH, 0, [])
     for epoch in (EPOCH - 1, EPOCH + 1):
         with pytest.raises(StorageError, match="R1"):
-            f.store.check_epoch(0, epoch)
+            f.store.append_entries(0, epoch, 0, [])

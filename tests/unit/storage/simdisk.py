@@ -130,6 +130,10 @@ class SimDisk(Disk):
         file.dirty.clear()
         self._step()
 
+    def write_synced(self, fd: int, data: bytes, offset: int) -> None:
+        self.write(fd, data, offset)
+        self.sync(fd)
+
     def read(self, fd: int, size: int, offset: int) -> bytes:
         return bytes(self._open[fd].cache[offset : offset + size])
 

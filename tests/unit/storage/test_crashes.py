@@ -16,7 +16,7 @@ from metastore.errors import CorruptLog, StorageError
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.records import Fact, Record
 from metastore.storage.segments import BLOCK_HEAD, SEGMENT_HEAD, SegmentFiles, block_bytes
-from metastore.storage.state import Meta
+from metastore.storage.state import Meta, record_writes
 from metastore.storage.store import StorageOptions, Store
 from tests.unit.storage.simdisk import Cut, SimDisk
 
@@ -126,7 +126,7 @@ def test_slots_with_rows_are_never_given_out(tmp_path: Path) -> None:
     store.add_partition(1)
     store.run_flush()
     staged = store._take_slot()
-    store.state.write([store.state.record_write(staged, b"\0" * 8 + b"ns\0ghost", b"row")])
+    store.state.write([], record_writes(staged, {b"\0" * 8 + b"ns\0ghost": b"row"}))
     store.add_partition(2)
     from tests.unit.storage.test_store import entry
 

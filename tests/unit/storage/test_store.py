@@ -35,6 +35,9 @@ class QuickDisk(Disk):
     def sync(self, fd: int) -> None:
         pass
 
+    def write_synced(self, fd: int, data: bytes, offset: int) -> None:
+        self.write(fd, data, offset)
+
     def sync_folder(self, folder: Path) -> None:
         pass
 
@@ -503,10 +506,10 @@ async def test_a_switch_amid_flushes(tmp_path: Path) -> None:
 class FailingDisk(Disk):
     failing = False
 
-    def sync(self, fd: int) -> None:
+    def write_synced(self, fd: int, data: bytes, offset: int) -> None:
         if self.failing:
             raise OSError(5, "Input/output error")
-        super().sync(fd)
+        super().write_synced(fd, data, offset)
 
 
 async def test_a_failed_sync_is_the_end(tmp_path: Path) -> None:
