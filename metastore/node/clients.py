@@ -81,25 +81,25 @@ class ClientConnection(asyncio.Protocol):
             self.peer.data_received(data)
             return
         self.decoder.push(data)
-        if not self.deferred and not self.congested_writing:
+        if not (self.deferred or self.congested_writing):
             self.work()
 
     def work(self) -> None:
         """Take what has come, as far as its answers are read and the time for clients in this turn goes."""
-        node, complete = self.node, False
+        node, decoder, complete = self.node, self.decoder, False
         began = now_ns()
         try:
             while not (self.gone or self.refused or self.congested_writing):
                 if node.client_ns > MAX_CLIENT_NS:
                     self.defer()
                     break
-                frame = self.decoder.pull()
+                frame = decoder.pull()
                 if frame is None:
                     break
                 complete = True
                 kind, body = frame
                 if kind == frames.REQUEST and self.greeted:
-                    self.request(body)
+                    self.request(body, began)
                 elif self.greeted:
                     self.other(kind, body)
                 else:
@@ -118,7 +118,7 @@ class ClientConnection(asyncio.Protocol):
         except Exception:  # a mistake of ours: it shall not be the others' affair
             log.exception("what a client asked could not be looked at; it is disconnected")
             self.close()
-        if self.peer is None:
+        if (self.unfinished or decoder.buffered_bytes) and self.peer is None:
             self.note_unfinished(complete)
         node.schedule_turn()
 
@@ -148,15 +148,13 @@ class ClientConnection(asyncio.Protocol):
                 transport.pause_reading()
 
     def note_unfinished(self, complete: bool) -> None:
-        held = self.decoder.buffered_bytes
-        if held or self.unfinished:
-            now = now_ns()
-            waits_for_us = self.deferred or self.congested_writing
-            if complete or not self._frame_since_ns or waits_for_us:
-                self._frame_since_ns = now
-            if not held:
-                self._frame_since_ns = 0
-            self.admission.holds(self, held, self.unread, now)
+        """Tell the admission how much of a frame that is not all here this holds."""
+        held, now = self.decoder.buffered_bytes, now_ns()
+        if complete or not self._frame_since_ns or self.deferred or self.congested_writing:
+            self._frame_since_ns = now
+        if not held:
+            self._frame_since_ns = 0
+        self.admission.holds(self, held, self.unread, now)
 
     def pause_writing(self) -> None:
         self.congested_writing = True
@@ -230,14 +228,14 @@ class ClientConnection(asyncio.Protocol):
         config, self.decoder.max_frame = node.config, frames.MAX_FRAME_BYTES
         self.write(frames.pack(frames.HELLO_OK, [config.cluster, config.node, config.cell, node.me.store]))
 
-    def request(self, body: Any) -> None:
+    def request(self, body: Any, now: int) -> None:
         error = check_request(body)
         if error is not None:
             raise ProtocolError(error.message)
         client, timeout_ms, ops = body
         node = self.node
         hosts = node.hosts
-        deadline = now_ns() + timeout_ms * 1_000_000
+        deadline = now + timeout_ms * 1_000_000
         for op in ops:
             if self.gone:
                 return
@@ -251,7 +249,7 @@ class ClientConnection(asyncio.Protocol):
                     continue
             host = hosts.get(op[2])
             if host is not None:
-                host.operate(self, client, op, deadline)
+                host.operate(self, client, op, deadline, now)
             else:
                 self.answer(error_result(op[0], node.unknown_partition(op[2])))
 
@@ -311,7 +309,7 @@ class ClientConnection(asyncio.Protocol):
     def flush(self) -> None:
         results, self.results, self.result_bytes = self.results, [], 0
         transport = self.transport
-        if transport is None or transport.is_closing() or not results:
+        if transport is None or not results or transport.is_closing():
             return
         body: bytes = _pack(results)
         if len(results) <= MAX_RESPONSE_ROWS and len(body) + 2 <= frames.MAX_FRAME_BYTES:

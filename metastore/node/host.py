@@ -35,7 +35,7 @@ from metastore.errors import (
 )
 from metastore.keys import END_OF_RING
 from metastore.layout import SplitRecord
-from metastore.node.clients import ClientConnection, error_result
+from metastore.node.clients import MAX_UNREAD_BYTES, ClientConnection, error_result
 from metastore.node.splitting import Splitting
 from metastore.node.ttls import Deadlines
 from metastore.node.watches import PartitionWatches
@@ -207,8 +207,10 @@ class PartitionHost:
         """R18: a split is proposed: nothing above it may be proposed after it."""
         self.hi = at
 
-    def operate(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
-        """One checked operation of a client."""
+    def operate(
+        self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int, now: int
+    ) -> None:
+        """One checked operation of a client, that came at ``now``."""
         self.operations += 1
         kind = op[1]
         if not self.lo <= op[3] < self.hi or (kind == TXN and not self.covers_all(op)):
@@ -221,21 +223,25 @@ class PartitionHost:
                 error = None  # a retry of what was done under another policy gets the first outcome (R7)
         if error is not None:
             connection.answer(error_result(op[0], error))
-        elif kind == TXN and only_reads(op):
-            self.read_linearizable(connection, client, op, deadline)
+        elif kind == PUT:
+            self.write(connection, client, op, deadline, now)
         elif kind in (GET, LIST):
             if op[4 if kind == GET else 7] == LINEARIZABLE:
                 self.read_linearizable(connection, client, op, deadline)
             else:
                 self.read_local(connection, op)
+        elif kind == TXN and only_reads(op):
+            self.read_linearizable(connection, client, op, deadline)
         else:
-            self.write(connection, client, op, deadline)
+            self.write(connection, client, op, deadline, now)
 
     def covers_all(self, txn: list[Any]) -> bool:
         keys = [compare[0] for compare in txn[7]] + [part[1] for parts in txn[8:10] for part in parts]
         return all(map(self.covers, keys))
 
-    def write(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+    def write(
+        self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int, now: int
+    ) -> None:
         replica, node = self.replica, self.node
         if replica.role != ACTIVE:
             self.turn_away(connection, client, op, deadline)
@@ -246,7 +252,7 @@ class PartitionHost:
         ):
             error = Overloaded("too many writes wait here", retry_after_s=0.1)
             connection.answer(error_result(op[0], error))
-        elif replica.can_read(now_ns()):
+        elif replica.can_read(now):
             self.queue(connection, client, op, deadline)
         else:
             self.park(connection, client, op, deadline)
@@ -271,7 +277,8 @@ class PartitionHost:
         replica = self.replica
         if replica.role == ACTIVE:
             result, size = self.read(connection, op, 0)
-            if replica.can_read(now_ns()):  # R8: after the data was read
+            term = replica.term
+            if term is not None and now_ns() < term.read_until_ns:  # R8: after the data was read
                 connection.answer(result, size)
                 return
             self.park(connection, client, op, deadline)
@@ -326,7 +333,7 @@ class PartitionHost:
     def read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
         """The answer, and about how many bytes it is."""
         store = self.node.store
-        if connection.crowded():
+        if connection.unread + connection.result_bytes > MAX_UNREAD_BYTES and connection.crowded():
             error = Overloaded("too many answers wait to be read on this connection", retry_after_s=0.1)
             return error_result(op[0], error), 0
         if op[1] == GET:

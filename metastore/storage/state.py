@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +34,9 @@ _CRC: Final = struct.Struct("<I")
 NODE_ROW: Final = b"n"
 DELETE_CHUNK: Final = 2000
 _slot_prefix: Final = SLOT.pack
+#: so many rows are written at a stretch, and then the loop's thread has its turn
+SLICE_ROWS: Final = 250
+SLICE_PAUSE_S: Final = 0.001
 
 
 @dataclass(slots=True)
@@ -91,7 +96,14 @@ def _frame(lkey: bytes, record: bytes) -> bytes:
     return record if len(lkey) <= LONG else _LEN.pack(len(lkey)) + lkey + record
 
 
-def record_writes(slot: int, records: Mapping[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
+Row = tuple[bytes, bytes | None]
+"""``(key, value)``, value None = delete."""
+
+Job = list[tuple[Any, bytes, bytes | None]]
+"""Writes of one transaction: ``(db, key, value)``."""
+
+
+def record_writes(slot: int, records: Mapping[bytes, bytes | None]) -> list[Row]:
     """Changes ``lkey -> record`` of one slot (None: deleted) as keys and values of ``data``."""
     prefix = SLOT.pack(slot)
     return [
@@ -126,10 +138,6 @@ class Rubbish(NamedTuple):
     data_slot: int
     start: bytes = b""
     end: bytes | None = None
-
-
-Job = list[tuple[Any, bytes, bytes | None]]
-"""Writes of one transaction: ``(db, key, value)``, value None = delete."""
 
 
 class State:
@@ -258,30 +266,39 @@ class State:
     def aux_write(self, slot: int, key: bytes, row: bytes | None) -> tuple[Any, bytes, bytes | None]:
         return self.aux, SLOT.pack(slot) + key, row
 
-    def write(self, job: Job, records: Iterable[tuple[bytes, bytes | None]] = ()) -> None:
+    def write(self, job: Job, records: Iterable[Row] = ()) -> None:
         """One synced transaction: ``job``, and changes of records as ``record_writes`` makes them. Raises
         StorageError (R14)."""
-        # in key order, LMDB writes several times faster
-        puts = sorted(row for row in records if row[1] is not None)
+        rows: dict[Any, list[Row]] = {self.data: list(records)}
+        for db, key, value in job:
+            rows.setdefault(db, []).append((key, value))
         try:
             with self.env.begin(write=True) as txn:
-                if puts:
-                    txn.cursor(db=self.data).putmulti(puts)
-                for key, record in records:
-                    if record is None:
-                        txn.delete(key, db=self.data)
-                put, delete = txn.put, txn.delete
-                for db, key, value in job:
-                    if value is None:
-                        delete(key, db=db)
-                    else:
-                        put(key, value, db=db)
+                for db, changes in rows.items():
+                    self._write_rows(txn, db, changes)
         except lmdb.MapFullError:
             raise StorageError(
                 f"the state is full: map size {self.env.info()['map_size']} bytes; raise map_size_gib"
             ) from None
         except lmdb.Error as e:
             raise StorageError(f"the state cannot be written ({e}); check the disk") from None
+
+    @staticmethod
+    def _write_rows(txn: Any, db: Any, rows: list[Row]) -> None:
+        """By slices, with the interpreter let go between them: a transaction at one stretch would keep the loop's
+        thread, which everybody waits for, from its work for many milliseconds."""
+        rows.sort(key=itemgetter(0))  # in key order, LMDB writes several times faster
+        for start in range(0, len(rows), SLICE_ROWS):
+            if start:
+                time.sleep(SLICE_PAUSE_S)
+            few = rows[start : start + SLICE_ROWS]
+            puts = [row for row in few if row[1] is not None]
+            if puts:
+                txn.cursor(db=db).putmulti(puts)
+            if len(puts) < len(few):
+                for key, value in few:
+                    if value is None:
+                        txn.delete(key, db=db)
 
     def delete_step(self, rubbish: Rubbish) -> bool:
         """Delete some of those rows; whether rows are left."""

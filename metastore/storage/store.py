@@ -15,6 +15,7 @@ import heapq
 import itertools
 import logging
 import os
+import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, Seal
 from metastore.storage.recovery import Recovery
 from metastore.storage.segments import Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
-from metastore.storage.state import NODE_ROW, Job, Meta, Rubbish, State, meta_key, record_writes
+from metastore.storage.state import NODE_ROW, Job, Meta, Row, Rubbish, State, meta_key, record_writes
 
 log = logging.getLogger("metastore.store")
 
@@ -124,6 +125,9 @@ class Store:
         self.log: NodeLog
         self.state: State
         self._active = Overlay()
+        #: so much is not in the state yet that writes are refused
+        self.overlay_full = False
+        self._flush_changes = options.flush_changes
         self._active_since = 0.0
         self._flushing: Overlay | None = None
         self._flush_job: _Flush | None = None
@@ -396,11 +400,10 @@ class Store:
 
     # --- reading the state ------------------------------------------------------------------------
 
-    @property
-    def overlay_full(self) -> bool:
+    def _note_overlay(self) -> None:
         flushing = self._flushing
         held = self._active.bytes + (flushing.bytes if flushing is not None else 0)
-        return held > self.options.overlay_limit_bytes
+        self.overlay_full = held > self.options.overlay_limit_bytes
 
     def get(self, p: int, lkey: bytes) -> bytes | None:
         """The committed record, packed, or None."""
@@ -474,8 +477,9 @@ class Store:
         if not active.changes:
             self._active_since = self._now()
         active.apply(p, changes, aux)
+        self._note_overlay()
         self._dirty.add(p)
-        if active.bytes > self.options.flush_bytes or active.changes > self.options.flush_changes:
+        if active.bytes > self.options.flush_bytes or active.changes > self._flush_changes:
             self._freeze()
 
     async def _flush_forever(self) -> None:
@@ -511,6 +515,8 @@ class Store:
         if self._flushing is not None or self._switching or self._failed is not None:
             return
         self._flushing, self._active = self._active, Overlay()
+        # not in step: replicas apply the same changes, and a quorum of them should not be busy at once
+        self._flush_changes = int(self.options.flush_changes * random.uniform(0.6, 1.4))
         generation = self._flushing
         state = self.state
         slots = {p: self.partitions[p].meta.data_slot for p in generation.partitions}
@@ -544,7 +550,7 @@ class Store:
 
     def _write_flush(self, flush: _Flush) -> None:
         """In the writer thread: the frozen generation does not change any more."""
-        job: list[tuple[bytes, bytes | None]] = []
+        job: list[Row] = []
         for p, part in flush.generation.partitions.items():
             job += record_writes(flush.slots[p], part.records)
         self.state.write(flush.rows, job)
@@ -567,6 +573,7 @@ class Store:
     def _flush_done(self, flush: _Flush) -> None:
         self.state.renew()  # before the overlay goes: no read may miss it
         self._flushing = None
+        self._note_overlay()
         self.flushes += 1
         self._checkpoint_seq = flush.seq
         for p, slot, applied in flush.applied:

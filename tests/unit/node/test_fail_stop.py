@@ -129,7 +129,7 @@ async def test_damage_that_a_client_finds_ends_the_node(f: Fixture, monkeypatch:
     connection = ClientConnection(f.node)
     connection.greeted = True
 
-    def fails(body: Any) -> None:
+    def fails(body: Any, now: int) -> None:
         raise CorruptState("the stored record does not match its checksum")
 
     monkeypatch.setattr(connection, "request", fails)
