@@ -199,6 +199,10 @@ class Attempts:
         """The next address: the leader, then the other replicas; None when all were tried."""
         client = self.client
         table, detours = client.table, client.detours.addresses
+        if client.direct and placement.leader is not None and not (self.spread or detours):  # nearly always
+            address = table.address(placement.leader)
+            if address is not None and address not in self.tried and not client.is_silent(address):
+                return address
         order = list(placement.replicas) if client.direct else []
         if self.spread and order:
             turn = client.next_rotation() % len(order)

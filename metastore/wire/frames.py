@@ -83,7 +83,7 @@ def unpack_body(raw: bytes | memoryview, max_items: int = 0) -> Any:
     size = len(raw)
     try:
         if size <= MAX_MAP:  # nearly always
-            return _unpackb(raw, max_array_len=size, max_map_len=size, max_ext_len=0)
+            return _unpackb(raw, max_ext_len=0)  # no array or map may claim more elements than bytes
         hook = _Items(max_items) if max_items and size > UNCOUNTED_BYTES else None
         return _unpackb(
             raw,
