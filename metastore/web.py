@@ -31,7 +31,7 @@ MAX_HEADERS: Final = 64
 class Connection(web.RequestHandler):
     """One connection. ``since``: when it began to owe us a request or to take an answer."""
 
-    __slots__ = ("_half_closed", "_server", "_wire", "body", "closing_since", "since", "taking")
+    __slots__ = ("_half_closed", "_server", "_wire", "body", "closing_since", "sent", "since", "taking")
 
     def __init__(self, server: WebServer, manager: Any, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -43,6 +43,8 @@ class Connection(web.RequestHandler):
         self.body: StreamReader | None = None
         #: bytes of the answer that is being taken
         self.taking = 0
+        #: the answer that its handler has sent itself, to the end
+        self.sent: web.StreamResponse | None = None
         self._half_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -88,7 +90,9 @@ class Connection(web.RequestHandler):
             resp = plain_problem(request, resp)
         if self._half_closed and not self._messages:
             resp.force_close()
-        # an answer that its handler has sent is gone already
+        if resp is self.sent:  # gone already: what is left is the bookkeeping
+            self.sent = None
+            return await super().finish_response(request, resp, start_time)
         body = resp.body if isinstance(resp, web.Response) and not resp.prepared else None
         size = len(body) if isinstance(body, bytes | bytearray) else 0
         self._server.takes(self, size)

@@ -22,7 +22,8 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -44,6 +45,8 @@ WINDOW = 256
 PATIENCE = 0.8
 #: when to come again, in seconds: apart from the others
 RETRY_S = (1.0, 3.0)
+
+Ask = Callable[[], Awaitable[list[Any]]]
 
 
 class Share:
@@ -88,22 +91,16 @@ class Bulkheads:
         self.refused["max_inflight"] = self.refused.get("max_inflight", 0) + 1
         return True
 
-    @contextlib.contextmanager
-    def request(self) -> Iterator[Hold]:
-        """A request from its headers to the end of its answer. Raises Overloaded."""
+    def request(self) -> Hold:
+        """A request from its headers to the end of its answer, for which its hold is entered. Raises
+        Overloaded."""
         if self.requests >= self.config.max_inflight:
             raise self.refuse("max_inflight", f"{self.requests} requests are under way, the limit")
-        self.requests += 1
-        hold = Hold(self)
-        try:
-            yield hold
-        finally:
-            self.requests -= 1
-            hold.release()
+        return Hold(self, counted=True)
 
-    @contextlib.contextmanager
-    def operation(self, cell: str, size: int) -> Iterator[None]:
-        """An operation of ``size`` bytes that is sent to a cell. Raises Overloaded."""
+    def begin(self, cell: str, size: int) -> Share:
+        """An operation of ``size`` bytes is to be sent to a cell: the share that it takes from, until ``end``.
+        Raises Overloaded."""
         share, config = self.share(cell), self.config
         if share.ops >= config.max_inflight_per_cell:
             raise self.refuse(
@@ -117,11 +114,12 @@ class Bulkheads:
             )
         share.ops += 1
         share.bytes += size
-        try:
-            yield
-        finally:
-            share.ops -= 1
-            share.bytes -= size
+        return share
+
+    @staticmethod
+    def end(share: Share, size: int) -> None:
+        share.ops -= 1
+        share.bytes -= size
 
     @contextlib.contextmanager
     def watch(self, cells: set[str]) -> Iterator[None]:
@@ -157,11 +155,15 @@ class Line:
         self.active = 0
         self.waiting: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self, until: float) -> bool:
+    def try_enter(self) -> bool:
+        """Whether it is one's turn at once."""
+        if self.active >= WINDOW:
+            return False
+        self.active += 1
+        return True
+
+    async def wait(self, until: float) -> bool:
         """Return when it is one's turn; False when ``until`` came first."""
-        if self.active < WINDOW:
-            self.active += 1
-            return True
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append(turn)
         try:
@@ -186,12 +188,13 @@ class Line:
 
 
 class Hold:
-    """The bytes that one request holds. A context manager; also released by ``request``."""
+    """The bytes that one request holds, while it is entered. ``counted``: so is the request."""
 
-    __slots__ = ("_all", "bytes")
+    __slots__ = ("_all", "_counted", "bytes")
 
-    def __init__(self, bulkheads: Bulkheads) -> None:
+    def __init__(self, bulkheads: Bulkheads, counted: bool = False) -> None:
         self._all = bulkheads
+        self._counted = counted
         self.bytes = 0
 
     def take(self, size: int) -> None:
@@ -218,11 +221,13 @@ class Hold:
         self.bytes = 0
 
     def __enter__(self) -> Hold:
+        self._all.requests += self._counted
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._all.requests -= self._counted
         self.release()
 
 
@@ -242,25 +247,27 @@ class CellDispatcher(Dispatcher):
         """ "" while the topology is not known."""
         return self.table.route(lkey).cell if self.table.complete else ""
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, lkey: bytes, size: int, until: float) -> AsyncIterator[None]:
-        """An operation within the share of its cell and the line of its partition."""
+    async def _in_turn(self, lkey: bytes, size: int, until: float, ask: Ask) -> list[Any]:
+        """``ask`` within the share of its cell and the line of its partition."""
         if not self.table.complete:
             await self.ready(until)
         placement = self.table.route(lkey)
-        with self.bulkheads.operation(placement.cell, size):
+        share = self.bulkheads.begin(placement.cell, size)
+        try:
             line = self._lines.get(placement.id)
             if line is None:
                 line = self._lines[placement.id] = Line()
             now = self._loop.time()
-            if not await line.enter(now + (until - now) * PATIENCE):
+            if not line.try_enter() and not await line.wait(now + (until - now) * PATIENCE):
                 raise self.bulkheads.refuse(
                     "line", f"too many operations wait for partition {placement.id}", cell=placement.cell
                 )
             try:
-                yield
+                return await ask()
             finally:
                 line.leave()
+        finally:
+            self.bulkheads.end(share, size)
 
     @property
     def waiting(self) -> int:
@@ -268,15 +275,15 @@ class CellDispatcher(Dispatcher):
         return sum(len(line.waiting) for line in self._lines.values())
 
     async def read(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
-        async with self._turn(lkey, len(lkey), until):
-            return await super().read(op, lkey, until)
+        ask = partial(super().read, op, lkey, until)
+        return await self._in_turn(lkey, len(lkey), until, ask)
 
     async def write(
         self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
     ) -> list[Any]:
-        async with self._turn(lkey, len(lkey) + op_bytes(op), until):
-            return await super().write(op, lkey, until, ids)
+        ask = partial(super().write, op, lkey, until, ids)
+        return await self._in_turn(lkey, len(lkey) + op_bytes(op), until, ask)
 
     async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
-        async with self._turn(op[3], len(op[3]) + op_bytes(op), until):
-            return await super().relay(client_id, op, until)
+        ask = partial(super().relay, client_id, op, until)
+        return await self._in_turn(op[3], len(op[3]) + op_bytes(op), until, ask)

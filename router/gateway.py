@@ -171,6 +171,7 @@ class Gateway:
         try:
             await response.prepare(request)
             await response.write_eof()
+            connection.sent = response
         finally:
             self.server.taken(connection)
             self._sending.pop(id(request), None)

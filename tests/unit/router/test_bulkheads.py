@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from metastore.client.dispatch import Dispatcher
 from metastore.config import RouterConfig
 from metastore.errors import Overloaded
-from router.bulkheads import MIB, SMALL_BYTES, Bulkheads, Hold
+from metastore.topology import Placement
+from router.bulkheads import MIB, SMALL_BYTES, Bulkheads, CellDispatcher, Hold
 
 
 def test_each_bound() -> None:
@@ -31,16 +35,17 @@ def test_each_bound() -> None:
         with pytest.raises(Overloaded, match="max_inflight"), b.request():
             pass
     assert (b.requests, b.bytes) == (0, 0)
-    with b.operation("c1", 3 * MIB):
-        with pytest.raises(Overloaded, match="max_cell_mib") as failed, b.operation("c1", 2 * MIB):
-            pass
-        assert failed.value.detail["cell"] == "c1"
-        b.share("c1").ops = 2
-        with b.operation("c2", 2 * MIB):
-            pass
-        with pytest.raises(Overloaded, match="max_inflight_per_cell"), b.operation("c1", 0):
-            pass
-        b.share("c1").ops = 1
+    share = b.begin("c1", 3 * MIB)
+    with pytest.raises(Overloaded, match="max_cell_mib") as failed:
+        b.begin("c1", 2 * MIB)
+    assert failed.value.detail["cell"] == "c1"
+    assert b.begin("c1", 0) is share
+    other = b.begin("c2", 2 * MIB)
+    with pytest.raises(Overloaded, match="max_inflight_per_cell"):
+        b.begin("c1", 0)
+    b.end(other, 2 * MIB)
+    b.end(share, 0)
+    b.end(share, 3 * MIB)
     with b.watch({"c1"}):
         with pytest.raises(Overloaded, match="max_watches_per_cell"), b.watch({"c2", "c1"}):
             pass
@@ -63,11 +68,29 @@ def test_given_back_when_something_fails() -> None:
     b = Bulkheads(RouterConfig())
 
     def fail() -> None:
-        with b.request() as hold, b.operation("c", 7), b.watch({"c"}):
+        with b.request() as hold, b.watch({"c"}):
             hold.take(100)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    share = b.share("c")
-    assert (b.requests, b.bytes, b.watches, share.ops, share.bytes, share.watches) == (0,) * 6
+    assert (b.requests, b.bytes, b.watches, b.share("c").watches) == (0,) * 4
+
+
+async def test_an_operation_that_fails_gives_back_its_share_and_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dispatcher = CellDispatcher(RouterConfig(), Bulkheads(RouterConfig()), 1.0)
+    dispatcher.table.partitions[0] = Placement(0, 0, 1 << 64, "c", ("n",))
+    share = dispatcher.bulkheads.share("c")
+    seen: list[tuple[int, int]] = []
+
+    async def fails(*_: Any) -> list[Any]:
+        seen.append((share.ops, dispatcher._lines[0].active))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Dispatcher, "read", fails)
+    with pytest.raises(ZeroDivisionError):
+        await dispatcher.read([], b"k", dispatcher._loop.time() + 1)
+    assert seen == [(1, 1)]
+    assert (share.ops, share.bytes, dispatcher._lines[0].active) == (0, 0, 0)
