@@ -84,7 +84,8 @@ class Session:
             outcomes.clear()
             return
         for seq in [s for s in outcomes if s < floor]:
-            self.forget(seq)
+            tail = outcomes.pop(seq)
+            self.size -= OUTCOME_BYTES if len(tail) < 4 else outcome_bytes(tail)
 
     def bound(self) -> None:
         """Forget the oldest outcomes beyond what may be kept: they count as finished."""

@@ -574,12 +574,16 @@ class PartitionHost:
                 store.apply(self.p, index, epoch, applied.changes, applied.aux)
                 self.applied = index
                 self.after(index, epoch, applied)
+        self.answer_waiters(upto)
+        if node.core_started and self.pending and not self.waiters:
+            node.schedule_turn()
+
+    def answer_waiters(self, upto: int) -> None:
+        """Entries up to ``upto`` are committed (R6): so are the operations that were resolved into them."""
         waiters = self.waiters
         while waiters and waiters[0][0] <= upto:
             _, connection, op_id, tail, _ = waiters.popleft()
             connection.answer([op_id, *tail])
-        if node.core_started and self.pending and not waiters:
-            node.schedule_turn()
 
     def after(self, index: int, epoch: int, applied: Applied) -> None:
         """Entry ``index`` is applied: whoever follows the changes."""

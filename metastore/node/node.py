@@ -47,6 +47,8 @@ log = logging.getLogger("metastore.node")
 FACT_LARGEST_GRANT = "largest_grant_ns"
 FACT_TOPOLOGY = "topology"
 STALL_NS = 500 * MS
+#: effects that have nothing to do with the state: what is committed before them may be applied after them
+STATELESS = frozenset({fx.Send, fx.PersistEntries, fx.Committed})
 
 
 def core_settings(config: NodeConfig) -> CoreSettings:
@@ -115,6 +117,8 @@ class Node:
         self._largest_grant_ns = largest
         self._held: deque[tuple[int, str, Any]] = deque()
         self._inbox: deque[tuple[Process, Any]] = deque()
+        #: entries that are committed and not applied yet
+        self._committed: list[fx.Committed] = []
         self._runners = self._effect_runners()
         self._turn_scheduled = False
         self._pumping: dict[PartitionHost, None] = {}
@@ -288,10 +292,15 @@ class Node:
     def settle(self) -> None:
         """Carry out what the core asked for. Called right after every event given to it: nobody
         may meet a replica that is ahead of its state, such as a new leader whose adopted entries
-        are committed and not yet applied (R8). Sending and syncing are left to the turn."""
+        are committed and not yet applied (R8). Sending and syncing are left to the turn, but for what
+        others wait for while this node is busy applying."""
         if self.failure is None:
             try:
                 self.run_effects()
+                if self._committed:
+                    self.store.kick()
+                    self._answer_committed()
+                    self._apply_committed()
             except Exception as e:
                 self.fail_stop(e)
             self.schedule_turn()
@@ -314,20 +323,24 @@ class Node:
                 self.core.heartbeat(now_ns())
             self.run_effects()
             self.links.flush()
-            answering, self.answering = self.answering, []
-            for client in answering:
-                client.flush()
+            self._answer_committed()
             self.store.kick()
+            self._apply_committed()
         except Exception as e:
             self.fail_stop(e)
 
     def run_effects(self) -> None:
-        """Carry out effects until there are none; messages to this very process come back."""
+        """Carry out effects until there are none; messages to this very process come back. What is committed
+        is left to ``_apply_committed``, to be called before anybody else has a turn; here it is done first
+        when an effect might look at the state."""
         core, inbox, run = self.core, self._inbox, self._runners
         while core.effects or inbox:
             if core.effects:
                 for effect in core.take():
-                    run[type(effect)](effect)
+                    kind = type(effect)
+                    if self._committed and kind not in STATELESS:
+                        self._apply_committed()
+                    run[kind](effect)
             if inbox:
                 src, message = inbox.popleft()
                 core.receive(now_ns(), src, message)
@@ -343,7 +356,7 @@ class Node:
         return {
             fx.Send: self._send,
             fx.PersistEntries: self._persist_entries,
-            fx.Committed: lambda e: self.hosts[e.p].apply_to(e.upto),
+            fx.Committed: self._committed.append,
             fx.PersistTruncate: lambda e: append(TruncateEntry(e.p, e.keep_index)),
             fx.PersistSeal: seal,
             fx.PersistConfig: lambda e: append(ConfigEntry(e.p, e.config)),
@@ -355,6 +368,22 @@ class Node:
             fx.InstallSnapshot: lambda e: snapshots.install(e.p, e.at_index, e.at_epoch),
             fx.DiscardSnapshot: lambda e: snapshots.discard(e.p),
         }
+
+    def _answer_committed(self) -> None:
+        """Answer whoever waits for what is committed, and all other answers there are. That comes before
+        applying: what an answer says is known since the entry was resolved, and nothing that it
+        leads to can come in between."""
+        for p, upto in self._committed:
+            self.hosts[p].answer_waiters(upto)
+        answering, self.answering = self.answering, []
+        for client in answering:
+            client.flush()
+
+    def _apply_committed(self) -> None:
+        committed = self._committed[:]
+        self._committed.clear()
+        for p, upto in committed:
+            self.hosts[p].apply_to(upto)
 
     def _send(self, effect: fx.Send) -> None:
         log = self.store.log
@@ -384,6 +413,8 @@ class Node:
 
     def on_durable(self, seq: int) -> None:
         """The log is durable up to ``seq``: what waited for that leaves."""
+        if self.failure is not None:
+            return
         if self._topology_keeping is not None and self._topology_keeping[0] <= seq:
             self.topology_kept, self._topology_keeping = self._topology_keeping[1], None
         held = self._held

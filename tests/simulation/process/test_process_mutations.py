@@ -65,6 +65,17 @@ def effects_a_turn_later(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Node, "settle", Node.schedule_turn)
 
 
+def applies_a_turn_later(patch: pytest.MonkeyPatch) -> None:
+    """R6, R8: who is answered may look, and what was answered is not in the state yet."""
+    original = Node._apply_committed
+
+    def apply(self: Any) -> None:
+        if self._committed:
+            self._loop.call_soon(original, self)
+
+    patch.setattr(Node, "_apply_committed", apply)
+
+
 def no_wait(patch: pytest.MonkeyPatch) -> None:
     """R4."""
     patch.setattr(Term, "grants_passed", lambda self, now, settings: True)
@@ -184,6 +195,7 @@ MUTATIONS: dict[Patch, tuple[int, list[str]]] = {
     goes_on_after_a_failed_sync: (24, ["no power", "torn writes"]),
     trusts_the_cache: (23, ["no power"]),
     effects_a_turn_later: (8, ["hand-overs"]),
+    applies_a_turn_later: (8, ["hand-overs"]),
     no_wait: (18, ["split, long grants"]),
     forgets_what_it_granted: (18, ["split, long grants"]),
     reads_whatever_it_has: (37, ["split, long grants"]),

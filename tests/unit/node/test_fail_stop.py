@@ -31,7 +31,7 @@ EPOCH = first_epoch(1)
 
 
 class Fixture:
-    """A follower on a real store; ``out``: what it says to its peers."""
+    """A follower on a real store, and the other end of its connections; ``out``: what leaves on them."""
 
     def __init__(self, folder: Path) -> None:
         self.config = NodeConfig(
@@ -43,13 +43,19 @@ class Fixture:
 
     async def start(self) -> None:
         self.node.start()
-        self.node.links.queue = lambda node, message: self.out.append(message)  # type: ignore[method-assign]
+        self.node.links._open = dict.fromkeys(("l", "x"), self)  # type: ignore[arg-type]
         members = (("l", "sl"), ("f", self.store.store_id), ("x", "sx"))
         self.record = ConfigRecord(0, 0, 1 << 64, EPOCH, "l", members)
         self.host = self.node.open_partition(self.record)
         self.node.on_peer_messages(LEADER, [m.Seal(0, EPOCH, pack_config(self.record), 0)])
         await self.durable()
         self.out.clear()
+
+    def send(self, messages: list[Any]) -> None:
+        self.out += messages
+
+    def abort(self) -> None:
+        pass
 
     async def durable(self) -> None:
         while self.store.durable_seq < self.store.last_seq and self.node.failure is None:
