@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import compare, curves, http, pictures, scaling, smoke, ycsb
+from bench import compare, curves, http, pictures, scaling, smoke, stages, ycsb
 
 
 def machine() -> dict[str, Any]:
@@ -133,7 +133,8 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "at": time.strftime("%Y-%m-%d %H:%M")}
     for name, work, table in (
         ("smoke", smoke.measure, smoke.table),
-        ("compare", lambda: compare.run(["metastore", "etcd", "Redis"], turns, seconds), compare.tables),
+        ("stages", stages.measure, stages.table),
+        ("compare", lambda: compare.run(compare.PEERS, turns, seconds), compare.tables),
         ("ycsb", lambda: ycsb.run(seconds), ycsb.tables),
         ("http", lambda: http.run(turns, seconds), http.tables),
         ("curves", lambda: curves.run(seconds, 0.1 if args.quick else 1.0, {"offered", "sizes", "recovery", "memory"}), curves.tables),

@@ -16,6 +16,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ CLOSED = (
     ("list of 100, 16 x 1", "listing", 16, 1),
 )
 WATCHERS = 100
+PEERS = ("metastore", "metastore-8", "etcd", "Redis")
 
 
 async def fill(peer: Any) -> None:
@@ -188,7 +190,7 @@ async def fan_outs(started: dict[str, Any], turns: int, seconds: float) -> dict[
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(turns):
         for name, peer in started.items():
-            if name != "Redis":
+            if name in ("metastore", "etcd"):
                 found.setdefault(name, []).append(await fan_out(peer, seconds))
     return {
         n: {k: statistics.median(r[k] for r in rs) for k in ("per_second", "server_us")}
@@ -214,7 +216,7 @@ async def half_peak(
 ) -> dict[str, Any]:
     """Each at half of its own peak, and metastore at half of etcd's too: the same work."""
     found: dict[str, Any] = {}
-    wanted = [(p, p, peaks[p] / 2) for p in started]
+    wanted = [(p, p, peaks[p] / 2) for p in started if p in ("metastore", "etcd", "Redis")]
     if "etcd" in started:
         wanted.append(("metastore at etcd's half", "metastore", peaks["etcd"] / 2))
     results: dict[str, list[Result]] = {}
@@ -275,12 +277,16 @@ async def etcd_failovers(peer: EtcdPeer, kills: int) -> list[float]:
 async def measure(started: dict[str, Any], turns: int, seconds: float) -> dict[str, Any]:
     for peer in started.values():
         await fill(peer)
+        await asyncio.sleep(0.5)
     found: dict[str, Any] = {"closed": await closed_loops(started, turns, seconds)}
     found["watch"] = await fan_outs(started, turns, seconds)
     print(f"fan-out to {WATCHERS}: {found['watch']}", flush=True)
     peaks = {p: found["closed"]["put 64 x 1"][p]["per_second"] for p in started}
     found["half_peak"] = await half_peak(started, peaks, turns, seconds)
     print(f"half peak: {found['half_peak']}", flush=True)
+    if "metastore" in started:
+        found["gc"] = await started["metastore"].collections()
+        print(f"garbage collections: {found['gc']}", flush=True)
     if "etcd" in started:
         took = await etcd_failovers(started["etcd"], 5)
         found["etcd_failover_s"] = [round(t, 2) for t in sorted(took)]
@@ -324,7 +330,7 @@ def tables(found: dict[str, Any]) -> None:
     )
 
 
-def run(names: list[str], turns: int, seconds: float) -> dict[str, Any]:
+def run(names: Sequence[str], turns: int, seconds: float) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="metastore-bench-") as folder,
         peers(Path(folder), names) as started,
@@ -334,7 +340,7 @@ def run(names: list[str], turns: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--peers", default="metastore,etcd,Redis")
+    parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--json", type=Path, default=None)

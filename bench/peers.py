@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from bench.drive import Driven, connect
 from bench.wire import Etcd, Metastore, Redis, Target, target
 from cellctl.dev_files import pick_ports
+from metastore.client.connection import NodeConnection
 from metastore.coordination.embedded import etcd_binary, wait_healthy
 from metastore.topology import TopologyTable
 from tests.integration.harness import Cluster
@@ -42,13 +44,12 @@ class Peer(Protocol):
 
 
 class MetastorePeer:
-    """One cell of three nodes, 8 partitions. ``settings``: of the nodes."""
-
-    name = "metastore"
+    """One cell of three nodes. ``settings``: of the nodes."""
 
     def __init__(
         self, folder: Path, *, cells: int = 1, partitions: int = 8, settings: Sequence[str] = ()
     ) -> None:
+        self.name = f"metastore, {partitions} partitions" if partitions > 1 else "metastore"
         # the load generator knows who leads from the start, and follows nobody
         still = ("leader_spread_s=0", *settings)
         self.cluster = Cluster.up(folder / "metastore", cells=cells, partitions=partitions, settings=still)
@@ -85,6 +86,18 @@ class MetastorePeer:
             rng.shuffle(mine)
             driven.append(await connect((host, int(port)), Metastore(os.urandom(16), mine, value)))
         return driven
+
+    async def collections(self) -> dict[str, Any]:
+        """Python's garbage collector on each node since it started: collections by generation, their time."""
+        found = {}
+        for node in self.cluster.json()["nodes"]:
+            host, _, port = node["rpc"].rpartition(":")
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: NodeConnection("", "bench"), host, int(port)
+            )
+            found[node["name"]] = (await connection.status(10))["gc"]
+            connection.close()
+        return found
 
     def stop(self) -> None:
         self.cluster.down()
@@ -212,8 +225,10 @@ def peers(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     started: dict[str, Any] = {}
     try:
         for name in names:
-            if name == "metastore":
-                started[name] = MetastorePeer(folder)
+            if name.startswith("metastore"):
+                # one as etcd is, a single group under one leader; and as it is meant to be used
+                partitions = 8 if "8" in name else 1
+                started[name] = MetastorePeer(folder / str(partitions), partitions=partitions)
             elif name == "etcd":
                 started[name] = EtcdPeer(folder)
             elif name == "Redis" and shutil.which("redis-server"):
