@@ -365,7 +365,7 @@ class PartitionHost:
         tail = [following, age_ms, self.machine.last_version]
         if flags & KEYS_ONLY:
             return [op[0], OK, [[k, record_versions(r)[1]] for k, r in rows], *tail]
-        return [op[0], OK, [[k, r] for k, r in rows], *tail]
+        return [op[0], OK, rows, *tail]
 
     def not_leader(self) -> MetastoreError:
         replica = self.replica

@@ -42,6 +42,10 @@ class PartitionOverlay:
             group.append(lkey)
         return len(lkey) + size + CHANGE_OVERHEAD
 
+    def may_hold(self, start: bytes, end: bytes) -> bool:
+        """False only when there is certainly no change with ``start <= lkey < end``."""
+        return start[:8] != end[:8] or start[:8] in self._points
+
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         """Changes with ``start <= lkey < end``, in order. Not to be changed meanwhile."""
         if start[:8] == end[:8]:

@@ -220,6 +220,35 @@ class State:
                 yield lkey, _check(lkey, record)
         yield from sorted(run)
 
+    def scan_short(
+        self, slot: int, start: bytes, end: bytes, limit: int, max_bytes: int, wanted: bytes, max_looks: int
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None, int] | None:
+        """The rows of ``scan`` at once, and for those within the bounds of ``Store.scan``: with where to go on, and
+        what is left of ``max_bytes``. None when there are long keys, which take more care."""
+        if len(start) > LONG or len(end) > LONG:
+            return None
+        cursor = self._reader.cursor(db=self.data)
+        prefix = SLOT.pack(slot)
+        rows: list[tuple[bytes, bytes]] = []
+        if not cursor.set_range(prefix + start):
+            return rows, None, max_bytes
+        stop, crc32, crc_of = prefix + end, zlib.crc32, _CRC.unpack_from
+        for key, record in cursor:
+            if key >= stop:
+                break
+            if len(key) >= _LONG_PHYSICAL:
+                return None
+            lkey = key[4:]
+            if len(rows) >= limit or max_bytes <= 0 or max_looks <= 0:
+                return rows, lkey, max_bytes
+            max_looks -= 1
+            if len(record) < 4 or crc32(record[4:]) != crc_of(record)[0]:
+                _check(lkey, record)
+            if not wanted or lkey.startswith(wanted, 8):
+                rows.append((lkey, record))
+                max_bytes -= len(lkey) + len(record)
+        return rows, None, max_bytes
+
     def metas(self) -> dict[int, Meta]:
         found: dict[int, Meta] = {}
         with self.env.begin() as txn:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -431,9 +432,27 @@ class Store:
         and key begin with ``wanted``. ``scan_next``: where to go on when ``limit``, ``max_bytes`` or
         ``max_looks`` (records looked at) ended it early; None = there is nothing more.
         ``scan_bytes_left``: what was left of ``max_bytes``."""
+        info = self.partitions[p]
+        start, end = max(start, info.bounds[0]), min(end, info.bounds[1])
+        changed = [
+            generation.partitions[p]
+            for generation in (self._active, self._flushing)
+            if generation is not None and p in generation.partitions
+        ]
+        sources = [part.scan(start, end) for part in changed if part.may_hold(start, end)]
+        if not sources:
+            found = self.state.scan_short(
+                info.meta.data_slot, start, end, limit, max_bytes, wanted, max_looks
+            )
+            if found is not None:
+                short, self.scan_next, self.scan_bytes_left = found
+                return short
+        stored: Iterator[tuple[bytes, bytes | None]] = self.state.scan(info.meta.data_slot, start, end)
+        # merge is stable: with equal keys the earlier iterable goes first, and so the newest
+        merged = heapq.merge(*sources, stored, key=itemgetter(0)) if sources else stored
         rows: list[tuple[bytes, bytes]] = []
         last: bytes | None = None
-        for lkey, record in self._merged(p, start, end):
+        for lkey, record in merged:
             if lkey == last:
                 continue
             if len(rows) >= limit or max_bytes <= 0 or max_looks <= 0:
@@ -446,21 +465,6 @@ class Store:
                 max_bytes -= len(lkey) + len(record)
         self.scan_next, self.scan_bytes_left = None, max_bytes
         return rows
-
-    def _merged(self, p: int, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-        """All generations merged; of one lkey the newest comes first."""
-        info = self.partitions[p]
-        start, end = max(start, info.bounds[0]), min(end, info.bounds[1])
-        stored: Iterator[tuple[bytes, bytes | None]] = self.state.scan(info.meta.data_slot, start, end)
-        sources = [
-            generation.partitions[p].scan(start, end)
-            for generation in (self._active, self._flushing)
-            if generation is not None and p in generation.partitions
-        ]
-        if not sources:
-            return stored
-        # merge is stable: with equal keys the earlier iterable goes first
-        return heapq.merge(*sources, stored, key=lambda row: row[0])
 
     # --- applying and flushing ----------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from metastore.errors import ConfigError, CorruptLog, CorruptState, StorageError
 from metastore.records import pack_record
 from metastore.storage.disk import Disk
 from metastore.storage.records import EntryRecord, Fact, SealEntry, TruncateEntry
+from metastore.storage.state import record_writes
 from metastore.storage.store import StorageOptions, Store
 
 SMALL = StorageOptions(segment_bytes=64 << 10, log_retention_bytes=128 << 10, cache_bytes=8 << 10)
@@ -609,3 +610,57 @@ def test_kill_9_at_any_instant(tmp_path: Path) -> None:
             assert store.get(P, lkey(i)) == record(i)
         store.abandon()
     assert acknowledged > 0
+
+
+def test_a_short_scan_is_a_scan(tmp_path: Path) -> None:
+    """What is read at once, when the overlay has nothing there, is what is read row by row; so are its bounds."""
+    store = open_store(tmp_path)
+    store.add_partition(P)
+    slot, state = store.partitions[P].meta.data_slot, store.state
+    keys = [(n // 10).to_bytes(8, "big") + b"ns%d\0k%d" % (n % 2, n) for n in range(40)]
+    state.write([], record_writes(slot, {key: record(n) for n, key in enumerate(keys)}))
+    state.write([], record_writes(slot + 1, {keys[0]: record(99)}))
+    state.renew()
+    for start, end in (
+        (b"", b"\xff" * 9),
+        (keys[7], keys[31]),
+        (keys[3][:8], keys[12][:8]),
+        (b"\xff", b"\xff" * 9),
+    ):
+        rows = list(state.scan(slot, start, end))
+        assert state.scan_short(slot, start, end, 99, 1 << 20, b"", 99) == (
+            rows,
+            None,
+            (1 << 20) - size_of(rows),
+        )
+        ns1 = [row for row in rows if row[0].startswith(b"ns1\0", 8)]
+        assert state.scan_short(slot, start, end, 99, 1 << 20, b"ns1\0", 99) == (
+            ns1,
+            None,
+            (1 << 20) - size_of(ns1),
+        )
+        if len(rows) > 5:
+            assert state.scan_short(slot, start, end, 5, 1 << 20, b"", 99) == (
+                rows[:5],
+                rows[5][0],
+                (1 << 20) - size_of(rows[:5]),
+            )
+            assert state.scan_short(slot, start, end, 99, 1 << 20, b"none", 5) == ([], rows[5][0], 1 << 20)
+            found = state.scan_short(slot, start, end, 99, size_of(rows[:2]), b"", 99)
+            assert found == (rows[:2], rows[2][0], 0)
+    store.abandon()
+
+
+def size_of(rows: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(lkey) + len(packed) for lkey, packed in rows)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"abc", record(3)[:-1] + b"!"])
+def test_a_short_scan_finds_damage(tmp_path: Path, damaged: bytes) -> None:
+    store = open_store(tmp_path)
+    store.add_partition(P)
+    store.state.write([], record_writes(store.partitions[P].meta.data_slot, {lkey(1): damaged}))
+    store.state.renew()
+    with pytest.raises(CorruptState):
+        store.scan(P, b"", b"\xff" * 9, 9, 1 << 20)
+    store.abandon()
