@@ -86,6 +86,9 @@ class NodeConfig(BaseConfig):
     overlay_mib: int = setting(
         64, "committed changes not in the state yet; beyond it writers wait", 1, 1 << 16
     )
+    read_cache_mib: int = setting(
+        32, "records lately read from the state, kept in memory; 0 = none", 0, 1 << 20
+    )
     map_size_gib: int = setting(
         64, "upper bound of the state's size on disk (address space only)", 1, 1 << 14
     )

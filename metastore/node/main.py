@@ -40,6 +40,7 @@ def open_store(config: NodeConfig) -> Store:
         log_retention_bytes=config.log_retention_mib << 20,
         overlay_limit_bytes=config.overlay_mib << 20,
         map_size_bytes=config.map_size_gib << 30,
+        read_cache_bytes=config.read_cache_mib << 20,
     )
     return Store.open(config.data_dir, cluster=config.cluster, node=config.node, options=options)
 

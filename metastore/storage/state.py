@@ -24,6 +24,7 @@ import lmdb
 import msgpack
 
 from metastore.errors import CorruptState, StorageError
+from metastore.storage.readcache import ReadCache
 
 SLOT: Final = struct.Struct(">I")
 LONG: Final = 488
@@ -32,6 +33,7 @@ _LONG_PHYSICAL: Final = SLOT.size + LONG + _DIGEST
 _LEN: Final = struct.Struct("<H")
 _CRC: Final = struct.Struct("<I")
 NODE_ROW: Final = b"n"
+READ_CACHE_BYTES: Final = 32 << 20
 DELETE_CHUNK: Final = 2000
 _slot_prefix: Final = SLOT.pack
 #: so many rows are written at a stretch, and then the loop's thread has its turn
@@ -143,9 +145,10 @@ class Rubbish(NamedTuple):
 class State:
     """One LMDB environment. Reads from the loop thread, ``write`` from the writer thread."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, read_cache_bytes: int = READ_CACHE_BYTES) -> None:
         """``env``: an open LMDB environment, or what stands in for one."""
         self.env = env
+        self.cache = ReadCache(read_cache_bytes)
         self.data = env.open_db(b"data")
         self.aux = env.open_db(b"aux")
         self.meta = env.open_db(b"meta")
@@ -154,7 +157,7 @@ class State:
         self._reader = env.begin()
 
     @classmethod
-    def open(cls, folder: Path, map_size: int) -> State:
+    def open(cls, folder: Path, map_size: int, read_cache_bytes: int = READ_CACHE_BYTES) -> State:
         """Raises StorageError."""
         try:
             env = lmdb.open(
@@ -167,27 +170,38 @@ class State:
                 readahead=False,
                 meminit=False,
             )
-            return cls(env)
+            return cls(env, read_cache_bytes)
         except lmdb.Error as e:
             raise StorageError(f"the state in {folder} cannot be opened: {e}") from None
 
     # --- reading --------------------------------------------------------------------------
 
-    def renew(self) -> None:
-        """See what was committed since."""
+    def renew(self, changed: Mapping[bytes, bytes | None]) -> None:
+        """See what was committed since: these changes of records, as ``record_writes`` makes them, and none that
+        concern what anybody has read."""
         self._reader.abort()
         self._reader = self.env.begin()
+        self.cache.changed(changed)
 
     def get(self, slot: int, lkey: bytes) -> bytes | None:
-        key = _slot_prefix(slot) + lkey if len(lkey) <= LONG else physical(slot, lkey)
+        """The record, checked; None when there is none."""
+        if len(lkey) > LONG:
+            return self._get_long(physical(slot, lkey), lkey)
+        key = _slot_prefix(slot) + lkey
+        value: bytes | None = self.cache.young.get(key) or self.cache.get(key)
+        if value is None:
+            value = self._reader.get(key, None, self.data)
+            if value is None:
+                return None
+            self.cache.put(key, _check(lkey, value))
+        return value
+
+    def _get_long(self, key: bytes, lkey: bytes) -> bytes | None:
         value: bytes | None = self._reader.get(key, None, self.data)
         if value is None:
             return None
-        if len(lkey) > LONG:
-            whole, value = _unframe(key, value)
-            if whole != lkey:
-                return None
-        return _check(lkey, value)
+        whole, value = _unframe(key, value)
+        return _check(lkey, value) if whole == lkey else None
 
     def scan(self, slot: int, start: bytes, end: bytes, txn: Any = None) -> Iterator[tuple[bytes, bytes]]:
         """``(lkey, record)`` with ``start <= lkey < end``, in order, checked."""

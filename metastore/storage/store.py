@@ -37,7 +37,17 @@ from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, Seal
 from metastore.storage.recovery import Recovery
 from metastore.storage.segments import Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
-from metastore.storage.state import NODE_ROW, Job, Meta, Row, Rubbish, State, meta_key, record_writes
+from metastore.storage.state import (
+    NODE_ROW,
+    READ_CACHE_BYTES,
+    Job,
+    Meta,
+    Row,
+    Rubbish,
+    State,
+    meta_key,
+    record_writes,
+)
 
 log = logging.getLogger("metastore.store")
 
@@ -59,6 +69,7 @@ class StorageOptions:
     flush_changes: int = 5_000
     flush_age_s: float = 1.0
     map_size_bytes: int = 64 << 30
+    read_cache_bytes: int = READ_CACHE_BYTES
 
 
 @dataclass(slots=True)
@@ -105,6 +116,8 @@ class _Flush(NamedTuple):
     seq: int
     applied: list[tuple[int, int, int]]
     forked: list[int]
+    #: the records that it changes, once it is known what they are called in the state
+    changed: dict[bytes, bytes | None]
 
 
 class Store:
@@ -180,11 +193,15 @@ class Store:
             identity, created = _identity(folder, cluster, node)
             store = cls(folder, identity, created, options or StorageOptions())
             store._lock_fd = lock_fd
-            store.recover(disk or Disk(), State.open(folder / "state", store.options.map_size_bytes))
+            store.recover(disk or Disk(), store._open_state())
         except BaseException:
             os.close(lock_fd)
             raise
         return store
+
+    def _open_state(self) -> State:
+        options = self.options
+        return State.open(self.folder / "state", options.map_size_bytes, options.read_cache_bytes)
 
     def recover(self, disk: Disk, state: State) -> None:
         """Bring log and state together. Raises CorruptLog."""
@@ -501,6 +518,7 @@ class Store:
             durable = self.durable_seq >= garbage.seq
             if durable and not await self.run_in_writer(self.state.delete_step, garbage):
                 self._garbage.remove(garbage)
+                self.state.cache.clear()
         except StorageError as e:
             self._fail(e)
 
@@ -538,7 +556,7 @@ class Store:
         dirty, self._dirty = self._dirty, set()
         applied = [(p, self.partitions[p].meta.slot, self.partitions[p].meta.applied) for p in dirty]
         job += [(state.meta, meta_key(p), self.partitions[p].meta.pack()) for p in dirty]
-        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied, list(forks))
+        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied, list(forks), {})
         self._submit_flush()
 
     def _submit_flush(self) -> None:
@@ -557,6 +575,7 @@ class Store:
         job: list[Row] = []
         for p, part in flush.generation.partitions.items():
             job += record_writes(flush.slots[p], part.records)
+        flush.changed.update(job)
         self.state.write(flush.rows, job)
 
     def _node_row(self, seq: int) -> bytes:
@@ -575,7 +594,7 @@ class Store:
         self.last_flush_ms = int((time.monotonic() - began) * 1000)
 
     def _flush_done(self, flush: _Flush) -> None:
-        self.state.renew()  # before the overlay goes: no read may miss it
+        self.state.renew(flush.changed)  # before the overlay goes: no read may miss it
         self._flushing = None
         self._note_overlay()
         self.flushes += 1
@@ -668,7 +687,7 @@ class Store:
         meta.slot, meta.shared, meta.applied, meta.applied_epoch = slot, 0, index, epoch
         meta.commit, meta.log_from_seq = index, from_seq
         self._dirty.add(p)
-        self.state.renew()
+        self.state.renew({})
         self.log.partitions[p].reset(index, epoch)
         self._durable_applied[p] = index
         if self._forks:

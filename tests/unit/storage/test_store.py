@@ -620,7 +620,7 @@ def test_a_short_scan_is_a_scan(tmp_path: Path) -> None:
     keys = [(n // 10).to_bytes(8, "big") + b"ns%d\0k%d" % (n % 2, n) for n in range(40)]
     state.write([], record_writes(slot, {key: record(n) for n, key in enumerate(keys)}))
     state.write([], record_writes(slot + 1, {keys[0]: record(99)}))
-    state.renew()
+    state.renew({})
     for start, end in (
         (b"", b"\xff" * 9),
         (keys[7], keys[31]),
@@ -660,7 +660,7 @@ def test_a_short_scan_finds_damage(tmp_path: Path, damaged: bytes) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
     store.state.write([], record_writes(store.partitions[P].meta.data_slot, {lkey(1): damaged}))
-    store.state.renew()
+    store.state.renew({})
     with pytest.raises(CorruptState):
         store.scan(P, b"", b"\xff" * 9, 9, 1 << 20)
     store.abandon()
