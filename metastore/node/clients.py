@@ -110,6 +110,8 @@ class ClientConnection(asyncio.Protocol):
                 now = now_ns()
                 node.client_ns += now - began
                 began = now
+                if not decoder.buffer:  # as after nearly every frame
+                    break
         except ProtocolError as e:
             self.admission.ration.line("client disconnected: %s", e)
             self.refuse(e)
@@ -118,7 +120,7 @@ class ClientConnection(asyncio.Protocol):
         except Exception:  # a mistake of ours: it shall not be the others' affair
             log.exception("what a client asked could not be looked at; it is disconnected")
             self.close()
-        if (self.unfinished or decoder.buffered_bytes) and self.peer is None:
+        if (decoder.buffer or self.unfinished) and self.peer is None:
             self.note_unfinished(complete)
         node.schedule_turn()
 

@@ -111,34 +111,35 @@ class FrameDecoder:
     """Bytes in, ``(type, body)`` out: ``push`` what came, ``pull`` frames until there is none. Linear in
     what is pushed, however small the pieces. ``max_frame`` may be changed between two frames."""
 
-    __slots__ = ("_buffer", "_pos", "max_frame", "max_items")
+    __slots__ = ("_pos", "buffer", "max_frame", "max_items")
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES, max_items: int = 0) -> None:
-        #: bytes while it is what one read has brought, and as such mostly whole frames
-        self._buffer: bytes | bytearray = b""
+        #: what no frame was made of yet, from a position on; empty when there is nothing. Bytes while it is what
+        #: one read has brought, and as such mostly whole frames
+        self.buffer: bytes | bytearray = b""
         self._pos = 0
         self.max_frame = max_frame_bytes
         self.max_items = max_items
 
     @property
     def buffered_bytes(self) -> int:
-        return len(self._buffer) - self._pos
+        return len(self.buffer) - self._pos
 
     def push(self, data: bytes) -> None:
-        if self._pos == len(self._buffer):
-            self._buffer, self._pos = data, 0
+        if self._pos == len(self.buffer):
+            self.buffer, self._pos = data, 0
             return
-        if type(self._buffer) is not bytearray:
-            self._buffer, self._pos = bytearray(memoryview(self._buffer)[self._pos :]), 0
+        if type(self.buffer) is not bytearray:
+            self.buffer, self._pos = bytearray(memoryview(self.buffer)[self._pos :]), 0
         elif self._pos:
-            del self._buffer[: self._pos]
+            del self.buffer[: self._pos]
             self._pos = 0
-        self._buffer += data
+        self.buffer += data
 
     def pull(self) -> tuple[int, Any] | None:
         """The next frame, None when it is not all there. Raises ProtocolError, after which there is
         nothing more to be had."""
-        buffer, pos = self._buffer, self._pos
+        buffer, pos = self.buffer, self._pos
         end = len(buffer)
         if end - pos < HEADER.size:
             return None
@@ -152,7 +153,7 @@ class FrameDecoder:
             return None
         body = unpack_body(memoryview(buffer)[pos + HEADER.size : stop], self.max_items)
         if stop == end:
-            self._buffer, self._pos = b"", 0
+            self.buffer, self._pos = b"", 0
         else:
             self._pos = stop
         return kind, body
