@@ -37,6 +37,8 @@ class LogIndex:
             return self.base_epoch
         if not self.base_index < index <= self.last_index:
             raise IndexError(f"index {index} is not within {self.base_index} and {self.last_index}")
+        if index >= self._firsts[-1]:  # of the last run, as most
+            return self._epochs[-1]
         return self._epochs[bisect_right(self._firsts, index) - 1]
 
     def last_position(self) -> Position:

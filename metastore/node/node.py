@@ -321,11 +321,14 @@ class Node:
             if self._quorum_asked:
                 self._quorum_asked = False
                 self.core.heartbeat(now_ns())
-            self.run_effects()
+            if self.core.effects or self._inbox:
+                self.run_effects()
             self.links.flush()
-            self._answer_committed()
+            if self.answering or self._committed:
+                self._answer_committed()
             self.store.kick()
-            self._apply_committed()
+            if self._committed:
+                self._apply_committed()
         except Exception as e:
             self.fail_stop(e)
 

@@ -81,7 +81,7 @@ class PeerConnection(asyncio.Protocol):
         """Take what has come."""
         self._quiet = 0
         try:
-            while (frame := self.decoder.pull()) is not None:
+            while self.decoder.buffer and (frame := self.decoder.pull()) is not None:
                 self.handle(*frame)
                 if self.transport is None or self.transport.is_closing():
                     return

@@ -18,6 +18,7 @@ from tests.integration.harness import Cluster
 
 STUTTER_ON_S, STUTTER_OFF_S = 0.02, 0.18
 BUSY = "while True: pass"
+MIN_FLOOD = 5000
 
 
 class Faults(Operators):
@@ -30,6 +31,7 @@ class Faults(Operators):
         self.it = ""
         self._stutters: dict[str, asyncio.Task[None]] = {}
         self._busy: list[subprocess.Popen[bytes]] = []
+        self._flood: subprocess.Popen[bytes] | None = None
         self._filled: list[str] = []
         #: nodes that are not to come back
         self.gone: set[str] = set()
@@ -123,6 +125,20 @@ class Faults(Operators):
             process.wait()
         self._busy = []
 
+    async def flood(self) -> None:
+        """Another process keeps all nodes busy."""
+        addresses = [node["rpc"] for node in self.cluster.json()["nodes"]]
+        command = [sys.executable, "-m", "tests.chaos.flood", *addresses]
+        self._flood = subprocess.Popen(command, stdout=subprocess.PIPE)
+
+    async def ebb(self) -> None:
+        process, self._flood = self._flood, None
+        if process is not None:
+            process.terminate()
+            said, _ = await asyncio.to_thread(process.communicate, timeout=30)
+            print(f"flooded with {int(said):,} operations", flush=True)
+            assert int(said) > MIN_FLOOD, f"{int(said)} operations are no flood"
+
     # --- disks and clocks ------------------------------------------------------------------------
 
     def _control(self, name: str, **faults: float) -> None:
@@ -206,6 +222,7 @@ class Faults(Operators):
         """Undo everything; start what is not running."""
         await self.mend()
         await self.feed()
+        await self.ebb()
         for name in list(self._stutters):
             await self.steady(name)
         for name in self._filled:

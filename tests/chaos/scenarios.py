@@ -42,6 +42,22 @@ SCENARIOS = [
         "stutter", "the leader runs a tenth of the time", ((2, "stutter", "leader"), (7, "steady", "it"))
     ),
     Scenario("starved", "eight busy processes beside two cores", ((2, "starve"), (8, "feed"))),
+    Scenario(
+        "flooded",
+        "the nodes are as busy as they can be, while leaders are killed, paused and lose their power",
+        (
+            (0.5, "flood"),
+            (2.5, "kill", "leader"),
+            (4, "restart", "it"),
+            (6, "pause", "leader"),
+            (9, "resume", "it"),
+            (11, "power_off", "leader"),
+            (12.5, "restart", "it"),
+            (15, "ebb"),
+        ),
+        16,
+        short=True,
+    ),
     Scenario("etcd-killed", "no etcd for 6 s", ((2, "kill", "etcd"), (8, "restart", "etcd")), 12),
     Scenario(
         "etcd-paused", "etcd hangs for 8 s, leases expire", ((1, "pause", "etcd"), (9, "resume", "etcd")), 13
