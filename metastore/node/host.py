@@ -279,8 +279,7 @@ class PartitionHost:
         replica = self.replica
         if replica.role == ACTIVE:
             result, size = self.read(connection, op, 0)
-            term = replica.term
-            if term is not None and now_ns() < term.read_until_ns:  # R8: after the data was read
+            if replica.can_read(now_ns()):  # R8: after the data was read
                 connection.answer(result, size)
                 return
             self.park(connection, client, op, deadline)

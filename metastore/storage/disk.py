@@ -14,7 +14,8 @@ _NO_DSYNC = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 class Disk:
     """The real disk. Every method may raise OSError; nothing is ever tried twice (R14)."""
 
-    _dsync = True
+    #: whether a write and its sync are one call of the system
+    one_call = True
 
     def list(self, folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
@@ -55,13 +56,13 @@ class Disk:
     def write_synced(self, fd: int, data: bytes, offset: int) -> None:
         """``write`` and ``sync`` in one call of the system: the thread gives the interpreter up once, not twice."""
         done = 0
-        if self._dsync:
+        if self.one_call:
             try:
                 done = os.pwritev(fd, (data,), offset, os.RWF_DSYNC)
             except OSError as e:
                 if e.errno not in _NO_DSYNC:
                     raise
-                self._dsync = False  # refused, and so nothing was written
+                self.one_call = False  # refused, and so nothing was written
         if done < len(data):
             self.write(fd, data[done:] if done else data, offset + done)
             self.sync(fd)
