@@ -1,6 +1,6 @@
 """Everything: ``make bench``. Tables to standard output, figures to ``results.json``, pictures as SVG.
 
-Takes about a quarter of an hour; ``--quick`` a few minutes, for figures that are less to be trusted.
+Takes twenty minutes; ``--quick`` a few minutes, for figures that are less to be trusted.
 """
 
 from __future__ import annotations
