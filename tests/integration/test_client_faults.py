@@ -286,7 +286,7 @@ async def test_the_router_dies_or_is_full(shared: Cluster) -> None:
             await until("it serves again", lambda: _works(ns), 60)
             # to come again after the deadline: else the last attempt could be on its way when that passes
             router.refuse_with = Overloaded("too many", retry_after_s=5)
-            full = await end_of(ns.put("a/k", b"2", deadline_s=1))
+            full = await end_of(ns.put("a/k", b"2", deadline_s=0.5))
             assert isinstance(full, DidNotHappen)
             router.refuse_with = None
             await router.stop()
