@@ -40,9 +40,8 @@ ROUNDS = 400
 class Stages:
     """A batch of ``size`` puts, stage by stage. Each method is one stage; what it needs is made before."""
 
-    def __init__(self, size: int, state: State) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self.state = state
         self.seq = 0
         self.leader, self.follower = Machine({}.get), Machine({}.get)
         self.index = 0
@@ -188,7 +187,7 @@ def measure() -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="metastore-bench-") as folder:
         state = State.open(Path(folder), 1 << 30)
         for column, size in (("alone", 1), ("of 64", 64)):
-            stages = Stages(size, state)
+            stages = Stages(size)
             best = dict.fromkeys((name for name, _, _ in Stages.PUT), float("inf"))
             for _ in range(ROUNDS):
                 for name, _, _ in Stages.PUT:

@@ -22,7 +22,6 @@ _U64: Final = struct.Struct("<Q")
 TTL: Final = 1
 COUNTER: Final = 2
 HEAD_BYTES: Final = _HEAD.size
-_CREATED_AT: Final = 13
 
 
 T = TypeVar("T", default=bytes)
@@ -56,11 +55,6 @@ def record_versions(packed: bytes) -> tuple[int, int, int]:
     """``(flags, version, created)`` without decoding or checking the rest."""
     _, flags, version, created, _ = _HEAD.unpack_from(packed)
     return flags, version, created
-
-
-def record_created(packed: bytes) -> int:
-    """The version at which the record was made; none of the rest is looked at."""
-    return int(_U64.unpack_from(packed, _CREATED_AT)[0])
 
 
 def record_ttl_ms(packed: bytes) -> int:

@@ -39,7 +39,6 @@ from metastore.records import (
     COUNTER,
     TTL,
     pack_record,
-    record_created,
     record_ttl_ms,
     record_versions,
     unpack_record,
@@ -414,12 +413,8 @@ class Machine:
         if kind == TXN:
             return self._resolve_txn(index, op, at, seq, usage)
         condition = op[7]
-        found = self._records.get(lkey)
-        old = self.read(lkey) if found is None else found[1]
-        if old is None:
-            flags = version = created = 0
-        else:
-            flags, version, created = record_versions(old)
+        old = self.current(lkey)
+        flags, version, created = (0, 0, 0) if old is None else record_versions(old)
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
             row, tail = self._nothing(at, seq, ConditionFailed.status, version, index)
             if old is not None and len(old) <= MAX_CURRENT_BYTES:
@@ -433,14 +428,7 @@ class Machine:
             return [DELETE, lkey, at, seq], (0, self._version, index)
         new_version = self._version + 1
         if kind == PUT:
-            content_type = op[9]
-            record = pack_record(
-                new_version,
-                created or new_version,
-                op[8],
-                content_type.encode() if content_type else b"",
-                op[10] or 0,
-            )
+            record = pack_record(new_version, created or new_version, op[8], op[9].encode(), op[10] or 0)
             tail = (0, new_version, index, not version)
         else:
             total = self._add(old, flags, op[8])
@@ -702,7 +690,7 @@ class Machine:
                     if kind == ADD:
                         tail = (0, version, index, int(unpack_record(record).value))
                     else:
-                        tail = (0, version, index, record_created(record) == version)
+                        tail = (0, version, index, record_versions(record)[2] == version)
             if at >= 0:
                 tails.append((at, seq, tail))
         self.last_version = version

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from metastore.core.quorum import is_quorum, majority_value, quorum_value
+from metastore.core.quorum import is_quorum, quorum_value
 from metastore.core.settings import CoreSettings
 from metastore.layout import ConfigRecord, Member
 
@@ -121,11 +121,8 @@ class Term:
 
     def committed_index(self) -> int:
         """R6: the highest index a quorum has acknowledged under this epoch."""
-        progress, config = self.progress, self.config
-        low = majority_value([progress[n].match for n, _ in config.replicas])
-        if config.joint is None:
-            return low
-        return min(low, majority_value([progress[n].match for n, _ in config.joint]))
+        progress = self.progress
+        return quorum_value(self.config, lambda n: progress[n].match)
 
     def count_grants(self) -> None:
         """Set ``read_until_ns``: until when a quorum's grants are held, the leader counting (R8)."""

@@ -35,7 +35,7 @@ from metastore.errors import (
 )
 from metastore.keys import END_OF_RING
 from metastore.layout import SplitRecord
-from metastore.node.clients import MAX_UNREAD_BYTES, ClientConnection, error_result
+from metastore.node.clients import ClientConnection, error_result
 from metastore.node.splitting import Splitting
 from metastore.node.ttls import Deadlines
 from metastore.node.watches import PartitionWatches
@@ -213,12 +213,10 @@ class PartitionHost:
         """One checked operation of a client, that came at ``now``."""
         self.operations += 1
         kind = op[1]
-        if not self.lo <= op[3] < self.hi or (kind == TXN and not self.covers_all(op)):
+        if not self.covers(op[3]) or (kind == TXN and not self.covers_all(op)):
             error: MetastoreError | None = Moved(
                 f"partition {self.p} does not hold that key; refresh the topology", partition=self.p
             )
-        elif kind == GET and not self.node.topology.namespaces:
-            error = None
         else:
             error = self.node.policies.refuse(self, op)
             if error is not None and kind in WRITES and op[4] and self.machine.knows(client, op):
@@ -249,8 +247,8 @@ class PartitionHost:
             self.turn_away(connection, client, op, deadline)
         elif (
             len(self.pending) >= node.config.max_pending_writes
-            or node.admission.waiting > node.admission.memory_bytes
             or node.store.overlay_full
+            or node.admission.writes_full
         ):
             error = Overloaded("too many writes wait here", retry_after_s=0.1)
             connection.answer(error_result(op[0], error))
@@ -334,7 +332,7 @@ class PartitionHost:
     def read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
         """The answer, and about how many bytes it is."""
         store = self.node.store
-        if connection.unread + connection.result_bytes > MAX_UNREAD_BYTES and connection.crowded():
+        if connection.crowded():
             error = Overloaded("too many answers wait to be read on this connection", retry_after_s=0.1)
             return error_result(op[0], error), 0
         if op[1] == GET:

@@ -204,7 +204,7 @@ class NodeLog:
                 break
             self.block += 1
             body_at = segment.end + BLOCK_HEAD.size
-            taken = waiting if stop - start == len(waiting) else waiting[start:stop]
+            taken = waiting[start:stop]
             for raw, p, index, blob in taken:
                 if p >= 0:
                     self._place(segment, p, index, blob, segment.number << 32 | body_at)

@@ -88,15 +88,12 @@ def is_plain(op: Any) -> bool:
         op_id, kind, partition, lkey, seq, floor, stamp, condition, value, content_type, ttl_ms = op
         if not (
             kind == PUT
-            and type(value) is bytes
-            and len(value) <= MAX_VALUE_BYTES
             and type(seq) is type(floor) is type(stamp) is int
             and 0 <= seq < _I63
             and 0 <= floor < _I63
             and 0 <= stamp < _I63
-            and (condition is None or (type(condition) is int and -1 <= condition < _I63))
-            and (ttl_ms is None or (type(ttl_ms) is int and 0 <= ttl_ms <= MAX_TTL_MS))
-            and (content_type == "" or (type(content_type) is str and is_content_type(content_type)))
+            and _check_condition(condition) is None
+            and _check_put(value, content_type, ttl_ms) is None
         ):
             return False
     elif len(op) == 6:
@@ -105,18 +102,11 @@ def is_plain(op: Any) -> bool:
             return False
     else:
         return False
-    if not (
-        type(kind) is type(op_id) is type(partition) is int
-        and 0 <= op_id < _U64
-        and type(lkey) is bytes
-        and 11 <= len(lkey) <= _MAX_LKEY
-    ):
-        return False
-    nul = lkey.find(0, 8)
-    if not 8 < nul <= 72 or nul == len(lkey) - 1:
+    if not (type(kind) is type(op_id) is type(partition) is int and 0 <= op_id < _U64 and _is_lkey(lkey)):
         return False
     if kind == GET:
         return True
+    nul = lkey.find(0, 8)
     if len(lkey) - nul - 1 > MAX_KEY_BYTES or not lkey[nul:].isascii():
         return False
     namespace = lkey[8:nul]
