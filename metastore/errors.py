@@ -151,6 +151,15 @@ class Fenced(DidNotHappen):
     code, status, http_status = "fenced", 15, 409
 
 
+class FenceForgotten(Fenced):
+    """As Fenced, and not certain: the partition has forgotten the name, so many were used after it, and cannot
+    tell whether it saw a higher token of it. Whoever still holds the lock takes it again.
+
+    ``detail["token"]``: the highest that was forgotten and may be of this name."""
+
+    status = 21
+
+
 class ConditionRequired(DidNotHappen):
     """The namespace takes only writes that carry a condition; nothing was done."""
 

@@ -189,12 +189,13 @@ class Records:
     async def put(self, call: Call) -> web.Response:
         ns, key = self.namespace(call), call["key"]
         when, ttl, token = condition(call), ttl_s(call["ttl_ms"], call["ttl_s"]), fence(call)
+        raised = call["raise_fence"]
         content_type = call.request.headers.get("Content-Type", "")
         if len(content_type) > MAX_CONTENT_TYPE_BYTES or not content_type.isascii():
             raise InvalidRequest(f"Content-Type is not ASCII of at most {MAX_CONTENT_TYPE_BYTES} characters")
         value = await call.body()
         call.in_time()
-        ids = self.ids(call, when, ttl, token, content_type, value)
+        ids = self.ids(call, when, ttl, token, content_type, value, *([raised] if raised else []))
         try:
             result = await ns.put(
                 key,
@@ -203,6 +204,7 @@ class Records:
                 ttl_s=ttl,
                 content_type=content_type,
                 fence=token,
+                raise_fence=raised,
                 ids=ids,
                 deadline_s=call.left_s,
             )

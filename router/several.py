@@ -175,7 +175,10 @@ class Several:
         }
         if kind == "put":
             ttl = ttl_s(op.get("ttl_ms"), op.get("ttl_s"))
-            put = await ns.put(key, value_of(op), content_type=op["content_type"], ttl_s=ttl, **common)
+            content_type, name = op["content_type"], op.get("raise_fence")
+            put = await ns.put(
+                key, value_of(op), content_type=content_type, ttl_s=ttl, raise_fence=name, **common
+            )
             status = 201 if put.created else 200
             return {"status": status, "key": key, "version": put.version, "created": put.created}
         if kind == "add":

@@ -20,6 +20,7 @@ from metastore.errors import (
     ConditionFailed,
     DeadlineExceeded,
     Fenced,
+    FenceForgotten,
     MetastoreError,
     Moved,
     NotANumber,
@@ -49,7 +50,9 @@ MAX_RETRY_AFTER_S: Final = 1.0
 MAX_HOPS: Final = 8
 
 #: what a write's entry can say beside success: dedupe tells it again
-REMEMBERED: Final = frozenset({ConditionFailed.status, NotANumber.status, Fenced.status, TooLarge.status})
+REMEMBERED: Final = frozenset(
+    error.status for error in (ConditionFailed, NotANumber, Fenced, FenceForgotten, TooLarge)
+)
 
 
 class Attempts:

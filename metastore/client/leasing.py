@@ -3,7 +3,8 @@
 The record lives for ``ttl_s`` on its leader's clock, from when it was written or last touched (R15).
 The holder counts on its own clock, which counts suspended time, from when it *sent* the request, less
 a margin for clocks of different rates: so it gives up before the leader does. Who is paused for longer than that
-cannot know, and must send the fencing token with what it writes: the record's version, which only grows.
+cannot know, and must send the fencing token with what it writes: the record's version, which only grows. Taking the
+key raises its fence by the same write (R20).
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ class Lease:
 
     @property
     def fence(self) -> Fence:
-        """For ``fence=`` of any write of the same namespace: the write is refused (Fenced) once the
-        partition has seen a later holder's. Raises LockLost."""
+        """For ``fence=`` of any write of the same namespace. In the partition that the lock's own key lives in (same folder,
+        or same ``{tag}``) the write is refused (Fenced) from the moment on in which another takes the lock; in any other, once
+        a later holder has written there with its fence. Raises LockLost."""
         return Fence(fence_name(self.key), self.token)
 
     @property
@@ -228,6 +230,7 @@ class Lease:
                 absent=True,
                 ttl_s=self.ttl_s,
                 content_type=content_type,
+                raise_fence=fence_name(self.key),
                 deadline_s=self._deadline_s(until),
             )
         except ConditionFailed:

@@ -19,7 +19,8 @@ class AsyncLock(Lease):
     It keeps itself alive while it is held. ``lost`` and ``at_risk`` are events to wait for, ``on_lost`` and
     ``on_at_risk`` take callbacks, ``check()`` raises LockLost, and ``remaining_s`` is how long it lasts at
     least. No lock can stop a holder that is paused for longer than its lease: writes that must not be made
-    by a former holder carry ``fence=lock.fence``. Not fair: whoever asks first when it is freed has it,
+    by a former holder carry ``fence=lock.fence``, and go to the lock's own folder or ``{tag}``, where they are refused
+    as soon as another has taken the lock. Not fair: whoever asks first when it is freed has it,
     not who has waited longest; and every waiter asks. Not reentrant.
     """
 

@@ -73,6 +73,7 @@ from metastore.wire.client_messages import (
     MAX_LIST_LIMIT,
     NOT_FOUND,
     PUT,
+    RAISE,
     TOUCH,
     TXN,
 )
@@ -194,16 +195,22 @@ class AsyncNamespace(Generic[T]):
         ttl_s: float | None = None,
         content_type: str = "",
         fence: Fence | None = None,
+        raise_fence: str | None = None,
         deadline_s: float | None = None,
         ids: RequestIds | None = None,
     ) -> PutResult:
         """Write a record: if it is at ``version``, is ``absent``, or ``exists``, when one of them is given.
 
         ``ttl_s``: seconds to live, None = the namespace's default, 0 = for ever. ``content_type``: "" = the
-        codec's. ``ids``: request ids of one's own. Raises ConditionFailed, Fenced, ConditionRequired,
+        codec's. ``raise_fence``: the record is a lock, and its fence has this name: it is raised to the record's new version
+        by the same step, so that the token of a former holder is refused from then on (R20); not with ``fence``. ``ids``: request ids of one's own. Raises ConditionFailed, Fenced, ConditionRequired,
         QuotaExceeded, TooLarge, RequestIdExpired (R7), and what the codec raises."""
         condition, ttl_ms = condition_of(version, absent, exists), ttl_ms_of(ttl_s)
         tail = [condition, self.codec.encode(value), content_type or self.codec.content_type, ttl_ms]
+        if raise_fence is not None:
+            if fence is not None:
+                raise InvalidRequest("give fence or raise_fence, not both")
+            fence = Fence(raise_fence, RAISE)
         result = await self.write(PUT, key, tail, fence, deadline_s, ids)
         return PutResult(result[2], bool(result[4]))
 

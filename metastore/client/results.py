@@ -20,7 +20,8 @@ Consistency = Literal["linearizable", "stale", "at_least"]
 
 class Fence(NamedTuple):
     """A fencing token: a write that carries it is refused (Fenced) by every partition that has seen
-    a higher token of this name. Names belong to the namespace that is written to."""
+    a higher token of this name: by a fenced write, or because a lock of this name was taken in it (R20). Names belong
+    to the namespace that is written to."""
 
     name: str
     token: int

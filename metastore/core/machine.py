@@ -14,14 +14,15 @@ condition. An entry's payload is msgpack ``[base_version, sessions, rows, usage,
                [SPLIT, child, at, epoch, usage]       R18: from the point ``at`` (8 bytes) on, which holds
                                                       ``usage``, all is another partition's
     usage      [[namespace, records, bytes], ...]  by how much each namespace has grown
-    fences     [[name, token], ...]                raised by this entry
+    fences     [[digest of name, token], ...]      raised by this entry
 
 ``at`` is a position in ``sessions``, -1 when no dedupe was asked for. The n-th change of an entry has
-the version ``base_version + n``, from 1: versions are dense. Dedupe is ``core.dedupe``'s.
+the version ``base_version + n``, from 1: versions are dense. Dedupe is ``core.dedupe``'s, fences are
+``core.fences``'.
 
 Beside the records a partition remembers, all of it replicated: finished requests, the version it
-stands at, how much each namespace holds here, which records have a TTL, and the highest fencing
-token seen of every name, and what was split off. Each is saved as an *aux row*; ``aux_keys`` names those
+stands at, how much each namespace holds here, which records have a TTL, the fencing
+tokens seen, and what was split off. Each is saved as an *aux row*; ``aux_keys`` names those
 there are.
 """
 
@@ -34,7 +35,8 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from metastore.core.dedupe import Session, Sessions, Tail
-from metastore.errors import ConditionFailed, Fenced, NotANumber, TooLarge
+from metastore.core.fences import FENCE_PREFIX, FLOOR_PREFIX, Fences, fence_digest
+from metastore.errors import ConditionFailed, Fenced, FenceForgotten, NotANumber, TooLarge
 from metastore.records import (
     COUNTER,
     TTL,
@@ -56,6 +58,7 @@ from metastore.wire.client_messages import (
     NOT_FOUND,
     OK,
     PUT,
+    RAISE,
     TOUCH,
     TXN,
     VALUE,
@@ -64,14 +67,12 @@ from metastore.wire.client_messages import (
 
 NOTHING: Final = 0
 SPLIT: Final = 15
-MAX_FENCES: Final = 65_536
 MAX_CURRENT_BYTES: Final = 64 << 10
 INT64_MAX: Final = (1 << 63) - 1
 META_KEY: Final = b"m"
 SESSION_PREFIX: Final = b"s"
 USAGE_PREFIX: Final = b"u"
 TTL_PREFIX: Final = b"t"
-FENCE_PREFIX: Final = b"f"
 SPLITS_KEY: Final = b"x"
 
 #: where the fence of an operation stands, if it has one
@@ -196,18 +197,16 @@ class Machine:
         self.usage: dict[bytes, list[int]] = {}
         #: lkey -> (version, ttl_ms) of every record that has a TTL
         self.timed: dict[bytes, tuple[int, int]] = {}
-        self.fences: dict[bytes, int] = {}
+        self.fences = Fences()
         #: of all that was split off, the last one last: child, point, and the entry's epoch and index
         self.splits: list[tuple[int, bytes, int, int]] = []
         #: while a leader counts what lies above a point (R18)
         self.counting: Counting | None = None
         self._timed_names: dict[bytes, bytes] = {}
-        self._fence_names: dict[bytes, bytes] = {}
         # the leader's state beyond what is committed
         self._version = 0
         self._records: dict[bytes, tuple[int, bytes | None]] = {}
         self._outcomes: dict[bytes, dict[int, Resolved]] = {}
-        self._fences: dict[bytes, int] = {}
         self._entries: dict[int, tuple[int, list[Any], list[Any], list[Any], list[Any]]] = {}
 
     @property
@@ -234,9 +233,8 @@ class Machine:
         elif kind == TTL_PREFIX:
             name = self._timed_names.get(key)
             row = None if name is None else [name, *self.timed[name]]
-        elif kind == FENCE_PREFIX:
-            name = self._fence_names.get(key)
-            row = None if name is None else [name, self.fences[name]]
+        elif kind in (FENCE_PREFIX, FLOOR_PREFIX):
+            return self.fences.aux(key)
         elif key == SPLITS_KEY and self.splits:
             row = self.splits
         if row is None:
@@ -250,7 +248,7 @@ class Machine:
         keys += [SESSION_PREFIX + client for client in sorted(self.dedupe.by_client)]
         keys += [USAGE_PREFIX + namespace for namespace in sorted(self.usage)]
         keys += sorted(self._timed_names)
-        keys += sorted(self._fence_names)
+        keys += self.fences.aux_keys()
         keys += [SPLITS_KEY] if self.splits else []
         return keys
 
@@ -258,7 +256,8 @@ class Machine:
         """Back to empty, before the rows of an installed snapshot are loaded (R17)."""
         self.last_version = 0
         self.dedupe = Sessions()
-        for table in (self.usage, self.timed, self.fences, self._timed_names, self._fence_names):
+        self.fences = Fences()
+        for table in (self.usage, self.timed, self._timed_names):
             table.clear()
         self.splits = []
         self.abandon()
@@ -266,6 +265,7 @@ class Machine:
     def load(self, rows: list[tuple[bytes, bytes]]) -> None:
         """Start from saved aux rows."""
         sessions: list[tuple[bytes, Session]] = []
+        fences: list[tuple[bytes, bytes]] = []
         expired_below = 0
         for key, raw in rows:
             kind = key[:1]
@@ -278,12 +278,12 @@ class Machine:
             elif kind == TTL_PREFIX:
                 lkey, version, ttl_ms = msgpack.unpackb(raw)
                 self.timed[lkey], self._timed_names[key] = (version, ttl_ms), lkey
-            elif kind == FENCE_PREFIX:
-                name, token = msgpack.unpackb(raw)
-                self.fences[name], self._fence_names[key] = token, name
+            elif kind in (FENCE_PREFIX, FLOOR_PREFIX):
+                fences.append((key, raw))
             elif key == SPLITS_KEY:
                 self.splits = [(child, at, epoch, i) for child, at, epoch, i in msgpack.unpackb(raw)]
         self.dedupe.load(sessions, expired_below)
+        self.fences.load(fences)
         self.abandon()
 
     # --- the leader: resolve --------------------------------------------------------------
@@ -296,7 +296,8 @@ class Machine:
         """Forget what was proposed and is not committed: leadership began or ended."""
         self._version = self.last_version
         self.counting = None
-        for table in (self._records, self._outcomes, self._fences, self._entries):
+        self.fences.abandon()
+        for table in (self._records, self._outcomes, self._entries):
             table.clear()
 
     def resolve(
@@ -405,11 +406,13 @@ class Machine:
         fences: list[list[Any]],
     ) -> tuple[list[Any], Tail]:
         kind, lkey = op[1], op[3]
-        fence_at = _FENCE_AT[kind]
-        if len(op) > fence_at and op[fence_at] is not None:
-            refused = self._fence(index, lkey, op[fence_at], at, seq, fences)
+        digest: bytes | None = None
+        if len(op) > _FENCE_AT[kind]:
+            name, token = op[-1]
+            digest = fence_digest(lkey[8 : lkey.find(0, 8)], name)
+            refused = self.fences.pass_by(digest, token, fences) if token != RAISE else None
             if refused is not None:
-                return refused
+                return self._nothing(at, seq, *refused, index)
         if kind == TXN:
             return self._resolve_txn(index, op, at, seq, usage)
         condition = op[7]
@@ -428,6 +431,10 @@ class Machine:
             return [DELETE, lkey, at, seq], (0, self._version, index)
         new_version = self._version + 1
         if kind == PUT:
+            if digest is not None and token == RAISE:
+                refused = self.fences.take(digest, new_version, fences)
+                if refused is not None:
+                    return self._nothing(at, seq, *refused, index)
             record = pack_record(new_version, created or new_version, op[8], op[9].encode(), op[10] or 0)
             tail = (0, new_version, index, not version)
         else:
@@ -473,24 +480,6 @@ class Machine:
         if record is None:
             return Resolved(at, (NOT_FOUND, 0))
         return Resolved(at, (OK, version, 0, record_ttl_ms(record)))
-
-    # --- fences -----------------------------------------------------------------------------
-
-    def _fence(
-        self, index: int, lkey: bytes, fence: list[Any], at: int, seq: int, fences: list[list[Any]]
-    ) -> tuple[list[Any], Tail] | None:
-        """None when the token is the highest seen of its name so far, else the refusal."""
-        name = lkey[8 : lkey.find(0, 8) + 1] + fence[0].encode()
-        token: int = fence[1]
-        seen = self._fences.get(name) or self.fences.get(name, 0)
-        if token < seen:
-            return self._nothing(at, seq, Fenced.status, seen, index)
-        if token > seen:
-            if not seen and len(self.fences) + len(self._fences) >= MAX_FENCES:
-                return self._nothing(at, seq, TooLarge.status, MAX_FENCES, index)
-            self._fences[name] = token
-            fences.append([name, token])
-        return None
 
     # --- transactions -----------------------------------------------------------------------
 
@@ -617,7 +606,7 @@ class Machine:
         _, child, at, epoch, usage = row
         upper = Machine(self.read)
         upper.last_version = self.last_version
-        upper.dedupe, upper.fences, upper._fence_names = self.dedupe, self.fences, self._fence_names
+        upper.dedupe, upper.fences = self.dedupe, self.fences
         for namespace, records, size in usage:
             upper.usage[namespace] = [records, size]
             held = self.usage.setdefault(namespace, [0, 0])
@@ -699,7 +688,7 @@ class Machine:
             self._note_ttls(changes, base, aux)
         forked = None if split is None else self._split(index, split, aux)
         if own is not None:
-            self._forget_proposed(index, changes, floors, tails, fences)
+            self._forget_proposed(index, changes, floors, tails)
         elif not self._entries:
             self._version = version
         return Applied(changes, aux, base, frozenset(expired), forked)
@@ -727,11 +716,8 @@ class Machine:
             if held == [0, 0]:
                 del self.usage[namespace]
             aux.add(USAGE_PREFIX + namespace)
-        for name, token in fences:
-            self.fences[name] = token
-            key = digest_key(FENCE_PREFIX, name)
-            self._fence_names[key] = name
-            aux.add(key)
+        if fences:
+            self.fences.apply(fences, aux)
         return aux
 
     def _note_ttls(self, changes: list[Change], base: int, aux: set[bytes]) -> None:
@@ -754,7 +740,6 @@ class Machine:
         changes: list[Change],
         floors: list[list[Any]],
         tails: list[tuple[int, int, Tail]],
-        fences: list[list[Any]],
     ) -> None:
         records = self._records
         if records and not self._entries:
@@ -769,9 +754,6 @@ class Machine:
                 pending.pop(seq, None)
                 if not pending:
                     del self._outcomes[floors[at][0]]
-        for name, token in fences:
-            if self._fences.get(name) == token:
-                del self._fences[name]
 
 
 def _txn_results(base: int, parts: list[list[Any]]) -> list[list[Any]]:
@@ -805,13 +787,15 @@ def nothing_tail(status: int, version: int, index: int) -> Tail:
     if status == Fenced.status:
         text = f"a higher token, {version}, was seen here under that fence's name"
         return (status, text, {"token": version, "index": index})
-    if status == TooLarge.status:
-        bound = (
-            f"a partition remembers at most {MAX_FENCES} fence names: name locks, not attempts"
-            if version == MAX_FENCES
-            else f"a transaction reads at most {version} bytes: get large records on their own"
+    if status == FenceForgotten.status:
+        text = (
+            f"the fence of that name was not raised for so long that it was forgotten, and its token may have been "
+            f"overtaken: tokens up to {version} were forgotten; take the lock again and use the new token"
         )
-        return (status, bound, {"index": index})
+        return (status, text, {"token": version, "index": index})
+    if status == TooLarge.status:
+        text = f"a transaction reads at most {version} bytes: get large records on their own"
+        return (status, text, {"index": index})
     return (
         status,
         "the record is not a counter, or the sum leaves 64 bits",

@@ -12,8 +12,8 @@ from typing import Any, Final
 import msgpack
 
 from metastore.core.dedupe import Session
+from metastore.core.fences import BUCKET_BYTES, BUCKETS, DIGEST_BYTES, FENCE_PREFIX, FLOOR_PREFIX
 from metastore.core.machine import (
-    FENCE_PREFIX,
     INT64_MAX,
     META_KEY,
     NOTHING,
@@ -53,8 +53,8 @@ def read_payload(payload: bytes | memoryview) -> list[Any]:
         if not _is_pair(item, bytes):
             raise ValueError("a session is not [client, count]")
     for item in fences:
-        if not _is_pair(item, bytes) or not item[0]:
-            raise ValueError("a fence is not [name, token]")
+        if not _is_pair(item, bytes) or len(item[0]) != DIGEST_BYTES:
+            raise ValueError("a fence is not [digest of a name, token]")
     for item in usage:
         if type(item) is not list or len(item) != 3 or type(item[0]) is not bytes:
             raise ValueError("usage is not [namespace, records, bytes]")
@@ -185,4 +185,8 @@ def check_aux(key: bytes, raw: bytes) -> bool:
             and all(map(_is_count, row[1:]))
             and key == digest_key(kind, row[0])
         )
-    return kind == FENCE_PREFIX and _is_pair(row, bytes) and key == digest_key(kind, row[0])
+    if kind == FENCE_PREFIX:
+        return len(key) == 1 + DIGEST_BYTES and len(row) == 2 and all(map(_is_count, row))
+    bucket = int.from_bytes(key[1:], "big")
+    good = kind == FLOOR_PREFIX and len(key) == 1 + BUCKET_BYTES and bucket < BUCKETS
+    return good and len(row) == 1 and _is_count(row[0])

@@ -15,7 +15,8 @@ detail]`` and a close. ``cluster`` may be "" when the client does not know it ye
     [id, LIST,   partition, start, end, limit, flags, consistency, arg, wanted]
 
 A LIST may end before ``wanted``, else only records count whose namespace and key begin with it. PUT, DELETE, ADD and TXN take one more element, ``[fence name, token]``: the write is refused once a
-higher token of that name was seen in the partition. ``ttl_ms``: None = the namespace's default, 0 = none.
+higher token of that name was seen in the partition. A PUT with the token RAISE takes a lock (R20): if it is carried out,
+the fence is raised to the record's new version by the same entry. ``ttl_ms``: None = the namespace's default, 0 = none.
 A TXN does its first list of parts if all compares hold, else its second; all its keys are of one
 partition, that of ``lkey``. A compare is ``[lkey, target, relation, operand]``: VERSION or CREATED
 (0 = absent) with a number, VALUE with bytes. A part is ``[GET, lkey]``, ``[PUT, lkey, value, content_type,
@@ -84,6 +85,9 @@ AT_LEAST: Final = 2
 
 ABSENT: Final = 0
 EXISTS: Final = -1
+
+#: of a PUT, in place of a fencing token
+RAISE: Final = 0
 
 KEYS_ONLY: Final = 1
 

@@ -34,6 +34,7 @@ from metastore.wire.client_messages import (
     MAX_TXN_BYTES,
     MAX_TXN_PARTS,
     PUT,
+    RAISE,
     TOUCH,
     TXN,
     VALUE,
@@ -161,7 +162,7 @@ def check_op(op: list[Any]) -> MetastoreError | None:
     else:
         error = None
     if error is None and len(op) != _LENGTHS[kind][0]:
-        return _check_fence(op[-1])
+        return _check_fence(op[-1], takes=kind == PUT)
     return error
 
 
@@ -216,12 +217,14 @@ def _check_put(value: Any, content_type: Any, ttl_ms: Any) -> MetastoreError | N
     return None
 
 
-def _check_fence(fence: Any) -> MetastoreError | None:
+def _check_fence(fence: Any, *, takes: bool = False) -> MetastoreError | None:
     if type(fence) is not list or len(fence) != 2 or type(fence[0]) is not str:
         return InvalidRequest("a fence is not [name, token]")
     if not fence[0] or len(fence[0].encode("utf-8", "replace")) > MAX_FENCE_NAME_BYTES:
         return InvalidRequest(f"a fence's name is not text of 1 to {MAX_FENCE_NAME_BYTES} bytes")
     if type(fence[1]) is not int or not 0 < fence[1] < _I63:
+        if takes and fence[1] == RAISE and type(fence[1]) is int:
+            return None
         return InvalidRequest(f"fencing token {shown(fence[1], 20)} is not a version")
     return None
 

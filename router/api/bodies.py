@@ -7,7 +7,16 @@ from typing import Any
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_VALUE_BYTES
 from metastore.namespaces import MAX_QUOTA, MAX_TTL_MS
 from metastore.wire.client_messages import MAX_FENCE_NAME_BYTES, MAX_OPS_PER_FRAME, MAX_TXN_PARTS
-from router.api.parameters import I64, KEY_SHAPE, MAX_VERSION, NAMESPACE_SHAPE, TTL_MS, TTL_S, VERSION
+from router.api.parameters import (
+    FENCE_NAME,
+    I64,
+    KEY_SHAPE,
+    MAX_VERSION,
+    NAMESPACE_SHAPE,
+    TTL_MS,
+    TTL_S,
+    VERSION,
+)
 from router.api.shapes import (
     Base64,
     Choice,
@@ -87,8 +96,17 @@ BATCH_OP = Tagged(
             "put",
             "BatchPut",
             "Write a record.",
-            {**_VALUE, **_IF_VERSION, **_IF_ABSENT, **_IF_EXISTS, **_WRITE},
-            not_both=(("ttl_ms", "ttl_s"), _CONDITIONS),
+            {
+                **_VALUE,
+                **_IF_VERSION,
+                **_IF_ABSENT,
+                **_IF_EXISTS,
+                **_WRITE,
+                "raise_fence": Member(
+                    FENCE_NAME, "The record is a lock: raise this fence to its new version."
+                ),
+            },
+            not_both=(("ttl_ms", "ttl_s"), _CONDITIONS, ("fence", "raise_fence")),
             **_VALUE_RULES,
         ),
         "delete": _op(

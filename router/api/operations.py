@@ -79,9 +79,10 @@ RECORDS = (
         "/v1/kv/{namespace}/{key}",
         "Records",
         "Write a record",
-        "Replaces value, content type and TTL. A lock is a record taken with `If-None-Match: *` and a TTL: its "
-        "version is the fencing token, touching with If-Match keeps it, deleting with If-Match gives it back.",
-        (*_WRITE_KEY, *p.TTL_QUERY, p.TIMEOUT_MS),
+        "Replaces value, content type and TTL. A lock is a record taken with `If-None-Match: *`, a TTL and "
+        "`raise_fence`: its version is the fencing token, touching with If-Match keeps it, deleting with If-Match gives it "
+        "back.",
+        (*_WRITE_KEY, p.RAISE_FENCE, *p.TTL_QUERY, p.TIMEOUT_MS),
         Body("raw", MAX_VALUE_BYTES, "The value: any bytes, at most 1 MiB. Its Content-Type is kept."),
         (
             Answer(200, "Replaced.", b.WRITTEN, headers=_ETAG),

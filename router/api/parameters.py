@@ -97,6 +97,20 @@ FENCE_QUERY = (
     ),
     Param("Metastore-Fence", "header", _FENCE, "The same as `fence`, as a header. Give one of the two."),
 )
+FENCE_NAME = Text(
+    1,
+    MAX_FENCE_NAME_BYTES,
+    rf"[^:\x00-\x1f\x7f]{{1,{MAX_FENCE_NAME_BYTES}}}",
+    "a fence's name, such as leader, without a colon",
+)
+RAISE_FENCE = Param(
+    "raise_fence",
+    "query",
+    FENCE_NAME,
+    "This record is a lock, and its fence has this name: if the write is done, the fence is raised to the record's new "
+    "version in the same step, so that an earlier holder's `fence` is refused in this partition from then on. Not together "
+    "with `fence`.",
+)
 IDEMPOTENCY_KEY = Param(
     "Idempotency-Key",
     "header",

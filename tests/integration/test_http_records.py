@@ -113,10 +113,11 @@ async def test_counters(api: Api) -> None:
 
 
 async def test_a_lock_with_fencing(api: Api) -> None:
-    """A lock is a record with a TTL taken by absence; its version fences who has lost it."""
+    """A lock is a record with a TTL taken by absence; its version fences who has lost it, from the moment on in
+    which another takes it (R20)."""
     lock, data = "/v1/kv/locks/%7Bjob%7D/lock", "/v1/kv/locks/%7Bjob%7D/state"
     take = {"If-None-Match": "*"}
-    first = await api("PUT", lock + "?ttl_s=30", b"worker-1", headers=take)
+    first = await api("PUT", lock + "?ttl_s=30&raise_fence=job", b"worker-1", headers=take)
     assert first.status == 201
     busy = await api("PUT", lock + "?ttl_s=30", b"worker-2", headers=take)
     assert (busy.status, busy.body["current"]["value"]) == (412, "worker-1")
@@ -124,10 +125,10 @@ async def test_a_lock_with_fencing(api: Api) -> None:
     touch = lock.replace("/kv/", "/touch/")
     assert (await api("POST", touch, headers={"If-Match": first.headers["ETag"]})).status == 200
     assert (await api("DELETE", lock, headers={"If-Match": first.headers["ETag"]})).status == 200
-    second = await api("PUT", lock + "?ttl_s=30", b"worker-2", headers=take)
-    assert second.version > first.version
-    fence = {"Metastore-Fence": f"job:{second.version}"}
-    assert (await api("PUT", data, b"2", headers=fence)).status == 200
+    op = {"op": "put", "key": "{job}/lock", "value": "worker-2", "if_absent": True, "ttl_s": 30}
+    ops = [op | {"raise_fence": "job"}]
+    second = (await api("POST", "/v1/batch/locks", json={"ops": ops})).body["results"][0]["version"]
+    assert second > first.version
     late = f"fence=job:{first.version}"
     for method, path in (
         ("PUT", f"{data}?{late}"),
@@ -136,7 +137,7 @@ async def test_a_lock_with_fencing(api: Api) -> None:
     ):
         refused = await api(method, path, b"late" if method == "PUT" else None)
         assert (refused.status, refused.body["code"]) == (409, "fenced"), path
-        assert refused.body["token"] == second.version
+        assert refused.body["token"] == second
     token = {"name": "job", "token": first.version}
     ops = [{"op": "put", "key": "{job}/state", "value": "late", "fence": token}]
     results = (await api("POST", "/v1/batch/locks", json={"ops": ops})).body["results"]
@@ -144,8 +145,12 @@ async def test_a_lock_with_fencing(api: Api) -> None:
     then = [{"op": "put", "key": "{job}/state", "value": "late"}]
     refused = await api("POST", "/v1/txn/locks", json={"then": then, "fence": token})
     assert refused.body["code"] == "fenced"
-    assert (await api("GET", data)).raw == b"2"
+    assert (await api("GET", data)).raw == b"1"
+    fence = {"Metastore-Fence": f"job:{second}"}
+    assert (await api("PUT", data, b"2", headers=fence)).status == 200
     assert (await api("PUT", f"{data}?fence=job:1", b"x", headers=fence)).status == 400
+    assert (await api("PUT", f"{data}?raise_fence=job", b"x", headers=fence)).status == 400
+    assert (await api("PUT", f"{data}?raise_fence=job:1", b"x")).status == 400
 
 
 async def test_consistency(shared_cell: Cluster, api: Api) -> None:

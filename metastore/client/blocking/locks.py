@@ -49,7 +49,7 @@ class _Held(Bound):
 
     @property
     def fence(self) -> Fence:
-        """For ``fence=`` of any write of the same namespace."""
+        """For ``fence=`` of any write of the same namespace; see AsyncLock's."""
         return self._lease.fence
 
     @property

@@ -104,10 +104,12 @@ class Namespace(Generic[T]):
         ttl_s: float | None = None,
         content_type: str = "",
         fence: Fence | None = None,
+        raise_fence: str | None = None,
         deadline_s: float | None = None,
         ids: RequestIds | None = None,
     ) -> PutResult:
-        """Write a record: if it is at ``version``, is ``absent``, or ``exists``, when one of them is given."""
+        """Write a record: if it is at ``version``, is ``absent``, or ``exists``, when one of them is given.
+        ``raise_fence``: it is a lock, and its fence has this name."""
         inner = self._inner
         return self._portal.call(
             lambda: inner.put(
@@ -119,6 +121,7 @@ class Namespace(Generic[T]):
                 ttl_s=ttl_s,
                 content_type=content_type,
                 fence=fence,
+                raise_fence=raise_fence,
                 deadline_s=deadline_s,
                 ids=ids,
             )

@@ -53,6 +53,7 @@ def test_numbers_on_the_wire_stay() -> None:
         18: "Compacted",
         19: "WrongRouting",
         20: "CrossPartition",
+        21: "FenceForgotten",
         99: "InternalError",
     }
     assert isinstance(from_wire(5, "", {}), OutcomeUnknown)
