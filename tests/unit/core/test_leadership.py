@@ -3,72 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
-from metastore.core.entry import entry_position, pack_entry
+from metastore.core.entry import pack_entry
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.node import NodeCore
 from metastore.core.replica import Restored, pack_config
-from metastore.core.settings import MS, CoreSettings
-from metastore.layout import ConfigRecord, first_epoch, term_of
-
-MEMBERS = (("a", "sa"), ("b", "sb"), ("c", "sc"))
-TERM1 = first_epoch(1)
-CONFIG = ConfigRecord(0, 0, 1 << 64, TERM1, "a", MEMBERS)
-START = 100_000 * MS
-
-
-def process(name: str, run: str = "1") -> Process:
-    return Process(name, "s" + name, run)
-
-
-class Node:
-    """A core whose log is a dict, and what it said."""
-
-    def __init__(self, me: Process, restored: Restored, seed: int = 1) -> None:
-        self.me = me
-        self.blobs: dict[int, bytes] = {}
-        self.core = NodeCore(me, CoreSettings(), Random(seed), self.read, START - 90_000 * MS, 0)
-        self.replica = self.core.add_replica(START, 0, restored)
-        self.up = True
-
-    def read(self, p: int, first: int, max_bytes: int) -> list[bytes]:
-        return [self.blobs[i] for i in range(first, first + len(self.blobs)) if i in self.blobs]
-
-    def take(self) -> list[Any]:
-        effects = self.core.take()
-        for e in effects:
-            if isinstance(e, fx.PersistEntries):
-                self.blobs.update({entry_position(b)[0]: b for b in e.blobs})
-        return effects
-
-    def sent(self, kind: type[Any]) -> list[Any]:
-        return [e.message for e in self.take() if isinstance(e, fx.Send) and isinstance(e.message, kind)]
-
-
-def followers(owner: Process, *names: str) -> dict[str, Node]:
-    return {n: Node(process(n), Restored(LogIndex(), TERM1, owner, CONFIG, 0)) for n in names}
-
-
-def deliver(
-    nodes: dict[str, Node], now: int, drop: Callable[[str, str, Any], bool] = lambda a, b, x: False
-) -> None:
-    """Every message at once, until nobody has anything to say."""
-    moved = True
-    while moved:
-        moved = False
-        for node in nodes.values():
-            for e in node.take():
-                if isinstance(e, fx.Send) and node.up and not drop(node.me.node, e.node, e.message):
-                    moved = True
-                    if nodes[e.node].up:
-                        nodes[e.node].core.receive(now, node.me, e.message)
+from metastore.core.settings import MS
+from metastore.layout import first_epoch, term_of
+from tests.unit.core.nodes import CONFIG, START, TERM1, Node, deliver, followers, process
 
 
 def test_an_answer_owed_to_an_earlier_run_grants_nothing() -> None:
@@ -189,8 +135,6 @@ def test_a_seal_of_an_old_config_leaves_the_newer_one_durable() -> None:
     newer = replace(CONFIG, epoch=first_epoch(3), leader="c")
     node = Node(process("b"), Restored(LogIndex(), TERM1, process("a"), newer, 0))
     restart = replace(CONFIG, epoch=TERM1)
-    from metastore.core.replica import pack_config
-
     node.core.receive(START, process("a", "2"), m.Seal(0, TERM1 + 1, pack_config(restart), 0))
     kinds = [type(e) for e in node.take()]
     assert kinds.index(fx.PersistConfig) == kinds.index(fx.PersistSeal) + 1
