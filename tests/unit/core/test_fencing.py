@@ -11,7 +11,7 @@ from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import InvariantBroken, Restored
+from metastore.core.replica import InvariantBroken, Restored, pack_config
 from metastore.core.settings import MS
 from metastore.errors import ProtocolError
 from metastore.layout import first_epoch
@@ -206,8 +206,6 @@ def test_an_epoch_that_is_not_credible_is_not_sealed() -> None:
 
 
 def test_an_appointment_names_who_gets_it_and_a_later_term() -> None:
-    from metastore.core.replica import pack_config
-
     def appoint(config: Any) -> m.Appoint:
         return m.Appoint(0, TERM1, pack_config(config), 9)
 
