@@ -1,0 +1,73 @@
+"""``python -m tests.mutants``: the score, and every mutation that nobody notices."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.mutants.mutants import problems, read_mutants
+from tests.mutants.runner import BROKEN, SURVIVED, Verdict, judge_all
+
+WANTED = 0.95
+
+
+def line(v: Verdict) -> str:
+    return f"{v.outcome:9} {v.seconds:6.1f} s  {v.mutant.name:24} {v.by.splitlines()[0] if v.by else ''}"
+
+
+def report(verdicts: list[Verdict], seconds: float) -> str:
+    """For people: the score, the survivors with what they are, then everything."""
+    seen = sum(v.seen for v in verdicts)
+    counts = collections.Counter(v.outcome for v in verdicts)
+    lines = [
+        f"{seen} of {len(verdicts)} mutations noticed: {100 * seen / len(verdicts):.1f} % "
+        f"({', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items()))}), {seconds:.0f} s"
+    ]
+    for v in verdicts:
+        if not v.seen:
+            lines += ["", f"{v.outcome}: {v.mutant.name}: {v.mutant.what}", f"  in {v.mutant.file}"]
+            lines += [f"  {text}" for text in v.by.splitlines()[-12:]]
+    return "\n".join([*lines, "", *map(line, sorted(verdicts, key=lambda v: v.mutant.name))])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help="only those whose name begins so (all)")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (2)")
+    parser.add_argument("--report", type=Path, help="a file for the result")
+    parser.add_argument("--no-simulation", action="store_true", help="the named tests only")
+    asked = parser.parse_args()
+    every = read_mutants()
+    wrong = problems(every)
+    if wrong:
+        print("\n".join(wrong))
+        return 2
+    mutants = [m for m in every if not asked.names or m.name.startswith(tuple(asked.names))]
+    if not mutants:
+        print(f"no mutation is called {' or '.join(asked.names)}")
+        return 2
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        verdicts = judge_all(
+            mutants,
+            Path(folder),
+            asked.jobs,
+            simulate=not asked.no_simulation,
+            told=lambda v: print(line(v), flush=True),
+        )
+    text = report(verdicts, time.monotonic() - began)
+    print("\n" + text)
+    if asked.report:
+        asked.report.write_text(text + "\n")
+    if any(v.outcome == BROKEN for v in verdicts):
+        return 2
+    unexplained = [v for v in verdicts if v.outcome == SURVIVED and not v.mutant.survives]
+    return int(bool(unexplained) or sum(v.seen for v in verdicts) < WANTED * len(verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Runs the tests on copies of the tree with one mutation each: which of them does nobody notice?
+
+A copy is of everything that Python reads. What a test says about a mutation counts only if it fails by
+an assertion, an error of the project's own, or time: a NameError says that the mutation is badly made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from tests.mutants.mutants import ROOT, Mutant
+
+COPIED = ("metastore", "router", "cellctl", "tests", "bench", "pyproject.toml")
+TEST_TIMEOUT_S = 300
+SIMULATION_TIMEOUT_S = 300
+#: what pytest prints of an error: that of a mutation which is no weakening, but nonsense
+NONSENSE = re.compile(r"^E +((?:NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError).*)$", re.M)
+NOTICED, HANGS, SURVIVED, BROKEN = "noticed", "hangs", "SURVIVED", "BROKEN"
+
+
+class Verdict(NamedTuple):
+    """``by``: the first test that failed, or the simulated world."""
+
+    mutant: Mutant
+    outcome: str
+    by: str
+    seconds: float
+
+    @property
+    def seen(self) -> bool:
+        return self.outcome in (NOTICED, HANGS)
+
+
+class Copy:
+    """A copy of the tree, to be mutated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, folder / name)
+
+    def write(self, file: str, text: str) -> None:
+        """Python tells a changed source by second and size: what it made of the old one goes."""
+        path = self.root / file
+        path.write_text(text)
+        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+            compiled.unlink()
+
+    def run(self, arguments: list[str], timeout_s: float) -> tuple[int | None, str]:
+        """``python -m …`` in the copy; its exit code (None: it took too long) and what it printed."""
+        environment = {**os.environ, "PYTHONPATH": str(self.root), "HYPOTHESIS_STORAGE_DIRECTORY": os.devnull}
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=self.root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            printed, _ = process.communicate(timeout=timeout_s)
+            return process.returncode, printed
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            return None, process.communicate()[0]
+
+    def pytest(self, tests: Iterable[str]) -> tuple[int | None, str]:
+        arguments = ["pytest", "-x", "--tb=short", "-rfE", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+        return self.run(arguments, TEST_TIMEOUT_S)
+
+
+def first_failure(printed: str) -> str:
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.M)
+    return found.group(1) if found else printed.strip().splitlines()[-1][:200] if printed.strip() else "?"
+
+
+def judge(copy: Copy, mutant: Mutant, *, simulate: bool) -> Verdict:
+    """Mutate, try, and put back."""
+    began = time.monotonic()
+    original = (copy.root / mutant.file).read_text()
+    copy.write(mutant.file, mutant.mutated(copy.root))
+
+    def verdict(outcome: str, by: str) -> Verdict:
+        return Verdict(mutant, outcome, by, time.monotonic() - began)
+
+    try:
+        code, printed = copy.pytest(mutant.tests)
+        if code is None:
+            return verdict(HANGS, " ".join(mutant.tests))
+        nonsense = NONSENSE.search(printed)
+        if nonsense or code not in (0, 1):
+            return verdict(BROKEN, nonsense.group(1) if nonsense else printed[-2000:])
+        if code == 1:
+            return verdict(NOTICED, first_failure(printed))
+        if simulate and mutant.simulate:
+            code, printed = copy.run(["tests.mutants.simulate", mutant.simulate], SIMULATION_TIMEOUT_S)
+            if code == 1:
+                return verdict(NOTICED, printed.strip().splitlines()[0][:200])
+            if code not in (0, None):
+                return verdict(BROKEN, printed[-2000:])
+        return verdict(SURVIVED, mutant.survives)
+    finally:
+        copy.write(mutant.file, original)
+
+
+def judge_all(
+    mutants: list[Mutant], folder: Path, jobs: int, *, simulate: bool, told: Callable[[Verdict], None]
+) -> list[Verdict]:
+    """The verdict on each, ``jobs`` at a time; as they come, to ``told``. Raises RuntimeError when the
+    tests fail without a mutation: they could say nothing then."""
+    copies: SimpleQueue[Copy] = SimpleQueue()
+    first = Copy(folder / "0")
+    code, printed = first.run(["tests.mutants.where"], 60)
+    if code != 0:
+        raise RuntimeError(f"a copy of the tree does not import itself:\n{printed}")
+    code, printed = first.pytest(sorted({test for mutant in mutants for test in mutant.tests}))
+    if code != 0:
+        raise RuntimeError(f"the tests fail without any mutation:\n{printed[-3000:]}")
+    copies.put(first)
+    for number in range(1, jobs):
+        copies.put(Copy(folder / str(number)))
+
+    def work(mutant: Mutant) -> Verdict:
+        copy = copies.get()
+        try:
+            verdict = judge(copy, mutant, simulate=simulate)
+        finally:
+            copies.put(copy)
+        told(verdict)
+        return verdict
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(work, mutants))
