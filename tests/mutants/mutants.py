@@ -1,14 +1,14 @@
 """The mutations, as data: ``*.toml`` beside this module.
 
-    [[mutant]]
-    name = "R1-owner"                 # the rule, and what of it
-    what = "obeys() compares the epoch only, not its owner"
-    file = "metastore/core/replica.py"
-    find = "…"                        # stands exactly once in the file
-    replace = "…"
-    tests = ["tests/unit/core/test_fencing.py"]   # which are to notice it, or nodes of them
-    simulate = "core: hand-offs, cuts"            # may be left out: played when they do not
-    survives = "…"                    # may be left out: why nothing notices it
+[[mutant]]
+name = "R1-owner"                 # the rule, and what of it
+what = "obeys() compares the epoch only, not its owner"
+file = "metastore/core/replica.py"
+find = "…"                        # stands exactly once in the file
+replace = "…"
+tests = ["tests/unit/core/test_fencing.py"]   # which are to notice it, or nodes of them
+simulate = "core: hand-offs, cuts"            # may be left out: played when they do not
+survives = "…"                    # may be left out: why nothing notices it
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ COPIED = ("metastore", "router", "cellctl", "tests", "bench", "pyproject.toml")
 TEST_TIMEOUT_S = 300
 SIMULATION_TIMEOUT_S = 300
 #: what pytest prints of an error: that of a mutation which is no weakening, but nonsense
-NONSENSE = re.compile(r"^E +((?:NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError).*)$", re.M)
+NONSENSE = re.compile(
+    r"^E +((?:NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError).*)$", re.M
+)
 NOTICED, HANGS, SURVIVED, BROKEN = "noticed", "hangs", "SURVIVED", "BROKEN"
 
 
