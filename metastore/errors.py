@@ -124,9 +124,9 @@ class DeadlineExceeded(DidNotHappen):
 
 
 class TooStale(DidNotHappen):
-    """This replica's copy is older than ``max_staleness`` or lacks ``at_least``.
+    """This replica's copy is older than ``max_staleness``, lacks ``at_least``, or has not begun to be one (R8).
 
-    ``detail["age_ms"]`` is its age."""
+    ``detail["age_ms"]`` is its age, None when it is not known."""
 
     code, status, http_status, retryable = "too_stale", 12, 503, True
 

@@ -77,6 +77,7 @@ class Attempts:
         "pauses",
         "scouting",
         "spread",
+        "stamped",
         "tried",
         "unreached",
         "until",
@@ -92,7 +93,10 @@ class Attempts:
         self.ids: RequestIds | None = None
         #: whether an attempt may have changed something
         self.changes = False
+        #: for which a write was numbered
         self.partition = -1
+        #: of which partition's log its stamp is an entry: the halves of one that is split count each for itself
+        self.stamped = -1
         #: any replica will do
         self.spread = False
         self.maybe_done = False
@@ -148,7 +152,7 @@ class Attempts:
                     connection = await client.connect(address, self.until, patience)
                 op = self.op.copy()
                 op[2] = placement.id
-                if self.changes and placement.id != self.partition:
+                if self.changes and placement.id != self.stamped:
                     self.split_off(placement)
                     op[6] = self.op[6]
                 if self.ids is not None:
@@ -186,15 +190,16 @@ class Attempts:
             await self.on_error(address, placement, from_wire(status, result[2], result[3]))
 
     def split_off(self, placement: Placement) -> None:
-        """The partition that the write was numbered for has been split (R18). What its client saw of the one
-        half after that says nothing of the other. Raises Moved, OutcomeUnknown: another client's, which has
-        to know."""
-        at = self.client.table.split_off(self.partition, placement.id)
-        if at is None:
-            return
+        """The partition that the stamp is of has been split (R18). What its client saw of the one half after
+        that says nothing of the other; where they parted is not known, nothing does. Raises Moved,
+        OutcomeUnknown: another client's, which has to know."""
+        at = self.client.table.split_off(self.stamped, placement.id)
         if self.ids is None:
+            if at is None:  # whoever numbered it knows of a split that is not known here
+                self.client.refresh_soon()
             raise self.at_the_end(Moved(f"partition {self.partition} was split", partition=self.partition))
-        self.op[6] = min(self.op[6], at)
+        self.op[6] = min(self.op[6], at or 0)
+        self.stamped = placement.id
 
     # --- where to ---------------------------------------------------------------------------
 

@@ -278,7 +278,8 @@ class Dispatcher:
         seq, stamp = ids.begin(partition)
         op[4], op[6] = seq, stamp
         attempts = Attempts(self, op, lkey, until)
-        attempts.ids, attempts.partition, attempts.client_id = ids, partition, ids.client_id
+        attempts.ids, attempts.client_id = ids, ids.client_id
+        attempts.partition = attempts.stamped = partition
         attempts.changes = True
         try:
             return await (attempts.run() if self.admission is None else self._admitted(attempts))
@@ -289,7 +290,8 @@ class Dispatcher:
         """Another client's operation, with the request id that it gave it (``op`` as it came, checked)."""
         attempts = Attempts(self, op, op[3], until)
         attempts.client_id = client_id
-        attempts.changes, attempts.partition = op[1] in (PUT, DELETE, ADD, TXN), op[2]
+        attempts.changes = op[1] in (PUT, DELETE, ADD, TXN)
+        attempts.partition = attempts.stamped = op[2]
         attempts.spread = op[1] in (GET, LIST) and op[4 if op[1] == GET else 7] != LINEARIZABLE
         return await attempts.run()
 

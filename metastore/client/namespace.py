@@ -150,8 +150,8 @@ class AsyncNamespace(Generic[T]):
         """The record, or None when there is none.
 
         ``consistency``: ``linearizable`` (R8), ``stale`` (any replica; ``max_staleness_ms`` bounds its age)
-        or ``at_least`` (any replica that has version ``at_least``: read your writes). Raises TooStale when
-        no replica is fresh enough, DecodeFailed."""
+        or ``at_least`` (any replica that has version ``at_least``, of this key or of one in its folder: read
+        your writes). Raises TooStale when no replica is fresh enough, DecodeFailed."""
         found = await self.get_with_age(
             key,
             consistency=consistency,

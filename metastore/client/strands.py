@@ -54,9 +54,22 @@ class Mark:
 class Strand:
     """One range within one partition. ``version``: up to where changes were put into the buffer, None
     before the first word of a server; ``delivered``: up to where the reader has taken them; ``marks``:
-    of its pieces in the buffer, the one being read included."""
+    of its pieces in the buffer, the one being read included.
 
-    __slots__ = ("delivered", "end", "failing_since", "heard", "marks", "start", "started", "task", "version")
+    A version holds for every point of the range, whoever has it later: partitions are split only, a node tells
+    none beyond the entry that gave part of the range away, and up to there the halves count alike (R18)."""
+
+    __slots__ = (
+        "delivered",
+        "end",
+        "failing_since",
+        "heard",
+        "marks",
+        "start",
+        "started",
+        "task",
+        "version",
+    )
 
     def __init__(self, start: bytes, end: bytes, version: int | None) -> None:
         self.start, self.end = start, end
@@ -207,9 +220,9 @@ class Strands:
                 await self._other_rule(strand)
                 continue
             except NotLeader as e:
-                partition = dispatcher.table.route(strand.start).id
+                # of the partition that was asked: by now the strand may be in one split off it
                 leader, epoch = e.detail.get("leader"), e.detail.get("epoch", 0)
-                if not dispatcher.table.apply_hint(partition, leader, epoch):
+                if not dispatcher.table.apply_hint(e.detail.get("partition", -1), leader, epoch):
                     turn += 1
                     dispatcher.refresh_soon()
             except Moved:

@@ -317,13 +317,25 @@ class LeadingReplica(Replica):
         """R8: an active leader that holds a quorum's unexpired grants."""
         return self.role == ACTIVE and self.term is not None and now < self.term.read_until_ns
 
+    def age_ns(self, now: int) -> int | None:
+        """R8, stale reads: everything acknowledged longer ago than this is in what is committed here, whichever
+        clock counts; None when no such time is known. 0 only at an active leader that holds its grants."""
+        if self.can_read(now):
+            return 0
+        complete, term = self.fresh_ns, self.term
+        if term is not None and self.role in (ACTIVE, RESIGNING):
+            # till a quorum took this heartbeat nobody else was active, and all of earlier terms is here (I3)
+            complete = max(complete, min(term.quorum_acked_at_ns(), now))
+        return self.ctx.settings.stretched(now - complete) if complete else None
+
     def confirmed_since(self, mark: int) -> bool:
         """R8: a quorum has acknowledged heartbeats sent after the one named ``mark``
         (NodeCore.last_sent when the read arrived)."""
         return self.role == ACTIVE and self.term is not None and self.term.quorum_acked() > mark
 
     def is_healthy(self, now: int) -> bool:
-        """Whether this leader, or leader to be, gets on; said in its heartbeats (R9)."""
+        """Whether this leader, or leader to be, gets on; said in its heartbeats (R9). Liveness: who gets on
+        may have lost its term to somebody else long ago."""
         term = self.term
         if term is None or self.role not in LEADING_ROLES or self.ctx.stuck:
             return False

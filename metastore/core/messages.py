@@ -7,7 +7,7 @@ so each names the store that it is for (R13) without carrying it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 
 class Process(NamedTuple):
@@ -18,17 +18,24 @@ class Process(NamedTuple):
     incarnation: str
 
 
+#: R9, a sign of life: the leader gets on, so it is not to be replaced. It proves nothing about its copy
+HEALTHY: Final = 1
+#: R8, a proof: when this was sent its sender could serve linearizable reads, so all that anybody had
+#: acknowledged by then is within ``commit``
+FRESH: Final = 2
+
 Beat = tuple[int, int, int, int]
-"""``(p, epoch, healthy, commit)``."""
+"""``(p, epoch, says, commit)``; ``says``: the sum of HEALTHY and FRESH, as far as each holds."""
 
 
 class Heartbeat(NamedTuple):
     """Leader to peer, for all partitions it leads there (R8).
 
     ``number`` names the message; ``echo``: the receiver's own clock, from its last acknowledgement that
-    the leader has heard: the leader knew all that it says here later than that; ``beats`` = [(p, epoch, healthy, commit), ...]: healthy 0 says
-    that the leader hears no quorum itself, so that it keeps nobody from electing (R9); commit
-    tells a follower how far behind it is and never raises its own (R6)."""
+    the leader has heard: the leader knew all that it says here later than that; ``beats``: one for each
+    partition. A leader that hears no quorum itself is not HEALTHY, so that it keeps nobody from electing (R9);
+    one that may not serve linearizable reads is not FRESH, so that nobody's copy is as new as this heartbeat
+    (R8); commit tells a follower how far behind it is and never raises its own (R6)."""
 
     number: int
     echo: int

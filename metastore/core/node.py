@@ -188,7 +188,10 @@ class NodeCore:
         for replica in self.replicas.values():
             term = replica.term
             if term is not None and replica.role in LEADING_ROLES:
-                beat = (replica.p, term.epoch, int(replica.is_healthy(now)), replica.commit_index)
+                says = (m.HEALTHY if replica.is_healthy(now) else 0) | (
+                    m.FRESH if replica.can_read(now) else 0
+                )
+                beat = (replica.p, term.epoch, says, replica.commit_index)
                 for node in term.others():
                     by_peer.setdefault(node, []).append(beat)
         for node, beats in by_peer.items():
@@ -201,11 +204,11 @@ class NodeCore:
     def _on_heartbeat(self, now: int, src: Process, msg: m.Heartbeat) -> None:
         grant_ns = self.ctx.settings.grant_ns
         refused = []
-        for p, epoch, healthy, commit in msg.beats:
+        for p, epoch, says, commit in msg.beats:
             replica = self.replicas.get(p)
             if replica is None:
                 refused.append((p, 0))
-            elif not replica.grant(now, src, epoch, bool(healthy), commit, msg.echo, grant_ns):
+            elif not replica.grant(now, src, epoch, says, commit, msg.echo, grant_ns):
                 refused.append((p, replica.sealed_epoch))
         # the seal under which a grant is given may still be on its way to disk: the answer
         # waits for it (R1)

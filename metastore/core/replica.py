@@ -131,7 +131,8 @@ class Replica:
         self.installing = False
         self.contact_ns = now
         self.leader_commit = 0
-        #: when this copy last was known to hold all that was committed (stale reads)
+        #: R8: the last moment as of which a leader is known to have had no more than this copy has (0: none is
+        #: known); what was acknowledged before it is here
         self.fresh_ns = 0
         #: R3/R8: process -> (epoch, until) of read grants given
         self.grants: dict[Process, tuple[int, int]] = {}
@@ -254,19 +255,20 @@ class Replica:
         return left
 
     def grant(
-        self, now: int, src: Process, epoch: int, healthy: bool, commit: int, echo: int, grant_ns: int
+        self, now: int, src: Process, epoch: int, says: int, commit: int, echo: int, grant_ns: int
     ) -> bool:
         """R8, giving side: whether a heartbeat of ``epoch`` is covered by the acknowledgement.
 
-        A leader that says it hears no quorum (not ``healthy``) keeps nobody from electing. ``echo``: a
-        time on this side's clock before the leader said ``commit``; the time of receipt is none,
+        A leader that says it hears no quorum (not HEALTHY) keeps nobody from electing. This copy is as new
+        as the heartbeat only if its sender might read then (FRESH) and had committed no more than is committed
+        here. ``echo``: a time on this side's clock before the leader said so; the time of receipt is none,
         since a process that slept receives what was said long ago."""
         if epoch != self.sealed_epoch or src != self.owner:
             return False
-        if healthy:
+        if says & m.HEALTHY:
             self.heard(now)
-            if commit <= self.commit_index:
-                self.fresh_ns = max(self.fresh_ns, min(echo, now))
+        if says & m.FRESH and commit <= self.commit_index:
+            self.fresh_ns = max(self.fresh_ns, min(echo, now))
         if src != self.ctx.me:
             self.grants[src] = (epoch, now + grant_ns)
         return True

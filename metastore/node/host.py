@@ -306,7 +306,9 @@ class PartitionHost:
         consistency, arg = (op[4], op[5]) if op[1] == GET else (op[7], op[8])
         age_ms = self.age_ms()
         error: MetastoreError | None = None
-        if consistency == AT_LEAST:
+        if not self.has_state():
+            error = TooStale(f"this replica of partition {self.p} has no state yet", age_ms=None)
+        elif consistency == AT_LEAST:
             if self.machine.last_version < arg:
                 error = TooStale(
                     f"this replica is at version {self.machine.last_version}, below {arg}", age_ms=age_ms
@@ -318,16 +320,16 @@ class PartitionHost:
         else:
             connection.answer(*self.read(connection, op, age_ms))
 
+    def has_state(self) -> bool:
+        """R8: whether what is here was the partition's state at some moment. Nothing applied or installed yet is
+        no state, nor is what a new member has been sent so far, before it once had all (R10): by either the
+        records that are there would not exist."""
+        return self.applied > 0 and (self.replica.fresh_ns > 0 or self.replica.is_member())
+
     def age_ms(self) -> int | None:
-        """Upper bound of the age of this copy, from when it last heard that it had everything."""
-        now = now_ns()
-        if self.replica.can_read(now):
-            return 0
-        fresh = self.replica.fresh_ns
-        term = self.replica.term
-        if term is not None and term.noop_index:
-            fresh = max(fresh, term.quorum_acked_at_ns())
-        return (now - fresh) // 1_000_000 if fresh else None
+        """Upper bound of the age of this copy (R8); None when it is not known."""
+        age_ns = self.replica.age_ns(now_ns())
+        return None if age_ns is None else -(-age_ns // 1_000_000)
 
     def read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
         """The answer, and about how many bytes it is."""

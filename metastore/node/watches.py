@@ -4,6 +4,10 @@ A watch stands at a position of the log. While it keeps up it is *live* and gets
 applied entry changed; one whose connection is congested, or that begins in the past, is fed
 from the log until it is live. So a slow watcher costs no memory: it is behind, and when the
 log no longer holds its position it is told so. All runs in the loop's thread.
+
+A version is a position in the changes of every point of the watch's range. Once part of that range is
+another partition's (R18), the two count each for itself, so nothing is ever told with a version beyond
+the entry that parted them: there the watch ends, and goes on as two.
 """
 
 from __future__ import annotations
@@ -109,6 +113,9 @@ class PartitionWatches:
         host = self.host
         if not watch.flags & WATCH_ANY and host.role not in (ACTIVE, RESIGNING):
             return host.not_leader()
+        if not host.has_state():
+            text = f"partition {host.p} has no state on this replica yet"
+            return Unavailable(text, retry_after_s=0.1, partition=host.p)
         lo, hi = host.lo, host.hi
         if watch.start < lo or watch.end > hi or watch.start >= watch.end:
             return Moved(
@@ -269,10 +276,12 @@ class PartitionWatches:
             self.remove(watch.connection, watch.id)
             watch.connection.watch_ended(watch.id, self._too_old(watch.version))
             return False
-        if watch.index < host.applied:
+        parted = self._parted(watch)
+        last = host.applied if parted is None else parted
+        if watch.index < last:
             after = watch.version
             for number, blob in enumerate(host.read_log(watch.index + 1, SLICE_BYTES), watch.index + 1):
-                if number > host.applied:
+                if number > last:
                     break
                 entry = changes_of(entry_payload(blob))
                 watch.index = number
@@ -281,26 +290,40 @@ class PartitionWatches:
                 watch.version = max(watch.version, entry.base + len(entry.changes))
                 for version, body in event_frames(entry, watch.group, after):
                     self._send(watch, version, body)
-        if watch.index < host.applied:
+        if watch.index < last:
             return not watch.connection.congested(CONGESTED_BYTES // 2)
-        if watch.end > host.hi:
+        if parted is not None:
             self._send_on(watch)
             return False
         del self._behind[watch]
         self._go_live(watch)
         return False
 
+    # --- R18 ------------------------------------------------------------------------------------
+
+    def _parted(self, watch: Watch) -> int | None:
+        """The first entry that gave part of the watch's range away: the last that it is told of here."""
+        for _, at, _, index in self.host.machine.splits:
+            if at < watch.end:
+                return index
+        return None
+
     def split(self) -> None:
-        """R18: part of the range is another partition's from here on. Who has been told everything goes
-        there; who is behind does when it has caught up."""
+        """An entry that splits the partition was just applied. Who is live has been told everything up to it;
+        who is behind comes to it later (``_feed``)."""
         for watch in list(self._all.values()):
-            if watch.live and watch.end > self.host.hi:
+            if watch.live and self._parted(watch) is not None:
+                watch.version = self.host.machine.last_version  # the entry itself changes no record
                 self._send_on(watch)
 
     def _send_on(self, watch: Watch) -> None:
-        """It has been told of all that there is; what comes, others tell."""
+        """It has been told everything up to the entry that gave part of its range away."""
+        self._send(watch, watch.version, b"\x90")
+        self._part(watch)
+
+    def _part(self, watch: Watch) -> None:
+        """What follows the version that it was told last is for others to tell."""
         host = self.host
-        self._send(watch, host.machine.last_version, b"\x90")
         self.remove(watch.connection, watch.id)
         watch.connection.watch_ended(
             watch.id, Moved(f"partition {host.p} was split; refresh the topology", partition=host.p)
@@ -341,7 +364,9 @@ class PartitionWatches:
         """The log begins anew (R17): who stood before it is behind, and will be told."""
         host = self.host
         for watch in list(self._all.values()):
-            if watch.version >= host.machine.last_version:
+            if self._parted(watch) is not None:
+                self._part(watch)
+            elif watch.version >= host.machine.last_version:
                 watch.index = host.applied
             elif watch.live:
                 self._not_live(watch)

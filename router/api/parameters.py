@@ -139,7 +139,7 @@ AT_LEAST = Param(
     "at_least",
     "query",
     Integer(0, MAX_VERSION),
-    "The version, of a key of the same partition, that must be seen; implies `consistency=at_least`.",
+    "A version of this very key, or of one in its folder, that must be seen; implies `consistency=at_least`.",
 )
 PREFIX = Param(
     "prefix",

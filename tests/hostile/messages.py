@@ -141,7 +141,7 @@ class Nonsense:
                 values[name] = self.rows()
             elif name == "beats":
                 values[name] = [
-                    [self.facts.p, self.epoch(), rng.randrange(2), self.index()] for _ in range(2)
+                    [self.facts.p, self.epoch(), rng.randrange(4), self.index()] for _ in range(2)
                 ]
             elif name == "refused":
                 values[name] = [[self.facts.p, self.epoch()] for _ in range(rng.randrange(2))]

@@ -59,6 +59,20 @@ async def test_the_reader_is_where_it_has_read() -> None:
     assert at(strands.delivered) == [12]
 
 
+async def test_what_was_seen_is_passed_over() -> None:
+    """A node that begins anew within an entry tells its first changes again; and nothing goes back."""
+    buffer = Buffer(100)
+    strands, strand = wide_watch(buffer)
+    strands._take(strand, 5, events(2, 5))
+    strands._take(strand, 7, events(3, 5, 6, 7))
+    strands._take(strand, 6, events(6))
+    seen = []
+    while (event := buffer.take()) is not None:
+        seen.append(event[2])
+    assert seen == [2, 5, 6, 7]
+    assert at(strands.delivered) == [7]
+
+
 async def test_a_split_claims_nothing_that_was_not_read() -> None:
     """A token taken after a split, while changes of both halves wait in the buffer, loses none."""
     for seed in range(200):

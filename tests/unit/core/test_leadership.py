@@ -31,11 +31,11 @@ def test_news_from_before_a_sleep_are_not_fresh() -> None:
     leader = process("a")
     node = followers(leader, "b")["b"]
     echo, wake = START + 1000 * MS, START + 61_000 * MS
-    node.core.receive(wake, leader, m.Heartbeat(7, echo, [(0, TERM1, 1, 0)]))
+    node.core.receive(wake, leader, m.Heartbeat(7, echo, [(0, TERM1, m.FRESH, 0)]))
     assert node.replica.fresh_ns == echo
     (ack,) = node.sent(m.HeartbeatAck)
     assert ack.clock == wake
-    node.core.receive(wake, leader, m.Heartbeat(8, 0, [(0, TERM1, 1, 0)]))
+    node.core.receive(wake, leader, m.Heartbeat(8, 0, [(0, TERM1, m.FRESH, 0)]))
     assert node.replica.fresh_ns == echo, "nothing was echoed"
 
 
