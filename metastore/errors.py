@@ -107,11 +107,13 @@ class TooLarge(InvalidRequest):
     code, status, http_status = "too_large", 9, 413
 
 
-class RequestIdExpired(DidNotHappen):
-    """The request id is older than the dedupe window (R7): it is refused, not executed.
+class RequestIdExpired(MaybeHappened):
+    """The request id is older than the dedupe window (R7): it is refused, not executed now. What became of it
+    earlier is forgotten, so read before deciding.
 
-    For a first attempt the outcome is ``none`` (send again, stamped with
-    ``detail["index"]``). After an attempt whose outcome is not known it stays unknown.
+    A client that knows this to be its first attempt sends it again, stamped with ``detail["index"]``.
+    ``reused``: other requests of that client came after it; ``spent``: it was carried out, or refused,
+    as the only request of its client.
     """
 
     code, status, http_status = "request_id_expired", 10, 409
@@ -187,6 +189,15 @@ class WrongRouting(DidNotHappen):
     code, status, http_status, retryable = "wrong_routing", 19, 503, True
 
 
+class DiskLow(DidNotHappen):
+    """There is too little room on the disks for what adds to them; nothing was done. Reads, deletes and
+    touches go on. The message says where, how much is free, where the mark is, and what to do.
+
+    ``detail["nodes"]``: whose disks; ``retry_after_s``: room is made by people, so not soon."""
+
+    code, status, http_status, retryable = "disk_low", 22, 507, True
+
+
 class InternalError(MaybeHappened):
     """A bug or a failed disk; the log of the node tells more."""
 
@@ -234,6 +245,13 @@ class StorageError(MaybeHappened):
     """Fail-stop (R14): a failed write or fsync, a full disk, a corrupt record."""
 
     code = "storage_error"
+
+
+class NoRoom(StorageError):
+    """The state has no room for a transaction, on the disk or in its map. Nothing was written, so, other than
+    after a failed write, the same may be tried again."""
+
+    code = "no_room"
 
 
 class CorruptLog(StorageError):

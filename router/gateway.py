@@ -26,6 +26,7 @@ from router.calls import Call, Routes
 from router.errors import MethodNotAllowed
 from router.figures import Figures
 from router.health import Health
+from router.idempotency import is_keyed, refused
 from router.namespace_admin import NamespaceAdmin
 from router.namespaces import Namespaces
 from router.problems import internal, problem
@@ -100,7 +101,7 @@ class Gateway:
         name, response = "none", None
         try:
             if self.bulkheads.full and request.raw_path.startswith(BOUNDED):
-                response = await self._send(request, self.door.refusal())
+                response = await self._send(request, self.door.refusal(is_keyed(request)))
                 return response
             try:
                 op, parts, query = self.routes.find(request.method, request.raw_path)
@@ -132,7 +133,7 @@ class Gateway:
                 response = await self._handled(request, op, parts, query, hold)
                 return await self._send(request, response)
         except MetastoreError as e:  # not admitted
-            return await self._send(request, problem(e))
+            return await self._send(request, problem(refused(e, request)))
 
     async def _handled(
         self, request: web.BaseRequest, op: Operation, parts: list[str], query: str, hold: Hold
@@ -145,7 +146,7 @@ class Gateway:
             key = call.values.get("key")
             return await self.handlers[op.id](call)
         except MetastoreError as e:
-            return problem(e, key)
+            return problem(refused(e, request), key)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception:

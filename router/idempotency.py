@@ -6,9 +6,10 @@ client will never make another request. So the partition's own table of finished
 replicated, holds every router to it: the same request finds its outcome, and any other under the same
 key, which has another number, is below the floor and refused.
 
-The window is that of all request ids: a partition remembers the last ``dedupe.MAX_SESSIONS`` clients,
-and each key counts as one. A repetition that comes later is executed anew; who cannot rule that out
-makes the write conditional as well. What was refused without being logged (503, 428, 507, …) was not
+The window is that of all request ids (``core.dedupe``): a time and a number of keys. A key whose outcome is
+forgotten leaves a mark for a while, by which a repetition is refused (``request_id_expired``). Longer ago
+nothing tells a repetition from a first time but the client: with ``Idempotency-Age``, how long ago it first
+sent the request, it is refused as well. What was refused without being logged (503, 428, 507, …) was not
 done, is not remembered, and may be sent again under the same key.
 """
 
@@ -18,36 +19,54 @@ import hashlib
 from typing import Any, Final
 
 import msgpack
+from aiohttp import web
 
-from metastore.client.dispatch import RequestIds
-from metastore.wire.client_messages import CLIENT_ID_BYTES
+from metastore.client.request_ids import RequestIds, SingleRequest
+from metastore.errors import MetastoreError
+from metastore.wire.client_messages import CLIENT_ID_BYTES, ONE_REQUEST
 
-#: above every sequence number that is made here, below what the wire allows
-FLOOR: Final = 1 << 62
+KEY_HEADER: Final = "Idempotency-Key"
+AGE_HEADER: Final = "Idempotency-Age"
 
 
 def _hash(size: int, *parts: Any) -> bytes:
     return hashlib.blake2b(msgpack.packb(parts, unicode_errors="surrogateescape"), digest_size=size).digest()
 
 
-class OneRequest(RequestIds):
+class OneRequest(SingleRequest):
     """The request id of one request under an Idempotency-Key. ``scope``: what the key belongs to;
     ``request``: all that makes it this request and no other, as plain data; ``router``: whose stamps
-    to use."""
+    to use; ``age_s``: how long ago it was first sent, None = not told."""
 
-    def __init__(self, router: RequestIds, key: str, scope: tuple[str, ...], request: Any) -> None:
-        super().__init__(_hash(CLIENT_ID_BYTES, "idempotency", key, *scope))
-        self.request_seq = int.from_bytes(_hash(8, request), "big") % (FLOOR - 1) + 1
+    def __init__(
+        self, router: RequestIds, key: str, scope: tuple[str, ...], request: Any, age_s: float | None = None
+    ) -> None:
+        super().__init__(_hash(CLIENT_ID_BYTES, "idempotency", key, *scope), age_s)
+        self.request_seq = int.from_bytes(_hash(8, request), "big") % (ONE_REQUEST - 1) + 1
         self._router = router
 
     def begin(self, partition: int) -> tuple[int, int]:
-        return self.request_seq, self._router.stamp(partition)
+        return self.request_seq, self.stamp(partition)
 
-    def floor(self, *partitions: int) -> int:
-        return FLOOR
+    def stamp(self, partition: int) -> int:
+        return self._router.stamp(partition) if self.restamps else 0
 
     def end(self, partition: int, seq: int) -> None:
         pass
 
     def seen(self, partition: int, index: int) -> None:
         self._router.seen(partition, index)
+
+
+def is_keyed(request: web.BaseRequest) -> bool:
+    """Whether it is a write that may have been sent before."""
+    return KEY_HEADER in request.headers and request.method not in ("GET", "HEAD", "OPTIONS")
+
+
+def refused(error: MetastoreError, request: web.BaseRequest) -> MetastoreError:
+    """The refusal of a request that the router turned away before any partition saw it, as it is of what
+    its Idempotency-Key stands for, if it has one."""
+    if not is_keyed(request):
+        return error
+    first = request.headers.get(AGE_HEADER, "").strip() == "0"
+    return SingleRequest(b"", 0.0 if first else None).about(error)

@@ -123,7 +123,8 @@ class Records:
         if key is None:
             return None
         scope = (call["namespace"], call["key"])
-        return OneRequest(self.dispatcher.ids, key, scope, [call.operation.id, *request])
+        request_of_key = [call.operation.id, *request]
+        return OneRequest(self.dispatcher.ids, key, scope, request_of_key, call["idempotency_age"])
 
     async def explained(self, call: Call, ns: Namespace, error: MetastoreError) -> MetastoreError:
         """The error of a write as it is answered."""

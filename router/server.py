@@ -6,6 +6,7 @@ Bounds of connections, and of the time that a client has for each part of what i
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -15,8 +16,9 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
+from metastore.client.request_ids import SingleRequest
 from metastore.config import RouterConfig
-from metastore.errors import Overloaded
+from metastore.errors import MetastoreError, Overloaded
 from metastore.web import Connection, WebServer
 from router.bulkheads import RETRY_S, TAKEN_PART
 from router.errors import MalformedHttp
@@ -62,11 +64,13 @@ class Door:
     refused must cost little, or refusing is all that there is time for."""
 
     def __init__(self, limit: int) -> None:
-        self._answers = []
-        for seconds in range(1, int(RETRY_S[1]) + 1):
-            error = Overloaded(
+        #: of requests without an Idempotency-Key, and with one
+        self._answers: dict[bool, list[tuple[bytes, CIMultiDict[str]]]] = {False: [], True: []}
+        for keyed, seconds in itertools.product((False, True), range(1, int(RETRY_S[1]) + 1)):
+            error: MetastoreError = Overloaded(
                 f"{limit} requests are under way, the limit (max_inflight)", retry_after_s=seconds
             )
+            error = SingleRequest(b"").about(error) if keyed else error
             body = orjson.dumps(problem_body(error), option=orjson.OPT_APPEND_NEWLINE)
             headers = CIMultiDict(
                 {
@@ -76,11 +80,11 @@ class Door:
                     "Server": "metastore",
                 }
             )
-            self._answers.append((body, headers))
+            self._answers[keyed].append((body, headers))
 
-    def refusal(self) -> web.Response:
+    def refusal(self, keyed: bool) -> web.Response:
         """503, to come again after a while that is not everybody's."""
-        body, headers = random.choice(self._answers)
+        body, headers = random.choice(self._answers[keyed])
         return web.Response(status=503, body=body, headers=headers)
 
 

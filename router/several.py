@@ -190,10 +190,10 @@ class Several:
         return {"status": 200, "key": key, "version": version}
 
     def _ids(self, ns: Namespace, op: dict[str, Any]) -> OneRequest | None:
-        key = op.pop("idempotency_key", None)
+        key, age_s = op.pop("idempotency_key", None), op.pop("idempotency_age_s", None)
         if key is None:
             return None
-        return OneRequest(self.dispatcher.ids, key, (ns.name, op["key"]), ["batch", op])
+        return OneRequest(self.dispatcher.ids, key, (ns.name, op["key"]), ["batch", op], age_s)
 
     # --- transactions -----------------------------------------------------------------------
 
@@ -206,7 +206,8 @@ class Several:
         otherwise = [self._part(op) for op in txn["otherwise"]]
         ids = None
         if call["idempotency_key"] is not None:
-            ids = OneRequest(self.dispatcher.ids, call["idempotency_key"], (ns.name,), ["txn", txn])
+            key, age_s = call["idempotency_key"], call["idempotency_age"]
+            ids = OneRequest(self.dispatcher.ids, key, (ns.name,), ["txn", txn], age_s)
         result = await ns.txn(compares, then, otherwise, fence=fence_of(txn), ids=ids)
         branch = then if result.succeeded else otherwise
         for found in result.results:

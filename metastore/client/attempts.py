@@ -60,10 +60,12 @@ class Attempts:
     connection (50 ms)."""
 
     __slots__ = (
+        "answered",
         "changes",
         "client",
         "client_id",
         "dead",
+        "final",
         "first_failure",
         "hops",
         "ids",
@@ -112,6 +114,9 @@ class Attempts:
         self.scouting: int | None = None
         self.first_failure = 0.0
         self.last_error: MetastoreError | None = None
+        #: since the last pause: a replica's word that nobody can serve this now, and whether one said otherwise
+        self.final: Unavailable | None = None
+        self.answered = False
 
     async def run(self) -> list[Any]:
         """The result. Raises MetastoreError."""
@@ -255,6 +260,10 @@ class Attempts:
         self.tried.add(address)
         self.owes |= costs
         self.last_error = error
+        if isinstance(error, Unavailable) and error.detail.get("final"):
+            self.final = error
+        elif not isinstance(error, ConnectionLost | AttemptTimeout):
+            self.answered = True
         self.first_failure = self.first_failure or self.loop.time()
 
     async def on_error(self, address: str, placement: Placement, error: MetastoreError) -> None:
@@ -287,7 +296,9 @@ class Attempts:
             index = error.detail.get("index")
             reused = bool(error.detail.get("reused"))
             ours = self.ids is client.ids  # another's number says something: it is not exchanged
-            if not self.maybe_done and isinstance(index, int) and (ours or not reused):
+            if error.detail.get("spent") or (reused and not ours):
+                raise error  # that is certain, whatever an attempt before this one did
+            if not self.maybe_done and isinstance(index, int) and self.ids.restamps:
                 self.ids.seen(placement.id, index)
                 if reused:  # so many later ones were finished that it counts as one
                     self.ids.end(self.partition, self.op[4])
@@ -316,6 +327,7 @@ class Attempts:
         client, now, error = self.client, self.loop.time(), self.last_error
         self._give_up(placement, now)
         self.tried.clear()
+        self.final, self.answered = None, False
         self.pauses += 1
         self.owes = False
         if self.pauses in (3, 6) or self.pauses % 12 == 0:
@@ -346,8 +358,10 @@ class Attempts:
         if waited > DEAD_CELL_PATIENCE_S and self._nobody_listens(placement):
             text = f"no replica of partition {placement.id} (cell {placement.cell}) can be reached"
             raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
-        final = isinstance(error, Unavailable) and bool(error.detail.get("final"))
-        if error is not None and (waited > self.client.election_patience_s or (final and self.pauses >= 2)):
+        # whoever can be reached says that nobody can serve it now, and did so when it was asked before
+        if self.final is not None and not self.answered and self.pauses >= 2:
+            raise self.at_the_end(self.final)
+        if error is not None and waited > self.client.election_patience_s:
             if isinstance(error, Unavailable | Overloaded | TooStale):
                 raise self.at_the_end(error)
             text = f"partition {placement.id} (cell {placement.cell}) has no leader that answers: {error.message}"

@@ -273,18 +273,25 @@ class Dispatcher:
     ) -> list[Any]:
         """A write; its request id is made here, or belongs to ``ids``."""
         ids = ids or self.ids
-        await self.ready(until)
-        partition = self.table.route(lkey).id
-        seq, stamp = ids.begin(partition)
-        op[4], op[6] = seq, stamp
-        attempts = Attempts(self, op, lkey, until)
-        attempts.ids, attempts.client_id = ids, ids.client_id
-        attempts.partition = attempts.stamped = partition
-        attempts.changes = True
+        partition = -1
         try:
+            await self.ready(until)
+            partition = self.table.route(lkey).id
+            seq, stamp = ids.begin(partition)
+            op[4], op[6] = seq, stamp
+            attempts = Attempts(self, op, lkey, until)
+            attempts.ids, attempts.client_id = ids, ids.client_id
+            attempts.partition = attempts.stamped = partition
+            attempts.changes = True
             return await (attempts.run() if self.admission is None else self._admitted(attempts))
+        except MetastoreError as e:
+            said = ids.about(e)
+            if said is e:
+                raise
+            raise said from e
         finally:
-            ids.end(partition, op[4])
+            if partition >= 0:
+                ids.end(partition, op[4])
 
     async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
         """Another client's operation, with the request id that it gave it (``op`` as it came, checked)."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 
-from metastore.wire.client_messages import CLIENT_ID_BYTES
+from metastore.errors import ClientClosed, DiskLow, MetastoreError, OutcomeUnknown
+from metastore.wire.client_messages import CLIENT_ID_BYTES, DEDUPE_WINDOW_S, ONE_REQUEST
 
 
 class RequestIds:
     """Request ids of one client (R7): ``floor`` and ``stamp`` are kept per partition.
 
-    A client makes its own. With ``RequestIds.named("order 4711")`` the first write that is given it is
+    A client makes its own. With ``RequestIds.named("order 4711")`` the write that is given it is
     carried out once, however often, and from whichever process, it is sent again with ids of that
     name: later ones get the first outcome, within the store's dedupe window.
     """
+
+    #: whether a request that the store does not remember may be taken for one that was never executed
+    restamps = True
 
     def __init__(self, client_id: bytes | None = None) -> None:
         self.client_id = client_id or os.urandom(CLIENT_ID_BYTES)
@@ -22,11 +26,16 @@ class RequestIds:
         self._open: dict[int, dict[int, None]] = {}
         self._stamps: dict[int, int] = {}
 
-    @classmethod
-    def named(cls, name: str) -> RequestIds:
-        """The ids that HTTP's ``Idempotency-Key: name`` stands for. Give them to one write."""
+    @staticmethod
+    def named(name: str, age_s: float | None = None) -> SingleRequest:
+        """The ids of one write, which ``name`` stands for; give them to one only. ``age_s``: how long ago that
+        write was first sent, by whoever it was (0: this is the first time; None: not known)."""
         raw = name.encode("utf-8", "surrogateescape")
-        return cls(hashlib.blake2b(raw, digest_size=CLIENT_ID_BYTES).digest())
+        return SingleRequest(hashlib.blake2b(raw, digest_size=CLIENT_ID_BYTES).digest(), age_s)
+
+    def about(self, error: MetastoreError) -> MetastoreError:
+        """``error`` of an attempt, as it is of the request."""
+        return error
 
     def begin(self, partition: int) -> tuple[int, int]:
         """``(seq, stamp)`` for a new write."""
@@ -55,3 +64,33 @@ class RequestIds:
     def seen(self, partition: int, index: int) -> None:
         if index > self._stamps.get(partition, 0):
             self._stamps[partition] = index
+
+
+class SingleRequest(RequestIds):
+    """The id of one request, which processes before this one may have sent.
+
+    What is said of its outcome is about the request, not the attempt: that this attempt was refused before
+    the partition looked whether it knows the request does not say that none before it was carried out.
+    With its age told, more can be said: at 0 it is the first attempt, and beyond the dedupe window what the
+    partition does not remember is refused with RequestIdExpired, never carried out once more.
+    """
+
+    def __init__(self, client_id: bytes, age_s: float | None = None) -> None:
+        super().__init__(client_id)
+        self.first = age_s is not None and age_s <= 0
+        self.restamps = age_s is None or age_s <= DEDUPE_WINDOW_S
+
+    def stamp(self, partition: int) -> int:
+        return super().stamp(partition) if self.restamps else 0
+
+    def floor(self, *partitions: int) -> int:
+        return ONE_REQUEST
+
+    def about(self, error: MetastoreError) -> MetastoreError:
+        # what is not retryable came from the partition, which looked, or is about the request itself; so does
+        # DiskLow, which a request that is known passes by
+        looked = not error.retryable or isinstance(error, DiskLow)
+        if self.first or error.outcome != "none" or (looked and not isinstance(error, ClientClosed)):
+            return error
+        text = f"an earlier attempt may have been carried out; of this one: {error.message}"
+        return OutcomeUnknown(text, **error.detail)

@@ -1,24 +1,38 @@
 """What a partition remembers of finished requests, so that a retry gets the first outcome (R7). Pure.
 
 A *session* is one client's finished requests in this partition, kept until the client says that it
-will not ask again (``floor``). At most MAX_SESSIONS are kept, and in all MAX_ALL_OUTCOMES and
-MAX_ALL_OUTCOME_BYTES of what they remember; the longest unused goes first, and
-``expired_below`` remembers the highest log index at which a forgotten session was last used. A
-request carries a ``stamp``, the highest index its client had seen when it was first sent; had it
-been executed, then after ``stamp``. So one that is not found and has ``stamp >= expired_below`` was
-never executed, and any other is refused. The table is replicated state: all that it does follows
-from the entries alone.
+will not ask again (``floor``). The MAX_SESSIONS most lately used are kept whatever their age, and
+beyond them up to MAX_YOUNG_SESSIONS for as long as they are younger than WINDOW_S; in all
+MAX_ALL_OUTCOMES and MAX_ALL_OUTCOME_BYTES of what they remember. The longest unused goes first, and
+``expired_below`` remembers the highest log index at which a forgotten session was last used.
+
+The table is replicated state: all that it does follows from the entries alone. It has no clock, so
+what is older than the window the leader says, by its own (``Window``), in the entry that makes it so.
+
+*Is a request that is not found new, or forgotten?* A client that lives on says so: its requests carry a
+``stamp``, the highest index it had seen when it first sent them; one that was executed, was after its
+``stamp``. So what is not found and has ``stamp >= expired_below`` was never executed, and any other is
+refused. But who sends a *single* request (its floor is at ONE_REQUEST or above), an Idempotency-Key over
+HTTP say, may be a new process each time, with no honest stamp. Of such a session a mark stays when its
+outcome goes: the MAX_SPENT last of them are refused, not executed, when they come again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Final
 
 import msgpack
 
 from metastore.errors import RequestIdExpired
+from metastore.wire.client_messages import DEDUPE_WINDOW_S, ONE_REQUEST
 
 MAX_SESSIONS: Final = 10_000
+MAX_YOUNG_SESSIONS: Final = 40_000
+MAX_SPENT: Final = 50_000
+WINDOW_NS: Final = DEDUPE_WINDOW_S * 1_000_000_000
+#: how often a leader notes where its log ends
+WINDOW_STEP_NS: Final = WINDOW_NS // 20
 MAX_OUTCOMES: Final = 4096
 MAX_OUTCOME_BYTES: Final = 2 << 20
 OUTCOME_BYTES: Final = 32
@@ -59,8 +73,12 @@ class Session:
         return raw
 
     @classmethod
-    def unpack(cls, raw: bytes) -> Session:
-        guard, floor, last_index, ordinal, outcomes = msgpack.unpackb(raw)
+    def unpack(cls, raw: bytes) -> Session | int:
+        """A session, or the mark that one has left (``Sessions.spent``)."""
+        row = msgpack.unpackb(raw)
+        if type(row) is int:
+            return row
+        guard, floor, last_index, ordinal, outcomes = row
         session = cls(guard)
         session.floor, session.last_index, session.ordinal = floor, last_index, ordinal
         session.outcomes = {seq: tuple(tail) for seq, tail in outcomes}
@@ -100,14 +118,20 @@ class Sessions:
 
     def __init__(self) -> None:
         self.by_client: dict[bytes, Session] = {}
+        #: clients of a single request whose outcome is forgotten -> when that was made (last_index << 16 |
+        #: ordinal); the longest forgotten first
+        self.spent: dict[bytes, int] = {}
         self.expired_below = 0
         #: how many outcomes all sessions hold, and their bytes
         self.outcomes = 0
         self.size = 0
 
-    def load(self, sessions: list[tuple[bytes, Session]], expired_below: int) -> None:
+    def load(self, rows: list[tuple[bytes, Session | int]], expired_below: int) -> None:
+        sessions = [(client, row) for client, row in rows if isinstance(row, Session)]
         sessions.sort(key=lambda item: (item[1].last_index, item[1].ordinal))
         self.by_client = dict(sessions)
+        marks = [(client, row) for client, row in rows if isinstance(row, int)]
+        self.spent = dict(sorted(marks, key=lambda item: item[1]))
         self.expired_below = expired_below
         self.outcomes = sum(len(session.outcomes) for _, session in sessions)
         self.size = sum(session.size for _, session in sessions)
@@ -116,6 +140,8 @@ class Sessions:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
         session = self.by_client.get(client)
         if session is None:
+            if client in self.spent:
+                return self.refusal(seq, stamp, reused=False, spent=True)
             if stamp >= self.expired_below:
                 return None
         else:
@@ -126,19 +152,26 @@ class Sessions:
                 return None
         return self.refusal(seq, stamp, session is not None and seq < session.floor)
 
-    def refusal(self, seq: int, stamp: int, reused: bool) -> Tail:
-        """``reused``: the client itself has said that it would not send this one (again)."""
-        return (
-            RequestIdExpired.status,
-            f"request id {seq} with stamp {stamp} is older than the dedupe window",
-            {"index": self.expired_below, "reused": reused},
-        )
+    def refusal(self, seq: int, stamp: int, reused: bool, spent: bool = False) -> Tail:
+        """``reused``: the client itself has said that it would not send this one (again); ``spent``: it has
+        sent its only request before, and what became of that is forgotten."""
+        detail: dict[str, Any] = {"index": self.expired_below, "reused": reused}
+        if spent:
+            detail["spent"] = True
+        text = f"request id {seq} with stamp {stamp} is older than the dedupe window"
+        return (RequestIdExpired.status, text, detail)
+
+    def has_old(self, horizon: int) -> bool:
+        """Whether a session could go if all up to entry ``horizon`` is older than the window."""
+        by_client = self.by_client
+        return len(by_client) > MAX_SESSIONS and next(iter(by_client.values())).last_index <= horizon
 
     def remember(
-        self, index: int, floors: list[list[Any]], tails: list[tuple[int, int, Tail]]
+        self, index: int, floors: list[list[Any]], tails: list[tuple[int, int, Tail]], horizon: int = 0
     ) -> tuple[list[bytes], list[bytes]]:
         """Outcomes of entry ``index``: ``floors`` = [[client, floor], ...], ``tails`` = [(position
-        in floors, seq, tail), ...]. The clients whose sessions changed, and those forgotten."""
+        in floors, seq, tail), ...]; it says that all up to ``horizon`` is older than the window. The clients
+        whose sessions changed, and those forgotten."""
         by_client = self.by_client
         touched: list[Session] = []
         changed: list[bytes] = []
@@ -162,14 +195,52 @@ class Sessions:
             self.size += session.size
         gone: list[bytes] = []
         while (
-            len(by_client) > MAX_SESSIONS
+            len(by_client) > MAX_YOUNG_SESSIONS
             or self.outcomes > MAX_ALL_OUTCOMES
             or self.size > MAX_ALL_OUTCOME_BYTES
+            or self.has_old(horizon)
         ):
-            client = next(iter(by_client))
-            forgotten = by_client.pop(client)
-            self.outcomes -= len(forgotten.outcomes)
-            self.size -= forgotten.size
-            self.expired_below = max(self.expired_below, forgotten.last_index)
-            gone.append(client)
+            self._forget_oldest(gone)
         return changed, gone
+
+    def _forget_oldest(self, gone: list[bytes]) -> None:
+        client = next(iter(self.by_client))
+        session = self.by_client.pop(client)
+        self.outcomes -= len(session.outcomes)
+        self.size -= session.size
+        self.expired_below = max(self.expired_below, session.last_index)
+        gone.append(client)
+        if session.floor >= ONE_REQUEST:
+            self.spent[client] = session.last_index << 16 | min(session.ordinal, 0xFFFF)
+            if len(self.spent) > MAX_SPENT:
+                longest = next(iter(self.spent))
+                del self.spent[longest]
+                gone.append(longest)
+
+
+class Window:
+    """What is older than the dedupe window, on a leader's clock: it begins anew, in full, with every reign
+    (R15), so that it may be longer than WINDOW_S and is never shorter."""
+
+    def __init__(self) -> None:
+        #: (when, the last entry then)
+        self._marks: deque[tuple[int, int]] = deque()
+
+    def begin(self, now: int, last_index: int) -> None:
+        """A reign begins."""
+        self._marks.clear()
+        self._marks.append((now, last_index))
+
+    def end(self) -> None:
+        self._marks.clear()
+
+    def horizon(self, now: int, last_index: int) -> int:
+        """Every entry up to this one was made longer ago than the window; 0 = none is known to be."""
+        marks = self._marks
+        if not marks:
+            return 0
+        if now - marks[-1][0] >= WINDOW_STEP_NS:
+            marks.append((now, last_index))
+        while len(marks) > 1 and now - marks[1][0] > WINDOW_NS:
+            marks.popleft()
+        return marks[0][1] if now - marks[0][0] > WINDOW_NS else 0

@@ -11,6 +11,7 @@ condition. An entry's payload is msgpack ``[base_version, sessions, rows, usage,
                [NOTHING, at, seq, status, version]    a failed condition, or nothing to delete
                [TXN, at, seq, succeeded, parts]       parts: [PUT, lkey, record], [ADD, lkey, record],
                                                       [DELETE, lkey], [NOTHING], [GET, record or None]
+               [FORGET, horizon]                      entries up to there are older than the dedupe window
                [SPLIT, child, at, epoch, usage]       R18: from the point ``at`` (8 bytes) on, which holds
                                                       ``usage``, all is another partition's
     usage      [[namespace, records, bytes], ...]  by how much each namespace has grown
@@ -66,6 +67,8 @@ from metastore.wire.client_messages import (
 )
 
 NOTHING: Final = 0
+#: from here on: rows that are no operation of a client
+FORGET: Final = 14
 SPLIT: Final = 15
 MAX_CURRENT_BYTES: Final = 64 << 10
 INT64_MAX: Final = (1 << 63) - 1
@@ -202,6 +205,8 @@ class Machine:
         self.splits: list[tuple[int, bytes, int, int]] = []
         #: while a leader counts what lies above a point (R18)
         self.counting: Counting | None = None
+        #: as the leader's clock has it: entries up to this one are older than the dedupe window
+        self.horizon = 0
         self._timed_names: dict[bytes, bytes] = {}
         # the leader's state beyond what is committed
         self._version = 0
@@ -227,7 +232,9 @@ class Machine:
             row = [self.last_version, self.dedupe.expired_below]
         elif kind == SESSION_PREFIX:
             session = self.dedupe.by_client.get(rest)
-            return session.pack() if session else None
+            if session is not None:
+                return session.pack()
+            row = self.dedupe.spent.get(rest)
         elif kind == USAGE_PREFIX:
             row = self.usage.get(rest)
         elif kind == TTL_PREFIX:
@@ -245,7 +252,7 @@ class Machine:
     def aux_keys(self) -> list[bytes]:
         """Every aux row that there is, in an order that all replicas share."""
         keys = [META_KEY]
-        keys += [SESSION_PREFIX + client for client in sorted(self.dedupe.by_client)]
+        keys += [SESSION_PREFIX + client for client in sorted([*self.dedupe.by_client, *self.dedupe.spent])]
         keys += [USAGE_PREFIX + namespace for namespace in sorted(self.usage)]
         keys += sorted(self._timed_names)
         keys += self.fences.aux_keys()
@@ -264,7 +271,7 @@ class Machine:
 
     def load(self, rows: list[tuple[bytes, bytes]]) -> None:
         """Start from saved aux rows."""
-        sessions: list[tuple[bytes, Session]] = []
+        sessions: list[tuple[bytes, Session | int]] = []
         fences: list[tuple[bytes, bytes]] = []
         expired_below = 0
         for key, raw in rows:
@@ -296,6 +303,7 @@ class Machine:
         """Forget what was proposed and is not committed: leadership began or ended."""
         self._version = self.last_version
         self.counting = None
+        self.horizon = 0
         self.fences.abandon()
         for table in (self._records, self._outcomes, self._entries):
             table.clear()
@@ -349,6 +357,8 @@ class Machine:
                 pending[seq] = result
         if not rows:
             return None, results
+        if self.horizon and self.dedupe.has_old(self.horizon):
+            rows.append([FORGET, self.horizon])
         entry = (base, floors, rows, [[ns, *grown] for ns, grown in usage.items()], fences)
         self._entries[index] = entry
         payload: bytes = msgpack.packb(entry)
@@ -647,11 +657,15 @@ class Machine:
         expired: list[int] = []
         version = base
         split: list[Any] | None = None
+        horizon = 0
         has_ttl = bool(self.timed)
         for row in rows:
             kind = row[0]
-            if kind == SPLIT:
-                split = row
+            if kind >= FORGET:
+                if kind == SPLIT:
+                    split = row
+                else:
+                    horizon = row[1]
                 continue
             if kind == NOTHING:
                 _, at, seq, status, seen = row
@@ -683,7 +697,7 @@ class Machine:
             if at >= 0:
                 tails.append((at, seq, tail))
         self.last_version = version
-        aux = self._remember(index, floors, tails, usage, fences)
+        aux = self._remember(index, floors, tails, usage, fences, horizon)
         if has_ttl:
             self._note_ttls(changes, base, aux)
         forked = None if split is None else self._split(index, split, aux)
@@ -700,9 +714,10 @@ class Machine:
         tails: list[tuple[int, int, Tail]],
         usage: list[list[Any]],
         fences: list[list[Any]],
+        horizon: int,
     ) -> set[bytes]:
         aux = {META_KEY}
-        changed, gone = self.dedupe.remember(index, floors, tails)
+        changed, gone = self.dedupe.remember(index, floors, tails, horizon)
         for client in changed:
             aux.add(SESSION_PREFIX + client)
         for client in gone:

@@ -14,6 +14,7 @@ import msgpack
 from metastore.core.dedupe import Session
 from metastore.core.fences import BUCKET_BYTES, BUCKETS, DIGEST_BYTES, FENCE_PREFIX, FLOOR_PREFIX
 from metastore.core.machine import (
+    FORGET,
     INT64_MAX,
     META_KEY,
     NOTHING,
@@ -97,6 +98,8 @@ def _is_row(row: list[Any], sessions: int) -> bool:
     elif kind == TXN and width == 5:
         good = type(row[3]) is bool and type(row[4]) is list and all(map(_is_part, row[4]))
         at, seq = row[1], row[2]
+    elif kind == FORGET and width == 2:
+        return _is_count(row[1])
     elif kind == SPLIT and width == 5:
         usage = row[4]
         shaped = type(usage) is list and all(type(u) is list and len(u) == 3 for u in usage)
@@ -158,6 +161,8 @@ def check_aux(key: bytes, raw: bytes) -> bool:
     try:
         if kind == SESSION_PREFIX:
             session = Session.unpack(raw)
+            if isinstance(session, int):
+                return _is_count(session)
             counts = (session.guard, session.floor, session.last_index, session.ordinal, *session.outcomes)
             return all(map(_is_count, counts)) and all(session.outcomes.values())
         row = msgpack.unpackb(raw)

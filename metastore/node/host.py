@@ -17,9 +17,11 @@ import xxhash
 
 from metastore.clock import now_ns
 from metastore.core.changing import Split
+from metastore.core.dedupe import Window
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Applied, Machine, only_reads
+from metastore.core.quorum import is_quorum
 from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNED, RESIGNING, InvariantBroken
 from metastore.errors import (
     DeadlineExceeded,
@@ -138,12 +140,13 @@ class PartitionHost:
         self.parked: deque[tuple[int, Waiting]] = deque()
         #: operations that came while leadership was handed over, and until when they wait
         self.heirless: deque[tuple[int, Waiting]] = deque()
-        self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...], int]] = deque()
+        self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...]]] = deque()
         self.watches = PartitionWatches(self)
         #: entries that came from a leader and are not applied yet: index -> their bytes, and them decoded
         self.staged: dict[int, tuple[bytes, Any]] = {}
         self._staged_bytes = 0
         self.deadlines = Deadlines()
+        self.window = Window()
         self.expired: list[tuple[bytes, int]] = []
         #: while a leader of it prepares to split it (R18)
         self.splitting: Splitting | None = None
@@ -368,12 +371,46 @@ class PartitionHost:
             return [op[0], OK, [[k, record_versions(r)[1]] for k, r in rows], *tail]
         return [op[0], OK, rows, *tail]
 
+    def missing(self, now: int) -> list[str]:
+        """The replicas that are away while without them there is no quorum, as seen from here for longer than
+        an election would take; none = there may be one."""
+        replica, term, me = self.replica, self.replica.term, self.node.me.node
+        patience = 2 * self.node.settings.suspect_after_ns
+        config = replica.config if term is None else term.config
+        if config is None:
+            return []
+        members = {n for n, _ in config.members()}
+        if term is not None and replica.role in PROPOSING:
+            if replica.has_quorum(now):
+                return []
+            away = {n for n in members if now - term.acked_at_ns.get(n, 0) >= patience}
+        elif now - replica.contact_ns < patience:
+            return []
+        else:
+            away = {n for n in members if self.node.links.is_away(n)}
+        away.discard(me)
+        return [] if is_quorum(config, members - away) else sorted(away)
+
+    def no_quorum(self, missing: list[str]) -> Unavailable:
+        """The refusal of what needs a quorum while those are away. ``final``: this replica knows no better."""
+        return Unavailable(
+            f"partition {self.p} has no quorum of its replicas: {self.node.me.node} hears nothing of "
+            f"{', '.join(missing)}; stale reads are served",
+            retry_after_s=1,
+            partition=self.p,
+            missing=missing,
+            final=True,
+        )
+
     def not_leader(self) -> MetastoreError:
         replica = self.replica
         leader = replica.leader_node
+        if self.node.stopping and leader == self.node.me.node:
+            return ShuttingDown("this node is stopping", retry_after_s=0.1)
+        missing = self.missing(now_ns())
+        if missing:
+            return self.no_quorum(missing)
         if replica.role == RESIGNING or leader == self.node.me.node:
-            if self.node.stopping:
-                return ShuttingDown("this node is stopping", retry_after_s=0.1)
             return Unavailable(
                 f"partition {self.p}: leadership is {replica.role} here", retry_after_s=0.2, partition=self.p
             )
@@ -398,11 +435,12 @@ class PartitionHost:
 
     def park(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
         now = now_ns()
-        if not self.replica.has_quorum(now) or len(self.parked) >= MAX_PARKED:
-            error = Unavailable(
-                f"partition {self.p}: its leader hears no quorum of replicas",
-                retry_after_s=1,
-                partition=self.p,
+        missing = self.missing(now)
+        if missing or len(self.parked) >= MAX_PARKED:
+            error: MetastoreError = (
+                self.no_quorum(missing)
+                if missing
+                else Overloaded("too many operations wait for a quorum here", retry_after_s=0.5)
             )
             connection.answer(error_result(op[0], error))
             return
@@ -492,11 +530,11 @@ class PartitionHost:
                 proposed = replica.propose(now, payload)
                 assert proposed == index
             applied, waiters = self.applied, self.waiters
-            for (connection, _, op, deadline, _), (at, tail) in zip(batch, results, strict=True):
+            for (connection, _, op, _, _), (at, tail) in zip(batch, results, strict=True):
                 if op[1] == TOUCH:
                     tail = self.touched(now, op, at, tail)
                 if at > applied:
-                    waiters.append((at, connection, op[0], tail, deadline))
+                    waiters.append((at, connection, op[0], tail))
                 else:
                     connection.answer([op[0], *tail])
         self.pending, self.pending_bytes = pending, left
@@ -583,7 +621,7 @@ class PartitionHost:
         """Entries up to ``upto`` are committed (R6): so are the operations that were resolved into them."""
         waiters = self.waiters
         while waiters and waiters[0][0] <= upto:
-            _, connection, op_id, tail, _ = waiters.popleft()
+            _, connection, op_id, tail = waiters.popleft()
             connection.answer([op_id, *tail])
 
     def after(self, index: int, epoch: int, applied: Applied) -> None:
@@ -620,15 +658,17 @@ class PartitionHost:
         self.hi = self._hi
         if role in PROPOSING:
             self.deadlines.start(now_ns(), self.machine.timed)  # R15: anew, in full
+            self.window.begin(now_ns(), self.replica.log.last_index)
         else:
             self.deadlines.stop()
+            self.window.end()
             if self.watches.count:
                 self.watches.end_all(self.not_leader(), also_any=False)
             error = OutcomeUnknown(
                 f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
             )
             while self.waiters:
-                _, connection, op_id, _, _ = self.waiters.popleft()
+                _, connection, op_id, _ = self.waiters.popleft()
                 connection.answer(error_result(op_id, error))
             self.unpark(now_ns())
             if self.pending:
@@ -671,8 +711,7 @@ class PartitionHost:
         self.deadlines.start(now, self.machine.timed)
 
     def sweep(self, now: int) -> None:
-        """Let records expire; keep watches informed; answer waiters whose deadline passed while no
-        quorum commits their entry."""
+        """Let records expire; keep watches informed; answer those whose entry no quorum is there to commit."""
         if self.deadlines.running and self.deadlines:
             room = MAX_EXPIRED_AT_ONCE - len(self.expired)
             over = self.deadlines.due(now, room) if room > 0 and self.role == ACTIVE else []
@@ -681,16 +720,20 @@ class PartitionHost:
                     self.node.writing.append(self)
                 self.expired += over
                 self.node.schedule_turn()
+        self.machine.horizon = self.window.horizon(now, self.replica.log.last_index)
         self.watches.sweep(now)
         if self.heirless and now >= self.heirless[0][0]:
             self.answer_heirless(self.not_leader(), now)
         if now - self._rated[1] > RATE_NS:
             self.rate = (self.operations - self._rated[0]) * 1e9 / (now - self._rated[1])
             self._rated = self.operations, now
-        if self.waiters and now > self.waiters[0][4] and not self.replica.has_quorum(now):
+        if self.waiters and (missing := self.missing(now)):
             error = OutcomeUnknown(
-                f"partition {self.p}: proposed, and no quorum has acknowledged it in time", partition=self.p
+                f"partition {self.p}: proposed, and no quorum has acknowledged it: "
+                f"{', '.join(missing)} do not answer",
+                partition=self.p,
+                missing=missing,
             )
-            while self.waiters and now > self.waiters[0][4]:
-                _, connection, op_id, _, _ = self.waiters.popleft()
+            while self.waiters:
+                _, connection, op_id, _ = self.waiters.popleft()
                 connection.answer(error_result(op_id, error))

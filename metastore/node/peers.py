@@ -30,6 +30,8 @@ MAX_PEERS = 256
 DIAL_TIMEOUT_S = 1.0
 PING_S = 1.0
 SILENT_PINGS = 5
+#: from so many on a peer counts as away for who asks
+QUIET_PINGS = 3
 DIAL_PAUSE_MIN_S, DIAL_PAUSE_MAX_S = 0.05, 0.4
 PING_FRAME = frames.pack(frames.PING, None)
 
@@ -44,7 +46,8 @@ class PeerConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.decoder = frames.FrameDecoder(max_items=frames.MAX_ITEMS)
         self.closed = asyncio.get_running_loop().create_future()
-        self._quiet = 0
+        #: pings since anything came
+        self.quiet = 0
         self._pinger: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -60,8 +63,8 @@ class PeerConnection(asyncio.Protocol):
         self._pinger = asyncio.get_running_loop().call_later(PING_S, self._ping)
 
     def _ping(self) -> None:
-        self._quiet += 1
-        if self._quiet > SILENT_PINGS:
+        self.quiet += 1
+        if self.quiet > SILENT_PINGS:
             log.warning(
                 "peer %s disconnected: silent for %.0f s",
                 self.peer.node if self.peer else self.target,
@@ -79,7 +82,7 @@ class PeerConnection(asyncio.Protocol):
 
     def work(self) -> None:
         """Take what has come."""
-        self._quiet = 0
+        self.quiet = 0
         try:
             while self.decoder.buffer and (frame := self.decoder.pull()) is not None:
                 self.handle(*frame)
@@ -196,6 +199,11 @@ class PeerLinks:
 
     def connected(self) -> list[str]:
         return sorted(self._open)
+
+    def is_away(self, node: str) -> bool:
+        """Whether there is no connection to ``node``, or only one on which it has been silent for seconds."""
+        connection = self._open.get(node)
+        return connection is None or connection.quiet >= QUIET_PINGS
 
     async def _keep_dialling(self, node: str) -> None:
         loop = asyncio.get_running_loop()

@@ -29,8 +29,8 @@ AT_LEAST (arg = a version). ``condition``: None, or ABSENT, or EXISTS, or the ve
 
 Request ids (R7): ``(client_id, seq)``, ``seq`` from 1, growing; 0 = no dedupe asked for.
 ``floor``: every seq of this client below it *towards this partition* is finished and never sent
-again; a floor above the op's own seq says that the client makes this one request and no other, and any
-other is refused. ``stamp``: the highest ``index`` this client had seen from this partition when it first
+again; a floor above the op's own seq (ONE_REQUEST or above) says that the client makes this one request and
+no other, and any other is refused. ``stamp``: the highest ``index`` this client had seen from this partition when it first
 sent the op (0 = none); a retry repeats seq and stamp unchanged.
 
 ``RESPONSE [result, ...]`` in any order; a result is
@@ -102,6 +102,10 @@ MAX_OPS_PER_FRAME: Final = 4096
 MAX_LIST_LIMIT: Final = 10_000
 MAX_TIMEOUT_MS: Final = 120_000
 CLIENT_ID_BYTES: Final = 16
+#: a floor from here on says: this client makes a single request, and whoever repeats it may be another process
+ONE_REQUEST: Final = 1 << 62
+#: what a request became is remembered at least so long (and at least of the last requests: core.dedupe)
+DEDUPE_WINDOW_S: Final = 600
 MAX_TXN_PARTS: Final = 128
 MAX_TXN_READ_BYTES: Final = 1 << 20
 MAX_TXN_BYTES: Final = 2 << 20

@@ -8,6 +8,7 @@ from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_VALUE_BYTES
 from metastore.namespaces import MAX_QUOTA, MAX_TTL_MS
 from metastore.wire.client_messages import MAX_FENCE_NAME_BYTES, MAX_OPS_PER_FRAME, MAX_TXN_PARTS
 from router.api.parameters import (
+    AGE_S,
     FENCE_NAME,
     I64,
     KEY_SHAPE,
@@ -74,6 +75,7 @@ _WRITE = {
     "idempotency_key": Member(
         Text(1, 256, r"[\x21-\x7e]+", "1 to 256 visible ASCII characters"), "As the header Idempotency-Key."
     ),
+    "idempotency_age_s": Member(AGE_S, "As the header Idempotency-Age."),
 }
 _CONDITIONS = ("if_version", "if_absent", "if_exists")
 _READ = {

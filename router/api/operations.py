@@ -31,7 +31,15 @@ TAGS = {
 
 _READ = (400, 404, 412, 413, 500, 503, 504)
 _WRITE = (400, 409, 412, 413, 422, 428, 500, 503, 504, 507)
-_WRITE_KEY = (p.NAMESPACE, p.KEY, p.IF_MATCH, p.IF_NONE_MATCH, *p.FENCE_QUERY, p.IDEMPOTENCY_KEY)
+_WRITE_KEY = (
+    p.NAMESPACE,
+    p.KEY,
+    p.IF_MATCH,
+    p.IF_NONE_MATCH,
+    *p.FENCE_QUERY,
+    p.IDEMPOTENCY_KEY,
+    p.IDEMPOTENCY_AGE,
+)
 _ETAG = {"ETag": "The record's version in quotes."}
 _RECORD_HEADERS = {
     **_ETAG,
@@ -104,6 +112,7 @@ RECORDS = (
             p.IF_MATCH,
             *p.FENCE_QUERY,
             p.IDEMPOTENCY_KEY,
+            p.IDEMPOTENCY_AGE,
             p.TIMEOUT_MS,
         ),
         answers=(Answer(200, "Deleted.", b.DELETED),),
@@ -186,7 +195,7 @@ SEVERAL = (
         "Does all of `then` if all of `compare` hold, else all of `otherwise`, at once and atomically, within one "
         "partition. Keys of one directory, or with one `{tag}`, live together; for others the answer is 400 "
         f"`cross_partition` and names two. At most {MAX_TXN_PARTS} compares, and operations in a branch.",
-        (p.NAMESPACE, p.IDEMPOTENCY_KEY, p.TIMEOUT_MS),
+        (p.NAMESPACE, p.IDEMPOTENCY_KEY, p.IDEMPOTENCY_AGE, p.TIMEOUT_MS),
         Body("json", MAX_JSON_BYTES, "The transaction; 2 MiB of keys and values at most.", b.TXN),
         (Answer(200, "One of the branches was done.", b.TXN_RESULT),),
         (415, *_WRITE),

@@ -117,7 +117,18 @@ IDEMPOTENCY_KEY = Param(
     Text(1, 256, r"[\x21-\x7e]+", "1 to 256 visible ASCII characters without spaces"),
     "A retry with the same key gets the first outcome and is not executed again. One key belongs to one "
     "request on one record (of a transaction: on one namespace): another request under it is refused with "
-    "422. Kept for at least the last 10,000 keys and clients of each partition.",
+    "422. Kept for at least ten minutes (of a partition that gets more than 40,000 keys in that time: those), "
+    "and for at least the last 10,000 keys and clients of each partition; then, for 50,000 keys more, a "
+    "repetition is refused with 409 `request_id_expired`.",
+)
+AGE_S = Number(0, 10**9)
+IDEMPOTENCY_AGE = Param(
+    "Idempotency-Age",
+    "header",
+    AGE_S,
+    "How many seconds ago this request was first sent, by the client's own clock; 0 = this is the first time. With "
+    "it, a repetition of what is remembered no longer is always refused with 409 `request_id_expired`, and a "
+    "first attempt that did nothing is told `outcome: none`.",
 )
 CONSISTENCY = Param(
     "consistency",

@@ -54,6 +54,7 @@ def test_numbers_on_the_wire_stay() -> None:
         19: "WrongRouting",
         20: "CrossPartition",
         21: "FenceForgotten",
+        22: "DiskLow",
         99: "InternalError",
     }
     assert isinstance(from_wire(5, "", {}), OutcomeUnknown)

@@ -62,7 +62,7 @@ def test_at_the_floor_a_request_that_is_new_is_executed() -> None:
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> Sessions:
     """Of two clients at most; A's session, last used at entry 7, is the third's victim."""
-    monkeypatch.setattr(dedupe, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(dedupe, "MAX_YOUNG_SESSIONS", 2)
     sessions = Sessions()
     remember(sessions, 7, A, 1, 1)
     remember(sessions, 8, B, 1, 1)
@@ -71,7 +71,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Sessions:
 
 
 def test_the_longest_unused_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedupe, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(dedupe, "MAX_YOUNG_SESSIONS", 2)
     sessions = Sessions()
     for index, client in ((1, A), (2, B), (3, A)):
         remember(sessions, index, client, 1, index)

@@ -26,6 +26,7 @@ from metastore.wire.client_messages import (
     NOT_EQUAL,
     NOT_FOUND,
     OK,
+    ONE_REQUEST,
     PUT,
     RAISE,
     TOUCH,
@@ -76,7 +77,8 @@ class Replica:
         sessions = {c: s.pack() for c, s in self.machine.sessions.items()}
         m = self.machine
         tokens = list(m.fences.by_name.items()), m.fences.floors
-        return self.state, m.last_version, m.expired_below, sessions, m.usage, m.timed, tokens
+        spent = list(m.dedupe.spent.items())
+        return self.state, m.last_version, m.expired_below, sessions, spent, m.usage, m.timed, tokens
 
 
 def lk(key: str, namespace: str = "n") -> bytes:
@@ -191,7 +193,8 @@ def test_finished_ids_are_refused_not_executed() -> None:
 
 def test_a_forgotten_session_is_refused_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request older than the window may have been executed; one stamped later was not."""
-    monkeypatch.setattr(dedupe, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(dedupe, "MAX_SESSIONS", 1)
+    monkeypatch.setattr(dedupe, "MAX_YOUNG_SESSIONS", 2)
     r = Replica()
     r.run((A, put("x", seq=1)))
     r.run((B, put("y", seq=1)))
@@ -379,7 +382,8 @@ def operation(
     kind: int, keys: list[str], client: bytes, seq: int, floor: int, when: int | None, delta: int
 ) -> tuple[bytes, list[Any]]:
     """``delta`` decides whatever else there is to decide."""
-    key, number = keys[0], {"seq": seq, "floor": min(floor, seq), "stamp": floor, "when": when}
+    lasts = min(floor, seq) if client in (A, B) else ONE_REQUEST
+    key, number = keys[0], {"seq": seq, "floor": lasts, "stamp": floor, "when": when}
     ttl, fence = 1000 * max(0, delta), ["fgh"[delta % 3], delta + 4] if delta else None
     if kind == PUT:
         if seq % 2:
@@ -400,7 +404,7 @@ OPS = st.builds(
     operation,
     st.sampled_from([PUT, PUT, DELETE, ADD, TXN, TOUCH]),
     st.lists(st.sampled_from("xyz"), min_size=1, max_size=3),
-    st.sampled_from([A, B, b"c" * 16]),
+    st.sampled_from([A, B, *(bytes([single]) * 16 for single in range(5))]),
     st.integers(0, 9),
     st.integers(0, 6),
     st.sampled_from([None, None, None, ABSENT, EXISTS, 1, 2, 3]),
@@ -413,13 +417,16 @@ OPS = st.builds(
 def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: st.DataObject) -> None:
     """The leader, with several entries in flight; a follower that applies bytes; a replica that
     restarts from saved rows at any point: one state, one dedupe table."""
-    dedupe.MAX_SESSIONS, old = 2, dedupe.MAX_SESSIONS
-    fences.MAX_FENCES, old_fences = 2, fences.MAX_FENCES
-    try:
+    bounds = "MAX_SESSIONS", "MAX_YOUNG_SESSIONS", "MAX_SPENT"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, bound in zip(bounds, (1, 3, 2), strict=True):
+            patch.setattr(dedupe, name, bound)
+        patch.setattr(fences, "MAX_FENCES", 2)
         leader, follower, restarted = Replica(), Replica(), Replica()
         payloads: list[bytes] = []
         applied = 0
         for batch in batches:
+            leader.machine.horizon = data.draw(st.integers(0, applied))
             payload, _ = leader.propose(*batch)
             if payload is not None:
                 payloads.append(payload)
@@ -444,6 +451,3 @@ def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: 
         if payloads:
             assert set(follower.saved) == set(follower.machine.aux_keys())
         assert_accounts(follower)
-    finally:
-        dedupe.MAX_SESSIONS = old
-        fences.MAX_FENCES = old_fences  # type: ignore[misc]

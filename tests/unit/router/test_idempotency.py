@@ -9,11 +9,18 @@ import pytest
 from metastore.client.dispatch import RequestIds
 from metastore.core.dedupe import MAX_SESSIONS
 from metastore.core.machine import Machine
-from metastore.errors import RequestIdExpired
+from metastore.errors import (
+    ConditionFailed,
+    DiskLow,
+    OutcomeUnknown,
+    QuotaExceeded,
+    RequestIdExpired,
+    Unavailable,
+)
 from metastore.keys import storage_key
-from metastore.wire.client_messages import ADD
+from metastore.wire.client_messages import ADD, DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.wire.op_checks import check_op, op_shape
-from router.idempotency import FLOOR, OneRequest
+from router.idempotency import OneRequest
 
 KEY = storage_key("app", "n")
 
@@ -74,26 +81,53 @@ def test_the_same_request_is_carried_out_once_and_another_never(committed: bool)
 
 
 def test_the_window() -> None:
-    """A key is remembered until as many others have come as a partition keeps; then it is new again."""
+    """A key is remembered until as many others have come as a partition keeps, and the leader has said that
+    it is older than the window; then it is refused, and never executed once more without a word."""
     p = Partition()
     first = p.add(request("k", 1), 1)
     p.commit()
-    for number in range(MAX_SESSIONS - 1):
+    for number in range(MAX_SESSIONS + 10):
         p.add(request(f"other-{number}", 1), 1)
     p.commit()
-    assert p.add(request("k", 1), 1) == first
+    assert p.add(request("k", 1), 1) == first, "it is young"
+    p.machine.horizon = p.index
     p.add(request("one more", 1), 1)
     p.commit()
-    late = p.add(request("k", 1), 1)
+    router = RequestIds()
+    router.seen(0, p.index)
+    late = p.add(OneRequest(router, "k", ("app", "n"), 1), 1)
     assert late[0] == RequestIdExpired.status
-    assert late[2]["reused"] is False, "the router may send it anew, with a stamp that says so"
+    assert late[2]["spent"] is True, "however fresh the router's stamp is"
+
+
+def test_who_tells_its_age_is_refused_beyond_any_memory() -> None:
+    router = RequestIds()
+    router.seen(0, 99)
+    young = OneRequest(router, "k", ("app", "n"), 1, 10.0)
+    old = OneRequest(router, "k", ("app", "n"), 1, DEDUPE_WINDOW_S + 1.0)
+    assert (young.begin(0)[1], young.restamps) == (99, True)
+    assert (old.begin(0)[1], old.restamps) == (0, False)
+
+
+def test_what_is_said_is_about_the_key() -> None:
+    """An attempt that was turned away says nothing of those before it, unless it is told to be the first."""
+    away, unsure = Unavailable("no leader", retry_after_s=2), request("k", 1)
+    said = unsure.about(away)
+    assert (type(said), said.outcome, said.detail) == (OutcomeUnknown, "unknown", {"retry_after_s": 2})
+    assert "no leader" in said.message
+    first = OneRequest(RequestIds(), "k", ("app", "n"), 1, 0.0)
+    assert first.about(away) is away
+    assert RequestIds().about(away) is away
+    for error in (ConditionFailed(), QuotaExceeded(), DiskLow(), RequestIdExpired(), OutcomeUnknown()):
+        assert unsure.about(error) is error, "from the partition, which looked; or unknown already"
+    assert RequestIdExpired.outcome == "unknown"
 
 
 def test_numbers_fit_the_wire() -> None:
     for number in range(1000):
         ids = request("k", number)
         seq, stamp = ids.begin(3)
-        assert 0 < seq < FLOOR == ids.floor(3)
+        assert 0 < seq < ONE_REQUEST == ids.floor(3)
         assert stamp == 0
     assert request("k", 1).client_id != request("k", 1, ("app", "m")).client_id
     assert request("k", 1).client_id == request("k", 2).client_id
