@@ -60,7 +60,6 @@ class Attempts:
     connection (50 ms)."""
 
     __slots__ = (
-        "answered",
         "changes",
         "client",
         "client_id",
@@ -114,9 +113,8 @@ class Attempts:
         self.scouting: int | None = None
         self.first_failure = 0.0
         self.last_error: MetastoreError | None = None
-        #: since the last pause: a replica's word that nobody can serve this now, and whether one said otherwise
-        self.final: Unavailable | None = None
-        self.answered = False
+        #: replicas whose last word is that nobody can serve this now -> how often they said so
+        self.final: dict[str, int] = {}
 
     async def run(self) -> list[Any]:
         """The result. Raises MetastoreError."""
@@ -261,9 +259,9 @@ class Attempts:
         self.owes |= costs
         self.last_error = error
         if isinstance(error, Unavailable) and error.detail.get("final"):
-            self.final = error
-        elif not isinstance(error, ConnectionLost | AttemptTimeout):
-            self.answered = True
+            self.final[address] = self.final.get(address, 0) + 1
+        else:
+            self.final.pop(address, None)
         self.first_failure = self.first_failure or self.loop.time()
 
     async def on_error(self, address: str, placement: Placement, error: MetastoreError) -> None:
@@ -309,6 +307,8 @@ class Attempts:
         if isinstance(error, Unavailable | Overloaded | ShuttingDown | TooStale | DeadlineExceeded):
             # DeadlineExceeded: that of the attempt, which says nothing about ours
             self.failed(address, error)
+            if self.final.get(address, 0) > 1 and self._all_agree(placement):
+                raise self.at_the_end(error)
             if isinstance(error, Overloaded) or (
                 isinstance(error, Unavailable) and not error.detail.get("final")
             ):
@@ -327,7 +327,6 @@ class Attempts:
         client, now, error = self.client, self.loop.time(), self.last_error
         self._give_up(placement, now)
         self.tried.clear()
-        self.final, self.answered = None, False
         self.pauses += 1
         self.owes = False
         if self.pauses in (3, 6) or self.pauses % 12 == 0:
@@ -358,14 +357,16 @@ class Attempts:
         if waited > DEAD_CELL_PATIENCE_S and self._nobody_listens(placement):
             text = f"no replica of partition {placement.id} (cell {placement.cell}) can be reached"
             raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
-        # whoever can be reached says that nobody can serve it now, and did so when it was asked before
-        if self.final is not None and not self.answered and self.pauses >= 2:
-            raise self.at_the_end(self.final)
         if error is not None and waited > self.client.election_patience_s:
             if isinstance(error, Unavailable | Overloaded | TooStale):
                 raise self.at_the_end(error)
             text = f"partition {placement.id} (cell {placement.cell}) has no leader that answers: {error.message}"
             raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
+
+    def _all_agree(self, placement: Placement) -> bool:
+        """Whether every replica that can be reached says that nobody can serve this now."""
+        addresses = map(self.client.table.address, placement.replicas if self.client.direct else ())
+        return all(a is None or a in self.final or a in self.unreached for a in addresses)
 
     def _nobody_listens(self, placement: Placement) -> bool:
         """At no replica's address, and the router, if there is one, is dead or cannot either."""

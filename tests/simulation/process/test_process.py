@@ -3,6 +3,7 @@ in the end, everything serves again. ``make sim SEED=…`` replays one."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import subprocess
@@ -10,7 +11,9 @@ import sys
 
 import pytest
 
-from tests.simulation.process.loop import MS
+from metastore.client import AsyncClient
+from metastore.errors import MetastoreError, OutcomeUnknown, Unavailable
+from tests.simulation.process.loop import MS, SimLoop
 from tests.simulation.process.plans import PLANS, Plan
 from tests.simulation.process.world import World, world_of
 
@@ -110,3 +113,60 @@ def test_who_was_away_for_long_catches_up_at_once() -> None:
     world.events.at(4900 * MS, victim.restart)
     world.play()  # equal replicas five seconds later, or else
     assert world.watcher.snapshots > 0
+
+
+LOST_QUORUM = Plan(workloads={"registers": 1}, seconds=0.5, partitions=1)
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+@pytest.mark.parametrize("leader", ["lives", "goes"])
+def test_two_replicas_of_three_gone_is_told_long_before_the_deadline(how: str, leader: str) -> None:
+    """Who calls after the loss, with a minute to wait, hears within a few times suspect_after_ms which replicas
+    are missing and that nothing was done; who calls later hears it at once; and it serves again."""
+    world = World(5, LOST_QUORUM)
+    world.play()
+    leads = next(p.name for p in world.processes.values() if world.leads(p))
+    stays = leads if leader == "lives" else next(n for n in sorted(world.processes) if n != leads)
+    gone = sorted(set(world.processes) - {stays})
+    links = [(a, b) for a in gone for b in [stays, *gone, "asks"] if a != b]
+    links += [(b, a) for a, b in links]
+    for name in gone:
+        if how == "killed":
+            world.processes[name].die(silently=False)
+    if how != "killed":
+        world.network.shut_links(links)
+    loop = SimLoop(world.events, "asks", world.network)
+    addresses = [p.config.rpc for p in world.processes.values()]
+    suspect_s = world.processes[stays].config.suspect_after_ms / 1000
+
+    async def ask() -> list[tuple[float, MetastoreError]]:
+        said = []
+        async with AsyncClient(addresses, cluster="sim", deadline_s=60) as client:
+            for call in range(3):
+                began = loop.time()
+                with pytest.raises(MetastoreError) as failed:
+                    if call == 1:
+                        await client.namespace("n").get("k")
+                    else:
+                        await client.namespace("n").put("k", b"v")
+                said.append((loop.time() - began, failed.value))
+                await asyncio.sleep(1)
+        return said
+
+    said = world.await_(loop, ask, 60)
+    assert isinstance(said[0][1], Unavailable | OutcomeUnknown), (
+        "it may have been proposed before the loss was seen"
+    )
+    for _, error in said[1:]:
+        assert (type(error), error.outcome) == (Unavailable, "none"), error
+    for _, error in said:
+        assert error.detail["missing"] == gone
+        assert all(name in error.message for name in gone)
+    print([f"{s:.2f} s: {e.code}" for s, e in said])
+    silence = 5.0 if how == "cut off" else 0.0  # attempts at those that do not answer
+    assert said[0][0] < 4 * suspect_s + silence
+    assert said[2][0] < 0.5 + silence
+    world.network.open_links(links, within_ns=1)
+    for name in gone:
+        world.processes[name].restart()
+    world.until(world.all_led, 10, "it serves no more")
