@@ -16,6 +16,7 @@ from metastore.errors import (
     CoordinationUnknown,
     CorruptState,
     CrossPartition,
+    DiskLow,
     Fenced,
     InternalError,
     MetastoreError,
@@ -41,7 +42,7 @@ TITLES = {
     500: "Internal error",
     503: "Service unavailable",
     504: "Deadline exceeded",
-    507: "Quota exceeded",
+    507: "Insufficient storage",
 }
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 PROBLEM_TYPE = "application/problem+json"
@@ -76,6 +77,11 @@ def for_http(error: MetastoreError) -> MetastoreError:
             "this Idempotency-Key was used for another request on this record; nothing was done: "
             "give every request a key of its own, and a retry the very same request"
         )
+    if isinstance(error, RequestIdExpired):
+        return RequestIdExpired(
+            "this request was first made longer ago than is remembered, or its Idempotency-Key was; nothing was done now, "
+            "and what became of it then is not known any more: read the record before deciding"
+        )
     if isinstance(error, CoordinationUnavailable):
         return Unavailable(f"the control plane does not answer; nothing was changed: {error.message}")
     if isinstance(error, CoordinationUnknown):
@@ -89,6 +95,11 @@ def retry_after_s(error: MetastoreError) -> int:
         return min(3600, max(1, math.ceil(float(error.detail.get("retry_after_s", 1)))))
     except (TypeError, ValueError):
         return 1
+
+
+def comes_again(error: MetastoreError) -> bool:
+    """Whether the answer says when to come again."""
+    return error.http_status == 503 or isinstance(error, DiskLow)
 
 
 def _current(error: MetastoreError) -> Record | None:
@@ -117,7 +128,7 @@ def problem_body(error: MetastoreError, key: str | None = None) -> dict[str, Any
     }
     if key is not None:
         body["key"] = key
-    if error.http_status == 503:
+    if comes_again(error):
         body["retry_after_s"] = retry_after_s(error)
     if isinstance(error, ConditionFailed):
         body["version"] = error.detail.get("version", 0)
@@ -131,18 +142,18 @@ def problem_body(error: MetastoreError, key: str | None = None) -> dict[str, Any
         body["keys"] = error.detail.get("keys", [])
     elif isinstance(error, Fenced):
         body["token"] = error.detail.get("token", 0)
-    for name in ("nodes", "oldest", "cell", "allow", "record_key"):
+    for name in ("nodes", "missing", "oldest", "cell", "allow", "record_key"):
         if name in error.detail:
             body[name] = error.detail[name]
     return body
 
 
 def problem(error: MetastoreError, key: str | None = None) -> web.Response:
-    """The response for an error. 503 always carries Retry-After, in whole seconds."""
+    """The response for an error. 503, and 507 for a full disk, always carries Retry-After, in whole seconds."""
     error = for_http(error)
     body = problem_body(error, key)
     headers = {"Cache-Control": "no-store"}
-    if error.http_status == 503:
+    if comes_again(error):
         headers["Retry-After"] = str(body["retry_after_s"])
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.detail["allow"])

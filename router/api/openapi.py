@@ -23,7 +23,7 @@ PROBLEM_TEXTS = {
     400: "The request breaks a rule; the detail names value, bound and fix.",
     404: "There is no such record.",
     405: "The path does not take this method; see Allow.",
-    409: "Refused by what is there: `fenced`, `not_a_number`, `routing_fixed`, `namespace_not_empty`, …",
+    409: "Refused by what is there: `request_id_expired`, `fenced`, `not_a_number`, `routing_fixed`, `namespace_not_empty`, …",
     410: "`compacted`: changes that old are not kept any more. List again, and watch from there.",
     412: "A condition failed; `version` and `current` tell what is there.",
     413: "A key, value, body or number of elements is over its limit.",
@@ -33,7 +33,8 @@ PROBLEM_TEXTS = {
     500: "A bug or a failed disk.",
     503: "Nobody can serve this now, or a bound is met; Retry-After says when to come again.",
     504: "The deadline passed before anything was done.",
-    507: "`quota_exceeded`: the namespace is at its bound of records or bytes.",
+    507: "`quota_exceeded`: the namespace is at its bound of records or bytes. `disk_low`: the disks are nearly full; "
+    "reads and deletes go on, and Retry-After says when to come again.",
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from metastore.client import AsyncClient
 from metastore.client.connection import NodeConnection
-from metastore.errors import MetastoreError, Unavailable
+from metastore.errors import MetastoreError, OutcomeUnknown, Unavailable
 from metastore.keys import storage_key
 from metastore.wire.client_messages import GET, LINEARIZABLE, PUT
 from tests.integration.harness import Cluster, Load, keys_by_partition, until
@@ -241,6 +241,36 @@ async def _keys_are_back(cell: Cluster, before: dict[int, tuple[str, int]]) -> b
     records = {int(kv.key.rpartition("/")[2]): LeaderRecord.from_json(kv.value) for kv in kvs}
     found = {p: (record.node, record.epoch) for p, record in records.items()}
     return all(p in found and p in leaders and found[p] == tuple(leaders[p]) for p in before)
+
+
+async def test_two_replicas_of_three_gone(cell: Cluster) -> None:
+    """What needs a quorum is refused long before its deadline, naming the replicas that are missing; stale reads
+    go on; when they are back all goes on, and nothing is lost."""
+    async with cell.client(deadline_s=120) as client, aiohttp.ClientSession(cell.router) as http:
+        by_partition, keys = all_keys(client)
+        load = Load(client, keys, deadline_s=2.0)
+        await load.run(1)
+        gone = sorted(cell.names())[1:]
+        cell.verb("kill", *gone)
+        ns = client.namespace("load")
+        for p in by_partition:
+            key = by_partition[p][0]
+            with pytest.raises((Unavailable, OutcomeUnknown)) as refused:
+                await ns.put(f"{{{key}}}x", b"0")
+            assert refused.value.detail["missing"] == gone
+            with pytest.raises(Unavailable) as unread:
+                await ns.get(key)
+            assert unread.value.detail["missing"] == gone
+            async with http.put(f"/v1/kv/load/%7B{key}%7Dx", data=b"1") as response:
+                body = await response.json()
+                assert (response.status, body["code"], body["outcome"]) == (503, "unavailable", "none"), body
+                assert body["missing"] == gone
+            record = await ns.get(key, consistency="stale")
+            assert record is not None
+            assert load.acked[key] <= int(record.value) <= load.attempted[key]
+        cell.verb("restart", *gone)
+        await until("all partitions are led again", lambda: len(cell.leaders()) == 8)
+        await load.check_all()
 
 
 async def test_a_slow_follower_is_not_seen(cell: Cluster) -> None:

@@ -279,6 +279,26 @@ async def test_a_key_holds_across_routers(shared_cell: Cluster, api: Api) -> Non
         assert (await other("POST", "/v1/add/idem/across?delta=2", headers=key)).status == 422
 
 
+async def test_how_old_a_request_is_can_be_told(api: Api) -> None:
+    """What is remembered is answered, however old it is said to be; a first attempt that was turned away did
+    nothing, and of a repetition nobody knows what those before it did."""
+    key = {"Idempotency-Key": "told"}
+    first = await api("POST", "/v1/add/idem/told?delta=5", headers=key | {"Idempotency-Age": "0"})
+    again = await api("POST", "/v1/add/idem/told?delta=5", headers=key | {"Idempotency-Age": "86400"})
+    assert (again.status, again.body) == (200, first.body)
+    late = "/v1/add/idem/told?delta=1&timeout_ms=1"
+    outcomes = {}
+    for age in ("0", "1", None):
+        headers = {"Idempotency-Key": f"late-{age}"} | ({} if age is None else {"Idempotency-Age": age})
+        replies = [await api("POST", late, headers=headers) for _ in range(30)]
+        outcomes[age] = {r.body["outcome"] for r in replies if r.status == 504 or r.status == 503}
+    assert outcomes["1"] <= {"unknown"}
+    assert outcomes[None] <= {"unknown"}
+    for bad in ("-1", "soon", ""):
+        reply = await api("PUT", "/v1/kv/idem/k", b"v", headers=key | {"Idempotency-Age": bad})
+        assert reply.status == 400, bad
+
+
 async def test_batches(api: Api) -> None:
     """A result each, whatever became of the others."""
     odd = base64.b64encode(b"\xff\xfe").decode()

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -142,13 +143,11 @@ def test_two_replicas_of_three_gone_is_told_long_before_the_deadline(how: str, l
     async def ask() -> list[tuple[float, MetastoreError]]:
         said = []
         async with AsyncClient(addresses, cluster="sim", deadline_s=60) as client:
-            for call in range(3):
+            ns = client.namespace("n")
+            for call in (partial(ns.put, "k", b"v"), partial(ns.get, "k"), partial(ns.put, "k", b"v")):
                 began = loop.time()
                 with pytest.raises(MetastoreError) as failed:
-                    if call == 1:
-                        await client.namespace("n").get("k")
-                    else:
-                        await client.namespace("n").put("k", b"v")
+                    await call()
                 said.append((loop.time() - began, failed.value))
                 await asyncio.sleep(1)
         return said
