@@ -61,6 +61,7 @@ def read_frames(source: BinaryIO, path: Path) -> Iterator[list[Any]]:
     """Every frame. Raises InvalidRequest where the file is damaged, of another kind, or not whole."""
     if source.read(len(MAGIC)) != MAGIC:
         raise InvalidRequest(f"{path} is no snapshot that this version reads")
+    first = True
     while True:
         at, head = source.tell(), source.read(HEAD.size)
         length, crc = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
@@ -68,8 +69,15 @@ def read_frames(source: BinaryIO, path: Path) -> Iterator[list[Any]]:
         if not body or len(body) != length or zlib.crc32(body) != crc:
             raise InvalidRequest(f"{path} is damaged or not whole at byte {at}")
         frame: list[Any] = msgpack.unpackb(zlib.decompress(body))
+        if first != (frame[0] == "head"):
+            raise InvalidRequest(
+                f"{path} is damaged at byte {at}: the head of a snapshot comes first, and once"
+            )
+        first = False
         yield frame
         if frame[0] == "end":
+            if source.read(1):
+                raise InvalidRequest(f"{path} goes on after its end at byte {source.tell() - 1}")
             return
 
 
@@ -193,6 +201,8 @@ def survey(path: Path) -> dict[str, Any]:
                 parts += 1
             elif kind == "end" and (value["records"], value["partitions"]) != (records, parts):
                 raise InvalidRequest(f"{path} holds {records} records of {parts} partitions, not {value}")
+    if found["partitions"] != parts:
+        raise InvalidRequest(f"{path} holds {parts} of {found['partitions']} partitions")
     names = sorted({*held, *(name for name, _ in found["namespaces"])} - {RESERVED})
     policies = dict(found["namespaces"])
     found["namespaces"] = {

@@ -207,23 +207,40 @@ class TopologyTable:
     def from_wire(cls, raw: Any) -> TopologyTable:
         """Raises InvalidRequest when ``raw`` is not a table."""
         try:
-            table = cls(raw["cluster"])
-            table.revision = int(raw["revision"])
+            table = cls(_text(raw["cluster"]))
+            table.revision = _number(raw["revision"])
             for n in raw["nodes"]:
-                table.nodes[n["node"]] = NodeRecord(**n)
+                table.nodes[n["node"]] = NodeRecord(
+                    **{_text(name): _text(value) for name, value in n.items()}
+                )
             for name, policy in raw["namespaces"]:
-                table._set_policy(name, policy_from_plain(policy))
+                table._set_policy(_text(name), policy_from_plain(policy))
             for p in raw["partitions"]:
-                table.partitions[p["id"]] = Placement(
-                    p["id"],
+                placement = Placement(
+                    _number(p["id"]),
                     int(p["lo"], 16),
                     int(p["hi"], 16),
-                    p["cell"],
-                    tuple(p["replicas"]),
-                    p["leader"],
-                    p["epoch"],
-                    (int(p["parent"][0]), int(p["parent"][1])) if p.get("parent") else None,
+                    _text(p["cell"]),
+                    tuple(map(_text, p["replicas"])),
+                    None if p["leader"] is None else _text(p["leader"]),
+                    _number(p["epoch"]),
+                    (_number(p["parent"][0]), _number(p["parent"][1])) if p.get("parent") else None,
                 )
-        except (KeyError, TypeError, ValueError) as e:
-            raise InvalidRequest(f"not a topology table: {type(e).__name__}: {e}") from None
+                if not 0 <= placement.lo < placement.hi <= 1 << 64:
+                    raise ValueError(f"partition {placement.id} from {placement.lo} to {placement.hi}")
+                table.partitions[placement.id] = placement
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+            raise InvalidRequest(f"not a topology table: {type(e).__name__}: {e}"[:300]) from None
         return table
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"{value!r:.60} is no text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r:.60} is no number")
+    return value

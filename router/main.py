@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import zlib
 from pathlib import Path
 
 import orjson
@@ -43,19 +44,27 @@ GC_THRESHOLD = (50_000, 20, 50)
 
 
 def load_snapshot(path: str, table: TopologyTable) -> None:
-    """Merge the snapshot, if there is a good one."""
+    """Merge the snapshot, if there is a good one: a checksum, and then the table. One that is not whole, or
+    of before there was a checksum, is dropped with a warning: an epoch in it that has rotted could hide leaders for good."""
     try:
-        table.merge(TopologyTable.from_wire(orjson.loads(Path(path).read_bytes())))
+        crc, _, wire = Path(path).read_bytes().partition(b"\n")
+        if crc != _crc(wire):
+            raise InvalidRequest("its checksum does not match")
+        table.merge(TopologyTable.from_wire(orjson.loads(wire)))
     except FileNotFoundError:
         pass
     except (OSError, orjson.JSONDecodeError, InvalidRequest) as e:
         log.warning("the topology snapshot %s cannot be used and is ignored: %s", path, e)
 
 
+def _crc(wire: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(wire)
+
+
 def save_snapshot(path: str, wire: bytes) -> None:
     temporary = f"{path}.{os.getpid()}.new"  # several routers may share a path
     with open(temporary, "wb") as f:
-        f.write(wire)
+        f.write(_crc(wire) + b"\n" + wire)
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)

@@ -1,7 +1,8 @@
 """The log entry as bytes: made once by the leader, stored and forwarded verbatim. Pure.
 
-``index (u64) | epoch (u64) | crc32 of the payload (u32)`` little endian, then the payload. An
-empty payload is the no-op with which a leader begins its epoch (R3).
+``index (u64) | epoch (u64) | crc32 (u32)`` little endian, then the payload. The checksum is over index, epoch
+and payload: an entry that rots anywhere is no entry (R14). An empty payload is the no-op with which a leader
+begins its epoch (R3).
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any, Final
 from metastore.errors import CorruptLog
 
 HEAD: Final = struct.Struct("<QQI")
+_POSITION: Final = struct.Struct("<QQ")
+_CRC: Final = struct.Struct("<I")
 MAX_ENTRY_BYTES: Final = 8 << 20
 #: entries of one message or reading: the wire takes arrays of four times as many elements
 MAX_READ_ENTRIES: Final = 4096
 
 
 def pack_entry(index: int, epoch: int, payload: bytes) -> bytes:
-    return HEAD.pack(index, epoch, zlib.crc32(payload)) + payload
+    position = _POSITION.pack(index, epoch)
+    return b"".join((position, _CRC.pack(zlib.crc32(payload, zlib.crc32(position))), payload))
 
 
 def entry_position(blob: bytes) -> tuple[int, int]:
@@ -31,13 +35,20 @@ def entry_position(blob: bytes) -> tuple[int, int]:
     return index, epoch
 
 
+def check_entry(blob: bytes) -> tuple[int, int]:
+    """``(index, epoch)`` of an entry that was read back from a disk. Raises CorruptLog when it is not as it was
+    made."""
+    index, epoch = entry_position(blob)
+    view = memoryview(blob)
+    if zlib.crc32(view[HEAD.size :], zlib.crc32(view[: _POSITION.size])) != HEAD.unpack_from(blob)[2]:
+        raise CorruptLog(f"entry {index} of epoch {epoch} does not match its checksum")
+    return index, epoch
+
+
 def entry_payload(blob: bytes) -> bytes:
     """The payload, checked. Raises CorruptLog when the checksum does not match."""
-    index, epoch, crc = HEAD.unpack_from(blob)
-    payload = blob[HEAD.size :]
-    if zlib.crc32(payload) != crc:
-        raise CorruptLog(f"entry {index} of epoch {epoch} does not match its checksum")
-    return payload
+    check_entry(blob)
+    return blob[HEAD.size :]
 
 
 Checked = tuple[int, int, Any]
@@ -67,8 +78,9 @@ def check_entries(
             raise ValueError(f"entry {index} has epoch {epoch}, below {last_epoch} before it")
         if epoch > max_epoch:
             raise ValueError(f"entry {index} has epoch {epoch}, above {max_epoch}")
-        payload = memoryview(blob)[HEAD.size :]
-        if zlib.crc32(payload) != crc:
+        view = memoryview(blob)
+        payload = view[HEAD.size :]
+        if zlib.crc32(payload, zlib.crc32(view[: _POSITION.size])) != crc:
             raise ValueError(f"entry {index} does not match its checksum")
         entry = None
         if read_payload is not None and payload:

@@ -24,7 +24,7 @@ from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
 from metastore.core.replica import Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
-from metastore.errors import MetastoreError, Moved, ProtocolError
+from metastore.errors import InvalidRequest, MetastoreError, Moved, ProtocolError
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
 from metastore.node import splitting
@@ -155,7 +155,11 @@ class Node:
 
     def _restored_topology(self) -> TopologyTable:
         raw = self.store.facts.get(FACT_TOPOLOGY)
-        return TopologyTable.from_wire(raw) if raw else TopologyTable(self.config.cluster)
+        try:
+            return TopologyTable.from_wire(raw) if raw else TopologyTable(self.config.cluster)
+        except InvalidRequest as e:  # of another version: etcd and the peers tell it anew
+            log.warning("the topology that this node kept cannot be used and is dropped: %s", e)
+            return TopologyTable(self.config.cluster)
 
     def remember_topology(self) -> None:
         """Keep the table for a start without etcd, ours and others' (R12, design: router)."""

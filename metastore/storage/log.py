@@ -17,11 +17,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from metastore.core.entry import MAX_READ_ENTRIES, entry_position
+from metastore.core.entry import MAX_READ_ENTRIES, check_entry, entry_position
 from metastore.core.logindex import LogIndex
 from metastore.errors import CorruptLog, StorageError
 from metastore.storage.records import (
     ENTRY_HEAD,
+    MAX_RECORD_BYTES,
     EntryRecord,
     Record,
     TruncateEntry,
@@ -231,20 +232,21 @@ class NodeLog:
         """Where a block of ``size`` goes; None while the segment for it is being made, which takes
         as long as the disk does and is nothing for the loop's thread to wait for."""
         segments = self.files.segments
-        if segments and segments[-1].end + size <= self.files.segment_bytes:
+        if segments[-1].end + size <= self.files.segment_bytes:
             return segments[-1]
         if SEGMENT_HEAD.size + size > self.files.segment_bytes:
             raise StorageError(
                 f"a log block of {size} bytes does not fit a segment of {self.files.segment_bytes}: "
                 "raise segment_mib"
             )
-        number = segments[-1].number + 1 if segments else 1
+        number = segments[-1].number + 1
         segment, self._next_segment = self._next_segment, None
         if segment is None:
             if self._thread is not None:
                 self._prepare_soon(number, needed=True)
                 return None
             segment = self.files.create(number)
+        segment.first_block = self.block + 1
         segments.append(segment)
         if self._thread is not None:
             self._prepare_soon(number + 1, needed=False)
@@ -423,14 +425,18 @@ class NodeLog:
         try:
             data = disk.read(segment.fd, GUESS_BYTES, offset)
             length = ENTRY_HEAD.unpack_from(data)[0] if len(data) >= ENTRY_HEAD.size else 0
-            stop = 4 + length
+            stop = 4 + min(length, MAX_RECORD_BYTES)
             if stop > len(data):
                 data += disk.read(segment.fd, stop - len(data), offset + len(data))
         except OSError as e:
             raise StorageError(f"{segment.path} cannot be read at offset {offset}: {e}") from None
-        for _, record in unpack_records(data[:stop]):
-            if type(record) is EntryRecord and record.p == p and entry_position(record.blob)[0] == index:
-                return record.blob
+        wanted = index, self.partitions[p].index.epoch_at(index)
+        try:
+            for _, record in unpack_records(data[:stop]):
+                if type(record) is EntryRecord and record.p == p and check_entry(record.blob) == wanted:
+                    return record.blob
+        except CorruptLog as e:
+            raise CorruptLog(f"{segment.path} offset {offset}, entry {index} of partition {p}: {e}") from None
         raise CorruptLog(f"{segment.path} offset {offset}: not entry {index} of partition {p}")
 
     # --- removal ------------------------------------------------------------------------------

@@ -106,11 +106,17 @@ def unpack_records(body: bytes) -> Iterator[tuple[int, Record]]:
         if stop > end or length < 1:
             raise CorruptLog("a log record is longer than its block")
         if kind == ENTRY:
+            if length < ENTRY_HEAD.size - 4:
+                raise CorruptLog("a log record is shorter than an entry's head")
             _, _, p, commit = ENTRY_HEAD.unpack_from(body, pos)
             yield pos, EntryRecord(p, commit, body[pos + ENTRY_HEAD.size : stop])
         else:
             cls = _KINDS.get(kind)
             if cls is None:
                 raise CorruptLog(f"log record kind {kind} is not known: written by a later version?")
-            yield pos, cls(*msgpack.unpackb(body[pos + HEAD.size : stop], strict_map_key=False))
+            try:
+                record: Record = cls(*msgpack.unpackb(body[pos + HEAD.size : stop], strict_map_key=False))
+            except (ValueError, TypeError, msgpack.UnpackException) as e:
+                raise CorruptLog(f"a log record of kind {kind} cannot be read: {e}") from None
+            yield pos, record
         pos = stop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metastore.core.entry import entry_position
+from metastore.core.entry import check_entry
 from metastore.errors import CorruptLog
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.records import (
@@ -97,7 +97,7 @@ class Recovery:
             self.free_slot += 1
 
     def _entry(self, part: PartitionLog, record: EntryRecord, location: int) -> None:
-        index, epoch = entry_position(record.blob)
+        index, epoch = check_entry(record.blob)
         if part.unset:
             meta = self.metas[record.p]
             if index > meta.applied + 1:

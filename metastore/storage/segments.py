@@ -10,17 +10,21 @@ Intact blocks that nothing vouches for may be in the kernel's cache only: their 
 before its sync, or its sync failed and the kernel counts the pages as clean all the same. They
 are written once more and synced before anybody hears of them. That is no harm to one that is
 durable: it is overwritten with itself, and a disk writes a sector whole or not at all.
+
+The log begins where the state says (``Border``), so that there is no block, the first one included, that nobody
+waits for. A store makes the first segment before anything else knows of the store, and the state says where the log begins
+before the segments ahead of that go.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,7 +33,7 @@ from metastore.storage.disk import Disk
 
 log = logging.getLogger("metastore.log")
 
-SEGMENT_MAGIC: Final = b"MSLOG001"
+SEGMENT_MAGIC: Final = b"MSLOG003"
 SEGMENT_HEAD: Final = struct.Struct("<8s32sQ16x")
 BLOCK_MAGIC: Final = b"\xb1\x0cK\x9e"
 BLOCK_HEAD: Final = struct.Struct("<4sIIQQQ")
@@ -37,14 +41,27 @@ _BLOCK_REST: Final = struct.Struct("<IQQQ")
 MAX_BLOCK_BYTES: Final = 16 << 20
 
 
+class Border(NamedTuple):
+    """Where the log begins: the number of its oldest segment, and of the first block in it."""
+
+    segment: int
+    block: int
+
+
+#: of a new store
+BEGINNING: Final = Border(1, 1)
+
+
 @dataclass(slots=True)
 class Segment:
-    """One file. ``max_index``: partition -> highest entry index in it; ``last_seq``: of its records."""
+    """One file. ``first_block``: the number of the first block in it, or to come into it; ``max_index``: partition ->
+    highest entry index in it; ``last_seq``: of its records."""
 
     number: int
     path: Path
     fd: int
     end: int = SEGMENT_HEAD.size
+    first_block: int = 0
     last_seq: int = 0
     max_index: dict[int, int] = field(default_factory=dict)
 
@@ -100,26 +117,37 @@ class SegmentFiles:
         self.disk.sync(fd)
         return Segment(number, path, fd)
 
+    def begin(self) -> None:
+        """The first segment of a new store. What a creation that was cut short has left is removed; anything
+        more than that raises CorruptLog."""
+        for name in self.disk.list(self.folder):
+            path = self.folder / name
+            fd = self.disk.open(path)
+            data = self.disk.read(fd, self.disk.size(fd), 0)
+            self.disk.close(fd)
+            if data[SEGMENT_HEAD.size :].strip(b"\0"):
+                raise CorruptLog(f"store.json is missing though there is a log ({path}); replace the node")
+            self.disk.remove(path)
+        self.disk.close(self.create(BEGINNING.segment).fd)
+
     # --- recovery -------------------------------------------------------------------------
 
-    def recover(self, vouched_block: int, on_block: Callable[[Block], None]) -> None:
+    def recover(self, border: Border, vouched_block: int, on_block: Callable[[Block], None]) -> None:
         """Give every intact block in order; a torn end is cut off. Raises CorruptLog (R14).
 
-        ``vouched_block``: the highest block that the state knows was durable.
+        ``border``: where the log begins, as the state knows; ``vouched_block``: the highest block that the state
+        knows was durable.
         """
-        self._open_all()
-        if not self.segments and vouched_block > 0:
-            raise CorruptLog(
-                f"{self.folder} has no log segment, yet the state knows of block {vouched_block}; replace the node"
-            )
-        expect: int | None = None
+        self._open_all(border.segment)
+        expect = border.block
         unsure: deque[tuple[int, Segment, int, bytes]] = deque()
         for position, segment in enumerate(self.segments):
+            segment.first_block = expect
             data = self._read(segment)
             pos = SEGMENT_HEAD.size
             while True:
                 found = parse_block(data, pos)
-                if found is None or (expect is not None and found[0] != expect):
+                if found is None or found[0] != expect:
                     break
                 number, first_seq, durable, body, stop = found
                 on_block(Block(segment, pos, number, first_seq, durable, body))
@@ -147,23 +175,29 @@ class SegmentFiles:
         for segment in touched.values():
             self.disk.sync(segment.fd)
 
-    def _open_all(self) -> None:
+    def _open_all(self, oldest: int) -> None:
+        """From segment ``oldest`` on, without a gap; those before it were on their way out."""
         numbers = []
         for name in self.disk.list(self.folder):
             if name.endswith(".new"):
                 self.disk.remove(self.folder / name)
             elif name.endswith(".seg") and name[:-4].isdecimal():
                 numbers.append(int(name[:-4]))
-        numbers.sort()
-        for a, b in itertools.pairwise(numbers):
-            if b != a + 1:
-                raise CorruptLog(f"log segment {self.path(a + 1)} is missing; replace the node")
+        for number in sorted(n for n in numbers if n < oldest):
+            self.disk.remove(self.path(number))
+        numbers = sorted(n for n in numbers if n >= oldest)
+        for number, wanted in zip_longest(numbers, range(oldest, oldest + max(1, len(numbers)))):
+            if number != wanted:
+                raise CorruptLog(
+                    f"log segment {self.path(wanted)} is missing; replace the node, its data is on the other replicas"
+                )
         for number in numbers:
             path = self.path(number)
             self.segments.append(Segment(number, path, self.disk.open(path)))
         # made, and the crash came before its whole header: no block can be in it, and none may
-        # come into it, since without its header it could not be read again
-        while self.segments:
+        # come into it, since without its header it could not be read again. The oldest one had its header
+        # before anything said that the log begins with it
+        while len(self.segments) > 1:
             last = self.segments[-1]
             data = self._raw(last)
             if data.startswith(self._head(last)) or data[SEGMENT_HEAD.size :].strip(b"\0"):
@@ -187,16 +221,16 @@ class SegmentFiles:
             )
         return data
 
-    def _continues(self, position: int, expect: int | None) -> bool:
+    def _continues(self, position: int, expect: int) -> bool:
         """Whether the next segment begins with the very next block."""
         if position + 1 >= len(self.segments):
             return False
         found = parse_block(self._read(self.segments[position + 1]), SEGMENT_HEAD.size)
-        return found is not None and (expect is None or found[0] == expect)
+        return found is not None and found[0] == expect
 
-    def _check_end(self, position: int, pos: int, data: bytes, expect: int | None, vouched: int) -> None:
-        """The log seems to end at ``pos``: raise unless what follows was never durable."""
-        bad = expect if expect is not None else 1
+    def _check_end(self, position: int, pos: int, data: bytes, bad: int, vouched: int) -> None:
+        """The log seems to end at ``pos``, where block ``bad`` was due: raise unless what follows was never
+        durable."""
         segment = self.segments[position]
         later = self._vouched_later(data, pos, bad)
         for other in self.segments[position + 1 :]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from metastore.errors import Unavailable
-from metastore.storage.state import Meta, meta_key, record_writes
+from metastore.storage.state import record_writes
 
 if TYPE_CHECKING:
     from metastore.storage.store import Store
@@ -22,11 +22,10 @@ class SnapshotReader:
     def __init__(self, store: Store, p: int) -> None:
         self._state = store.state
         self._txn = store.state.env.begin()
-        raw = self._txn.get(meta_key(p), db=store.state.meta)
-        if raw is None:
+        meta = store.state.meta_in(p, self._txn)
+        if meta is None:
             self._txn.abort()
             raise Unavailable(f"partition {p} has nothing applied on disk yet")
-        meta = Meta.unpack(raw)
         self.index, self.epoch, self._meta = meta.applied, meta.applied_epoch, meta
         self._bounds = store.bounds_at(p, meta.applied)
         self._rows = self._all_rows()

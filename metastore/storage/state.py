@@ -6,6 +6,9 @@ by changing that row (R17). A partition that was split off another has its aux r
 own and its records, until a snapshot takes their place, where they always were: in the other's (R18). LMDB keys end at 511 bytes: a longer lkey is cut to LONG bytes plus
 a digest, with the whole lkey kept in front of the record; among lkeys that share those bytes
 a scan sorts by the whole lkey.
+
+Every row has its checksums (``rows``), which this module alone puts on and takes off, and every reading
+proves that nothing is missing at its borders: a row whose key has rotted is told, never passed over (R14).
 """
 
 from __future__ import annotations
@@ -24,15 +27,19 @@ import lmdb
 import msgpack
 
 from metastore.errors import CorruptState, StorageError
+from metastore.storage.disk import Disk
 from metastore.storage.readcache import ReadCache
+from metastore.storage.rows import SUMS, SUMS_BYTES, check_key, prove_absent, rotten, seal, seek, unseal
+from metastore.storage.segments import Border
 
 SLOT: Final = struct.Struct(">I")
 LONG: Final = 488
 _DIGEST: Final = 16
 _LONG_PHYSICAL: Final = SLOT.size + LONG + _DIGEST
 _LEN: Final = struct.Struct("<H")
-_CRC: Final = struct.Struct("<I")
 NODE_ROW: Final = b"n"
+BORDER_ROW: Final = b"b"
+TABLES: Final = (b"data", b"aux", b"meta")
 READ_CACHE_BYTES: Final = 32 << 20
 DELETE_CHUNK: Final = 2000
 _slot_prefix: Final = SLOT.pack
@@ -123,12 +130,12 @@ def _unframe(key: bytes, value: bytes) -> tuple[bytes, bytes]:
     return value[2 : 2 + length], value[2 + length :]
 
 
-def _check(lkey: bytes, record: bytes) -> bytes:
-    if len(record) < 4 or zlib.crc32(memoryview(record)[4:]) != _CRC.unpack_from(record)[0]:
-        raise CorruptState(
-            f"the stored record of {lkey[8:80]!r} does not match its checksum; this replica stops: replace the node"
-        )
-    return record
+class Saved(NamedTuple):
+    """What ``meta`` holds: the node's own row, where the log begins, and a row of each partition."""
+
+    node: dict[str, Any]
+    border: Border
+    metas: dict[int, Meta]
 
 
 class Rubbish(NamedTuple):
@@ -145,20 +152,26 @@ class Rubbish(NamedTuple):
 class State:
     """One LMDB environment. Reads from the loop thread, ``write`` from the writer thread."""
 
-    def __init__(self, env: Any, read_cache_bytes: int = READ_CACHE_BYTES) -> None:
-        """``env``: an open LMDB environment, or what stands in for one."""
+    def __init__(self, env: Any, create: bool, read_cache_bytes: int = READ_CACHE_BYTES) -> None:
+        """``env``: an open LMDB environment, or what stands in for one; ``create``: its tables, if they are not
+        there. Raises CorruptState."""
         self.env = env
         self.cache = ReadCache(read_cache_bytes)
-        self.data = env.open_db(b"data")
-        self.aux = env.open_db(b"aux")
-        self.meta = env.open_db(b"meta")
+        try:
+            self.data, self.aux, self.meta = (env.open_db(name, create=create) for name in TABLES)
+        except lmdb.NotFoundError:
+            raise CorruptState(
+                f"the state lacks one of its tables {', '.join(map(bytes.decode, TABLES))}; replace the node"
+            ) from None
         # what a killed process had committed may be in the kernel's cache only
         env.sync(True)
-        self._reader = env.begin()
+        self._begin()
 
     @classmethod
-    def open(cls, folder: Path, map_size: int, read_cache_bytes: int = READ_CACHE_BYTES) -> State:
-        """Raises StorageError."""
+    def open(
+        cls, folder: Path, create: bool, map_size: int, read_cache_bytes: int = READ_CACHE_BYTES
+    ) -> State:
+        """Raises StorageError, CorruptState."""
         try:
             env = lmdb.open(
                 str(folder),
@@ -170,17 +183,28 @@ class State:
                 readahead=False,
                 meminit=False,
             )
-            return cls(env, read_cache_bytes)
+            state = cls(env, create, read_cache_bytes)
+            Disk().sync_folder(folder)
+            return state
         except lmdb.Error as e:
             raise StorageError(f"the state in {folder} cannot be opened: {e}") from None
 
     # --- reading --------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        self._reader = self.env.begin()
+        self._prober = self.env.begin(buffers=True)
+        self._probe = self._prober.cursor(db=self.data)
+
+    def _end(self) -> None:
+        self._reader.abort()
+        self._prober.abort()
+
     def renew(self, changed: Mapping[bytes, bytes | None]) -> None:
         """See what was committed since: these changes of records, as ``record_writes`` makes them, and none that
         concern what anybody has read."""
-        self._reader.abort()
-        self._reader = self.env.begin()
+        self._end()
+        self._begin()
         self.cache.changed(changed)
 
     def get(self, slot: int, lkey: bytes) -> bytes | None:
@@ -190,38 +214,42 @@ class State:
         key = _slot_prefix(slot) + lkey
         value: bytes | None = self.cache.young.get(key) or self.cache.get(key)
         if value is None:
-            value = self._reader.get(key, None, self.data)
-            if value is None:
+            row = self._reader.get(key, None, self.data)
+            if row is None:
+                prove_absent(self._probe, key)
                 return None
-            self.cache.put(key, _check(lkey, value))
+            value = unseal(key, row)
+            self.cache.put(key, value)
         return value
 
     def _get_long(self, key: bytes, lkey: bytes) -> bytes | None:
-        value: bytes | None = self._reader.get(key, None, self.data)
-        if value is None:
+        row: bytes | None = self._reader.get(key, None, self.data)
+        if row is None:
+            prove_absent(self._probe, key)
             return None
-        whole, value = _unframe(key, value)
-        return _check(lkey, value) if whole == lkey else None
+        whole, value = _unframe(key, unseal(key, row))
+        return value if whole == lkey else None
 
     def scan(self, slot: int, start: bytes, end: bytes, txn: Any = None) -> Iterator[tuple[bytes, bytes]]:
         """``(lkey, record)`` with ``start <= lkey < end``, in order, checked."""
         cursor = (txn or self._reader).cursor(db=self.data)
         prefix = SLOT.pack(slot)
-        if not cursor.set_range(prefix + start[:LONG]):
+        if not seek(cursor, prefix + start[:LONG]):
             return
         run: list[tuple[bytes, bytes]] = []
         run_prefix = b""
-        for key, value in cursor:
+        for key, row in cursor:
             if key[:4] != prefix:
+                check_key(key, row)
                 break
-            lkey, record = _unframe(key, value)
+            lkey, record = _unframe(key, unseal(key, row))
             if len(key) == _LONG_PHYSICAL:
                 if run and key[:-_DIGEST] != run_prefix:
                     yield from sorted(run)
                     run = []
                 run_prefix = key[:-_DIGEST]
                 if start <= lkey < end:
-                    run.append((lkey, _check(lkey, record)))
+                    run.append((lkey, record))
                 elif not run and lkey[:LONG] >= end:
                     break
                 continue
@@ -231,7 +259,7 @@ class State:
             if lkey >= end:
                 return
             if lkey >= start:
-                yield lkey, _check(lkey, record)
+                yield lkey, record
         yield from sorted(run)
 
     def scan_short(
@@ -244,37 +272,55 @@ class State:
         cursor = self._reader.cursor(db=self.data)
         prefix = SLOT.pack(slot)
         rows: list[tuple[bytes, bytes]] = []
-        if not cursor.set_range(prefix + start):
+        if not seek(cursor, prefix + start):
             return rows, None, max_bytes
-        stop, crc32, crc_of = prefix + end, zlib.crc32, _CRC.unpack_from
-        for key, record in cursor:
+        stop, crc32, sums_of = prefix + end, zlib.crc32, SUMS.unpack_from
+        for key, row in cursor:
             if key >= stop:
+                check_key(key, row)
                 break
             if len(key) >= _LONG_PHYSICAL:
                 return None
+            at = len(row) - SUMS_BYTES
+            if at < 0:
+                raise rotten(key)
+            record, (crc, key_crc) = row[:at], sums_of(row, at)
+            if crc32(record) != crc or crc32(key, crc) != key_crc:
+                raise rotten(key)
             lkey = key[4:]
             if len(rows) >= limit or max_bytes <= 0 or max_looks <= 0:
                 return rows, lkey, max_bytes
             max_looks -= 1
-            if len(record) < 4 or crc32(record[4:]) != crc_of(record)[0]:
-                _check(lkey, record)
             if not wanted or lkey.startswith(wanted, 8):
                 rows.append((lkey, record))
                 max_bytes -= len(lkey) + len(record)
         return rows, None, max_bytes
 
-    def metas(self) -> dict[int, Meta]:
-        found: dict[int, Meta] = {}
+    def saved(self) -> Saved | None:
+        """What the ``meta`` table holds, every row of it checked; None when there is nothing at all. Raises
+        CorruptState."""
+        node: bytes | None = None
+        border: Border | None = None
+        metas: dict[int, Meta] = {}
         with self.env.begin() as txn:
-            for key, value in txn.cursor(db=self.meta):
-                if key[:1] == b"p":
-                    found[SLOT.unpack(key[1:])[0]] = Meta.unpack(value)
-        return found
+            for key, row in txn.cursor(db=self.meta):
+                value = unseal(key, row)
+                if key == NODE_ROW:
+                    node = value
+                elif key == BORDER_ROW:
+                    border = Border(*msgpack.unpackb(value))
+                else:
+                    metas[SLOT.unpack(key[1:])[0]] = Meta.unpack(value)
+        if node is None and border is None and not metas:
+            return None
+        if node is None or border is None:
+            raise CorruptState("the state lacks the node's own rows; replace the node")
+        return Saved(dict(msgpack.unpackb(node, strict_map_key=False)), border, metas)
 
-    def node_row(self) -> dict[str, Any]:
-        with self.env.begin() as txn:
-            raw = txn.get(NODE_ROW, db=self.meta)
-        return dict(msgpack.unpackb(raw, strict_map_key=False)) if raw else {}
+    def meta_in(self, p: int, txn: Any) -> Meta | None:
+        """A partition's row, in that transaction."""
+        row = txn.get(meta_key(p), db=self.meta)
+        return None if row is None else Meta.unpack(unseal(meta_key(p), row))
 
     def aux_rows(self, slot: int) -> list[tuple[bytes, bytes]]:
         with self.env.begin() as txn:
@@ -284,24 +330,26 @@ class State:
         prefix = SLOT.pack(slot)
         rows = []
         cursor = txn.cursor(db=self.aux)
-        if cursor.set_range(prefix):
-            for key, value in cursor:
+        if seek(cursor, prefix):
+            for key, row in cursor:
                 if key[:4] != prefix:
+                    check_key(key, row)
                     break
-                rows.append((key[4:], value))
+                rows.append((key[4:], unseal(key, row)))
         return rows
 
     def slots(self) -> set[int]:
-        """Every slot that holds rows."""
+        """Every slot that holds rows. Raises CorruptState."""
         found: set[int] = set()
         with self.env.begin() as txn:
             for db in (self.data, self.aux):
                 cursor = txn.cursor(db=db)
                 more = cursor.first()
                 while more:
+                    check_key(cursor.key(), cursor.value())
                     slot = SLOT.unpack(cursor.key()[:4])[0]
                     found.add(slot)
-                    more = slot < 0xFFFFFFFF and cursor.set_range(SLOT.pack(slot + 1))
+                    more = slot < 0xFFFFFFFF and seek(cursor, SLOT.pack(slot + 1))
         return found
 
     # --- writing (writer thread) -------------------------------------------------------------
@@ -335,7 +383,7 @@ class State:
             if start:
                 time.sleep(SLICE_PAUSE_S)
             few = rows[start : start + SLICE_ROWS]
-            puts = [row for row in few if row[1] is not None]
+            puts = [(key, seal(key, value)) for key, value in few if value is not None]
             if puts:
                 txn.cursor(db=db).putmulti(puts)
             if len(puts) < len(few):
@@ -354,8 +402,9 @@ class State:
             with self.env.begin(write=True) as txn:
                 for db, prefix, start, end in spans:
                     cursor = txn.cursor(db=db)
-                    more = cursor.set_range(prefix + start)
+                    more = seek(cursor, prefix + start)
                     while more and left and cursor.key()[:4] == prefix:
+                        check_key(cursor.key(), cursor.value())
                         if end is not None and cursor.key()[4:] >= end:
                             break
                         more = cursor.delete()
@@ -371,5 +420,5 @@ class State:
         return int((self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"])
 
     def close(self) -> None:
-        self._reader.abort()
+        self._end()
         self.env.close()

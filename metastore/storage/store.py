@@ -10,13 +10,11 @@ own, never ahead of what the log has durable. Every failed write ends the store 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import heapq
 import itertools
 import logging
 import os
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,18 +24,25 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgpack
-import orjson
 
 from metastore.core.logindex import LogIndex
-from metastore.errors import ConfigError, CorruptLog, StorageError
+from metastore.errors import CorruptState, StorageError
 from metastore.storage.disk import Disk
+from metastore.storage.identity import (
+    lock_folder,
+    make_folders,
+    new_identity,
+    read_identity,
+    write_identity,
+)
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.overlay import Overlay
 from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, SealEntry
 from metastore.storage.recovery import Recovery
-from metastore.storage.segments import Segment, SegmentFiles
+from metastore.storage.segments import BEGINNING, Border, Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
 from metastore.storage.state import (
+    BORDER_ROW,
     NODE_ROW,
     READ_CACHE_BYTES,
     Job,
@@ -51,7 +56,6 @@ from metastore.storage.state import (
 
 log = logging.getLogger("metastore.store")
 
-FORMAT: Final = 2
 FLUSH_INTERVAL_S: Final = 0.25
 HOLD_AFTER_S: Final = 10.0
 END_OF_RING: Final = b"\xff" * 9
@@ -183,17 +187,17 @@ class Store:
     ) -> Store:
         """Open or create the folder and recover. Raises ConfigError (locked, other cluster, node
         or format), CorruptLog and StorageError."""
-        folder = Path(path)
-        for sub in ("log", "state"):
-            (folder / sub).mkdir(parents=True, exist_ok=True)
-        for made in (folder.resolve().parent, folder):  # names as durable as what is under them
-            (disk or Disk()).sync_folder(made)
-        lock_fd = _lock(folder)
+        folder, disk = Path(path), disk or Disk()
+        make_folders(folder, disk)
+        lock_fd = lock_folder(folder)
         try:
-            identity, created = _identity(folder, cluster, node)
-            store = cls(folder, identity, created, options or StorageOptions())
+            found = read_identity(folder, cluster, node)
+            identity = found or new_identity(cluster, node)
+            store = cls(folder, identity, found is None, options or StorageOptions())
             store._lock_fd = lock_fd
-            store.recover(disk or Disk(), store._open_state())
+            store.recover(disk, store._open_state())
+            if store.created:
+                write_identity(folder, identity, disk)
         except BaseException:
             os.close(lock_fd)
             raise
@@ -201,22 +205,29 @@ class Store:
 
     def _open_state(self) -> State:
         options = self.options
-        return State.open(self.folder / "state", options.map_size_bytes, options.read_cache_bytes)
+        folder = self.folder / "state"
+        return State.open(folder, self.created, options.map_size_bytes, options.read_cache_bytes)
 
     def recover(self, disk: Disk, state: State) -> None:
-        """Bring log and state together. Raises CorruptLog."""
+        """Bring log and state together, or make them. Raises CorruptLog, CorruptState."""
         files = SegmentFiles(self.folder / "log", disk, self.store_id, self.options.segment_bytes)
         self.log = NodeLog(files, self.options.cache_bytes)
         self.state = state
-        row = self.state.node_row()
-        self.facts = dict(row.get("facts", {}))
-        metas = self.state.metas()
-        self.log.last_seq = self.log.durable_seq = self._checkpoint_seq = row.get("seq", 0)
-        self.log.block = self.log.durable_block = row.get("block", 0)
+        if self.created:
+            self._begin(files)
+        saved = state.saved()
+        if saved is None or saved.node["store"] != self.store_id:
+            raise CorruptState(
+                f"{self.folder / 'state'} is not the state of store {self.store_id}, or lost; replace the node"
+            )
+        row, border, metas = saved
+        self.facts = dict(row["facts"])
+        self.log.last_seq = self.log.durable_seq = self._checkpoint_seq = row["seq"]
+        self.log.block = self.log.durable_block = max(row["block"], border.block - 1)
         found = self.state.slots()
         free_slot = max(found | {s for m in metas.values() for s in (m.slot, m.shared)}, default=0) + 1
         recovery = Recovery(self.log, metas, self.facts, free_slot)
-        files.recover(row.get("block", 0), recovery.on_block)
+        files.recover(border, row["block"], recovery.on_block)
         recovery.finish()
         for p, meta in metas.items():
             part = self.log.partitions[p]
@@ -228,6 +239,21 @@ class Store:
         used = {s for m in metas.values() if not m.dropped for s in (m.slot, m.data_slot)}
         self._garbage = [Rubbish(0, s, s) for s in sorted(found - used)]
         self._dirty = set(metas)
+
+    def _begin(self, files: SegmentFiles) -> None:
+        """Log and state of a new store. Raises CorruptLog, CorruptState when there is one already."""
+        files.begin()
+        saved = self.state.saved()
+        if self.state.slots() or (saved is not None and (saved.metas or saved.node["seq"])):
+            raise CorruptState(
+                f"store.json is missing though there is a state in {self.folder}; replace the node"
+            )
+        self.state.write(
+            [
+                (self.state.meta, NODE_ROW, self._node_row(0)),
+                (self.state.meta, BORDER_ROW, msgpack.packb(BEGINNING)),
+            ]
+        )
 
     def start(
         self,
@@ -579,7 +605,9 @@ class Store:
         self.state.write(flush.rows, job)
 
     def _node_row(self, seq: int) -> bytes:
-        row: bytes = msgpack.packb({"facts": self.facts, "seq": seq, "block": self.log.durable_block})
+        row: bytes = msgpack.packb(
+            {"store": self.store_id, "facts": self.facts, "seq": seq, "block": self.log.durable_block}
+        )
         return row
 
     def _flushed(self, future: asyncio.Future[None], flush: _Flush, began: float) -> None:
@@ -611,20 +639,30 @@ class Store:
             self.options.log_retention_bytes,
             self._held,
         )
+        oldest = self.log.files.segments[0]
+        border = Border(oldest.number, oldest.first_block)
         if removed and self._loop is not None:
-            self._loop.run_in_executor(self._writer, self._delete_segments, removed)
+            future = self._loop.run_in_executor(self._writer, self._delete_segments, removed, border)
+            future.add_done_callback(self._segments_deleted)
         elif removed:
-            self._delete_segments(removed)
+            self._delete_segments(removed, border)
         for p in shortened:
             self.on_compacted(p, self.log.partitions[p].index.base_index)
         if self._active.bytes > self.options.flush_bytes or self._forks:
             self._freeze()
 
-    def _delete_segments(self, segments: list[Segment]) -> None:
+    def _delete_segments(self, segments: list[Segment], border: Border) -> None:
+        """The state knows first where the log begins: one that begins later is a loss."""
+        self.state.write([(self.state.meta, BORDER_ROW, msgpack.packb(border))])
         try:
             self.log.files.delete(segments)
-        except OSError as e:  # they are found and passed over again at the next start
+        except OSError as e:  # they are deleted at the next start
             log.warning("log segments could not be deleted: %s", e)
+
+    def _segments_deleted(self, future: asyncio.Future[None]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self._fail(error if isinstance(error, StorageError) else StorageError(f"state writer: {error!r}"))
 
     async def save(self, p: int, index: int) -> None:
         """Have the state hold the partition up to entry ``index``, which is applied. Raises StorageError."""
@@ -737,47 +775,3 @@ class Store:
         self._writer.shutdown(wait=True, cancel_futures=True)
         self.state.close()
         os.close(self._lock_fd)
-
-
-def _lock(folder: Path) -> int:
-    fd = os.open(folder / "LOCK", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        raise ConfigError(
-            f"{folder} is in use by process {holder}; stop it, or name another folder"
-        ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
-    return fd
-
-
-def _identity(folder: Path, cluster: str, node: str) -> tuple[dict[str, Any], bool]:
-    path = folder / "store.json"
-    if path.exists():
-        try:
-            found: dict[str, Any] = orjson.loads(path.read_bytes())
-        except orjson.JSONDecodeError as e:
-            raise CorruptLog(f"{path} is damaged ({e}); replace the node") from None
-        if found.get("format") != FORMAT:
-            raise ConfigError(
-                f"{folder} has data format {found.get('format')!r}; this version reads {FORMAT}: "
-                "use the version that wrote it, or another folder"
-            )
-        for name, wanted in (("cluster", cluster), ("node", node)):
-            if found.get(name) != wanted:
-                raise ConfigError(f"{folder} belongs to {name} {found.get(name)!r}, not {wanted!r}")
-        return found, False
-    if any((folder / "log").glob("*.seg")):
-        raise CorruptLog(f"{path} is missing though there is a log; replace the node")
-    identity = {"format": FORMAT, "store_id": secrets.token_hex(16), "cluster": cluster, "node": node}
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as f:
-        f.write(orjson.dumps(identity))
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.rename(path)
-    Disk().sync_folder(folder)
-    return identity, True

@@ -100,3 +100,34 @@ def test_epochs_never_go_down(steps: list[tuple[str, int, int, str]]) -> None:
             made.merge(other)
         assert all(made.partitions[i].epoch >= e for i, e in before.items())
         assert made.complete
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [path, *(leaf for key, part in items for leaf in leaves(part, (*path, key)))]
+    return [path]
+
+
+@pytest.mark.parametrize("instead", [None, "x", -1, 7.5, [], {}, [[]], "ffffffffffffffffffff"])
+def test_what_is_no_table_is_told(instead: Any) -> None:
+    """Any part of a table becomes something else: it is refused, or can be asked and merged like another."""
+    good = table()
+    good.apply_kv(("nodes", "n1"), to_json(NodeRecord("n1", "c1", "s1", "h:1", "h:2", "z")), 9)
+    good.apply_kv(("namespaces", "ns"), b'{"routing":"key"}', 10)
+    for path in leaves(good.to_wire())[1:]:
+        wire = good.to_wire()
+        at: Any = wire
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = instead
+        try:
+            read = TopologyTable.from_wire(wire)
+        except InvalidRequest:
+            continue
+        read.complete  # noqa: B018
+        read.apply_hint(0, "n2", 5)
+        again = table()
+        again.merge(read)
+        again.complete  # noqa: B018
+        TopologyTable.from_wire(again.to_wire())

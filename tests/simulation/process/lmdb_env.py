@@ -38,11 +38,13 @@ class MemoryEnv:
         self.tables: dict[bytes, _Table] = {}
         self.fail_next = False
 
-    def open_db(self, name: bytes) -> bytes:
+    def open_db(self, name: bytes, create: bool = True) -> bytes:
+        if not create and name not in self.tables:
+            raise lmdb.NotFoundError("mdb_dbi_open")
         self.tables.setdefault(name, _Table({}))
         return name
 
-    def begin(self, write: bool = False) -> _Txn:
+    def begin(self, write: bool = False, buffers: bool = False) -> _Txn:
         return _Txn(self, write)
 
     def sync(self, force: bool) -> None:
@@ -114,8 +116,25 @@ class _Cursor:
         self._at = 0
         return bool(self._keys)
 
+    def last(self) -> bool:
+        self._at = max(0, len(self._keys) - 1)
+        return bool(self._keys)
+
+    def next(self) -> bool:
+        self._at += 1
+        return self._at < len(self._keys)
+
+    def prev(self) -> bool:
+        if self._at == 0:
+            return False
+        self._at -= 1
+        return True
+
     def key(self) -> bytes:
         return self._keys[self._at] if self._at < len(self._keys) else b""
+
+    def value(self) -> bytes:
+        return self._table.rows[self._keys[self._at]]
 
     def putmulti(self, items: list[tuple[bytes, bytes]]) -> None:
         self._table.rows.update(items)

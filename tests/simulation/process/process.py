@@ -58,6 +58,8 @@ class Process:
         #: something was done to its disk that may end it
         self.hurt = False
         self.lives = 0
+        #: as store.json says
+        self.created = False
         self.up = False
         self.node: Node
         self.loop: SimLoop
@@ -111,8 +113,9 @@ class Process:
     async def _main(self) -> None:
         """As metastore.node.main."""
         world = self.world
-        store = Store(FOLDER, {"store_id": store_id(self.name)}, self.lives == 1, STORAGE)
-        store.recover(self.disk, State(self.env))
+        store = Store(FOLDER, {"store_id": store_id(self.name)}, not self.created, STORAGE)
+        store.recover(self.disk, State(self.env, not self.created))
+        self.created = True
         store.log.writer = self._write
         node = self.node = Node(self.config, store, f"{self.lives}")
         world.watcher.watch(self, node)

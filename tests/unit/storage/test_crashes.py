@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from weakref import WeakSet
 
 import pytest
 
@@ -15,13 +16,15 @@ from metastore.core.logindex import LogIndex
 from metastore.errors import CorruptLog, StorageError
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.records import Fact, Record
-from metastore.storage.segments import BLOCK_HEAD, SEGMENT_HEAD, SegmentFiles, block_bytes
+from metastore.storage.segments import BEGINNING, BLOCK_HEAD, SEGMENT_HEAD, SegmentFiles, block_bytes
 from metastore.storage.state import Meta, record_writes
 from metastore.storage.store import StorageOptions, Store
 from tests.unit.storage.simdisk import Cut, SimDisk
 
 FOLDER = Path("/sim/log")
 SEGMENT_BYTES = 4096
+#: disks with a store on them, as store.json says
+BEGUN: WeakSet[SimDisk] = WeakSet()
 
 
 class Run:
@@ -30,7 +33,10 @@ class Run:
     def __init__(self, disk: SimDisk) -> None:
         self.log = NodeLog(SegmentFiles(FOLDER, disk, "s" * 32, SEGMENT_BYTES), 1 << 20)
         self.values: list[int] = []
-        self.log.files.recover(0, lambda block: self.log.replay(block, self.take))
+        if disk not in BEGUN:
+            self.log.files.begin()
+            BEGUN.add(disk)
+        self.log.files.recover(BEGINNING, 0, lambda block: self.log.replay(block, self.take))
         self.durable = len(self.values)
 
     def take(self, seq: int, location: int, record: Record) -> None:

@@ -43,7 +43,7 @@ STEPS = ("get", "get", "put", "delete", "flush", "flush", "clear")
 def test_it_never_shows(tmp_path: Path, seed: int) -> None:
     """Reads through a small cache are those of the state itself."""
     random = Random(seed)
-    state = State.open(tmp_path, 1 << 24, read_cache_bytes=6 * (OVERHEAD + 60))
+    state = State.open(tmp_path, True, 1 << 24, read_cache_bytes=6 * (OVERHEAD + 60))
     there: dict[bytes, bytes] = {}
     waiting: dict[bytes, bytes | None] = {}
     for version in range(1, 400):

@@ -73,12 +73,13 @@ async def test_what_is_appended_meanwhile_waits(tmp_path: Path) -> None:
     store = opened(tmp_path, SlowDisk())
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     store.add_partition(0)
-    store.append(EntryRecord(0, 0, pack_entry(1, 1, b"")))
+    await fill(store, 3)  # the first segment was made with the store, and is full now
+    store.append(EntryRecord(0, 0, pack_entry(4, 1, bytes(16 << 10))))
     store.kick()
     await asyncio.sleep(SLOW_S / 4)
     assert store.syncing, "nothing can be written yet, so others gather"
     assert store.syncing_for_s() > SLOW_S / 8
-    assert store.durable_seq == 0
+    assert store.durable_seq == 3
     await fill(store, 1)
     assert store.durable_seq == store.last_seq
     await store.close()
@@ -91,14 +92,14 @@ async def test_a_segment_that_cannot_be_made_ends_the_store(tmp_path: Path) -> N
     failures: list[StorageError] = []
     store.start(asyncio.get_running_loop(), lambda seq: None, failures.append)
     store.add_partition(0)
-    disk.fails_from = 2
-    await fill(store, 1)
+    disk.fails_from = 3
+    await fill(store, 4)
     await asyncio.sleep(2 * SLOW_S)
-    assert disk.made == 2
+    assert disk.made == 3
     assert not failures
     await fill(store, 5)
     assert len(failures) == 1
     assert "No space left" in str(failures[0])
     with pytest.raises(StorageError):
-        store.append(EntryRecord(0, 0, pack_entry(7, 1, b"")))
+        store.append(EntryRecord(0, 0, pack_entry(10, 1, b"")))
     await store.close()

@@ -1,0 +1,73 @@
+"""A row of the state as it is on disk: what was put, and behind it two checksums (R14). Pure.
+
+``value | crc32 of the value (u32) | crc32 of that and the key (u32)``, little endian. The second one ties key and
+value together, and is enough to tell whether a *key* is as it was put, however long the value is. That
+counts where nothing is found: a row whose key has rotted lies where it always did, between the same neighbours, so
+"there is no such key" is true only if the rows on both sides of the gap have their keys (``seek``).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any, Final
+
+from metastore.errors import CorruptState
+
+SUMS: Final = struct.Struct("<II")
+SUMS_BYTES: Final = SUMS.size
+_U32: Final = struct.Struct("<I")
+
+
+def seal(key: bytes, value: bytes) -> bytes:
+    """The row to store under ``key``."""
+    crc = zlib.crc32(value)
+    return value + SUMS.pack(crc, zlib.crc32(key, crc))
+
+
+def unseal(key: bytes, row: bytes) -> bytes:
+    """The value. Raises CorruptState when key or value are not as they were put."""
+    end = len(row) - SUMS_BYTES
+    if end < 0:
+        raise rotten(key)
+    value = row[:end]
+    crc, key_crc = SUMS.unpack_from(row, end)
+    if zlib.crc32(value) != crc or zlib.crc32(key, crc) != key_crc:
+        raise rotten(key)
+    return value
+
+
+def check_key(key: bytes, row: bytes) -> None:
+    """Raises CorruptState when the key is not the one that the row was put under."""
+    end = len(row) - SUMS_BYTES
+    if end < 0 or zlib.crc32(key, _U32.unpack_from(row, end)[0]) != _U32.unpack_from(row, end + 4)[0]:
+        raise rotten(key)
+
+
+def seek(cursor: Any, key: bytes) -> bool:
+    """Go to the first row at or above ``key``; False when there is none. Raises CorruptState when the row
+    before it is not the one that was put there: it could have been one to come."""
+    found: bool = cursor.set_range(key)
+    if cursor.prev() if found else cursor.last():
+        check_key(cursor.key(), cursor.value())
+        if found:
+            cursor.next()
+    elif found:
+        cursor.first()
+    return found
+
+
+def prove_absent(cursor: Any, key: bytes) -> None:
+    """There is no row of that key. Raises CorruptState when one of the rows on both sides of its place is not
+    the one that was put there: it could be the one; or when it is there after all, and another's key led astray."""
+    if seek(cursor, key):
+        check_key(cursor.key(), cursor.value())
+        if cursor.key() == key:
+            raise rotten(key)
+
+
+def rotten(key: bytes) -> CorruptState:
+    return CorruptState(
+        f"the stored row of {bytes(key)[:80]!r} does not match its checksum; this replica stops: replace the node",
+        key=bytes(key),
+    )

@@ -1,0 +1,51 @@
+"""The router's file of the topology: whole, or not used at all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import orjson
+import pytest
+
+from metastore.topology import TopologyTable
+from router.main import load_snapshot, save_snapshot
+from tests.unit.test_topology import table
+
+
+def test_it_comes_back(tmp_path: Path) -> None:
+    path = str(tmp_path / "topology.json")
+    save_snapshot(path, orjson.dumps(table().to_wire()))
+    read = TopologyTable()
+    load_snapshot(path, read)
+    assert read.to_wire() == table().to_wire()
+
+
+@pytest.mark.parametrize("keep", range(0, 400, 7))
+def test_one_that_is_not_whole_is_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, keep: int
+) -> None:
+    """Cut off, or a bit in it gone: a warning, and nothing of it is taken (an epoch that rots to a high one would
+    hide the true leader for good)."""
+    path = tmp_path / "topology.json"
+    save_snapshot(str(path), orjson.dumps(table().to_wire()))
+    raw = path.read_bytes()
+    garbled = bytearray(raw)
+    garbled[keep % len(raw)] ^= 1
+    for content in (raw[: keep % len(raw)], bytes(garbled)):
+        path.write_bytes(content)
+        caplog.clear()
+        read = TopologyTable()
+        with caplog.at_level(logging.WARNING):
+            load_snapshot(str(path), read)
+        assert read.to_wire() == TopologyTable().to_wire()
+        assert "is ignored" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 50, b"null", b"[]", b"{", orjson.dumps(table().to_wire())])
+def test_what_is_no_snapshot(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "topology.json"
+    path.write_bytes(content)
+    read = TopologyTable()
+    load_snapshot(str(path), read)
+    assert not read.partitions

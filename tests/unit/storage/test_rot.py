@@ -1,0 +1,321 @@
+"""What the disk was told to keep it keeps, or the store says so (R14): a bit anywhere, a file that is not there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from metastore.core.entry import pack_entry
+from metastore.core.machine import FENCE_PREFIX, digest_key
+from metastore.errors import ConfigError, CorruptLog, CorruptState
+from metastore.records import pack_record
+from metastore.storage.records import EntryRecord, Fact, SealEntry
+from metastore.storage.segments import SEGMENT_HEAD
+from tests.unit.storage.test_store import SMALL, open_store, segments
+
+E1 = 1 << 16
+OPTIONS = replace(SMALL, segment_bytes=8 << 10, log_retention_bytes=16 << 10, cache_bytes=0)
+KEYS = [bytes([n]) * 8 + b"ns\0key-%d" % n for n in range(1, 6)] + [b"\x03" * 8 + b"ns\0" + b"long" * 130]
+ABSENT = [b"\0" * 8 + b"ns\0a", b"\x03" * 8 + b"ns\0b", b"\xf0" * 8 + b"ns\0c", KEYS[-1] + b"d"]
+FENCE = digest_key(FENCE_PREFIX, b"ns\0lock")
+AUX = {b"m": b"meta of the machine", FENCE: msgpack.packb([b"ns\0lock", 0x7766554433])}
+#: what a store says that does not trust its disk
+TOLD = (CorruptLog, CorruptState, ConfigError)
+
+
+def made(path: Path) -> None:
+    """Two partitions, everything flushed, so that the state vouches for all of the log."""
+    store = open_store(path, OPTIONS)
+    for p in (1, 2):
+        store.add_partition(p)
+        store.set_aux_source(p, AUX.get)
+        store.append(SealEntry(p, E1, b"owner", b"config"))
+    store.append(Fact("largest_grant_ns", 900))
+    for index, key in enumerate(KEYS, 1):
+        for p in (1, 2):
+            store.append(EntryRecord(p, index - 1, pack_entry(index, E1, b"payload-%d" % index)))
+            value = pack_record(index, 1, b"value-%d-%d" % (p, index))
+            store.apply(p, index, E1, [(key, value)], set(AUX))
+        store.run_round()
+    store.append(EntryRecord(2, 6, pack_entry(7, E1, b"not committed")))
+    store.run_flush()
+    store.abandon()
+
+
+def answers(path: Path) -> list[Any]:
+    """Everything that the store says, question by question; damage that is told is an answer."""
+    store = open_store(path, OPTIONS)
+    everything = b"", b"\xff" * 9
+    questions: list[Callable[[], Any]] = [lambda: (store.facts, store.store_id, list(store.partitions))]
+    for p, info in store.partitions.items():
+        slot = info.meta.slot
+        questions += [
+            lambda info=info: (info.meta, info.log.last_position()),
+            lambda p=p, info=info: store.read_entries(p, info.log.base_index + 1, 1 << 20),
+            lambda p=p: store.load_aux(p),
+            lambda p=p: store.scan(p, *everything, 100, 1 << 20),
+            lambda slot=slot: list(store.state.scan(slot, *everything)),
+        ]
+        for key in KEYS + ABSENT:
+            few = key[:8], key[:8] + b"\xff"
+            questions += [
+                lambda p=p, key=key: store.get(p, key),
+                lambda p=p, few=few: store.scan(p, *few, 100, 1 << 20),
+                lambda slot=slot, few=few: list(store.state.scan(slot, *few)),
+                lambda p=p, key=key: (store.scan(p, key, b"\xff" * 9, 1, 1 << 20), store.scan_next),
+            ]
+    found = [asked(question) for question in questions]
+    store.abandon()
+    return found
+
+
+def asked(question: Callable[[], Any]) -> Any:
+    try:
+        return question()
+    except TOLD:
+        return TOLD
+
+
+def ranges(path: Path, file: Path) -> Iterator[int]:
+    """The offsets in ``file`` that hold something."""
+    raw = file.read_bytes()
+    if file.name != "data.mdb":
+        yield from range(len(raw.rstrip(b"\0")))
+        return
+    store = open_store(path, OPTIONS)
+    patterns = [b"data", b"aux", b"meta"]
+    with store.state.env.begin() as txn:
+        for db in (store.state.data, store.state.aux, store.state.meta):
+            patterns += [key + row for key, row in txn.cursor(db=db)]
+    store.abandon()
+    for pattern in patterns:
+        at = raw.find(pattern)
+        assert at >= 0, "a row lies in one piece"
+        while at >= 0:  # also where an older version of the page is
+            yield from range(at, at + len(pattern))
+            at = raw.find(pattern, at + 1)
+
+
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """A folder in memory, if there is one: thousands of stores are opened, each with its syncs."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("name", ["store.json", "log/0000000000000001.seg", "state/data.mdb"])
+def test_each_byte(quick_path: Path, name: str) -> None:
+    """A bit of each byte in turn: the same answers, or damage is told; never a wrong answer."""
+    path, kept = quick_path / "store", quick_path / "kept"
+    made(path)
+    before = answers(path)
+    file = path / name
+    told = 0
+    offsets = list(ranges(path, file))
+    shutil.copytree(path, kept)
+    raw = bytearray(file.read_bytes())
+    for offset in offsets:
+        raw[offset] ^= 1 << offset % 8
+        file.write_bytes(raw)
+        raw[offset] ^= 1 << offset % 8
+        after = asked(lambda: answers(path))
+        told += after is TOLD or TOLD in after
+        for was, now in zip(before, before if after is TOLD else after, strict=True):
+            assert now in (was, TOLD), f"damage at {offset} of {name} passes for truth"
+        for other in (p for p in kept.rglob("*") if p.is_file() and p.name != "LOCK"):
+            shutil.copyfile(other, path / other.relative_to(kept))
+    assert told > len(offsets) * (0.2 if name == "state/data.mdb" else 0.95)
+
+
+def test_a_bit_that_rots_while_the_node_runs(tmp_path: Path) -> None:
+    """I2: each byte of an entry's record on disk, its index and epoch among them, is looked at when it is read back."""
+    store = open_store(tmp_path, OPTIONS)
+    store.add_partition(1)
+    store.append(SealEntry(1, 7 << 16, b"me", b"config"))
+    blobs = [pack_entry(i, 5 << 16, b"payload-%d" % i) for i in range(1, 4)]
+    for blob in blobs:
+        store.append(EntryRecord(1, 0, blob))
+        store.run_round()
+    file = segments(tmp_path)[0]
+    raw = bytearray(file.read_bytes())
+    start = raw.index(blobs[1])
+    commit = range(start - 8, start)  # said when it came; recovery alone looks at it, by the block's checksum
+    for offset in range(start - 17, start + len(blobs[1])):
+        raw[offset] ^= 1
+        file.write_bytes(raw)
+        raw[offset] ^= 1
+        if offset in commit:
+            assert store.read_entries(1, 2, 1) == blobs[1:2]
+        else:
+            with pytest.raises(CorruptLog, match=r"seg offset \d+"):
+                store.read_entries(1, 2, 1)
+    store.abandon()
+
+
+# --- borders: nothing found is not all is well ------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_second", [True, False])
+@pytest.mark.parametrize("how", ["first block", "all blocks", "the file"])
+def test_damage_to_the_oldest_segment(tmp_path: Path, in_second: bool, how: str) -> None:
+    """Partition 1 has acknowledged, durable entries that are not applied (a follower that has not heard of the
+    commit). A flush saves the other partition's state, and its checkpoint lies behind those records."""
+    store = open_store(tmp_path)
+    for p in (1, 2):
+        store.add_partition(p)
+        store.append(SealEntry(p, E1, b"me", b"config"))
+    store.run_round()
+    for i in range(1, 11):
+        store.append(EntryRecord(1, 0, pack_entry(i, E1, b"payload-%d" % i)))
+    store.run_flush()
+    i = 0
+    while len(segments(tmp_path)) < 2:  # the other's records fill the segment and begin the next
+        i += 1
+        store.append(EntryRecord(2, 0, pack_entry(i, E1, b"x" * 4000)))
+        store.apply(2, i, E1, [], set())
+        store.run_round()
+    store.run_flush()
+    if in_second:
+        store.append(EntryRecord(2, 0, pack_entry(i + 1, E1, b"x" * 4000)))
+        store.run_round()
+    store.abandon()
+    file = segments(tmp_path)[0]
+    raw = bytearray(file.read_bytes())
+    if how == "the file":
+        file.unlink()
+    elif how == "all blocks":
+        file.write_bytes(raw[: SEGMENT_HEAD.size] + bytes(len(raw) - SEGMENT_HEAD.size))
+    else:
+        raw[SEGMENT_HEAD.size + 60] ^= 1
+        file.write_bytes(raw)
+    with pytest.raises(CorruptLog, match=r"0001\.seg"):
+        open_store(tmp_path)
+
+
+def test_the_log_begins_where_the_state_says(tmp_path: Path) -> None:
+    """After compaction too: the oldest segment left may not be missing, nor lack its first block. One that was on its
+    way out when the process was killed goes."""
+    store = open_store(tmp_path, OPTIONS)
+    store.add_partition(1)
+    i = 0
+    while segments(tmp_path)[0].name.startswith("0000000000000001"):
+        i += 1
+        store.append(EntryRecord(1, 0, pack_entry(i, E1, b"x" * 1500)))
+        store.run_round()
+        store.apply(1, i, E1, [], set())
+        if i == 5:
+            oldest = segments(tmp_path)[0].read_bytes()
+        if i % 5 == 0:
+            store.run_flush()
+    store.abandon()
+    (tmp_path / "log" / "0000000000000001.seg").write_bytes(oldest)
+    again = open_store(tmp_path, OPTIONS)
+    assert again.partitions[1].log.last_index == i
+    again.abandon()
+    first = segments(tmp_path)[0]
+    assert not first.name.endswith("1.seg")
+    raw = bytearray(first.read_bytes())
+    raw[SEGMENT_HEAD.size + 50] ^= 4
+    first.write_bytes(raw)
+    with pytest.raises(CorruptLog, match=f"{first.name} is corrupt at offset {SEGMENT_HEAD.size} "):
+        open_store(tmp_path, OPTIONS)
+    first.unlink()
+    with pytest.raises(CorruptLog, match=f"{first.name} is missing"):
+        open_store(tmp_path, OPTIONS)
+
+
+def nothing_flushed(path: Path) -> None:
+    store = open_store(path)
+    store.add_partition(1)
+    for i in range(1, 4):
+        store.append(EntryRecord(1, 0, pack_entry(i, E1, b"acknowledged")))
+    store.run_round()
+    store.abandon()
+
+
+@pytest.mark.parametrize("fill", [made, nothing_flushed])
+@pytest.mark.parametrize(
+    ("gone", "error", "message"),
+    [
+        ("log", CorruptLog, "log is missing though"),
+        ("log/0000000000000001.seg", CorruptLog, r"0001\.seg is missing"),
+        ("state", CorruptState, r"data\.mdb is missing though"),
+        ("state/data.mdb", CorruptState, r"data\.mdb is missing though"),
+        ("store.json", (CorruptLog, CorruptState), r"store\.json is missing though"),
+        ("store.json and log", None, ""),
+    ],
+)
+def test_parts_that_are_missing(
+    tmp_path: Path, fill: Callable[[Path], None], gone: str, error: type[Exception] | None, message: str
+) -> None:
+    """Also when nothing was ever flushed: what was acknowledged may be in the part that is missing."""
+    fill(tmp_path)
+    for name in gone.split(" and "):
+        part = tmp_path / name
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink()
+    if error is None:
+        error, message = CorruptState, r"store\.json is missing though there is a state"
+        if fill is nothing_flushed:
+            open_store(
+                tmp_path
+            ).abandon()  # nothing tells it from a creation that was cut short: a new store (R13)
+            return
+    for _ in range(2):  # and the next start says the same
+        with pytest.raises(error, match=message):
+            open_store(tmp_path)
+
+
+def test_a_state_of_another_store(tmp_path: Path) -> None:
+    for name in "ab":
+        made(tmp_path / name)
+    shutil.copyfile(tmp_path / "a" / "state" / "data.mdb", tmp_path / "b" / "state" / "data.mdb")
+    with pytest.raises(CorruptState, match="is not the state of store"):
+        open_store(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"[]", b"null", b'{"format":3}', b'{"format":3,"crc":1}']
+)
+def test_an_identity_that_is_none(tmp_path: Path, content: bytes) -> None:
+    made(tmp_path)
+    (tmp_path / "store.json").write_bytes(content)
+    with pytest.raises(CorruptLog, match=r"store\.json is damaged"):
+        open_store(tmp_path)
+
+
+def test_a_creation_that_is_cut_short_begins_anew(tmp_path: Path) -> None:
+    """Killed before store.json is written, whatever else is there already."""
+    store = open_store(tmp_path)
+    store.abandon()
+    (tmp_path / "store.json").unlink()
+    (tmp_path / "log" / "0000000000000002.new").write_bytes(b"")
+    again = open_store(tmp_path)
+    assert again.created
+    assert again.store_id != store.store_id
+    again.abandon()
+    open_store(tmp_path).abandon()
+
+
+def test_a_slot_that_nobody_has_is_not_emptied_of_what_rotted(tmp_path: Path) -> None:
+    """The slot in a row's key rots: it is not taken for what a crash left behind, and deleted."""
+    made(tmp_path)
+    store = open_store(tmp_path, OPTIONS)
+    slot = store.partitions[2].meta.slot
+    with store.state.env.begin() as txn:
+        key, row = next((k, r) for k, r in txn.cursor(db=store.state.aux) if k[:4] == slot.to_bytes(4, "big"))
+    store.abandon()
+    file = tmp_path / "state" / "data.mdb"
+    raw = file.read_bytes()
+    assert key + row in raw
+    file.write_bytes(raw.replace(key + row, b"\0\0\0\x77" + key[4:] + row))
+    assert asked(lambda: answers(tmp_path)) is TOLD
