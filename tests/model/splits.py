@@ -26,6 +26,8 @@ PLAIN, ABOVE, SPLIT = range(KINDS)
 FOLLOWER, ELECTED, ACTIVE = range(3)
 #: the child here: not; split off in memory only; empty on disk; the same, and split off in memory; whole on disk
 NONE, FORK, EMPTY, OVER, BORN = range(5)
+#: found to be needed for no invariant, since the entry says what the child begins with
+INTENTION = "R18 the entry before the intention"
 NOT_RESERVED = "R18 the child's first term is not reserved, and R1 takes any owner"
 Log = tuple[int, ...]
 Owner = tuple[int, int]
@@ -36,7 +38,7 @@ class Bounds:
     """What a run explores. ``broken``: the clause left out."""
 
     #: of the parent, beyond the first: won in etcd, and claimed (R16, R12)
-    elections: int = 1
+    elections: int = 0
     claims: int = 0
     #: of the child, beyond the first: won in etcd, and claimed
     child_elections: int = 0
@@ -53,6 +55,8 @@ class Bounds:
     child_moves: int = 0
     compactions: int = 0
     grants: bool = False
+    #: who may win or claim the parent, as bits
+    candidates: int = 0b111
     #: every state is asked whether service can come back (S2), with etcd or without
     recovers: bool = False
     #: and etcd stays away when it is (I8)
@@ -218,7 +222,7 @@ class Splits:
             return False
         if world.record is not None and world.etcd:
             return True
-        if self.broken("R18 only etcd tells of a child"):
+        if self.b.broken.endswith(("only etcd tells of a child", "and only etcd tells")):
             return False
         return any(x.up and x.child == BORN for x in world.nodes)
 
@@ -235,13 +239,15 @@ class Splits:
         node, term = world.nodes[n], self.term(world)
         if node.gone:
             return
-        if world.etcd and world.confs[term] >> n & 1 and world.left[ELECTIONS]:
+        may = world.confs[term] & self.b.candidates
+        if world.etcd and may >> n & 1 and world.left[ELECTIONS]:
             won = self.set(world, n, node, ELECTIONS, confs=(*world.confs, world.confs[-1]))
             yield f"{n} wins the parent's term {term + 1}", won._replace(winner=(n, node.run))
         if world.winner == (n, node.run) and node.sealed < term * RESTARTS:
             yield from self.seal(world, n, term * RESTARTS, None)
         epoch = node.sealed + 1
-        if world.left[CLAIMS] and node.role == FOLLOWER and epoch % RESTARTS:
+        may = self.b.candidates
+        if world.left[CLAIMS] and node.role == FOLLOWER and may >> n & 1 and epoch % RESTARTS:
             yield from self.seal(world, n, epoch, CLAIMS)
 
     def seal(self, world: World, n: int, epoch: int, spend: int | None) -> Iterator[tuple[str, World]]:
@@ -293,9 +299,9 @@ class Splits:
         index = sorted(have, reverse=True)[len(have) // 2]
         if index > node.applied and node.log[index - 1] // KINDS == epoch:
             yield f"{n} commits {index} and applies it", self.apply(world, n, index, True)
-        if node.role == ELECTED and node.applied and node.log[node.applied - 1] // KINDS == epoch:
-            if not world.grants or n == 0:
-                yield f"{n} is active in the parent", self.set(world, n, node._replace(role=ACTIVE))
+        own = node.applied and node.log[node.applied - 1] // KINDS == epoch
+        if node.role == ELECTED and own and (not world.grants or n == 0):
+            yield f"{n} is active in the parent", self.set(world, n, node._replace(role=ACTIVE))
         for m in SETS[replicas]:
             follower = world.nodes[m]
             if m == n or not follower.up or follower.gone or follower.sealed > epoch:
@@ -324,24 +330,25 @@ class Splits:
         at = split_at(node.log)
         applied = 0 < at <= node.applied
         current = world.etcd and world.winner == own and term == self.term(world)
-        if current and applied and world.record is None:
-            if node.role == ACTIVE or not self.broken("R18 only an active leader writes the record"):
-                first = node.log[at - 1] // KINDS // RESTARTS + 1
-                owner = dict(world.splitters)[node.log[at - 1] // KINDS]
-                replicas = self.child_replicas(world)
-                yield f"{n} records the child in etcd", world._replace(record=(first, owner, replicas))
+        may = node.role == ACTIVE or not self.broken("R18 an active leader records, and only etcd tells")
+        if current and applied and world.record is None and may:
+            first = node.log[at - 1] // KINDS // RESTARTS + 1
+            owner = dict(world.splitters)[node.log[at - 1] // KINDS]
+            replicas = self.child_replicas(world)
+            yield f"{n} records the child in etcd", world._replace(record=(first, owner, replicas))
         if node.role != ACTIVE:
             return
         if current and not at and world.intention != (term, own):
             yield f"{n} has etcd hold the intention", world._replace(intention=(term, own))
-        if not at and (world.intention == (term, own) or self.broken("R18 the entry before the intention")):
+        if not at and (world.intention == (term, own) or self.broken(INTENTION)):
             after = self.set(world, n, node._replace(log=(*node.log, epoch * KINDS + SPLIT)))
             splitters = tuple(sorted({**dict(world.splitters), epoch: own}.items()))
             yield f"{n} proposes the split", after._replace(splitters=splitters)
         if world.left[BELOW]:
             grown = node._replace(log=(*node.log, epoch * KINDS))
             yield f"{n} proposes a write below", self.set(world, n, grown, BELOW)
-        if world.left[ABOVES] and not self.is_closed(node):
+        late = at > node.applied and self.broken("R18 above is written until the entry is applied")
+        if world.left[ABOVES] and (late or not self.is_closed(node)):
             grown = node._replace(log=(*node.log, epoch * KINDS + ABOVE))
             yield f"{n} proposes a write above", self.set(world, n, grown, ABOVES)
         if current and world.left[MOVES] and len(SETS[world.confs[term]]) > 2:
@@ -391,7 +398,10 @@ class Splits:
         if node.flushed < node.applied or pending:
             if self.broken("R18 parent and child are flushed apart") and node.flushed < node.applied:
                 after = self.set(world, n, node._replace(flushed=node.applied))
-                yield f"{n} flushes the parent", self.check_rows(after, n, "flushed the parent without the child")
+                yield (
+                    f"{n} flushes the parent",
+                    self.check_rows(after, n, "flushed the parent without the child"),
+                )
             child = BORN if pending else node.child
             after = self.set(world, n, node._replace(flushed=node.applied, child=child))
             yield f"{n} flushes", after
@@ -401,14 +411,15 @@ class Splits:
         if told and node.child == NONE:
             yield f"{n} opens the child empty", self.set(world, n, node._replace(child=EMPTY))
         at = split_at(node.log)
+        told = told and not self.broken("R18 what is known of the child does not prove its entry")
         if told and at > node.applied and node.log[at - 1] == world.parted and not node.gone:
-            if not self.broken("R18 what is known of the child does not prove its entry"):
-                yield f"{n} has the child's entry, and applies it", self.apply(world, n, at, False)
-        if world.etcd and not node.gone and not world.confs[-1] >> n & 1:
-            if node.sealed <= self.term(world) * RESTARTS and self.may_part(world, n, node, "drop"):
-                child = {FORK: NONE, OVER: EMPTY}.get(node.child, node.child)
-                fresh = node._replace(gone=True, role=FOLLOWER, child=child)
-                yield f"{n} drops the parent", self.check_rows(self.set(world, n, fresh), n, "dropped the parent")
+            yield f"{n} has the child's entry, and applies it", self.apply(world, n, at, False)
+        left = world.etcd and not node.gone and not world.confs[-1] >> n & 1
+        if left and node.sealed <= self.term(world) * RESTARTS and self.may_part(world, n, node, "drop"):
+            child = {FORK: NONE, OVER: EMPTY}.get(node.child, node.child)
+            fresh = node._replace(gone=True, role=FOLLOWER, child=child)
+            after = self.set(world, n, fresh)
+            yield f"{n} drops the parent", self.check_rows(after, n, "dropped the parent")
 
     # --- the child -------------------------------------------------------------------------------------
 
@@ -436,14 +447,18 @@ class Splits:
             members = [world.nodes[q] for q in quorum]
             if any(not m.up or m.child not in (EMPTY, OVER, BORN) for m in members):
                 continue
-            if any(m.csealed > epoch or (m.csealed == epoch and not self.broken(NOT_RESERVED)) for m in members):
+            if any(
+                m.csealed > epoch or (m.csealed == epoch and not self.broken(NOT_RESERVED)) for m in members
+            ):
                 continue
             born = [q for q in quorum if world.nodes[q].child == BORN]
             if self.broken("R3 only born replicas count in the child's quorum") and len(born) < len(quorum):
                 continue
             if not born and not self.broken("R3 nobody born in the child's quorum"):
                 continue
-            best = max(born or quorum, key=lambda q: (world.nodes[q].clog[-1:], len(world.nodes[q].clog), q == n))
+            best = max(
+                born or quorum, key=lambda q: (world.nodes[q].clog[-1:], len(world.nodes[q].clog), q == n)
+            )
             owner = (n, world.nodes[n].run)
             known = dict(world.owners).get(epoch, owner)
             if known != owner:
@@ -483,7 +498,12 @@ class Splits:
                 told = world.told if len(world.told) > len(node.clog) else node.clog
                 after = self.set(world, n, node._replace(crole=ACTIVE), told=told)
                 yield f"{n} is active in the child", self.check_reads(after)
-        elif world.etcd and world.left[CMOVES] and world.record is not None and world.record[1] == (n, node.run):
+        elif (
+            world.etcd
+            and world.left[CMOVES]
+            and world.record is not None
+            and world.record[1] == (n, node.run)
+        ):
             for away in SETS[replicas]:
                 if away != n and len(SETS[replicas]) > 2:
                     yield from self.move_child(world, n, away)
@@ -540,9 +560,9 @@ class Splits:
     def check_reads(self, world: World) -> World:
         """I5: the parent's first leader, in the dark, must not answer for what the child has now."""
         node = world.nodes[0]
-        if world.grants and node.role == ACTIVE and node.sealed == RESTARTS and node.up:
-            if not self.is_closed(node):
-                raise Violation("I5: 0 still reads above the point, where the child writes")
+        reads = world.grants and node.role == ACTIVE and node.sealed == RESTARTS and node.up
+        if reads and not self.is_closed(node):
+            raise Violation("I5: 0 still reads above the point, where the child writes")
         return world
 
     def check_service(self, world: World) -> None:
