@@ -95,6 +95,12 @@ class NodeConfig(BaseConfig):
     snapshot_mib_s: int = setting(
         64, "rate of snapshots to other nodes, in MiB a second, all together", 1, 1 << 16
     )
+    scrub_mib_s: int = setting(
+        1,
+        "how much of state and log is read again a second, to find rot before the copy is needed; 0 = none",
+        0,
+        1 << 16,
+    )
     max_pending_writes: int = setting(8192, "writes that may wait per partition; beyond it 503", 1, 1 << 20)
     max_watches: int = setting(50_000, "open watches; beyond it they are refused", 1, 1 << 20)
     max_connections: int = setting(4096, "client connections; beyond it they are refused", 1, 1 << 20)

@@ -41,6 +41,7 @@ def open_store(config: NodeConfig) -> Store:
         overlay_limit_bytes=config.overlay_mib << 20,
         map_size_bytes=config.map_size_gib << 30,
         read_cache_bytes=config.read_cache_mib << 20,
+        scrub_bytes_s=config.scrub_mib_s << 20,
     )
     return Store.open(config.data_dir, cluster=config.cluster, node=config.node, options=options)
 

@@ -78,6 +78,10 @@ class Disk:
             data += more
         return data
 
+    def forget(self, fd: int, offset: int, size: int) -> None:
+        """What is read next there comes from the disk itself, as far as the system can do that."""
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
+
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size
 

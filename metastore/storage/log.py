@@ -116,6 +116,9 @@ class NodeLog:
         #: packed, and of an entry partition, index and bytes; of anything else -1
         self._waiting: list[tuple[bytes, int, int, bytes]] = []
         self._round_last_seq = 0
+        #: segment and offset where what is durable ends
+        self.durable_end = (0, 0)
+        self._round_end = (0, 0)
         self._next_segment: Segment | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: queue.SimpleQueue[list[_Piece] | None] = queue.SimpleQueue()
@@ -152,6 +155,10 @@ class NodeLog:
         index = entry_position(record.blob)[0]
         if index > segment.max_index.get(record.p, 0):
             segment.max_index[record.p] = index
+
+    def recovered(self) -> None:
+        """Every block has been replayed."""
+        self.durable_end = self._end()
 
     # --- appending --------------------------------------------------------------------------
 
@@ -218,7 +225,12 @@ class NodeLog:
             segment.last_seq = seq - 1
             start = stop
         self._round_last_seq = seq - 1
+        self._round_end = self._end()
         return pieces
+
+    def _end(self) -> tuple[int, int]:
+        last = self.files.segments[-1]
+        return last.number, last.end
 
     def _place(self, segment: Segment, p: int, index: int, blob: bytes, location: int) -> None:
         part = self.partitions.get(p)
@@ -354,6 +366,7 @@ class NodeLog:
 
     def _round_ended(self) -> None:
         self.durable_seq = self._round_last_seq
+        self.durable_end = self._round_end
         self.durable_block = self.block
         self.rounds += 1
         while self._cache_bytes > self._cache_limit and self._cached:

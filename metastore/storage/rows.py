@@ -37,6 +37,15 @@ def unseal(key: bytes, row: bytes) -> bytes:
     return value
 
 
+def is_sound(key: bytes, row: bytes) -> bool:
+    """Whether key and value are as they were put. Both may be views."""
+    end = len(row) - SUMS_BYTES
+    if end < 0:
+        return False
+    crc, key_crc = SUMS.unpack_from(row, end)
+    return bool(zlib.crc32(memoryview(row)[:end]) == crc and zlib.crc32(key, crc) == key_crc)
+
+
 def check_key(key: bytes, row: bytes) -> None:
     """Raises CorruptState when the key is not the one that the row was put under."""
     end = len(row) - SUMS_BYTES

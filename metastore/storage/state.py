@@ -29,7 +29,17 @@ import msgpack
 from metastore.errors import CorruptState, StorageError
 from metastore.storage.disk import Disk
 from metastore.storage.readcache import ReadCache
-from metastore.storage.rows import SUMS, SUMS_BYTES, check_key, prove_absent, rotten, seal, seek, unseal
+from metastore.storage.rows import (
+    SUMS,
+    SUMS_BYTES,
+    check_key,
+    is_sound,
+    prove_absent,
+    rotten,
+    seal,
+    seek,
+    unseal,
+)
 from metastore.storage.segments import Border
 
 SLOT: Final = struct.Struct(">I")
@@ -337,6 +347,46 @@ class State:
                     break
                 rows.append((key[4:], unseal(key, row)))
         return rows
+
+    def check_rows(
+        self, table: str, after: bytes, max_bytes: int
+    ) -> tuple[bytes | None, int, list[tuple[bytes, bytes]]]:
+        """Check the rows beyond the key ``after``, about ``max_bytes`` of them: up to which key (None = the end), how many
+        bytes that was, and between which sound keys (empty = the table's border) rows are not as they were put.
+        Any thread. Raises StorageError when the table cannot be walked."""
+        try:
+            with self.env.begin(buffers=True) as txn:
+                return self._check_rows(txn.cursor(db=getattr(self, table)), after, max_bytes)
+        except lmdb.Error as e:
+            raise CorruptState(f"table {table} of the state cannot be read ({e}); replace the node") from None
+
+    @staticmethod
+    def _check_rows(
+        cursor: Any, after: bytes, max_bytes: int
+    ) -> tuple[bytes | None, int, list[tuple[bytes, bytes]]]:
+        spans: list[tuple[bytes, bytes]] = []
+        low, rotten, size = after, False, 0
+        more = cursor.set_range(after) if after else cursor.first()
+        if after and more and cursor.key() != after:  # deleted meanwhile: what lies at its place counts too
+            more = cursor.prev() or cursor.first()
+        while more:
+            key, row = bytes(cursor.key()), cursor.value()
+            if not is_sound(key, row):
+                rotten = True
+                size += len(key) + len(row)
+            elif key <= after:  # a rotten key on the way here led astray: what was told is told
+                rotten = False
+            else:
+                if rotten:
+                    spans.append((low, key))
+                low, rotten = key, False
+                size += len(key) + len(row)
+                if size >= max_bytes:
+                    return low, size, spans
+            more = cursor.next()
+        if rotten:
+            spans.append((low, b""))
+        return None, size, spans
 
     def slots(self) -> set[int]:
         """Every slot that holds rows. Raises CorruptState."""

@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from metastore.core.logindex import LogIndex
-from metastore.errors import CorruptState, StorageError
+from metastore.errors import CorruptLog, CorruptState, StorageError
 from metastore.storage.disk import Disk
 from metastore.storage.identity import (
     lock_folder,
@@ -39,6 +39,7 @@ from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.overlay import Overlay
 from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, SealEntry
 from metastore.storage.recovery import Recovery
+from metastore.storage.scrub import RottenBlock, RottenRows, Scrub
 from metastore.storage.segments import BEGINNING, Border, Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
 from metastore.storage.state import (
@@ -74,6 +75,8 @@ class StorageOptions:
     flush_age_s: float = 1.0
     map_size_bytes: int = 64 << 30
     read_cache_bytes: int = READ_CACHE_BYTES
+    #: how much the scrub reads a second, 0 = it does not run
+    scrub_bytes_s: int = 0
 
 
 @dataclass(slots=True)
@@ -166,6 +169,8 @@ class Store:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Task[None] | None = None
+        self.scrub = Scrub(self, options.scrub_bytes_s)
+        self._scrubbing: asyncio.Task[None] | None = None
         self._on_durable: Callable[[int], None] = lambda seq: None
         self._on_failure: Callable[[StorageError], None] = lambda error: None
         self._failed: StorageError | None = None
@@ -194,12 +199,16 @@ class Store:
             found = read_identity(folder, cluster, node)
             identity = found or new_identity(cluster, node)
             store = cls(folder, identity, found is None, options or StorageOptions())
-            store._lock_fd = lock_fd
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        store._lock_fd = lock_fd
+        try:
             store.recover(disk, store._open_state())
             if store.created:
                 write_identity(folder, identity, disk)
         except BaseException:
-            os.close(lock_fd)
+            store.abandon()
             raise
         return store
 
@@ -228,6 +237,7 @@ class Store:
         free_slot = max(found | {s for m in metas.values() for s in (m.slot, m.shared)}, default=0) + 1
         recovery = Recovery(self.log, metas, self.facts, free_slot)
         files.recover(border, row["block"], recovery.on_block)
+        self.log.recovered()
         recovery.finish()
         for p, meta in metas.items():
             part = self.log.partitions[p]
@@ -265,6 +275,9 @@ class Store:
         self._loop, self._on_durable, self._on_failure = loop, on_durable, on_failure
         self.log.start(loop, self._round_durable, self._fail)
         self._timer = loop.create_task(self._flush_forever())
+        if self.options.scrub_bytes_s:
+            self._scrubbing = loop.create_task(self.scrub.run_forever())
+            self._scrubbing.add_done_callback(self._scrub_ended)
 
     def _now(self) -> float:
         return self._loop.time() if self._loop is not None else 0.0
@@ -273,6 +286,21 @@ class Store:
         if self._failed is None:
             self._failed = error
             self._on_failure(error)
+
+    def _scrub_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(error if isinstance(error, StorageError) else StorageError(f"scrub: {error!r}"))
+
+    def rotten(self, damage: RottenRows | RottenBlock) -> None:
+        """The scrub has found damage (R14)."""
+        if isinstance(damage, RottenBlock):
+            path = self.log.files.path(damage.segment)
+            self._fail(CorruptLog(f"{path} is corrupt at offset {damage.offset}; replace the node"))
+        else:
+            self._fail(
+                CorruptState(f"rows of the state ({damage}) do not match their checksums; replace the node")
+            )
 
     # --- partitions ---------------------------------------------------------------------------
 
@@ -749,13 +777,15 @@ class Store:
             "overlay_changes": self._active.changes + (flushing.changes if flushing else 0),
             "state_flushes_total": self.flushes,
             "state_last_flush_ms": self.last_flush_ms,
+            **self.scrub.stats(self._now()),
         }
 
     async def close(self) -> None:
         """Sync the log, save the state, let go of the folder. After a failure only the last."""
-        if self._timer is not None:
-            self._timer.cancel()
-            await asyncio.gather(self._timer, return_exceptions=True)
+        for task in (self._timer, self._scrubbing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._failed is None and self._loop is not None:
             await self.log.drain()
             for _ in itertools.repeat(None, 10_000):
@@ -771,7 +801,10 @@ class Store:
 
     def abandon(self) -> None:
         """Close without saving anything, as a crash would."""
-        self.log.close()
+        if hasattr(self, "log"):  # else it was never opened
+            self.log.close()
+        self.scrub.close()
         self._writer.shutdown(wait=True, cancel_futures=True)
-        self.state.close()
+        if hasattr(self, "state"):
+            self.state.close()
         os.close(self._lock_fd)

@@ -29,6 +29,7 @@ STORAGE = StorageOptions(
     cache_bytes=2 << 10,
     flush_changes=40,
     flush_age_s=0.3,
+    scrub_bytes_s=64 << 10,
 )
 SETTINGS: dict[str, Any] = {
     "heartbeat_ms": 60,

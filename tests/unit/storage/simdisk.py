@@ -99,6 +99,8 @@ class SimDisk(Disk):
 
     def open(self, path: Path) -> int:
         self._step()
+        if path not in self.files:
+            raise FileNotFoundError(2, "No such file or directory", str(path))
         self._next_fd += 1
         self._open[self._next_fd] = self.files[path]
         return self._next_fd
@@ -136,6 +138,9 @@ class SimDisk(Disk):
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
         return bytes(self._open[fd].cache[offset : offset + size])
+
+    def forget(self, fd: int, offset: int, size: int) -> None:
+        pass
 
     def size(self, fd: int) -> int:
         return len(self._open[fd].cache)

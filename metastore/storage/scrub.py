@@ -1,0 +1,148 @@
+"""The scrub: what lies on the disk is read again, so that rot is found before a failover needs the copy (R14).
+
+A pass reads every row of the state and every durable block of the log and compares checksums; then the next one
+begins. It is slow on purpose (``scrub_bytes_s``). A slice is read in a thread; the state's by a transaction of its own, so
+that no old page is kept for it. Log blocks are read from the disk itself; pages of the state that are in memory
+are judged as they are there, since LMDB maps them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from metastore.storage.segments import BLOCK_HEAD, MAX_BLOCK_BYTES, SEGMENT_HEAD, Segment, parse_block
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from metastore.storage.disk import Disk
+    from metastore.storage.store import Store
+
+log = logging.getLogger("metastore.scrub")
+
+SLICE_BYTES: Final = 64 << 10
+#: between passes, however little there is to read
+PAUSE_S: Final = 30.0
+
+
+class RottenRows(NamedTuple):
+    """Rows of a table of the state (``data``, ``aux`` or ``meta``), between the intact keys ``low`` and ``high`` (empty:
+    the table's beginning or end), are not as they were put."""
+
+    table: str
+    low: bytes
+    high: bytes
+
+
+class RottenBlock(NamedTuple):
+    """A block of the log that was durable does not check."""
+
+    segment: int
+    offset: int
+
+
+class Scrub:
+    """See the module. Its figures are for status and metrics."""
+
+    def __init__(self, store: Store, bytes_s: int) -> None:
+        self.store = store
+        self.bytes_s = bytes_s
+        self.passes = 0
+        self.bytes = 0
+        self.damage = 0
+        self.passed_s = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
+
+    async def run_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self.one_pass()
+            self.passed_s = loop.time()
+            await asyncio.sleep(PAUSE_S)
+
+    async def one_pass(self) -> None:
+        """All of it once. What is found goes to ``Store.rotten``. Raises StorageError when the disk cannot be read."""
+        for name in ("meta", "data", "aux"):
+            after: bytes | None = b""
+            while after is not None:
+                after, size, spans = await self._in_thread(
+                    self.store.state.check_rows, name, after, SLICE_BYTES
+                )
+                for low, high in spans:
+                    self._found(RottenRows(name, low, high))
+                await self._pace(size)
+        number = 0
+        while (segment := self._next_segment(number)) is not None:
+            number = segment.number
+            await self._segment(segment)
+        self.passes += 1
+
+    def _next_segment(self, number: int) -> Segment | None:
+        return next((s for s in self.store.log.files.segments if s.number > number), None)
+
+    async def _segment(self, segment: Segment) -> None:
+        """What was durable in it as this began."""
+        last, end = self.store.log.durable_end
+        stop = segment.end if segment.number < last else end if segment.number == last else 0
+        pos, number = SEGMENT_HEAD.size, segment.first_block
+        while pos < stop:
+            try:
+                came_to, number = await self._in_thread(
+                    check_blocks, self.store.log.files.disk, segment.path, pos, stop, number
+                )
+            except FileNotFoundError:
+                return  # compacted away meanwhile
+            if came_to == pos:
+                self._found(RottenBlock(segment.number, pos))
+                return
+            await self._pace(came_to - pos)
+            pos = came_to
+
+    def _found(self, damage: RottenRows | RottenBlock) -> None:
+        self.damage += 1
+        log.error("the scrub found damage: %s", damage)
+        self.store.rotten(damage)
+
+    async def _in_thread(self, work: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    async def _pace(self, size: int) -> None:
+        self.bytes += size
+        if self.bytes_s:
+            await asyncio.sleep(size / self.bytes_s)
+
+    def stats(self, now_s: float) -> dict[str, Any]:
+        return {
+            "scrub_passes_total": self.passes,
+            "scrub_bytes_total": self.bytes,
+            "scrub_damage_total": self.damage,
+            "scrub_last_pass_age_s": round(now_s - self.passed_s, 1) if self.passes else None,
+        }
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def check_blocks(disk: Disk, path: Path, pos: int, stop: int, number: int) -> tuple[int, int]:
+    """Read the blocks of a segment from ``pos`` on, of which the first is to be ``number``: where the intact ones among
+    the first SLICE_BYTES end, at least one, and the number of the next. ``pos`` itself: the first one is damaged.
+    Raises OSError."""
+    fd = disk.open(path)
+    try:
+        size = min(stop - pos, SLICE_BYTES)
+        disk.forget(fd, pos, size)
+        data = disk.read(fd, size, pos)
+        if len(data) >= BLOCK_HEAD.size:
+            whole = BLOCK_HEAD.size + min(BLOCK_HEAD.unpack_from(data)[2], MAX_BLOCK_BYTES)
+            if len(data) < whole <= stop - pos:
+                disk.forget(fd, pos, whole)
+                data = disk.read(fd, whole, pos)
+    finally:
+        disk.close(fd)
+    at = 0
+    while (found := parse_block(data, at)) is not None and found[0] == number:
+        number, at = number + 1, found[4]
+    return pos + at, number
