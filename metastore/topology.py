@@ -31,6 +31,46 @@ class Placement:
     parent: tuple[int, int] | None = None
 
 
+def placement_of(cell: str, config: ConfigRecord) -> Placement:
+    """What a record of etcd says."""
+    replicas = tuple(node for node, _ in config.members())
+    parent = config.parent and (config.parent[0], config.parent[2])
+    return Placement(
+        config.partition, config.lo, config.hi, cell, replicas, config.leader, config.epoch, parent
+    )
+
+
+def placement_to_plain(p: Placement) -> dict[str, Any]:
+    """For msgpack and JSON; points as hexadecimal text."""
+    return {
+        "id": p.id,
+        "lo": f"{p.lo:016x}",
+        "hi": f"{p.hi:016x}",
+        "cell": p.cell,
+        "replicas": list(p.replicas),
+        "leader": p.leader,
+        "epoch": p.epoch,
+        "parent": list(p.parent) if p.parent else None,
+    }
+
+
+def placement_from_plain(p: Any) -> Placement:
+    """Raises LookupError, TypeError, ValueError or AttributeError when it is none."""
+    placement = Placement(
+        _number(p["id"]),
+        int(p["lo"], 16),
+        int(p["hi"], 16),
+        _text(p["cell"]),
+        tuple(map(_text, p["replicas"])),
+        None if p["leader"] is None else _text(p["leader"]),
+        _number(p["epoch"]),
+        (_number(p["parent"][0]), _number(p["parent"][1])) if p.get("parent") else None,
+    )
+    if not 0 <= placement.lo < placement.hi <= 1 << 64:
+        raise ValueError(f"partition {placement.id} from {placement.lo} to {placement.hi}")
+    return placement
+
+
 class TopologyTable:
     """See the module."""
 
@@ -42,6 +82,8 @@ class TopologyTable:
         self.namespaces: dict[str, Policy] = {}
         self._rules: dict[str, int] = {}
         self._map: PartitionMap | None = None
+        #: partition -> where what was split off it begins
+        self._ends: dict[int, int] = {}
 
     # --- asking ---------------------------------------------------------------------------
 
@@ -143,16 +185,49 @@ class TopologyTable:
             self._set_policy(name, None)
 
     def _apply_config(self, cell: str, config: ConfigRecord) -> None:
-        known = self.partitions.get(config.partition)
-        leader, epoch = config.leader, config.epoch
-        if known is not None and known.epoch >= epoch:
-            leader, epoch = known.leader, known.epoch
-        replicas = tuple(node for node, _ in config.members())
-        parent = config.parent and (config.parent[0], config.parent[2])
-        placement = Placement(config.partition, config.lo, config.hi, cell, replicas, leader, epoch, parent)
-        if known is None or (known.lo, known.hi) != (config.lo, config.hi):
+        known, placement = self.partitions.get(config.partition), placement_of(cell, config)
+        if known is not None and known.epoch >= placement.epoch:
+            placement = replace(placement, leader=known.leader, epoch=known.epoch)
+        self._put(placement)
+
+    def _put(self, placement: Placement) -> None:
+        """A partition that was split ends where what was split off it begins, whatever an older word says (R18)."""
+        end = self._ends.get(placement.id, placement.hi)
+        if end < placement.hi:
+            placement = replace(placement, hi=end)
+        known = self.partitions.get(placement.id)
+        if known is None or (known.lo, known.hi) != (placement.lo, placement.hi):
             self._map = None
-        self.partitions[config.partition] = placement
+        self.partitions[placement.id] = placement
+        if placement.parent is None:
+            return
+        ancestor = placement.parent[0]
+        if placement.lo < self._ends.get(ancestor, 1 << 64):
+            self._ends[ancestor] = placement.lo
+            parent = self.partitions.get(ancestor)
+            if parent is not None:
+                self._put(parent)
+
+    def family(self, partition: int) -> list[Placement]:
+        """A partition and all that was split off it, and off that."""
+        return [q for q in self.partitions.values() if partition in self.lineage(q)]
+
+    def learn(self, placement: Placement) -> bool:
+        """A replica's word of what was split off its partition. Whether it is news."""
+        if placement.id in self.partitions:
+            return self.apply_hint(placement.id, placement.leader, placement.epoch)
+        self._put(placement)
+        return True
+
+    def learn_plain(self, raw: Any) -> bool:
+        """``learn`` a node's word of a partition's ``family``: all of it, since a part would leave a gap. Whether there
+        is news, and every key has a partition still."""
+        try:
+            family = [placement_from_plain(p) for p in raw]
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return False
+        news = [self.learn(placement) for placement in family]
+        return any(news) and self.complete
 
     def merge(self, other: TopologyTable) -> None:
         """Take what ``other`` knows better: newer records, and any higher epoch."""
@@ -166,9 +241,7 @@ class TopologyTable:
             if ours is None or (newer and theirs != ours):
                 if ours is not None and ours.epoch > theirs.epoch:
                     theirs = replace(theirs, leader=ours.leader, epoch=ours.epoch)
-                if ours is None or (ours.lo, ours.hi) != (theirs.lo, theirs.hi):
-                    self._map = None
-                self.partitions[p] = theirs
+                self._put(theirs)
             elif theirs.epoch > ours.epoch:
                 self.partitions[p] = replace(ours, leader=theirs.leader, epoch=theirs.epoch)
         if newer:
@@ -189,17 +262,7 @@ class TopologyTable:
             "nodes": [asdict(n) for n in self.nodes.values()],
             "namespaces": [[name, policy.to_plain()] for name, policy in sorted(self.namespaces.items())],
             "partitions": [
-                {
-                    "id": p.id,
-                    "lo": f"{p.lo:016x}",
-                    "hi": f"{p.hi:016x}",
-                    "cell": p.cell,
-                    "replicas": list(p.replicas),
-                    "leader": p.leader,
-                    "epoch": p.epoch,
-                    "parent": list(p.parent) if p.parent else None,
-                }
-                for p in sorted(self.partitions.values(), key=lambda p: p.id)
+                placement_to_plain(p) for p in sorted(self.partitions.values(), key=lambda p: p.id)
             ],
         }
 
@@ -216,19 +279,7 @@ class TopologyTable:
             for name, policy in raw["namespaces"]:
                 table._set_policy(_text(name), policy_from_plain(policy))
             for p in raw["partitions"]:
-                placement = Placement(
-                    _number(p["id"]),
-                    int(p["lo"], 16),
-                    int(p["hi"], 16),
-                    _text(p["cell"]),
-                    tuple(map(_text, p["replicas"])),
-                    None if p["leader"] is None else _text(p["leader"]),
-                    _number(p["epoch"]),
-                    (_number(p["parent"][0]), _number(p["parent"][1])) if p.get("parent") else None,
-                )
-                if not 0 <= placement.lo < placement.hi <= 1 << 64:
-                    raise ValueError(f"partition {placement.id} from {placement.lo} to {placement.hi}")
-                table.partitions[placement.id] = placement
+                table._put(placement_from_plain(p))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
             raise InvalidRequest(f"not a topology table: {type(e).__name__}: {e}"[:300]) from None
         return table

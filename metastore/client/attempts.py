@@ -138,7 +138,11 @@ class Attempts:
                 raise self.at_the_end(DeadlineExceeded("the deadline passed"))
             if client.closed:
                 raise self.at_the_end(ClientClosed("the client is closed"))
-            placement = client.table.route(self.lkey)
+            try:
+                placement = client.table.route(self.lkey)
+            except Unavailable:  # part of the table is not known just now
+                await self.know_all()
+                continue
             address = self.choose(placement)
             if address is None:
                 await self.pause(placement)
@@ -191,6 +195,13 @@ class Attempts:
                     client.detours.add(self.unreached)
                 return result  # type: ignore[no-any-return]
             await self.on_error(address, placement, from_wire(status, result[2], result[3]))
+
+    async def know_all(self) -> None:
+        """Raises Unavailable, or OutcomeUnknown, when nobody tells the whole table in time."""
+        try:
+            await self.client.ready(self.until)
+        except MetastoreError as e:
+            raise self.at_the_end(e) from None
 
     def split_off(self, placement: Placement) -> None:
         """The partition that the stamp is of has been split (R18). What its client saw of the one half after
@@ -277,7 +288,10 @@ class Attempts:
             return
         if isinstance(error, Moved):
             leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)
-            hinted = client.table.apply_hint(placement.id, leader, epoch) and self.hops < MAX_HOPS
+            news = client.table.apply_hint(placement.id, leader, epoch)
+            if "family" in error.detail and client.table.learn_plain(error.detail["family"]):
+                news, leader = True, client.table.route(self.lkey).leader
+            hinted = news and self.hops < MAX_HOPS
             self.failed(address, error, costs=not hinted)
             if hinted:
                 self.hops += 1

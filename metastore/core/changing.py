@@ -38,16 +38,6 @@ CHANGE_RETRY_NS = 500 * MS
 CHANGE_TIMEOUT_NS = 10_000 * MS
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Split:
-    """R18: what the entry ``(epoch, index)`` did: from the point ``at`` on it is ``child``'s."""
-
-    child: int
-    at: int
-    epoch: int
-    index: int
-
-
 class ChangingReplica(LeadingReplica):
     """Adds membership change to LeadingReplica."""
 
@@ -55,8 +45,12 @@ class ChangingReplica(LeadingReplica):
     resigned_epoch = 0
     #: what etcd wants of this partition's membership, None = nothing
     move: MoveRecord | None = None
-    #: R18: the state has been split, and this is what etcd's record has to say yet
-    split: Split | None = None
+    #: R18: the first config of what was split off here, while etcd's record does not say so yet
+    split: ConfigRecord | None = None
+    #: whether that is durable here: etcd is told no sooner
+    split_durable = False
+    #: an entry that splits it is proposed, and not applied yet
+    parting = False
     #: the cell whose records hold this partition
     home: str = ""
     #: when a ChangeConfig was sent out that has no answer yet
@@ -90,8 +84,10 @@ class ChangingReplica(LeadingReplica):
             self.changing_since_ns = 0
         if not self.ctx.can_elect or not self.owns_record(term) or now < self.change_again_ns:
             return
-        if self.split is not None and self.role == ACTIVE and term.config.joint is None:
-            self.record_split(now, term, self.split)
+        if (self.split is not None or self.parting) and self.role == ACTIVE:
+            # before anything else: who is removed by a change has to know first what it is a member of (R18)
+            if self.split is not None:
+                self.record_split(now, term, self.split)
             return
         if self.ctx.moves_paused and self.role == ACTIVE:
             return
@@ -115,26 +111,16 @@ class ChangingReplica(LeadingReplica):
 
     # --- R18 ----------------------------------------------------------------------------------
 
-    def record_split(self, now: int, term: Term, split: Split) -> None:
+    def record_split(self, now: int, term: Term, child: ConfigRecord) -> None:
         """The entry that splits the partition is applied: one swap tells etcd. This one goes on, in its next
-        term, without what is above the point; the child is to elect its first leader, this node first."""
-        if split.at >= term.config.hi:
+        term, without what is above the point; the child's record is what the entry made it, whoever writes it."""
+        if child.lo >= term.config.hi:
             self.split = None  # an earlier leader did it
-            return
-        me = self.ctx.me
-        epoch = self.next_term()
-        others = tuple(m for m in term.config.replicas if m != (me.node, me.store))
-        child = ConfigRecord(
-            split.child,
-            split.at,
-            term.config.hi,
-            epoch,
-            None,
-            ((me.node, me.store), *others),
-            parent=(self.p, split.epoch, split.index),
-        )
-        new = dataclasses.replace(term.config, epoch=epoch, leader=me.node, hi=split.at)
-        self.change(now, new, None, f"splits off {split.child}", child)
+        elif self.split_durable:
+            new = dataclasses.replace(
+                term.config, epoch=self.next_term(), leader=self.ctx.me.node, hi=child.lo
+            )
+            self.change(now, new, None, f"splits off {child.partition}", child)
 
     @staticmethod
     def stop_learning(term: Term) -> None:

@@ -57,10 +57,11 @@ class Committed(NamedTuple):
 
 
 class RoleChanged(NamedTuple):
-    """For logs, for pending operations and for whoever watches. ``role`` as in Replica."""
+    """For logs, for pending operations and for whoever watches. ``role``, ``was`` as in Replica."""
 
     p: int
     role: str
+    was: str
     epoch: int
     reason: str
 
@@ -99,6 +100,13 @@ class MoveEnded(NamedTuple):
     how: str
 
 
+class Sought(NamedTuple):
+    """R18: a member seals ``p``, which is not here, under ``config``."""
+
+    p: int
+    config: ConfigRecord
+
+
 class StartSnapshot(NamedTuple):
     """R17: ``node`` needs more than the log holds; stream it a snapshot under ``epoch``."""
 
@@ -130,6 +138,7 @@ Effect = (
     | Campaign
     | ChangeConfig
     | MoveEnded
+    | Sought
     | StartSnapshot
     | InstallSnapshot
     | DiscardSnapshot

@@ -38,9 +38,14 @@ class PartitionReplica(ChangingReplica):
         if known != config:
             self.config, self.config_changed_ns = config, now
             self.emit(fx.PersistConfig(self.p, pack_config(config)))
-        if config.leader == self.ctx.me.node and self.is_member():
+        self.follow_config(now, "named owner by etcd")
+
+    def follow_config(self, now: int, reason: str) -> None:
+        """Begin the term that the config names this node owner of, or go on in it (R1, R12)."""
+        config = self.config
+        if config is not None and config.leader == self.ctx.me.node and self.is_member():
             if term_of(config.epoch) > term_of(self.sealed_epoch):
-                self.begin_term(now, config.epoch, config, "named owner by etcd", self.resigned_epoch)
+                self.begin_term(now, config.epoch, config, reason, self.resigned_epoch)
             elif self.term is None:
                 self.resume(now)
 

@@ -395,6 +395,8 @@ class LeadingReplica(Replica):
         elif self.role == RESIGNING and now - term.handoff_since_ns > settings.handoff_timeout_ns:
             term.handoff_to = None
             self.set_role(ACTIVE, "hand-off timed out before resigning")
+        elif self.role == SEALING and term.sealed_quorum():
+            self.adopt(now, term)  # its own copy has come to be what the partition began with (R18)
         self.try_activate(now)
         if term.noop_index and self.role in LEADING_ROLES:
             for node in term.others():

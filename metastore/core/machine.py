@@ -12,8 +12,9 @@ condition. An entry's payload is msgpack ``[base_version, sessions, rows, usage,
                [TXN, at, seq, succeeded, parts]       parts: [PUT, lkey, record], [ADD, lkey, record],
                                                       [DELETE, lkey], [NOTHING], [GET, record or None]
                [FORGET, horizon]                      entries up to there are older than the dedupe window
-               [SPLIT, child, at, epoch, usage]       R18: from the point ``at`` (8 bytes) on, which holds
-                                                      ``usage``, all is another partition's
+               [SPLIT, child, at, last, epoch, usage, members]
+                                                      R18: from the point ``at`` (8 bytes) on to ``last``, which holds
+                                                      ``usage``, all is another partition's, which has ``members``
     usage      [[namespace, records, bytes], ...]  by how much each namespace has grown
     fences     [[digest of name, token], ...]      raised by this entry
 
@@ -92,12 +93,22 @@ class Resolved(NamedTuple):
     tail: Tail
 
 
-class Forked(NamedTuple):
-    """R18: the partition that an entry split off, from which point (8 bytes) on, and the aux rows that it
-    begins with."""
+class SplitOff(NamedTuple):
+    """R18: what entry ``(epoch, entry)`` split off: the points from ``at`` (8 bytes) up to ``last`` are ``child``'s.
+    ``members``: its replicas, ``(node, store)``; the first is who proposed the entry, and owns its first term."""
 
     child: int
     at: bytes
+    last: int
+    epoch: int
+    entry: int
+    members: tuple[tuple[str, str], ...]
+
+
+class Forked(NamedTuple):
+    """R18: what an entry split off, and the aux rows that it begins with."""
+
+    split: SplitOff
     aux: list[tuple[bytes, bytes]]
 
 
@@ -110,6 +121,15 @@ class Applied(NamedTuple):
     base: int = 0
     expired: frozenset[int] = frozenset()
     forked: Forked | None = None
+
+
+def unpack_splits(raw: bytes | None) -> list[SplitOff]:
+    """The aux row SPLITS_KEY; None when there is none."""
+    rows: list[Any] = msgpack.unpackb(raw) if raw else []
+    return [
+        SplitOff(child, at, last, epoch, entry, tuple((node, store) for node, store in members))
+        for child, at, last, epoch, entry, members in rows
+    ]
 
 
 class _Refused(Exception):
@@ -201,8 +221,8 @@ class Machine:
         #: lkey -> (version, ttl_ms) of every record that has a TTL
         self.timed: dict[bytes, tuple[int, int]] = {}
         self.fences = Fences()
-        #: of all that was split off, the last one last: child, point, and the entry's epoch and index
-        self.splits: list[tuple[int, bytes, int, int]] = []
+        #: all that was split off, the last one last
+        self.splits: list[SplitOff] = []
         #: while a leader counts what lies above a point (R18)
         self.counting: Counting | None = None
         #: as the leader's clock has it: entries up to this one are older than the dedupe window
@@ -288,7 +308,7 @@ class Machine:
             elif kind in (FENCE_PREFIX, FLOOR_PREFIX):
                 fences.append((key, raw))
             elif key == SPLITS_KEY:
-                self.splits = [(child, at, epoch, i) for child, at, epoch, i in msgpack.unpackb(raw)]
+                self.splits = unpack_splits(raw)
         self.dedupe.load(sessions, expired_below)
         self.fences.load(fences)
         self.abandon()
@@ -597,15 +617,18 @@ class Machine:
         for lkey, record in committed.items():
             counting.add(lkey, record, 1)
 
-    def resolve_split(self, index: int, epoch: int, child: int) -> bytes:
-        """The payload of entry ``(epoch, index)``, which splits off what has been counted. Whatever is resolved
-        after it has to lie below."""
+    def resolve_split(
+        self, index: int, epoch: int, child: int, last: int, members: Iterable[tuple[str, str]]
+    ) -> bytes:
+        """The payload of entry ``(epoch, index)``, which splits off what has been counted, up to the point ``last``.
+        Whatever is resolved after it has to lie below."""
         counting = self.counting
         assert counting is not None
         assert counting.cursor is None
         usage = [[ns, *held] for ns, held in sorted(counting.usage.items()) if held != [0, 0]]
         entry: tuple[int, list[Any], list[Any], list[Any], list[Any]]
-        entry = (self._version, [], [[SPLIT, child, counting.at, epoch, usage]], [], [])
+        row = [SPLIT, child, counting.at, last, epoch, usage, [list(member) for member in members]]
+        entry = (self._version, [], [row], [], [])
         self._entries[index] = entry
         self.counting = None
         payload: bytes = msgpack.packb(entry)
@@ -613,7 +636,7 @@ class Machine:
 
     def _split(self, index: int, row: list[Any], aux: set[bytes]) -> Forked:
         """Part with what lies at ``at`` and above. The child remembers the same requests and fences."""
-        _, child, at, epoch, usage = row
+        _, child, at, last, epoch, usage, members = row
         upper = Machine(self.read)
         upper.last_version = self.last_version
         upper.dedupe, upper.fences = self.dedupe, self.fences
@@ -630,9 +653,10 @@ class Machine:
                 upper.timed[lkey], upper._timed_names[key] = self.timed.pop(lkey), lkey
                 del self._timed_names[key]
                 aux.add(key)
-        self.splits.append((child, at, epoch, index))
+        split = SplitOff(child, at, last, epoch, index, tuple((node, store) for node, store in members))
+        self.splits.append(split)
         aux.add(SPLITS_KEY)
-        return Forked(child, at, [(key, upper.aux(key) or b"") for key in upper.aux_keys()])
+        return Forked(split, [(key, upper.aux(key) or b"") for key in upper.aux_keys()])
 
     # --- everybody: apply -------------------------------------------------------------------
 

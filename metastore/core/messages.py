@@ -176,13 +176,15 @@ class Appointed(NamedTuple):
 
 
 class SnapshotBegin(NamedTuple):
-    """R17: a snapshot at ``(at_epoch, at_index)`` follows, in chunks."""
+    """R17: a snapshot at ``(at_epoch, at_index)`` follows, in chunks. ``splits`` = [(child, entry), ...]: what was
+    split off the partition up to there (R18)."""
 
     p: int
     epoch: int
     snapshot: int
     at_index: int
     at_epoch: int
+    splits: list[tuple[int, int]]
 
 
 class SnapshotChunk(NamedTuple):

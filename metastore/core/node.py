@@ -15,7 +15,7 @@ from metastore.core import messages as m
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import MAX_READ_ENTRIES, entry_position
 from metastore.core.messages import Process
-from metastore.core.replica import LEADING_ROLES, Context, ReadLog, Restored
+from metastore.core.replica import LEADING_ROLES, Context, ReadLog, Restored, read_config
 from metastore.core.settings import CoreSettings
 
 MAX_OUTSTANDING_HEARTBEATS = 64
@@ -132,6 +132,8 @@ class NodeCore:
             replica = self.replicas.get(message.p)
             if replica is not None:
                 handler(replica, now, src, message)
+            elif kind is m.Seal:
+                self.emit(fx.Sought(message.p, read_config(message.config, message.p)))
         elif kind is m.Heartbeat:
             self._on_heartbeat(now, src, message)
         elif kind is m.HeartbeatAck:
@@ -164,6 +166,11 @@ class NodeCore:
         term = replica.term if replica else None
         if term is not None and node in term.progress and term.progress[node].snapshotting_since_ns:
             term.progress[node].snapshotting_since_ns = now
+
+    def snapshot_refused(self, now: int, p: int, node: str) -> None:
+        """``node`` does not take a snapshot now: ask again in a while (R17)."""
+        settings = self.ctx.settings
+        self.snapshot_progress(now - settings.snapshot_timeout_ns + settings.suspect_after_ns, p, node)
 
     def tick(self, now: int, can_elect: bool) -> None:
         """``can_elect``: etcd answers and this node's lease is alive, as far as is known."""

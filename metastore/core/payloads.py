@@ -100,11 +100,11 @@ def _is_row(row: list[Any], sessions: int) -> bool:
         at, seq = row[1], row[2]
     elif kind == FORGET and width == 2:
         return _is_count(row[1])
-    elif kind == SPLIT and width == 5:
-        usage = row[4]
+    elif kind == SPLIT and width == 7:
+        usage = row[5]
         shaped = type(usage) is list and all(type(u) is list and len(u) == 3 for u in usage)
         counts = shaped and all(type(u[0]) is bytes and type(u[1]) is type(u[2]) is int for u in usage)
-        return counts and _is_partition(row[1]) and _is_point(row[2]) and _is_count(row[3])
+        return counts and _is_split(row[1:5], row[6])
     else:
         return False
     return good and type(at) is int and -1 <= at < sessions and _is_count(seq)
@@ -114,8 +114,18 @@ def _is_partition(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_PARTITION_IDS
 
 
-def _is_point(value: Any) -> bool:
-    return type(value) is bytes and len(value) == POINT_BYTES
+def _is_split(head: list[Any], members: Any) -> bool:
+    """``head``: child, point, last point, epoch."""
+    child, at, last, epoch = head
+    if not (_is_partition(child) and type(at) is bytes and len(at) == POINT_BYTES and _is_count(epoch)):
+        return False
+    if type(last) is not int or not int.from_bytes(at, "big") <= last < 1 << 8 * POINT_BYTES:
+        return False
+    return type(members) is list and bool(members) and all(map(_is_member, members))
+
+
+def _is_member(member: Any) -> bool:
+    return type(member) is list and len(member) == 2 and type(member[0]) is type(member[1]) is str
 
 
 def _is_part(part: Any) -> bool:
@@ -172,12 +182,7 @@ def check_aux(key: bytes, raw: bytes) -> bool:
         return False
     if key == SPLITS_KEY:
         return all(
-            type(s) is list
-            and len(s) == 4
-            and _is_partition(s[0])
-            and _is_point(s[1])
-            and all(map(_is_count, s[2:]))
-            for s in row
+            type(s) is list and len(s) == 6 and _is_count(s[4]) and _is_split(s[:4], s[5]) for s in row
         )
     if key == META_KEY:
         return len(row) == 2 and all(map(_is_count, row))

@@ -158,8 +158,8 @@ class Replica:
         self.ctx.emit(fx.Send(node, message, durable))
 
     def set_role(self, role: str, reason: str) -> None:
-        self.role = role
-        self.emit(fx.RoleChanged(self.p, role, self.sealed_epoch, reason))
+        was, self.role = self.role, role
+        self.emit(fx.RoleChanged(self.p, role, was, self.sealed_epoch, reason))
 
     def is_member(self) -> bool:
         me = self.ctx.me
@@ -361,6 +361,32 @@ class Replica:
                 )
             self.commit_index = index
             self.emit(fx.Committed(self.p, index))
+
+    # --- R18 ----------------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has had nothing yet, and nothing is on its way in."""
+        return not (self.log.last_index or self.installing)
+
+    def learn_committed(self, epoch: int, index: int) -> None:
+        """Somebody has applied entry ``(epoch, index)``: it is committed, and so, where it is in this log, is all up to it
+        (I2, I3)."""
+        log = self.log
+        if not self.installing and log.base_index < index <= log.last_index and log.epoch_at(index) == epoch:
+            self.advance_commit(index)
+
+    def take_fork(self, now: int, index: int, index_epoch: int) -> None:
+        """This empty replica has become what its parent's entry ``(index_epoch, index)`` split off: as if a snapshot at
+        that entry had been installed. An answer of its own to SEAL is brought up to date."""
+        if not self.is_empty:
+            raise InvariantBroken(f"R18: partition {self.p} has entries up to {self.log.last_index} already")
+        self.log.reset(index, index_epoch)
+        self.commit_index = index
+        term = self.term
+        if term is not None and self.ctx.me.node in term.answers:
+            own = term.answers[self.ctx.me.node]
+            term.answers[self.ctx.me.node] = own._replace(last_epoch=index_epoch, last_index=index)
 
     # --- R17, receiving side ----------------------------------------------------------
 

@@ -89,16 +89,16 @@ class Term:
         return [node for node in self.progress if node != self.me]
 
     def sealed_quorum(self) -> bool:
-        """R3: answers from a quorum, the owner's own among them. R18: one whose log ends before the
-        partition was split off has nothing of it yet, and does not count."""
-        return self.me in self.answers and is_quorum(self.config, self.born())
+        """R3: answers from a quorum, the owner's own among them."""
+        return self.me in self.answers and is_quorum(self.config, self.answers) and self.has_origin()
 
-    def born(self) -> dict[str, SealAnswer]:
-        """The answers that count."""
+    def has_origin(self) -> bool:
+        """R18: whether somebody among them has what the partition began with. A member that has not come to the
+        split yet lacks nothing that it ever acknowledged, so it counts; but all of them may be such."""
         parent = self.config.parent
-        if parent is None:
-            return self.answers
-        return {n: a for n, a in self.answers.items() if (a.last_epoch, a.last_index) >= parent[1:]}
+        return parent is None or any(
+            (a.last_epoch, a.last_index) >= parent[1:] for a in self.answers.values()
+        )
 
     def best_answer(self) -> str:
         """R3: whose log to adopt; the owner's own if none is higher."""
@@ -114,7 +114,7 @@ class Term:
         """R4: a quorum of answers whose remaining grants are over, each since it arrived."""
         over = {
             node
-            for node, a in self.born().items()
+            for node, a in self.answers.items()
             if a.remaining_grant_ns == 0 or now > a.arrived_ns + settings.stretched(a.remaining_grant_ns)
         }
         return is_quorum(self.config, over)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,6 +20,7 @@ import orjson
 from metastore.clock import now_ns
 from metastore.coordination.interface import KV, Change, Compare, Coordinator, Delete, Get, Op, Put, Session
 from metastore.core import effects as fx
+from metastore.core.replica import ACTIVE
 from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest, StorageError
 from metastore.layout import (
     ConfigRecord,
@@ -34,6 +37,8 @@ from metastore.layout import (
     to_json,
 )
 from metastore.logs import log_event
+from metastore.node.splitting import child_config
+from metastore.topology import placement_of
 
 if TYPE_CHECKING:
     from metastore.node.host import PartitionHost
@@ -46,9 +51,13 @@ FACT_REVISION = "etcd_revision"
 RECONCILE_S = 1.0
 USAGE_S = 2.0
 ORDER = {"moves": 1, "leader": 2}
+#: what reading a record may raise that says that the record is wrong
+MALFORMED = (InvalidRequest, LookupError, ValueError, TypeError)
 #: what a node keeps for a start without etcd
 REMEMBERED = frozenset({"nodes", "config", "leader", "namespaces"})
 MAX_CONCURRENT_CAMPAIGNS = 16
+#: so long a child waits for its parent's entry before it is opened empty (R18)
+PARENT_PATIENCE_NS = 2_000_000_000
 
 
 class Control:
@@ -75,8 +84,8 @@ class Control:
         self.related: set[str] = set()
         #: partitions that are to be split
         self._splits: dict[int, SplitRecord] = {}
-        #: partitions that were split off and wait for their beginning (R18)
-        self._unborn: dict[int, tuple[str, ConfigRecord, int]] = {}
+        #: partitions that were split off, and since when they wait to be opened here (R18)
+        self._unopened: dict[int, tuple[str, ConfigRecord, int, int]] = {}
         #: nodes that are to hold nothing
         self.drained: set[str] = set()
         self._ending: set[int] = set()
@@ -142,40 +151,50 @@ class Control:
         # between, since they may ask for one
         for change in sorted(changes, key=lambda c: ORDER.get(self.layout.parse(c.key)[0], 0)):
             try:
-                self._apply_change(change, revision)
-            except (InvalidRequest, KeyError, ValueError, TypeError) as e:
+                act = self._read_change(change, revision)
+            except MALFORMED as e:
                 log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
-            except (StorageError, AssertionError) as e:
+                continue
+            try:
+                act()
+            except Exception as e:  # the record is in order: what is wrong is this node (R14)
                 node.fail_stop(e)
         kinds = {self.layout.parse(change.key)[0] for change in changes}
         self._remember_due |= bool(kinds & REMEMBERED)
         self.wake()
         node.settle()
 
-    def _apply_change(self, change: Change, revision: int) -> None:
+    def _read_change(self, change: Change, revision: int) -> Callable[[], object]:
+        """What a change of a record asks for. Raises MALFORMED when the record makes no sense, and nothing was done."""
         node, parts, new = self.node, self.layout.parse(change.key), change.new
         node.topology.apply_kv(parts, new.value if new else None, revision)
-        if parts[0] == "nodes" and new is not None:
-            node.meet(node_record_from_json(new.value))
-        elif parts[0] == "config" and new is not None:
-            self._config_changed(parts[1], ConfigRecord.from_json(new.value), new.mod_revision)
-        elif parts[0] == "moves":
+        kind = parts[0]
+        if kind == "nodes" and new is not None:
+            return partial(node.meet, node_record_from_json(new.value))
+        if kind == "config" and new is not None:
+            config = ConfigRecord.from_json(new.value)
+            return partial(self._config_changed, parts[1], config, new.mod_revision)
+        if kind == "moves":
             move = None if new is None else (MoveRecord.from_json(new.value), new.mod_revision)
-            self._move_changed(int(parts[1]), move)
-        elif parts[0] == "splits":
-            self._split_changed(int(parts[1]), None if new is None else SplitRecord.from_json(new.value))
-        elif parts[0] == "drained":
-            (self.drained.discard if new is None else self.drained.add)(parts[1])
-        elif parts[0] == "paused":
-            node.core.ctx.moves_paused = new is not None
-        elif parts[0] == "usage":
+            return partial(self._move_changed, int(parts[1]), move)
+        if kind == "splits":
+            split = None if new is None else SplitRecord.from_json(new.value)
+            return partial(self._split_changed, int(parts[1]), split)
+        if kind == "drained":
+            return partial(self.drained.discard if new is None else self.drained.add, parts[1])
+        if kind == "paused":
+            return partial(setattr, node.core.ctx, "moves_paused", new is not None)
+        if kind == "usage":
             node.policies.published(parts[1], new.value if new else None)
-        elif parts[0] == "leader" and parts[1] == self._homes.get(int(parts[2])):
-            p = int(parts[2])
-            host = node.hosts.get(p)
-            self._leaders[p] = new
-            if host is not None:
-                host.replica.on_leader_value(new.value if new else None)
+        if kind == "leader" and parts[1] == self._homes.get(int(parts[2])):
+            return partial(self._leader_changed, int(parts[2]), new)
+        return lambda: None
+
+    def _leader_changed(self, p: int, new: KV | None) -> None:
+        host = self.node.hosts.get(p)
+        self._leaders[p] = new
+        if host is not None:
+            host.replica.on_leader_value(new.value if new else None)
 
     def _config_changed(self, cell: str, config: ConfigRecord, mod_revision: int) -> None:
         node, p = self.node, config.partition
@@ -185,13 +204,17 @@ class Control:
         wanted = move is not None and not move[0].cancel and mine in move[0].target
         if mine not in config.members() and not wanted:
             self._elsewhere[p] = cell, config, mod_revision
+            self._unopened.pop(p, None)
             if host is not None:
                 self._left(host, config, mod_revision)
             return
         self._elsewhere.pop(p, None)
-        if host is None and self._waits_for_parent(config):
-            self._unborn[p] = cell, config, mod_revision
-            return
+        since = self._unopened.pop(p)[3] if p in self._unopened else now_ns()
+        if host is None and config.parent is not None:
+            self._entry_committed(config.parent)
+            if self._waits_for_parent(config, since):
+                self._unopened[p] = cell, config, mod_revision, since
+                return
         if self._homes.get(p) != cell:
             self._homes[p] = cell
             self._leaders.pop(p, None)
@@ -201,29 +224,88 @@ class Control:
         host.wanted_split = self._splits.get(p)
         host.replica.home = cell
         host.replica.move = move[0] if move else None
-        self._configs[p] = mod_revision
-        self._terms[p] = term_of(config.epoch)
+        if mod_revision:
+            self._configs[p] = mod_revision
+            self._terms[p] = term_of(config.epoch)
         host.replica.on_config(now_ns(), config, mod_revision)
 
-    def _waits_for_parent(self, config: ConfigRecord) -> bool:
-        """R18: whether it was split off what is here, and the entry that does it is not applied and on disk
-        here yet: until then there is nothing to begin with, and an empty beginning would be a lie."""
-        child = config.partition
-        info = self.node.store.partitions.get(child)
-        if self.node.store.is_forking(child):
+    def _waits_for_parent(self, config: ConfigRecord, since: int) -> bool:
+        """R18: whether it was split off what is here, and will be here as soon as the entry that did it is applied and
+        durable. That may never be: then it is opened empty, and gets what it has to hold from other replicas."""
+        child, store = config.partition, self.node.store
+        if store.forks(child):
             return True
-        if config.parent is None or (info is not None and not info.dropped):
+        if config.parent is None or (child in store.partitions and not store.partitions[child].dropped):
             return False
         parent = self.node.hosts.get(config.parent[0])
-        return parent is not None and all(c != child for c, *_ in parent.machine.splits)
+        if parent is None or any(split.child == child for split in parent.machine.splits):
+            return False
+        return parent.replica.is_member() and now_ns() - since < PARENT_PATIENCE_NS
 
-    def bear(self) -> None:
+    def _entry_committed(self, parent: tuple[int, int, int]) -> None:
+        """R18: who knows what an entry split off knows that the entry is committed."""
+        host = self.node.hosts.get(parent[0])
+        if host is not None:
+            host.replica.learn_committed(*parent[1:])
+            self.node.settle()
+
+    def sought(self, effect: fx.Sought) -> None:
+        """R18: a member of what was split off a partition of this node's has begun to lead it, and etcd may not know
+        yet."""
+        node, p, config = self.node, effect.p, effect.config
+        parent = node.hosts.get(config.parent[0]) if config.parent else None
+        mine = (node.me.node, node.me.store) in config.members()
+        if (
+            parent is None
+            or not mine
+            or p in self._unopened
+            or p in self._elsewhere
+            or p in node.store.partitions
+        ):
+            return
+        self._config_changed(self._home(parent.p), config, 0)
+
+    def _open_waiting(self) -> None:
         """Open what had to wait and need not any more."""
-        for p, (cell, config, mod_revision) in list(self._unborn.items()):
-            if not self._waits_for_parent(config):
-                del self._unborn[p]
+        for cell, config, mod_revision, since in list(self._unopened.values()):
+            if not self._waits_for_parent(config, since):
                 self._config_changed(cell, config, mod_revision)
                 self.wake()
+
+    def open_now(self, child: int) -> None:
+        """R18: the entry that split it off will not come here any more."""
+        if child in self._unopened:
+            self._unopened[child] = (*self._unopened[child][:3], 0)
+            self._open_waiting()
+
+    def open_child(self, parent: PartitionHost, child: int) -> None:
+        """R18: what was split off ``parent`` is durable here as ``child``. etcd may not know of it yet: what it
+        begins with follows from the entry that made it."""
+        node, split = self.node, next(s for s in parent.machine.splits if s.child == child)
+        config = child_config(parent.p, split)
+        host, home = node.hosts.get(child), self._home(parent.p)
+        node.topology.learn(placement_of(home, config))
+        self._remember_due = True
+        if host is not None:
+            host.take_fork()
+        elif child in self._unopened:
+            self._open_waiting()
+        elif child in self._elsewhere:  # etcd's record names this store no more
+            node.store.drop_partition(child)
+        else:
+            self._homes[child] = home
+            self._relate(config.members())
+            host = node.open_partition(config)
+            host.replica.home = home
+            host.replica.follow_config(now_ns(), f"split off {parent.p}")
+
+    def misses(self, p: int) -> bool:
+        """Whether this store may be a member of ``p`` and has no durable copy of it (R18)."""
+        info = self.node.store.partitions.get(p)
+        if p in self._elsewhere or (info is not None and info.dropped) or self.node.store.holds(p):
+            return False
+        placement = self.node.topology.partitions.get(p)
+        return placement is None or self.node.me.node in placement.replicas
 
     def _split_changed(self, p: int, split: SplitRecord | None) -> None:
         if split is None:
@@ -249,10 +331,19 @@ class Control:
             host = node.hosts.get(p)
             if host is None or mod_revision < host.replica.config_mod_revision or mine in config.members():
                 continue
+            if self._is_needed(p):
+                continue
             if term_of(config.epoch) >= term_of(host.replica.sealed_epoch) and not host.replica.installing:
                 node.drop_partition(p)
                 self._homes.pop(p, None)
                 self._leaders.pop(p, None)
+
+    def _is_needed(self, p: int) -> bool:
+        """R18: whether what was split off ``p`` has here only the rows and the log of ``p`` as yet."""
+        if self.node.store.forks(p):
+            return True
+        children = [q.id for q in self.node.topology.partitions.values() if q.parent and q.parent[0] == p]
+        return any(self.misses(child) for child in children)
 
     def _move_changed(self, p: int, move: tuple[MoveRecord, int] | None) -> None:
         node = self.node
@@ -411,6 +502,7 @@ class Control:
             compares.append(Compare.absent(self.layout.config(home, child.partition)))
             ops.append(Put(self.layout.config(home, child.partition), child.to_json()))
             ops.append(Delete(self.layout.split(p)))
+            ops += self._child_leader(home, child)
             ops.append(self._event(child, home, "split", f"is split off {p}"))
         ops.append(self._event(new, effect.cell or home, "split" if effect.child else "move", cause))
         if new.leader == self.node.me.node:
@@ -427,6 +519,15 @@ class Control:
             # decide by what is there, never by the lost answer
             found = await self.coordinator.get(config_key)
             return found.mod_revision if found is not None and found.value == new.to_json() else 0
+
+    def _child_leader(self, cell: str, child: ConfigRecord) -> list[Op]:
+        """The leader key of a child that is led here already."""
+        host, session = self.node.hosts.get(child.partition), self.session
+        if host is None or host.role != ACTIVE or not session.alive or not session.lease_id:
+            return []
+        me = self.node.me
+        mine = LeaderRecord(me.node, me.incarnation, host.replica.sealed_epoch).to_json()
+        return [Put(self.layout.leader(cell, child.partition), mine, session.lease_id)]
 
     def move_ended(self, effect: fx.MoveEnded) -> None:
         self._spawn(self._end_move(effect))
@@ -470,7 +571,7 @@ class Control:
         if self.ready.is_set():
             self.leader_keys_read()
             self._drop_what_left()
-            self.bear()
+            self._open_waiting()
             self._remember()
         usage = self.node.policies.recount()
         session = self.session
@@ -489,6 +590,7 @@ class Control:
                     and config is not None
                     and config.leader == self.node.me.node
                     and term_of(config.epoch) == term_of(replica.sealed_epoch)
+                    and p in self._configs
                 ):
                     await self._put_back(p, replica.sealed_epoch, session)
 

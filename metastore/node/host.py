@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from metastore.clock import now_ns
-from metastore.core.changing import Split
 from metastore.core.dedupe import Window
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Applied, Machine, only_reads
 from metastore.core.quorum import is_quorum
-from metastore.core.replica import ACTIVE, FOLLOWER, RESIGNED, RESIGNING, InvariantBroken
+from metastore.core.replica import (
+    ACTIVATING,
+    ACTIVE,
+    ADOPTING,
+    RESIGNED,
+    RESIGNING,
+    SEALING,
+    InvariantBroken,
+    pack_config,
+)
 from metastore.errors import (
     DeadlineExceeded,
     MetastoreError,
@@ -38,10 +46,12 @@ from metastore.errors import (
 from metastore.keys import END_OF_RING
 from metastore.layout import SplitRecord
 from metastore.node.clients import ClientConnection, error_result
-from metastore.node.splitting import Splitting
+from metastore.node.splitting import Splitting, child_config
 from metastore.node.ttls import Deadlines
 from metastore.node.watches import PartitionWatches
 from metastore.records import record_versions
+from metastore.storage.store import Fork
+from metastore.topology import placement_to_plain
 from metastore.wire.client_messages import (
     ADD,
     AT_LEAST,
@@ -62,10 +72,14 @@ if TYPE_CHECKING:
     from metastore.node.node import Node
 
 MAX_BATCH_OPS = 2048
+#: of partitions told with an error: beyond it the topology has to be asked for
+MAX_FAMILY = 64
 #: roles in which entries proposed here may still be uncommitted
 PROPOSING = frozenset({ACTIVE, RESIGNING})
 HANDING_OVER = frozenset({RESIGNING, RESIGNED})
-MAX_HEIRLESS_NS = 300_000_000
+BEGINNING = frozenset({SEALING, ADOPTING, ACTIVATING})
+#: so long an operation waits to hear who leads, or where its key went
+MAX_WAIT_NS = 300_000_000
 MAX_BATCH_BYTES = 4 << 20
 FOREVER_NS = 1 << 62
 MAX_PARKED = 4096
@@ -123,14 +137,12 @@ class PartitionHost:
     def __init__(self, node: Node, p: int, lo: int, hi: int, applied: int) -> None:
         self.node = node
         self.p = p
-        #: storage keys ``lo <= lkey < hi`` are its own: each begins with its point
+        #: storage keys ``lo <= lkey < hi`` are served: each begins with its point
         self.lo, self.hi = lo.to_bytes(8, "big"), hi.to_bytes(8, "big") if hi < 1 << 64 else END_OF_RING
-        #: above it nothing is served; but for a split that is only proposed, the end of the range
-        self._hi = self.hi
+        self._first_hi = self.hi
         self.replica: PartitionReplica
         self.machine = Machine(partial(node.store.get, p))
         self.applied = applied
-        self.role = FOLLOWER
         self.pending: list[Waiting] = []
         #: of those: the bytes they take, whether transactions are among them, and when the first of them is
         #: no longer waited for
@@ -138,8 +150,8 @@ class PartitionHost:
         self.pending_txns = False
         self.pending_until = FOREVER_NS
         self.parked: deque[tuple[int, Waiting]] = deque()
-        #: operations that came while leadership was handed over, and until when they wait
-        self.heirless: deque[tuple[int, Waiting]] = deque()
+        #: operations that came while leadership, or the upper half, changed hands, and until when they wait
+        self.waiting: deque[tuple[int, Waiting]] = deque()
         self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...]]] = deque()
         self.watches = PartitionWatches(self)
         #: entries that came from a leader and are not applied yet: index -> their bytes, and them decoded
@@ -151,8 +163,6 @@ class PartitionHost:
         #: while a leader of it prepares to split it (R18)
         self.splitting: Splitting | None = None
         self.wanted_split: SplitRecord | None = None
-        #: the child of a split that is proposed and not applied yet
-        self.split_proposed: int | None = None
         #: operations of clients so far, and a second over the last while
         self.operations = 0
         self.rate = 0.0
@@ -163,18 +173,21 @@ class PartitionHost:
         """The last entry that can no longer be read."""
         own = self.node.store.partitions[self.p].log.base_index
         parent = self._parent(own)
-        return own if parent is None else self.node.store.partitions[parent].log.base_index
+        return own if parent is None else parent.log_base
 
-    def _parent(self, own_base: int) -> int | None:
-        """Whose log holds what was before this partition was split off, if it is here and joins up."""
+    def _parent(self, own_base: int) -> PartitionHost | None:
+        """Whose log holds what was before this partition was split off, if it is here and joins up. That one may have
+        been split off itself."""
         config = self.replica.config
         if config is None or config.parent is None or own_base != config.parent[2]:
             return None
         parent, epoch, index = config.parent
-        info = self.node.store.partitions.get(parent)
-        if info is None or info.dropped or not info.log.base_index <= index <= info.log.last_index:
+        host = self.node.hosts.get(parent)
+        if host is None:
             return None
-        return parent if info.log.epoch_at(index) == epoch else None
+        log = self.node.store.partitions[parent].log
+        joins = log.base_index <= index <= log.last_index and log.epoch_at(index) == epoch
+        return host if joins else None
 
     def read_log(self, first: int, max_bytes: int) -> list[bytes]:
         """Entries from ``first`` on, above ``log_base``; at least one."""
@@ -182,29 +195,45 @@ class PartitionHost:
         parent = self._parent(own) if first <= own else None
         if parent is None:
             return store.read_entries(self.p, first, max_bytes)
-        return store.read_entries(parent, first, max_bytes)[: own - first + 1]
+        return parent.read_log(first, max_bytes)[: own - first + 1]
 
     # --- operations -------------------------------------------------------------------------
 
     def covers(self, lkey: bytes) -> bool:
         return self.lo <= lkey < self.hi
 
+    @property
+    def role(self) -> str:
+        return self.replica.role
+
+    def load(self) -> None:
+        """Begin with what the store has: at the start, after a snapshot (R17), or as what was split off (R18)."""
+        self.machine.reset()
+        self.machine.load(self.node.store.load_aux(self.p))
+        self.applied = self.node.store.partitions[self.p].applied_index
+        self.narrow()
+        self.watches.snapshot_installed()
+
+    def take_fork(self) -> None:
+        """R18: the store has made this copy, if it was empty, what its parent's entry split off."""
+        replica, info = self.replica, self.node.store.partitions[self.p]
+        if replica.is_empty and info.applied_index:
+            self.load()
+            replica.take_fork(now_ns(), info.applied_index, info.applied_epoch)
+
     def narrow(self) -> None:
-        """R18: what was split off is not served here any more."""
-        for _, at, _, _ in self.machine.splits:
-            self.hi = min(self.hi, at)
-        self._hi = self.hi
-        self.node.store.set_bounds(self.p, self.lo, self.hi)
+        """R18: what was split off is not served here any more. A split that is only proposed, and forgotten, is none."""
+        self.hi = min([self._first_hi, *(split.at for split in self.machine.splits)])
         self.tell_split()
 
     def tell_split(self) -> None:
         """The replica has the last split recorded, if it is a leader's and etcd does not know yet."""
+        replica = self.replica
         if self.machine.splits:
-            child, at, epoch, index = self.machine.splits[-1]
-            config = self.replica.config
-            point = int.from_bytes(at, "big")
-            if config is not None and point < config.hi and not self.node.store.is_forking(child):
-                self.replica.split = Split(child, point, epoch, index)
+            split = self.machine.splits[-1]
+            if replica.config is not None and int.from_bytes(split.at, "big") < replica.config.hi:
+                replica.split = child_config(self.p, split)
+                replica.split_durable = split.child not in self.node.store.forks(self.p)
 
     def close_above(self, at: bytes) -> None:
         """R18: a split is proposed: nothing above it may be proposed after it."""
@@ -217,9 +246,10 @@ class PartitionHost:
         self.operations += 1
         kind = op[1]
         if not self.covers(op[3]) or (kind == TXN and not self.covers_all(op)):
-            error: MetastoreError | None = Moved(
-                f"partition {self.p} does not hold that key; refresh the topology", partition=self.p
-            )
+            if self.is_parting() and len(self.waiting) < MAX_PARKED:
+                self.wait(connection, client, op, deadline)
+                return
+            error: MetastoreError | None = self.elsewhere()
         else:
             error = self.node.policies.refuse(self, op)
             if error is not None and kind in WRITES and op[4] and self.machine.knows(client, op):
@@ -237,6 +267,18 @@ class PartitionHost:
             self.read_linearizable(connection, client, op, deadline)
         else:
             self.write(connection, client, op, deadline, now)
+
+    def is_parting(self) -> bool:
+        """R18: whether the upper half is on its way to be another partition, which is not open here yet."""
+        return self.role == ACTIVE and (self.replica.parting or bool(self.node.store.forks(self.p)))
+
+    def elsewhere(self) -> MetastoreError:
+        """For a key that this partition does not hold: with what was split off it, as far as is known here."""
+        text = f"partition {self.p} does not hold that key; refresh the topology"
+        family = self.node.topology.family(self.p) if self.machine.splits else []
+        if not 1 < len(family) <= MAX_FAMILY:  # a part of it would leave a gap
+            return Moved(text, partition=self.p)
+        return Moved(text, partition=self.p, family=[placement_to_plain(q) for q in family])
 
     def covers_all(self, txn: list[Any]) -> bool:
         keys = [compare[0] for compare in txn[7]] + [part[1] for parts in txn[8:10] for part in parts]
@@ -288,21 +330,37 @@ class PartitionHost:
             self.turn_away(connection, client, op, deadline)
 
     def turn_away(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
-        """An operation for the leader, which this is not. While one hands over (R11) it is better told a little
-        later who it is than sent to look for it."""
-        if self.replica.role in HANDING_OVER and len(self.heirless) < MAX_PARKED:
-            size = op_bytes(op)
-            self.node.admission.waiting += size
-            self.heirless.append((now_ns() + MAX_HEIRLESS_NS, (connection, client, op, deadline, size)))
+        """An operation for the leader, which this is not. While one hands over (R11), or has just begun, it is better
+        told a little later than sent to look around."""
+        if self.is_changing_hands() and len(self.waiting) < MAX_PARKED:
+            self.wait(connection, client, op, deadline)
         else:
             connection.answer(error_result(op[0], self.not_leader()))
 
-    def answer_heirless(self, error: MetastoreError, until: int | None = None) -> None:
-        """Those who wait to hear who leads; ``until``: that long ago have waited enough."""
-        while self.heirless and (until is None or self.heirless[0][0] <= until):
-            _, (connection, _, op, _, size) = self.heirless.popleft()
+    def is_changing_hands(self) -> bool:
+        role, term = self.role, self.replica.term
+        if role in BEGINNING:
+            return term is not None and now_ns() - term.started_ns < MAX_WAIT_NS
+        return role in HANDING_OVER
+
+    def wait(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+        size = op_bytes(op)
+        self.node.admission.waiting += size
+        self.waiting.append((now_ns() + MAX_WAIT_NS, (connection, client, op, deadline, size)))
+
+    def answer_waiting(self, error: MetastoreError | None = None, until: int | None = None) -> None:
+        """Those who waited are answered with ``error``, or served as if they came now. ``until``: only those who wait
+        for longer than up to then."""
+        for _ in range(len(self.waiting)):
+            if until is not None and self.waiting[0][0] > until:
+                return
+            _, (connection, client, op, deadline, size) = self.waiting.popleft()
             self.node.admission.waiting -= size
-            connection.answer(error_result(op[0], error))
+            if error is not None:
+                connection.answer(error_result(op[0], error))
+            else:
+                self.operations -= 1
+                self.operate(connection, client, op, deadline, now_ns())
 
     def read_local(self, connection: ClientConnection, op: list[Any]) -> None:
         """A stale or at-least read, from any replica."""
@@ -596,11 +654,7 @@ class PartitionHost:
             index = self.applied + 1
             entry = self.unstage(index) if self.staged else None
             if entry is not None or machine.proposed(index):
-                applied = machine.apply(index, entry)
-                epoch = self.replica.log.epoch_at(index)
-                store.apply(self.p, index, epoch, applied.changes, applied.aux)
-                self.applied = index
-                self.after(index, epoch, applied)
+                self.save(index, self.replica.log.epoch_at(index), machine.apply(index, entry))
                 continue
             for blob in store.read_entries(self.p, index, APPLY_READ_BYTES):
                 index, epoch = entry_position(blob)
@@ -609,10 +663,7 @@ class PartitionHost:
                 if index != self.applied + 1:
                     raise StorageError(f"partition {self.p}: entry {index} read after {self.applied}")
                 self.unstage(index)
-                applied = machine.apply(index, entry_payload(blob))
-                store.apply(self.p, index, epoch, applied.changes, applied.aux)
-                self.applied = index
-                self.after(index, epoch, applied)
+                self.save(index, epoch, machine.apply(index, entry_payload(blob)))
         self.answer_waiters(upto)
         if node.core_started and self.pending and not self.waiters:
             node.schedule_turn()
@@ -624,13 +675,19 @@ class PartitionHost:
             _, connection, op_id, tail = waiters.popleft()
             connection.answer([op_id, *tail])
 
-    def after(self, index: int, epoch: int, applied: Applied) -> None:
-        """Entry ``index`` is applied: whoever follows the changes."""
+    def save(self, index: int, epoch: int, applied: Applied) -> None:
+        """Entry ``index`` is applied: to the store, with what it splits off (R18), and to whoever follows the changes."""
+        store, fork = self.node.store, None
         if applied.forked is not None:
-            child, at, aux = applied.forked
-            self.node.store.fork(self.p, child, at, aux, index, epoch)
+            split, me = applied.forked.split, self.node.me
+            mine = (me.node, me.store) in split.members
+            config = pack_config(child_config(self.p, split)) if mine else None
+            fork = Fork(split.child, split.at, applied.forked.aux, config)
+        store.apply(self.p, index, epoch, applied.changes, applied.aux, fork)
+        self.applied = index
+        if fork is not None:
+            self.splitting, self.replica.parting = None, False
             self.narrow()
-            self.splitting = self.split_proposed = None
             self.watches.split()
         if self.watches.count:
             self.watches.applied(index, applied)
@@ -642,20 +699,17 @@ class PartitionHost:
 
     # --- leadership -------------------------------------------------------------------------------
 
-    def on_role(self, role: str) -> None:
+    def on_role(self, role: str, was: str) -> None:
         """Leadership begins or ends here: what was proposed and is not committed is forgotten;
         who waits for it learns that its outcome is not known (R7)."""
-        went_on = role in PROPOSING and self.role in PROPOSING
-        self.role = role
-        if self.heirless and role not in HANDING_OVER:
-            self.answer_heirless(self.not_leader())
-        if went_on:  # one reign: what it proposed stands
+        if role in PROPOSING and was in PROPOSING:  # one reign: what it proposed stands
             if role == ACTIVE:  # what was over while it was about to resign was passed over
                 self.restart_ttls(now_ns())
+                self.answer_waiting()
             return
         self.machine.abandon()
-        self.splitting = self.split_proposed = None
-        self.hi = self._hi
+        self.splitting, self.replica.parting = None, False
+        self.narrow()
         if role in PROPOSING:
             self.deadlines.start(now_ns(), self.machine.timed)  # R15: anew, in full
             self.window.begin(now_ns(), self.replica.log.last_index)
@@ -664,22 +718,36 @@ class PartitionHost:
             self.window.end()
             if self.watches.count:
                 self.watches.end_all(self.not_leader(), also_any=False)
-            error = OutcomeUnknown(
-                f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
-            )
-            while self.waiters:
-                _, connection, op_id, _ = self.waiters.popleft()
-                connection.answer(error_result(op_id, error))
+            self.answer_proposed()
             self.unpark(now_ns())
             if self.pending:
                 self.propose_pending(now_ns())
+        if not self.is_changing_hands():
+            self.answer_waiting()
+
+    def answer_proposed(self) -> None:
+        """What was proposed here is not this replica's to commit any more."""
+        error = OutcomeUnknown(
+            f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
+        )
+        while self.waiters:
+            _, connection, op_id, _ = self.waiters.popleft()
+            connection.answer(error_result(op_id, error))
 
     def retire(self) -> None:
-        """The partition leaves this node: everybody who waits here is sent elsewhere."""
+        """The partition leaves this node, whatever its role here: everybody who waits is sent elsewhere, and nothing is
+        proposed any more."""
         moved = self.node.unknown_partition(self.p)
-        self.answer_heirless(moved)
-        self.on_role(FOLLOWER)
+        self.machine.abandon()
+        self.deadlines.stop()
+        self.window.end()
+        self.answer_waiting(moved)
+        self.answer_proposed()
         self.watches.end_all(moved)
+        while self.parked:
+            _, (connection, _, op, _, _) = self.parked[0]
+            self.unpark_first()
+            connection.answer(error_result(op[0], moved))
         for connection, _, op, _, _ in self.pending:
             connection.answer(error_result(op[0], moved))
         self.node.admission.waiting -= self.pending_bytes
@@ -722,8 +790,8 @@ class PartitionHost:
                 self.node.schedule_turn()
         self.machine.horizon = self.window.horizon(now, self.replica.log.last_index)
         self.watches.sweep(now)
-        if self.heirless and now >= self.heirless[0][0]:
-            self.answer_heirless(self.not_leader(), now)
+        if self.waiting and now >= self.waiting[0][0]:
+            self.answer_waiting(self.not_leader(), now)
         if now - self._rated[1] > RATE_NS:
             self.rate = (self.operations - self._rated[0]) * 1e9 / (now - self._rated[1])
             self._rated = self.operations, now

@@ -24,7 +24,7 @@ from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
 from metastore.core.replica import Restored, unpack_config
 from metastore.core.settings import MS, CoreSettings
-from metastore.errors import InvalidRequest, MetastoreError, Moved, ProtocolError
+from metastore.errors import InvalidRequest, MetastoreError, Moved, ProtocolError, Unavailable
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
 from metastore.node import splitting
@@ -176,9 +176,8 @@ class Node:
         host = PartitionHost(self, p, restored.config.lo, restored.config.hi, applied)
         self.hosts[p] = host
         self.store.set_aux_source(p, host.machine.aux)
-        host.machine.load(self.store.load_aux(p))
         host.replica = self.core.add_replica(now, p, restored)
-        host.narrow()
+        host.load()
         host.apply_to(restored.commit_index)
         return host
 
@@ -192,13 +191,15 @@ class Node:
         restored = Restored(info.log.copy(), info.sealed_epoch, owner, config, info.commit_index)
         return self._add_host(now_ns(), p, restored, info.applied_index)
 
-    def on_forked(self, p: int) -> None:
-        """R18: what was split off as ``p`` is on disk here: it can be opened, and etcd told."""
-        for host in self.hosts.values():
-            if host.machine.splits and host.machine.splits[-1][0] == p:
-                host.tell_split()
-        self.control.bear()
+    def on_forked(self, child: int, parent: int) -> None:
+        """R18: what was split off ``parent`` is durable here: it can be opened, and etcd told."""
+        if self.stopping:
+            return
+        host = self.hosts[parent]
+        self.control.open_child(host, child)
+        host.tell_split()
         self.settle()
+        host.answer_waiting()  # those who came for what lies above learn where it is
 
     def drop_partition(self, p: int) -> None:
         """R10: etcd's record names this store no more; its copy goes, but for the epoch it has sealed."""
@@ -371,6 +372,7 @@ class Node:
             fx.Campaign: control.campaign,
             fx.ChangeConfig: control.change_config,
             fx.MoveEnded: control.move_ended,
+            fx.Sought: control.sought,
             fx.StartSnapshot: lambda e: snapshots.start(e.p, e.node, e.epoch),
             fx.InstallSnapshot: lambda e: snapshots.install(e.p, e.at_index, e.at_epoch),
             fx.DiscardSnapshot: lambda e: snapshots.discard(e.p),
@@ -406,7 +408,7 @@ class Node:
             self.hosts[p].stage(blobs, entries)
 
     def _role_changed(self, effect: fx.RoleChanged) -> None:
-        self.hosts[effect.p].on_role(effect.role)
+        self.hosts[effect.p].on_role(effect.role, effect.was)
         fields = {"node": self.config.node, "partition": effect.p, "epoch": effect.epoch}
         log_event(log, f"{effect.role}: {effect.reason}", **fields)
         if effect.role == "active":
@@ -535,6 +537,8 @@ class Node:
 
     def unknown_partition(self, p: int) -> MetastoreError:
         """Where it is, as far as is known here: who has just moved away knows before others ask around."""
+        if self.store.forks(p):
+            return Unavailable(f"partition {p} is being opened here", retry_after_s=0.05, partition=p)
         placement = self.topology.partitions.get(p)
         where = {"leader": placement.leader, "epoch": placement.epoch} if placement is not None else {}
         cell = self.topology.cell_of(p)

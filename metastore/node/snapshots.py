@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from metastore.clock import now_ns
+from metastore.core.machine import SPLITS_KEY, unpack_splits
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.payloads import check_aux
 from metastore.errors import CorruptState, MetastoreError, ProtocolError, StorageError, Unavailable
@@ -20,6 +21,7 @@ from metastore.records import unpack_record
 from metastore.storage.snapshot import AUX, DATA
 
 if TYPE_CHECKING:
+    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
     from metastore.storage.snapshot import SnapshotInstaller
 
@@ -99,7 +101,8 @@ class Snapshots:
                     log_event(log, f"sends a snapshot at {reader.index} to {to}", **fields)
                     node.store.hold_log(p, reader.index)
                     out.began_ns = now_ns()
-                    self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch))
+                    splits = [(split.child, split.entry) for split in unpack_splits(reader.aux(SPLITS_KEY))]
+                    self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch, splits))
                     number = 0
                     host = node.hosts.get(p)
                     if host is not None:
@@ -147,6 +150,7 @@ class Snapshots:
         """Wait until chunk ``until`` is acknowledged."""
         while out.acked < until:
             if out.refused:
+                self.node.core.snapshot_refused(now_ns(), p, to)
                 raise Unavailable(f"{to} refused it")
             out.changed.clear()
             async with asyncio.timeout(ACK_TIMEOUT_S):
@@ -194,7 +198,8 @@ class Snapshots:
             try:
                 if kind == DATA:
                     unpack_record(value)
-                    good = is_storage_key(key) and (host is None or host.covers(key))
+                    # above it may reach further than it does now: it may be of before a split
+                    good = is_storage_key(key) and (host is None or key >= host.lo)
                 else:
                     good = kind == AUX and len(key) <= MAX_AUX_KEY_BYTES and check_aux(key, value)
             except (CorruptState, ValueError):
@@ -208,7 +213,8 @@ class Snapshots:
             raise ProtocolError(f"partition {begin.p}: a snapshot at epoch {begin.at_epoch} in {begin.epoch}")
         others = sum(1 for p, i in self._in.items() if i.src.node == src.node and p != begin.p)
         full = others >= MAX_CONCURRENT_RECEIVES
-        if host is None or full or not host.replica.takes_snapshot(src, begin.epoch):
+        takes = host is not None and not full and host.replica.takes_snapshot(src, begin.epoch)
+        if host is None or not takes or not self._keeps_children(host, begin):
             self._queue(src.node, SnapshotAck(begin.p, begin.epoch, begin.snapshot, 0, False))
             return
         self.discard(begin.p)
@@ -216,6 +222,16 @@ class Snapshots:
         self._in[begin.p] = incoming
         incoming.task = asyncio.get_running_loop().create_task(self._stage(incoming))
         self._watched(incoming.task)
+
+    def _keeps_children(self, host: PartitionHost, begin: SnapshotBegin) -> bool:
+        """R18: whether the snapshot takes away nothing that is needed here. What was split off at an entry that was not
+        applied here has its rows, durable, in those that the snapshot would replace."""
+        known = {split.child for split in host.machine.splits}
+        control = self.node.control
+        missing = [child for child, _ in begin.splits if child not in known and control.misses(child)]
+        for child in missing:
+            control.open_now(child)
+        return not missing
 
     async def _stage(self, incoming: _Incoming) -> None:
         begin, node = incoming.begin, self.node
@@ -247,11 +263,7 @@ class Snapshots:
         node = self.node
         await incoming.installer.finish(at_index, at_epoch)
         host = node.hosts[p]
-        host.machine.reset()
-        host.machine.load(node.store.load_aux(p))
-        host.applied = at_index
-        host.narrow()
-        host.watches.snapshot_installed()
+        host.load()
         host.replica.on_snapshot_installed(now_ns(), at_index, at_epoch)
         self.installed += 1
         fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}

@@ -2,15 +2,17 @@
 
 The leader counts, slice by slice, what lies above the point, so that the entry can say how much each half
 holds; proposes the entry in a moment when nothing waits; and from then on serves nothing above the point.
-Whoever applies the entry parts with the upper half, and the leader has etcd record it (core.changing).
+Whoever applies the entry parts with the upper half. Who leads that first, and who its replicas are, follows from the
+entry, so that it serves also when etcd goes away right then; the leader has etcd record it (core.changing).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from metastore.core.machine import SplitOff
 from metastore.core.replica import ACTIVE
-from metastore.layout import SplitRecord
+from metastore.layout import ConfigRecord, SplitRecord, first_epoch, term_of
 
 if TYPE_CHECKING:
     from metastore.node.host import PartitionHost
@@ -50,12 +52,32 @@ class Splitting:
         if replica.role != ACTIVE or not may_split(host, self.wanted):
             return
         index = replica.log.last_index + 1
-        payload = host.machine.resolve_split(index, replica.sealed_epoch, self.wanted.child)
+        term = replica.term
+        assert term is not None
+        me = replica.ctx.me.node
+        members = sorted(term.config.replicas, key=lambda member: member[0] != me)  # this node first
+        payload = host.machine.resolve_split(
+            index, term.epoch, self.wanted.child, term.config.hi - 1, members
+        )
         host.splitting = None
-        host.split_proposed = self.wanted.child
+        replica.parting = True
         host.close_above(self.at)
         proposed = replica.propose(now, payload)
         assert proposed == index
+
+
+def child_config(parent: int, split: SplitOff) -> ConfigRecord:
+    """What was split off ``parent`` begins with: everybody who applies the entry comes to the same. Its first term,
+    which nobody but the entry can have made, is the one after the entry's; it belongs to who proposed the entry."""
+    return ConfigRecord(
+        split.child,
+        int.from_bytes(split.at, "big"),
+        split.last + 1,
+        first_epoch(term_of(split.epoch) + 1),
+        split.members[0][0],
+        split.members,
+        parent=(parent, split.epoch, split.entry),
+    )
 
 
 def may_split(host: PartitionHost, wanted: SplitRecord) -> bool:
@@ -67,7 +89,7 @@ def may_split(host: PartitionHost, wanted: SplitRecord) -> bool:
         return False
     if not replica.owns_record(term) or not term.config.lo < wanted.at < term.config.hi:
         return False
-    if any(child == wanted.child for child, *_ in host.machine.splits):
+    if any(split.child == wanted.child for split in host.machine.splits):
         return False
     last = replica.log.last_index
     return all(
@@ -79,7 +101,7 @@ def may_split(host: PartitionHost, wanted: SplitRecord) -> bool:
 def tick(host: PartitionHost, now: int) -> None:
     """Begin, or go on."""
     wanted = host.wanted_split
-    if wanted is None or host.split_proposed is not None:
+    if wanted is None or host.replica.parting:
         return
     if not may_split(host, wanted):
         if host.splitting is not None:

@@ -303,9 +303,9 @@ class PartitionWatches:
 
     def _parted(self, watch: Watch) -> int | None:
         """The first entry that gave part of the watch's range away: the last that it is told of here."""
-        for _, at, _, index in self.host.machine.splits:
-            if at < watch.end:
-                return index
+        for split in self.host.machine.splits:
+            if split.at < watch.end:
+                return split.entry
         return None
 
     def split(self) -> None:

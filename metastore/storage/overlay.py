@@ -66,6 +66,15 @@ class PartitionOverlay:
                     return
                 yield lkey, self.records[lkey]
 
+    def split(self, at: bytes) -> PartitionOverlay:
+        """Part with the changes at the point ``at`` and above."""
+        upper = PartitionOverlay()
+        for lkey in [k for k in self.records if k >= at]:
+            upper.put(lkey, self.records.pop(lkey))
+        self._points = {point: group for point, group in self._points.items() if point < at}
+        self._sorted = None
+        return upper
+
 
 class Overlay:
     """One generation of changes over all partitions, with their applied positions."""
@@ -92,6 +101,11 @@ class Overlay:
             self.dirty_aux[p] = set(aux)
         else:
             dirty |= aux
+
+    def split(self, p: int, at: bytes) -> PartitionOverlay | None:
+        """Part with the changes of ``p`` at the point ``at`` and above; None when there are none of ``p``."""
+        part = self.partitions.get(p)
+        return None if part is None else part.split(at)
 
     def drop(self, p: int) -> None:
         self.partitions.pop(p, None)

@@ -27,13 +27,19 @@ class SnapshotReader:
             self._txn.abort()
             raise Unavailable(f"partition {p} has nothing applied on disk yet")
         self.index, self.epoch, self._meta = meta.applied, meta.applied_epoch, meta
-        self._bounds = store.bounds_at(p, meta.applied)
+        self._aux = self._state.aux_rows_in(meta.slot, self._txn)
         self._rows = self._all_rows()
 
+    def aux(self, key: bytes) -> bytes | None:
+        """One of its aux rows."""
+        return dict(self._aux).get(key)
+
     def _all_rows(self) -> Iterator[Row]:
-        for lkey, record in self._state.scan(self._meta.data_slot, *self._bounds, self._txn):
+        for lkey, record in self._state.scan(
+            self._meta.data_slot, self._meta.start, self._meta.end, self._txn
+        ):
             yield DATA, lkey, record
-        for key, row in self._state.aux_rows_in(self._meta.slot, self._txn):
+        for key, row in self._aux:
             yield AUX, key, row
 
     def chunk(self, max_bytes: int) -> list[Row]:

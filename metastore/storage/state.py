@@ -27,6 +27,7 @@ import lmdb
 import msgpack
 
 from metastore.errors import CorruptState, StorageError
+from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
 from metastore.storage.readcache import ReadCache
 from metastore.storage.rows import (
@@ -62,7 +63,8 @@ SLICE_PAUSE_S: Final = 0.001
 class Meta:
     """What the state knows of one partition. ``log_from_seq``: entries recorded up to this
     number are void (a snapshot took their place). ``shared``: the slot of its records when they are in
-    another than ``slot``, else 0."""
+    another than ``slot``, else 0. ``start``, ``end``: which storage keys of that slot are its own; others may share
+    it (R18)."""
 
     slot: int
     applied: int = 0
@@ -74,6 +76,8 @@ class Meta:
     log_from_seq: int = 0
     dropped: bool = False
     shared: int = 0
+    start: bytes = b""
+    end: bytes = END_OF_RING
 
     @property
     def data_slot(self) -> int:
@@ -92,6 +96,8 @@ class Meta:
                 self.log_from_seq,
                 self.dropped,
                 self.shared,
+                self.start,
+                self.end,
             ]
         )
         return raw

@@ -27,6 +27,7 @@ import msgpack
 
 from metastore.core.logindex import LogIndex
 from metastore.errors import CorruptLog, CorruptState, StorageError
+from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
 from metastore.storage.identity import (
     lock_folder,
@@ -59,7 +60,9 @@ log = logging.getLogger("metastore.store")
 
 FLUSH_INTERVAL_S: Final = 0.25
 HOLD_AFTER_S: Final = 10.0
-END_OF_RING: Final = b"\xff" * 9
+PUSH_S: Final = 0.002
+#: a slot that is never given out
+NO_SLOT: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,6 @@ class PartitionInfo:
     meta: Meta
     log: LogIndex
     commit_index: int = 0
-    #: storage keys ``start <= lkey < end`` are its own; its slot may hold others' (R18)
-    bounds: tuple[bytes, bytes] = (b"", END_OF_RING)
 
     @property
     def sealed_epoch(self) -> int:
@@ -114,6 +115,16 @@ class PartitionInfo:
         return self.meta.dropped
 
 
+class Fork(NamedTuple):
+    """R18: what an applied entry splits off. All from the point ``at`` on is ``child``'s, which begins with the rows
+    ``aux``. ``config``: the child's first one, packed; None = this store is no member, and what lies above goes."""
+
+    child: int
+    at: bytes
+    aux: list[tuple[bytes, bytes]]
+    config: bytes | None
+
+
 class _Flush(NamedTuple):
     """One state transaction to be: it may go once the log is durable up to ``seq``."""
 
@@ -122,7 +133,6 @@ class _Flush(NamedTuple):
     rows: Job
     seq: int
     applied: list[tuple[int, int, int]]
-    forked: list[int]
     #: the records that it changes, once it is known what they are called in the state
     changed: dict[bytes, bytes | None]
 
@@ -153,16 +163,16 @@ class Store:
         self._flushing: Overlay | None = None
         self._flush_job: _Flush | None = None
         self._dirty: set[int] = set()
-        self._forking: set[int] = set()
         self._durable_applied: dict[int, int] = {}
         self._checkpoint_seq = 0
         self._next_slot = 1
         self._garbage: list[Rubbish] = []
-        #: partitions split off that are in no flush yet: of which, and their aux rows (R18)
+        #: partitions split off that no flush has yet: of which, and their aux rows; and those that are being
+        #: flushed (R18)
         self._forks: dict[int, tuple[int, list[tuple[bytes, bytes]]]] = {}
-        #: partition -> (entry, end of its range before that entry split it)
-        self._wider: dict[int, tuple[int, bytes]] = {}
-        self._switching = 0
+        self._forking: dict[int, int] = {}
+        #: partitions whose staged slot is being switched in
+        self._switching: set[int] = set()
         #: partition -> entries above this are kept for a while
         self._held: dict[int, int] = {}
         self._aux_sources: dict[int, Callable[[bytes], bytes | None]] = {}
@@ -175,7 +185,7 @@ class Store:
         self._on_failure: Callable[[StorageError], None] = lambda error: None
         self._failed: StorageError | None = None
         self.on_compacted: Callable[[int, int], None] = lambda p, index: None
-        self.on_forked: Callable[[int], None] = lambda p: None
+        self.on_forked: Callable[[int, int], None] = lambda child, parent: None
         self._lock_fd = -1
 
     # --- opening ----------------------------------------------------------------------------
@@ -313,11 +323,15 @@ class Store:
             self.partitions[p] = PartitionInfo(Meta(self._take_slot()), part.index)
         elif info.meta.dropped:
             info.meta.slot, info.meta.shared, info.meta.dropped = self._take_slot(), 0, False
+            info.meta.start, info.meta.end = b"", END_OF_RING
             self._durable_applied[p] = 0
         self._dirty.add(p)
 
     def drop_partition(self, p: int) -> None:
-        """Delete a removed replica's data; its sealed epoch stays for ever (R10)."""
+        """Delete a removed replica's data; its sealed epoch stays for ever (R10). Raises StorageError while what
+        was split off it, or the split that made it, is not durable (``forks``, R18)."""
+        if self.forks(p):
+            raise StorageError(f"R18: partition {p} cannot be dropped while {self.forks(p)} are not durable")
         info = self.partitions[p]
         meta = info.meta
         seq = self.append(DropEntry(p))
@@ -325,7 +339,6 @@ class Store:
         meta.applied = meta.applied_epoch = meta.commit = info.commit_index = 0
         meta.log_from_seq = seq
         self._dirty.add(p)
-        self._unfork(p)
         self._active.drop(p)
         self._garbage.append(self._rubbish(p, seq))
         meta.shared = 0
@@ -340,52 +353,53 @@ class Store:
         slot, data_slot = info.meta.slot, info.meta.data_slot
         others = (i for q, i in self.partitions.items() if q != p and not i.meta.dropped)
         if any(i.meta.data_slot == data_slot for i in others):
-            return Rubbish(seq, slot, data_slot, info.bounds[0], info.bounds[1])
+            return Rubbish(seq, slot, data_slot, info.meta.start, info.meta.end)
         return Rubbish(seq, slot, data_slot)
 
-    def set_bounds(self, p: int, start: bytes, end: bytes) -> None:
-        """Which storage keys are the partition's."""
-        self.partitions[p].bounds = start, end
-
-    def fork(
-        self, p: int, child: int, at: bytes, aux: list[tuple[bytes, bytes]], index: int, epoch: int
-    ) -> None:
-        """R18: entry ``index`` of ``p`` is applied, and from the point ``at`` on all is ``child``'s. The next
-        flush makes it so in one transaction; ``on_forked`` tells. A child that is here already (it came from
-        elsewhere) stays as it is."""
-        parent, known = self.partitions[p], self.partitions.get(child)
-        start, end = parent.bounds
-        parent.bounds, self._wider[p] = (start, min(at, end)), (index, end)
-        self._dirty.add(p)
-        if known is not None:
+    def _part(self, p: int, index: int, epoch: int, fork: Fork) -> None:
+        """R18: entry ``index`` of ``p`` is applied and parts with what lies above. The flush that has the parent at
+        this entry has the child too; ``on_forked`` tells when it is durable. A child that is here, but still
+        empty, becomes the fork; one that came from elsewhere stays as it is."""
+        parent, child = self.partitions[p].meta, fork.child
+        known = self.partitions.get(child)
+        end, parent.end = parent.end, fork.at
+        above = self._active.split(p, fork.at)
+        if fork.config is None or (known is not None and not self._is_empty(child)):
+            # the rows of a copy that came otherwise are in a slot of its own
+            if known is None or known.meta.dropped or self.holds(child):
+                self._garbage.append(Rubbish(self.log.last_seq, NO_SLOT, parent.data_slot, fork.at, end))
             return
-        shared = parent.meta.data_slot
-        meta = Meta(self._take_slot(), index, epoch, index, log_from_seq=self.log.last_seq, shared=shared)
-        part = self.log.partitions[child] = PartitionLog()
-        part.reset(index, epoch)
-        self.partitions[child] = PartitionInfo(meta, part.index, index, (at, end))
+        if known is None:
+            part = self.log.partitions[child] = PartitionLog()
+            known = self.partitions[child] = PartitionInfo(Meta(0, config=fork.config), part.index)
+        else:
+            self._garbage.append(Rubbish(0, known.meta.slot, known.meta.slot))
+        meta = known.meta
+        meta.slot, meta.shared = self._take_slot(), parent.data_slot
+        meta.start, meta.end = fork.at, end
+        meta.applied, meta.applied_epoch, meta.commit = index, epoch, index
+        meta.log_from_seq = self.log.last_seq
+        known.commit_index = index
+        self.log.partitions[child].reset(index, epoch)
         self._durable_applied[child] = 0
-        self._forks[child] = p, aux
+        if above is not None:
+            self._active.partitions[child] = above
+        self._forks[child] = p, fork.aux
         self._dirty.add(child)
-        self._freeze()
 
-    def bounds_at(self, p: int, applied: int) -> tuple[bytes, bytes]:
-        """Of the partition's keys as of an entry: before the one that split it they reached further."""
-        start, end = self.partitions[p].bounds
-        index, before = self._wider.get(p, (0, end))
-        return start, before if applied < index else end
+    def _is_empty(self, p: int) -> bool:
+        """Whether this replica has had nothing yet: no entry, no snapshot, none on its way in."""
+        info = self.partitions[p]
+        return not (info.meta.dropped or info.meta.applied or info.log.last_index or p in self._switching)
 
-    def is_forking(self, p: int) -> bool:
-        """Whether ``p`` has been split off and no flush has made it so yet."""
-        return p in self._forks or p in self._forking
+    def holds(self, p: int) -> bool:
+        """Whether there is a durable copy of ``p`` here, of whatever age."""
+        return self._durable_applied.get(p, 0) > 0
 
-    def _unfork(self, p: int) -> None:
-        """The changes of ``p`` in the overlay go, and with them what its children lack on disk: those are
-        not here then, and get everything from other replicas."""
-        for child in [c for c, (parent, _) in self._forks.items() if parent == p]:
-            del self._forks[child], self.partitions[child], self.log.partitions[child]
-            self._durable_applied.pop(child, None)
-            self._dirty.discard(child)
+    def forks(self, p: int) -> list[int]:
+        """What was split off ``p``, and ``p`` itself if it was, as far as no flush has made it so yet (R18)."""
+        pending = [*self._forks.items(), *((c, (parent, [])) for c, parent in self._forking.items())]
+        return [child for child, (parent, _) in pending if p in (child, parent)]
 
     def _take_slot(self) -> int:
         self._next_slot += 1
@@ -504,7 +518,7 @@ class Store:
         ``max_looks`` (records looked at) ended it early; None = there is nothing more.
         ``scan_bytes_left``: what was left of ``max_bytes``."""
         info = self.partitions[p]
-        start, end = max(start, info.bounds[0]), min(end, info.bounds[1])
+        start, end = max(start, info.meta.start), min(end, info.meta.end)
         changed = [
             generation.partitions[p]
             for generation in (self._active, self._flushing)
@@ -540,9 +554,15 @@ class Store:
     # --- applying and flushing ----------------------------------------------------------------------
 
     def apply(
-        self, p: int, index: int, epoch: int, changes: list[tuple[bytes, bytes | None]], aux: set[bytes]
+        self,
+        p: int,
+        index: int,
+        epoch: int,
+        changes: list[tuple[bytes, bytes | None]],
+        aux: set[bytes],
+        fork: Fork | None = None,
     ) -> None:
-        """Committed changes of entry ``index``; visible at once, in LMDB later."""
+        """Committed changes of entry ``index``, and what it splits off (R18); visible at once, in LMDB later."""
         meta = self.partitions[p].meta
         assert index == meta.applied + 1, f"R6: entry {index} applied after {meta.applied}"
         meta.applied, meta.applied_epoch = index, epoch
@@ -554,7 +574,9 @@ class Store:
         active.apply(p, changes, aux)
         self._note_overlay()
         self._dirty.add(p)
-        if active.bytes > self.options.flush_bytes or active.changes > self._flush_changes:
+        if fork is not None:
+            self._part(p, index, epoch, fork)
+        if fork or active.bytes > self.options.flush_bytes or active.changes > self._flush_changes:
             self._freeze()
 
     async def _flush_forever(self) -> None:
@@ -603,14 +625,14 @@ class Store:
                 slot = self.partitions[p].meta.slot
                 job += [state.aux_write(slot, key, source(key)) for key in sorted(keys)]
         forks, self._forks = self._forks, {}
-        self._forking = set(forks)
+        self._forking = {child: parent for child, (parent, _) in forks.items()}
         for p, (_, rows) in forks.items():
             slot = self.partitions[p].meta.slot
             job += [state.aux_write(slot, key, row) for key, row in rows]
         dirty, self._dirty = self._dirty, set()
         applied = [(p, self.partitions[p].meta.slot, self.partitions[p].meta.applied) for p in dirty]
         job += [(state.meta, meta_key(p), self.partitions[p].meta.pack()) for p in dirty]
-        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied, list(forks), {})
+        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied, {})
         self._submit_flush()
 
     def _submit_flush(self) -> None:
@@ -658,9 +680,9 @@ class Store:
         for p, slot, applied in flush.applied:
             if self.partitions[p].meta.slot == slot:  # not dropped and taken up again meanwhile
                 self._durable_applied[p] = applied
-        self._forking.clear()
-        for p in flush.forked:
-            self.on_forked(p)
+        forked, self._forking = self._forking, {}
+        for child, parent in forked.items():
+            self.on_forked(child, parent)
         shortened, removed = self.log.remove_segments(
             lambda p: self._durable_applied.get(p, 0),
             flush.seq,
@@ -695,11 +717,16 @@ class Store:
     async def save(self, p: int, index: int) -> None:
         """Have the state hold the partition up to entry ``index``, which is applied. Raises StorageError."""
         while self._durable_applied.get(p, 0) < index:
-            if self._failed is not None:
-                raise self._failed
-            self._freeze()
-            self.kick()
-            await asyncio.sleep(0.002)
+            await self._push()
+
+    async def _push(self) -> None:
+        """Get a flush on its way, or on; returns a little later. Raises StorageError."""
+        if self._failed is not None:
+            raise self._failed
+        self._freeze()
+        self.kick()
+        self._submit_flush()
+        await asyncio.sleep(PUSH_S)
 
     def run_flush(self) -> None:
         """A whole flush here and now (no thread): for tests and simulation."""
@@ -730,27 +757,27 @@ class Store:
     async def switch_slot(self, p: int, slot: int, index: int, epoch: int) -> None:
         """R17: one transaction makes the staged slot the partition's state. Nothing may be
         appended to or applied in the partition until this returns, but seals and configs."""
+        while self.forks(
+            p
+        ):  # what was split off stands on the old rows and the old log until it is durable (R18)
+            await self._push()
         meta = self.partitions[p].meta
         from_seq = self.log.last_seq
-        self._switching += 1  # no flush may write the partition's old row after the new one
+        self._switching.add(p)  # no flush may write the partition's old row after the new one
         try:
             # records up to ``from_seq`` become void: none of these numbers may be given out again
             # by a recovery that finds a shorter log
             while self._flushing is not None or self.durable_seq < from_seq:
-                if self._failed is not None:
-                    raise self._failed
-                self.kick()
-                self._submit_flush()
-                await asyncio.sleep(0.002)
+                await self._push()
             new = Meta(slot, index, epoch, index, meta.sealed, meta.owner, meta.config, from_seq)
             await self.run_in_writer(self.state.write, [(self.state.meta, meta_key(p), new.pack())])
         finally:
-            self._switching -= 1
+            self._switching.discard(p)
         # a seal recorded meanwhile is in the log and in ``meta``, which stays the live object
-        self._unfork(p)
         self._active.drop(p)
         old = self._rubbish(p, 0)
         meta.slot, meta.shared, meta.applied, meta.applied_epoch = slot, 0, index, epoch
+        meta.start, meta.end = b"", END_OF_RING
         meta.commit, meta.log_from_seq = index, from_seq
         self._dirty.add(p)
         self.state.renew({})

@@ -28,7 +28,7 @@ for _number, _cls in KINDS.items():
         (getattr(t, "__origin__", t), _BOUNDS.get(name, MAX_COUNT)) for name, t in _hints.items()
     )
 
-_INT_ROWS: Final = {1: ("beats", 4), 2: ("refused", 2)}
+_INT_ROWS: Final = {1: ("beats", 4), 2: ("refused", 2), 15: ("splits", 2)}
 _BYTES_LISTS: Final = frozenset({6, 10})
 #: kinds with nothing but plain fields
 _PLAIN: Final = frozenset(KINDS) - {*_INT_ROWS, *_BYTES_LISTS, 16}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.keys import PartitionMap, storage_key
 from metastore.layout import ConfigRecord, LeaderRecord, NodeRecord, to_json
-from metastore.topology import TopologyTable
+from metastore.topology import Placement, TopologyTable, placement_to_plain
 
 MEMBERS = (("n1", "s1"), ("n2", "s2"), ("n3", "s3"))
 
@@ -131,3 +132,44 @@ def test_what_is_no_table_is_told(instead: Any) -> None:
         again.merge(read)
         again.complete  # noqa: B018
         TopologyTable.from_wire(again.to_wire())
+
+
+def family_of_three() -> list[Placement]:
+    """Partition 0, split in the middle (1), and its lower half again (2)."""
+    quarter = 1 << 62
+    return [
+        Placement(0, 0, quarter, "c1", ("a",), "a", 3 << 16),
+        Placement(2, quarter, 2 * quarter, "c1", ("a",), "a", 3 << 16, (0, 90)),
+        Placement(1, 2 * quarter, 4 * quarter, "c1", ("a",), "a", 2 << 16, (0, 50)),
+    ]
+
+
+def before_all_splits() -> TopologyTable:
+    table = TopologyTable()
+    table._put(Placement(0, 0, 1 << 64, "c1", ("a",), "a", 1 << 16))
+    return table
+
+
+def test_a_family_is_learned_whole() -> None:
+    """R18: without etcd a client hears of splits from who made them, and every key has a partition all the time."""
+    for order in itertools.permutations(family_of_three()):
+        table = before_all_splits()
+        assert table.learn_plain([placement_to_plain(p) for p in order])
+        assert [p.id for p in table.in_order()] == [0, 2, 1]
+        assert not table.learn_plain([placement_to_plain(p) for p in order]), "that is no news"
+    assert not before_all_splits().learn_plain("nonsense")
+    assert not before_all_splits().learn_plain([{"id": 1}])
+
+
+def test_an_older_word_does_not_widen_what_was_split() -> None:
+    """etcd's record, and other tables, may be older than what a replica said."""
+    table, older = before_all_splits(), before_all_splits()
+    for placement in family_of_three():
+        table.learn(placement)
+    older.revision = 10**6
+    table.merge(older)
+    record = ConfigRecord(0, 0, 1 << 64, 9 << 16, "a", (("a", "s"),))
+    table.apply_kv(("config", "c1", "00000"), record.to_json(), 10**6 + 1)
+    assert table.complete
+    assert [(p.id, p.hi) for p in table.in_order()] == [(0, 1 << 62), (2, 1 << 63), (1, 1 << 64)]
+    assert TopologyTable.from_wire(table.to_wire()).complete

@@ -166,9 +166,9 @@ def removed_forgets_its_promise(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_empty_child_counts(patch: pytest.MonkeyPatch) -> None:
-    """R18: a replica that has not come to the split begins its child empty, and is counted for it."""
-    patch.setattr(Control, "_waits_for_parent", lambda self, config: False)
-    patch.setattr(Term, "born", lambda self: self.answers)
+    """R18: a child is begun by replicas none of which has come to the split."""
+    patch.setattr(Control, "_waits_for_parent", lambda self, config, since: False)
+    patch.setattr(Term, "has_origin", lambda self: True)
 
 
 def serves_what_was_split_off(patch: pytest.MonkeyPatch) -> None:

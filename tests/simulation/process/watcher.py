@@ -47,13 +47,13 @@ class Watcher:
             world.tell(f"{process.name} p{p} installs a snapshot at {args[1]}", p)
             await install(p, *args)
 
-        def applied(p: int, index: int, epoch: int, changes: Any, aux: Any) -> None:
+        def applied(p: int, index: int, epoch: int, changes: Any, *more: Any) -> None:
             entry = (epoch, changes)
             if self.applied[p].setdefault(index, entry) != entry:
                 raise Violation(
                     f"I3: {process.name} applies another entry {index} than was applied before", p
                 )
-            apply(p, index, epoch, changes, aux)
+            apply(p, index, epoch, changes, *more)
 
         node._role_changed = changed  # type: ignore[method-assign]
         node.snapshots._install = installing  # type: ignore[method-assign]

@@ -182,7 +182,7 @@ def test_both_halves_of_a_split_remember_fences_and_floors(monkeypatch: pytest.M
     assert [status(r, name, token) for name, token in ((a, 20), (b, 30), (c, 40))] == [OK] * 3
     r.machine.count_above(b"\xff" * 8)
     r.machine.count_slice([], None)
-    payload = r.machine.resolve_split(r.index + 1, 1, 1)
+    payload = r.machine.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
     r.index += 1
     forked = r.machine.apply(r.index, payload).forked
     assert forked is not None

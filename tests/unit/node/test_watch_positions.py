@@ -93,7 +93,7 @@ class Partition:
     def split(self, at: bytes) -> None:
         self.machine.count_above(at)
         self.machine.count_slice([(k, r) for k, r in self.state.items() if k >= at], None)
-        payload = self.machine.resolve_split(self.applied + 1, EPOCH, 9)
+        payload = self.machine.resolve_split(self.applied + 1, EPOCH, 9, (1 << 64) - 1, [("n", "s")])
         self.hi = at
         self._apply(payload)
 

@@ -11,6 +11,7 @@ import pytest
 
 from metastore.client import connection as connection_module
 from metastore.clock import now_ns
+from metastore.core.machine import SplitOff
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.node import watches as watches_module
@@ -45,11 +46,12 @@ class Divided:
             rows = node.store.scan(p, counting.cursor, host.hi, 2000, 2 << 20)
             host.machine.count_slice(rows, node.store.scan_next)
         epoch, index = host.replica.sealed_epoch, host.replica.log.last_index + 1
-        payload = host.machine.resolve_split(index, epoch, child)
+        members = [("f", node.store.store_id)]
+        payload = host.machine.resolve_split(index, epoch, child, self.ranges[p][1] - 1, members)
         host.close_above(point)
         host.replica.propose(now_ns(), payload)
         node.settle()
-        while host.applied < index or node.store.is_forking(child):
+        while host.applied < index or node.store.forks(child):
             await asyncio.sleep(0.005)
         lo, hi = self.ranges[p]
         self.ranges[p], self.ranges[child] = (lo, at), (at, hi)
@@ -234,8 +236,9 @@ async def test_a_watch_that_a_snapshot_took_past_the_split(tmp_path: Path) -> No
             body = [number, 0, low.to_bytes(8, "big"), high.to_bytes(8, "big"), None, 0, b""]
             s.host.watches.add(connection, body)
         assert len(told) == 3
+        epoch, members = s.host.replica.sealed_epoch, (("f", s.store.store_id),)
         s.host.machine.splits.append(
-            (1, HALF.to_bytes(8, "big"), s.host.replica.sealed_epoch, s.host.applied)
+            SplitOff(1, HALF.to_bytes(8, "big"), TOP - 1, epoch, s.host.applied, members)
         )
         for since in (0, 9):  # at the very version that they were told, and beyond it
             s.host.machine.last_version = version + since
