@@ -184,6 +184,16 @@ class Faults:
             self.world.tell(f"free again: {link[0]} > {link[1]}")
             self.world.network.open_links([link], within_ns=1)
 
+    def dam(self) -> None:
+        """What a client who watches is told stays on the way for a while: its watches fall behind."""
+        world = self.world
+        names = [watch.name for watch in world.workloads.watches]
+        to = self.random.choice(names)
+        links = [(a, to) for a in sorted(world.processes)]
+        world.tell(f"{to} hears nothing")
+        world.network.shut_links(links)
+        self.later(1200, lambda: world.network.open_links(links))
+
     def reset(self) -> None:
         """Streams between two nodes, or a client's, break while both live."""
         a = self.pick().name

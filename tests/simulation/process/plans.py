@@ -9,13 +9,14 @@ from typing import Any
 @dataclass(frozen=True)
 class Plan:
     """``faults``: name (a method of Faults) -> mean ms between two. ``workloads``: name (a method of
-    Workloads) -> how many of it. ``load``: how slow the processors are. ``settings``: of the nodes."""
+    Workloads) -> how many of it. ``keys``: in each partition at the start. ``load``: how slow the processors are. ``settings``: of the nodes."""
 
     faults: dict[str, int] = field(default_factory=dict)
     workloads: dict[str, int] = field(default_factory=lambda: {"registers": 2})
     cells: int = 1
     nodes: int = 3
     partitions: int = 2
+    keys: int = 2
     max_delay_ms: int = 2
     slow_share: float = 0.0
     max_sync_ms: int = 6
@@ -46,7 +47,7 @@ PLANS: dict[str, Plan] = {
             "etcd": 3000,
             "hand_over": 2500,
         },
-        workloads={"registers": 2, "readers": 1, "counting": 1},
+        workloads={"registers": 2, "readers": 1, "counting": 1, "stale_readers": 1, "watchers": 2},
         slow_share=0.02,
     ),
     "kills": Plan(faults={"kill": 600}, workloads={"registers": 1, "counting": 2}),
@@ -106,4 +107,33 @@ PLANS: dict[str, Plan] = {
         workloads={"registers": 1, "counting": 3},
     ),
     "moves, split": Plan(faults={"move": 300, "split": 500, "pause": 700}, nodes=6, partitions=4),
+    # what a leader acknowledged last is known to nobody for long, and the next one takes long to begin
+    "stale reads": Plan(
+        faults={"kill": 600, "pause": 1500, "cut": 2000, "split": 2500, "hand_over": 3000},
+        workloads={"registers": 2, "stale_readers": 2},
+        max_sync_ms=150,
+    ),
+    "stale reads, moves": Plan(
+        faults={"move": 500, "divide": 900, "kill": 2500, "split": 1500, "slow_disk": 2000},
+        workloads={"registers": 2, "stale_readers": 2},
+        cells=2,
+        partitions=1,
+        keys=8,
+    ),
+    # watches are behind when their partition is split, and etcd is away then
+    "watches": Plan(
+        faults={
+            "divide": 600,
+            "dam": 250,
+            "etcd": 700,
+            "kill": 2500,
+            "move": 1500,
+            "hand_over": 1200,
+            "reset": 900,
+        },
+        workloads={"registers": 2, "watchers": 4},
+        nodes=5,
+        partitions=1,
+        keys=8,
+    ),
 }

@@ -17,6 +17,7 @@ from tests.checkers.history import Operation
 from tests.checkers.linearizability import check_key, check_versions
 from tests.integration.harness import keys_by_partition
 from tests.simulation.process.loop import SimLoop
+from tests.simulation.process.reading import StaleReader, WatchReader, truth_of
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Workloads:
         self.loops: list[SimLoop] = []
         self.traffics: list[tuple[SimLoop, Traffic]] = []
         self.counters: list[tuple[SimLoop, Counter]] = []
+        self.stale: list[tuple[SimLoop, StaleReader]] = []
+        self.watches: list[WatchReader] = []
+        #: what goes on until everything else has ended
+        self.following: list[asyncio.Task[Any]] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.keys: dict[int, list[str]] = {}
 
@@ -55,10 +60,10 @@ class Workloads:
         return loop, world.await_(loop, begin, 10)
 
     def registers(self, number: int) -> None:
-        """Reads, puts, conditional puts and deletes on two keys of each partition."""
+        """Reads, puts, conditional puts and deletes on a few keys of each partition."""
         loop, client = self.client()
         if not self.keys:
-            self.keys = keys_by_partition(client, 2, "chaos")
+            self.keys = keys_by_partition(client, self.world.plan.keys, "chaos")
         keys = [k for ks in self.keys.values() for k in ks]
 
         def clock() -> int:
@@ -88,21 +93,64 @@ class Workloads:
         self.counters.append((loop, counter))
         self.tasks.append(loop.enter(lambda: loop.create_task(counter.run())))
 
+    def stale_readers(self, number: int) -> None:
+        """Who reads at any replica, with a bound or a version. To go with ``registers``."""
+        world, (loop, client) = self.world, self.client()
+        keys = [k for ks in self.keys.values() for k in ks]
+        reader = StaleReader(
+            client,
+            keys,
+            world.seed + 70 + number,
+            lambda: world.events.now,
+            lambda: [op for _, t in self.traffics for op in t.history[-30:]],
+        )
+        self.stale.append((loop, reader))
+        world.await_(loop, lambda: reader.begin([ks[0] for ks in self.keys.values()]), 10)
+        world.until(world.all_applied, 5, "I8: replicas lag behind at the start")
+        self.tasks.append(loop.enter(lambda: loop.create_task(reader.run())))
+
+    def watchers(self, number: int) -> None:
+        """Who watches: at leaders or at any replica, eagerly or slowly, by turns. To go with ``registers``."""
+        loop, client = self.client()
+        watch = WatchReader(
+            client, loop.name, self.world.seed + 90 + number, bool(number & 1), bool(number & 2)
+        )
+        self.watches.append(watch)
+        self.following.append(loop.enter(lambda: loop.create_task(watch.run())))
+
     def finish(self) -> None:
         """Everything serves again; a last look at all."""
         world = self.world
         for loop, traffic in self.traffics:
             if not isinstance(traffic, Readers):
                 world.await_(loop, lambda t=traffic: t.until_all_serve(15.0), 20)
-        for _, worker in [*self.traffics, *self.counters]:
+        for _, worker in [*self.traffics, *self.counters, *self.stale]:
             worker.stop = True
         world.until(lambda: all(t.done() for t in self.tasks), 20, "clients hang")
-        for task in self.tasks:
+        self.end_watches()
+        for task in [*self.tasks, *self.following]:
             task.result()
         for loop, traffic in self.traffics:
             world.await_(loop, traffic.read_all, 20)
         for loop, counter in self.counters:
             world.await_(loop, counter.look, 20)
+        for loop, reader in self.stale:
+            world.await_(loop, reader.look, 20)
+
+    def end_watches(self) -> None:
+        """Nobody writes any more: each is told the rest of what there is."""
+        world, watches = self.world, self.watches
+        if not watches:
+            return
+        for watch in watches:
+            watch.hurry = True
+        world.until(world.all_applied, 5, "I8: replicas do not catch up")
+        truth = truth_of(world, "chaos")
+        late = "watch: the last changes are not told"
+        world.until(lambda: all(w.is_done(truth) for w in watches), 20, late)
+        for watch in watches:
+            watch.stop = True
+        world.until(lambda: all(t.done() for t in self.following), 5, "I8: watches hang")
 
     def judge(self) -> None:
         history = [op for _, t in self.traffics for op in t.history]
@@ -119,6 +167,11 @@ class Workloads:
             problem = check_key(ops)
             if problem:
                 raise Violation(f"I5: {problem}", of_key[key])
+        for _, reader in self.stale:
+            reader.judge(by_key, of_key)
+        truth = truth_of(self.world, "chaos") if self.watches else {}
+        for watch in self.watches:
+            watch.judge(truth)
         for problem in check_versions(history, of_key):
             raise Violation(f"I5: {problem}")
         for _, counter in self.counters:

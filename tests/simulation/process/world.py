@@ -20,7 +20,7 @@ from metastore.coordination.memory import MemoryEtcd
 from metastore.errors import CoordinationError
 from metastore.layout import ConfigRecord
 from metastore.node import node as node_module
-from metastore.node import peers, snapshots
+from metastore.node import peers, snapshots, watches
 from metastore.node.node import core_settings
 from metastore.storage import state
 from tests.simulation.process.etcd import SimCoordinator
@@ -39,6 +39,8 @@ STORY_LINES = 100
 SMALL: list[tuple[Any, str, Any]] = [
     (snapshots, "CHUNK_BYTES", 300),
     (peers, "MAX_BUFFERED_BYTES", 16 << 10),
+    (watches, "CONGESTED_BYTES", 500),
+    (watches, "SLICE_BYTES", 300),
     (state, "DELETE_CHUNK", 5),
     (
         node_module,
@@ -233,6 +235,10 @@ class World:
                 if holders != {n for n, _ in config.replicas}:
                     return False
         return True
+
+    def all_applied(self) -> bool:
+        """Every replica has applied as much as the others."""
+        return all(len({h.applied for h in self.hosts(p)}) == 1 for p in self.partitions())
 
     def all_equal(self) -> bool:
         """Every replica of every partition has applied the same and holds the same."""

@@ -1,0 +1,203 @@
+"""Stale reads and watches in the simulation: there are many of each kind, and each planted bug of theirs is seen by the
+very judge that it is planted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from metastore.core.leading import LeadingReplica
+from metastore.core.messages import FRESH, HEALTHY
+from metastore.core.replica import ACTIVE, Replica
+from metastore.node.host import PartitionHost
+from metastore.node.watches import PartitionWatches
+from tests.simulation.process.plans import PLANS
+from tests.simulation.process.world import World, world_of
+from tests.simulation.seeds import seeds_of
+from tests.simulation.violation import Violation
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def plays(*plans: str, count: int) -> list[World]:
+    return [world_of(seed).play() for seed in seeds_of(plans, PLANS, count)]
+
+
+def test_stale_reads_happen() -> None:
+    """Old ones and new ones, from all bounds; at leaders and at others, with records and without."""
+    found = [
+        read
+        for world in plays("stale reads", "stale reads, moves", count=4)
+        for _, reader in world.workloads.stale
+        for read in reader.found
+    ]
+    ages = [read.age_ms for read in found]
+    assert len(found) > 400
+    assert min(sum(a == 0 for a in ages), sum(a is not None and a > 20 for a in ages)) > 40
+    assert min(sum(r.value == "" for r in found), sum(r.at_least is not None for r in found)) > 20
+
+
+def test_watches_happen() -> None:
+    """They are many, are gone and go on, lose what is not kept, and live through splits."""
+    worlds = plays("watches", count=3)
+    watches = [watch for world in worlds for watch in world.workloads.watches]
+    assert sum(w.told for w in watches) > 2000
+    assert sum(w.resumed for w in watches) > 20
+    assert sum(len(w.sessions) for w in watches) > len(watches), "none was ever told that it lost something"
+    assert sum(len(world.partitions()) for world in worlds) > 6
+    ends = [len(w.sessions[-1].end) for w in watches]
+    assert max(ends) > 2, "no position has a version for each half"
+
+
+def a_sign_of_life_is_proof(patch: pytest.MonkeyPatch) -> None:
+    """R8: who gets on is taken for one that may read."""
+    grant = Replica.grant
+
+    def granted(self: Any, now: int, src: Any, epoch: int, says: int, *rest: int) -> bool:
+        return grant(self, now, src, epoch, says | (FRESH if says & HEALTHY else 0), *rest)
+
+    patch.setattr(Replica, "grant", granted)
+
+
+def what_comes_late_is_new(patch: pytest.MonkeyPatch) -> None:
+    """R8: the age counts from the receipt of a heartbeat, not from its sending."""
+    grant = Replica.grant
+
+    def granted(
+        self: Any, now: int, src: Any, epoch: int, says: int, commit: int, echo: int, grant_ns: int
+    ) -> bool:
+        return grant(self, now, src, epoch, says, commit, now, grant_ns)
+
+    patch.setattr(Replica, "grant", granted)
+
+
+def who_is_behind_is_new(patch: pytest.MonkeyPatch) -> None:
+    """R8: whether this replica has what the leader has committed is not asked."""
+    grant = Replica.grant
+
+    def granted(
+        self: Any, now: int, src: Any, epoch: int, says: int, commit: int, echo: int, grant_ns: int
+    ) -> bool:
+        return grant(self, now, src, epoch, says, min(commit, self.commit_index), echo, grant_ns)
+
+    patch.setattr(Replica, "grant", granted)
+
+
+def a_leader_to_be_is_new(patch: pytest.MonkeyPatch) -> None:
+    """R8: the age counts from a quorum's answer before the no-op is committed."""
+    age_ns = LeadingReplica.age_ns
+
+    def age(self: Any, now: int) -> int | None:
+        known, term = age_ns(self, now), self.term
+        if term is None or not term.noop_index or self.role == ACTIVE:
+            return known
+        since = now - min(now, term.quorum_acked_at_ns())
+        return since if known is None else min(known, since)
+
+    patch.setattr(LeadingReplica, "age_ns", age)
+
+
+def bounds_are_not_kept(patch: pytest.MonkeyPatch) -> None:
+    """R8: every age is within every bound."""
+    read_local = PartitionHost.read_local
+
+    def read(self: Any, connection: Any, op: list[Any]) -> None:
+        at = 5 if op[1] == 1 else 8
+        asked = op[at] if op[at - 1] != 1 else None
+        read_local(self, connection, [*op[:at], asked, *op[at + 1 :]])
+
+    patch.setattr(PartitionHost, "read_local", read)
+
+
+def versions_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    """A replica answers what was to be at a version, whatever it is at."""
+    read_local = PartitionHost.read_local
+
+    def read(self: Any, connection: Any, op: list[Any]) -> None:
+        at = 5 if op[1] == 1 else 8
+        asked = 0 if op[at - 1] == 2 else op[at]
+        read_local(self, connection, [*op[:at], asked, *op[at + 1 :]])
+
+    patch.setattr(PartitionHost, "read_local", read)
+
+
+def the_parents_version_is_the_childs(patch: pytest.MonkeyPatch) -> None:
+    """R18: a watch that is sent on is told the latest version of the lower half."""
+    send_on = PartitionWatches._send_on
+
+    def sent(self: Any, watch: Any) -> None:
+        watch.version = self.host.machine.last_version
+        send_on(self, watch)
+
+    patch.setattr(PartitionWatches, "_send_on", sent)
+
+
+def resumes_too_late(patch: pytest.MonkeyPatch) -> None:
+    """A watch goes on one entry behind the one that it has not seen."""
+    seek = PartitionWatches._seek
+
+    def sought(self: Any, watch: Any, after: int) -> Any:
+        error = seek(self, watch, after)
+        watch.index += error is None and watch.index < self.host.applied
+        return error
+
+    patch.setattr(PartitionWatches, "_seek", sought)
+
+
+def forgets_who_is_slow(patch: pytest.MonkeyPatch) -> None:
+    """What an entry changed is not told to a watch whose connection is full then, and never again."""
+    go_live = PartitionWatches._go_live
+
+    def live(self: Any, watch: Any) -> None:
+        watch.version = max(watch.version, self.host.machine.last_version)
+        go_live(self, watch)
+
+    def feed(self: Any, watch: Any) -> bool:
+        del self._behind[watch]
+        watch.index = self.host.applied
+        live(self, watch)
+        return False
+
+    patch.setattr(PartitionWatches, "_feed", feed)
+
+
+def what_is_gone_is_passed_over(patch: pytest.MonkeyPatch) -> None:
+    """Who comes back is told what comes from now on."""
+
+    def sought(self: Any, watch: Any, after: int) -> None:
+        watch.index, watch.version = self.host.applied, self.host.machine.last_version
+
+    patch.setattr(PartitionWatches, "_seek", sought)
+
+
+#: the judge that has to see it, a seed that shows it now, the plans in which it shows soonest
+MUTATIONS: dict[Patch, tuple[str, int, list[str]]] = {
+    a_sign_of_life_is_proof: ("stale", 141, ["stale reads"]),
+    what_comes_late_is_new: ("stale", 93, ["stale reads"]),
+    who_is_behind_is_new: ("stale", 21, ["stale reads"]),
+    a_leader_to_be_is_new: ("stale", 21, ["stale reads"]),
+    bounds_are_not_kept: ("stale", 21, ["stale reads"]),
+    versions_are_not_waited_for: ("stale", 21, ["stale reads"]),
+    the_parents_version_is_the_childs: ("watch", 23, ["watches"]),
+    resumes_too_late: ("watch", 23, ["watches"]),
+    forgets_who_is_slow: ("watch", 23, ["watches"]),
+    what_is_gone_is_passed_over: ("watch", 23, ["watches"]),
+}
+SEEDS = 40
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
+def test_a_planted_bug_is_seen(mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    judge, pinned, plans = MUTATIONS[mutate]
+    for seed in [pinned, *seeds_of(plans, PLANS, SEEDS)]:
+        try:
+            world_of(seed).play()
+        except Violation as e:
+            first = str(e).splitlines()[0]
+            print(f"seen with seed {seed}: {first[:200]}")
+            if f"Violation: {judge}: " in first:
+                return
+    pytest.fail(f"{mutate.__name__} was not seen in {SEEDS} seeds")
