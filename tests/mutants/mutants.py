@@ -45,12 +45,12 @@ class Mutant:
                 f"mend its entry in tests/mutants (the code that it names has changed)\n{self.find}"
             )
         mutated = text.replace(self.find, self.replace)
+        if mutated == text:
+            raise ValueError(f"{self.name}: the mutation changes nothing in {self.file}")
         try:
-            same = ast.dump(ast.parse(mutated)) == ast.dump(ast.parse(text))
+            compile(mutated, self.file, "exec", ast.PyCF_ONLY_AST)
         except SyntaxError as e:
             raise ValueError(f"{self.name}: {self.file} does not parse with the mutation: {e}") from None
-        if same:
-            raise ValueError(f"{self.name}: {self.file} means the same with the mutation")
         return mutated
 
 

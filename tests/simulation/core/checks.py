@@ -65,7 +65,7 @@ class Checks:
         for client, session in node.machine.sessions.items():
             digest.update(client + session.pack())
         if self.states.setdefault(index, digest.digest()) != digest.digest():
-            raise Violation(f"the states of two replicas differ after entry {index}")
+            raise Violation(f"states: those of two replicas differ after entry {index}")
 
     def activated(self, node: Node, epoch: int) -> None:
         log = node.replica.log

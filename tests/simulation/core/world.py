@@ -25,7 +25,7 @@ from tests.simulation.core.etcd import Etcd
 from tests.simulation.core.faults import Faults
 from tests.simulation.core.node import Node
 from tests.simulation.core.plans import FAULTY_NS, PLANS, SETTINGS, Plan
-from tests.simulation.violation import Stopped, Violation
+from tests.simulation.violation import Stopped, Violation, broken_by
 
 STORY_LINES = 80
 STEP_NS = 20 * MS
@@ -184,7 +184,8 @@ class World:
         except (Violation, InvariantBroken, AssertionError, IndexError, KeyError) as e:
             raise Violation(
                 f"seed {self.seed} ({self.name}) after {self.done} events: {type(e).__name__}: {e}\n{self.told()}\n"
-                f"replay: make sim OF=core SEED={self.seed}"
+                f"replay: make sim OF=core SEED={self.seed}",
+                of=broken_by(e),
             ) from e
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 from metastore.core import effects as fx
@@ -23,6 +23,8 @@ class Watcher:
         self.owners: dict[tuple[int, int], str] = {}
         self.applied: dict[int, dict[int, tuple[int, Any]]] = defaultdict(dict)
         self.snapshots = 0
+        #: I7: (node, partition) -> the highest epoch whose seal was durable there, whatever came of its data
+        self.sealed: dict[tuple[str, int], int] = {}
 
     def watch(self, process: Process, node: Node) -> None:
         """Look at one life of a process."""
@@ -55,9 +57,35 @@ class Watcher:
                 )
             apply(p, index, epoch, changes, *more)
 
+        durable, seals = node.on_durable, deque[tuple[int, int, int]]()
+        seal = node._runners[fx.PersistSeal]
+
+        def sealed(effect: fx.PersistSeal) -> None:
+            seal(effect)
+            seals.append((node.store.last_seq, effect.p, effect.epoch))
+
+        def synced(seq: int) -> None:
+            while seals and seals[0][0] <= seq:
+                _, p, epoch = seals.popleft()
+                self.sealed[process.name, p] = max(epoch, self.sealed.get((process.name, p), 0))
+            self.keeps_promises(process, node)
+            durable(seq)
+
+        node.on_durable = synced  # type: ignore[method-assign]
+        node._runners[fx.PersistSeal] = sealed
+        self.keeps_promises(process, node)
         node._role_changed = changed  # type: ignore[method-assign]
         node.snapshots._install = installing  # type: ignore[method-assign]
         node.store.apply = applied  # type: ignore[method-assign]
+
+    def keeps_promises(self, process: Process, node: Node) -> None:
+        """I7: what a store has sealed it knows for ever, also of partitions that it has dropped (R10)."""
+        for (name, p), epoch in self.sealed.items():
+            if name == process.name:
+                info = node.store.partitions.get(p)
+                if info is None or info.sealed_epoch < epoch:
+                    known = "nothing" if info is None else f"{info.sealed_epoch:x}"
+                    raise Violation(f"I7: {name} had sealed {epoch:x}, and knows of {known}", p)
 
     def has_all(self, process: Process, p: int, epoch: int) -> None:
         """I3: a new leader's log holds whatever was committed before its epoch."""

@@ -126,7 +126,7 @@ class Workloads:
                 world.await_(loop, lambda t=traffic: t.until_all_serve(15.0), 20)
         for _, worker in [*self.traffics, *self.counters, *self.stale]:
             worker.stop = True
-        world.until(lambda: all(t.done() for t in self.tasks), 20, "clients hang")
+        world.until(lambda: all(t.done() for t in self.tasks), 20, "I8: clients hang")
         self.end_watches()
         for task in [*self.tasks, *self.following]:
             task.result()

@@ -31,7 +31,7 @@ from tests.simulation.process.plans import PLANS, Plan
 from tests.simulation.process.process import Process
 from tests.simulation.process.watcher import Watcher
 from tests.simulation.process.workloads import Workloads
-from tests.simulation.violation import Stopped, Violation
+from tests.simulation.violation import Stopped, Violation, broken_by
 
 SECOND = 1000 * MS
 STORY_LINES = 100
@@ -132,6 +132,7 @@ class World:
                 f"seed {self.seed} ({self.name}) after {self.done} events{where}: {type(e).__name__}: {e}\n"
                 f"{self.told(p)}\nreplay: make sim OF=process SEED={self.seed}",
                 p,
+                broken_by(e),
             ) from e
         return self
 
@@ -154,16 +155,16 @@ class World:
                     self.tell(f"bootstrap: {e}")
 
         self.await_(self.operator, first_configs, 10)
-        self.until(self.all_led, 10, "no leaders at the start")
+        self.until(self.all_led, 10, "I8: no leaders at the start")
         self.workloads.start()
         for name, every in plan.faults.items():
             self.faults.repeat(getattr(self.faults, name), every * MS)
         self.run(int(plan.seconds * SECOND))
         self.faults.heal()
-        self.until(self.all_led, 5, "no leaders after healing")
-        self.until(self.all_moved, 10, "moves do not end")
+        self.until(self.all_led, 5, "I8: no leaders after healing")
+        self.until(self.all_moved, 10, "moves: they do not end")
         self.workloads.finish()
-        self.until(self.all_equal, 5, "replicas differ after healing")
+        self.until(self.all_equal, 5, "I8: replicas do not catch up after healing")
         self.workloads.judge()
         gc.collect()  # tells of errors that nobody looked at
         if self.events.failure is not None:
@@ -189,7 +190,7 @@ class World:
     def await_(self, loop: SimLoop, what: Callable[[], Any], patience_s: float) -> Any:
         task = loop.enter(lambda: loop.create_task(what()))
         if not self.run(int(patience_s * SECOND), task.done):
-            raise Violation(f"not done in {patience_s:.0f} s")
+            raise Violation(f"I8: not done in {patience_s:.0f} s")
         return task.result()
 
     # --- looking at it ------------------------------------------------------------------------
@@ -256,7 +257,7 @@ class World:
                 for h in hosts
             }
             if len(states) != 1:
-                raise Violation(f"the replicas hold different states at entry {hosts[0].applied}", p)
+                raise Violation(f"states: the replicas hold different ones at entry {hosts[0].applied}", p)
             rows, _, _, usage = states.pop()
             held: dict[bytes, list[int]] = {}
             for lkey, record in rows:
@@ -264,7 +265,7 @@ class World:
                 sums[0] += 1
                 sums[1] += len(lkey) + len(record)
             if usage != tuple((ns, *sums) for ns, sums in sorted(held.items())):
-                raise Violation(f"usage says {usage}, there are {held}", p)
+                raise Violation(f"usage: it says {usage}, there are {held}", p)
         return True
 
 

@@ -69,7 +69,7 @@ def test_a_new_member_gets_the_log_before_it_joins() -> None:
 def test_it_is_within_one_round_of_the_leader_when_it_joins() -> None:
     a = leader()
     changes(a)
-    for _ in range(MAX_LEARNER_LAG):
+    for _ in range(MAX_LEARNER_LAG + 5):
         a.replica.propose(START, b"")
     last = a.replica.log.last_index
     learner(a, match=last - MAX_LEARNER_LAG - 1)
@@ -190,6 +190,12 @@ def test_the_joint_term_has_quorums_of_both_sets() -> None:
     a.core.receive(START, process("d"), m.Appended(0, SECOND, index))
     assert a.replica.commit_index == index - 1, "a and d: one of three of either set is missing"
     a.core.receive(START, process("b"), m.Appended(0, SECOND, index))
+    assert a.replica.commit_index == index
+    index = a.replica.propose(START, b"")
+    a.core.receive(START, a.me, m.Appended(0, SECOND, index))
+    a.core.receive(START, process("b"), m.Appended(0, SECOND, index))
+    assert a.replica.commit_index == index - 1, "a and b: the old set has it, the new one has not"
+    a.core.receive(START, process("c"), m.Appended(0, SECOND, index))
     assert a.replica.commit_index == index
 
 

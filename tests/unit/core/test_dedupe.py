@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
 import pytest
 
-from metastore.core import dedupe
+from metastore.core import dedupe, fences
 from metastore.core.dedupe import Session, Sessions
 from metastore.core.machine import Machine
-from metastore.errors import RequestIdExpired
-from metastore.wire.client_messages import OK
+from metastore.errors import ConditionFailed, RequestIdExpired
+from metastore.wire.client_messages import ABSENT, OK
 from tests.unit.core.test_machine import A, B, Replica, put
 
 C = b"c" * 16
@@ -142,6 +143,49 @@ def test_what_is_counted_is_what_there_is() -> None:
     again.load([(c, Session.unpack(s.pack())) for c, s in sessions.by_client.items()], sessions.expired_below)
     assert (again.outcomes, again.size) == (sessions.outcomes, sessions.size)
     assert list(again.by_client) == list(sessions.by_client), "in the order of their use"
+
+
+def test_a_failed_condition_is_remembered_by_every_replica() -> None:
+    """A retry may meet another leader, and the record as the condition wants it by then."""
+    leader, follower = Replica(), Replica()
+    payload, (first,) = leader.propose((A, put("x", seq=1, when=7)))
+    assert payload is not None
+    assert first.tail[0] == ConditionFailed.status
+    follower.apply(1, payload)
+    follower.index = 1
+    again, (second,) = follower.propose((A, put("x", seq=1, when=ABSENT)))
+    assert again is None
+    assert second.tail == first.tail
+
+
+def test_what_was_proposed_and_abandoned_is_executed_when_it_comes_again() -> None:
+    r = Replica()
+    r.propose((A, put("x", seq=1)))
+    r.machine.abandon()
+    r.index = 0
+    payload, _ = r.propose((A, put("x", seq=1)))
+    assert payload is not None
+
+
+@pytest.mark.parametrize("base", [0, 2])
+def test_an_entry_begins_at_the_version_of_the_state(base: int) -> None:
+    """I7: earlier, and versions would be given twice; later, and changes are missing here."""
+    r = Replica()
+    r.run((A, put("x")))
+    with pytest.raises(AssertionError, match="I7"):
+        r.machine.apply(2, msgpack.packb([base, [], [], [], []]))
+
+
+def test_a_floor_of_fences_is_the_highest_token_that_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R20: names of one bucket are forgotten in the order of their raising, not of their tokens."""
+    monkeypatch.setattr(fences, "MAX_FENCES", 1)
+    table = fences.Fences()
+    names = [bytes([0, 1]) + bytes([i]) * 14 for i in range(4)]
+    for name, token in zip(names, (3, 10, 5, 20), strict=True):
+        table.apply([[name, token]], set())
+    assert table.floors == {fences.bucket_of(names[0]): 10}
+    assert table.pass_by(names[1], 9, []) is not None
+    assert table.pass_by(names[1], 10, []) is None
 
 
 def test_a_snapshot_replaces_all_that_was_remembered() -> None:

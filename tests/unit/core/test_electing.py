@@ -154,6 +154,17 @@ def test_a_won_term_that_is_sealed_for_another_is_left_alone() -> None:
     assert node.replica.sealed_epoch == third
 
 
+def test_a_won_term_that_the_watch_told_of_first_is_begun_once() -> None:
+    node = replica()
+    node.replica.campaign(START, "test")
+    (campaign,) = campaigns(node.take())
+    node.replica.on_config(START, campaign.new, 8)
+    term = node.replica.term
+    assert term is not None
+    node.replica.on_campaign_done(START + MS, campaign.new, 8)
+    assert node.replica.term is term
+
+
 def test_a_won_term_is_sealed_with_its_config() -> None:
     node = replica()
     node.replica.campaign(START, "test")

@@ -59,6 +59,17 @@ def test_quorum_value_is_what_a_quorum_has(values: list[int], joint: str | None)
     assert not is_quorum(made, {n for n in of if of[n] > found})
 
 
+@pytest.mark.parametrize("count", range(1, 8))
+def test_the_value_of_a_majority_is_more_than_halfs(count: int) -> None:
+    """Of an even number too."""
+    names = "abcdefg"[:count]
+    made = config(names)
+    for having in range(count + 1):
+        of = {n: 7 if i < having else 3 for i, n in enumerate(names)}
+        assert quorum_value(made, of.__getitem__) == (7 if 2 * having > count else 3)
+        assert is_quorum(made, set(names[:having])) == (2 * having > count)
+
+
 def answer(epoch: int, index: int, left: int = 0, at: int = 0) -> SealAnswer:
     return SealAnswer(epoch, index, 0, left, at)
 
@@ -110,5 +121,12 @@ def test_reads_hold_while_a_quorum_grants() -> None:
     term.hold_until = {"b": 100, "c": 70}
     term.count_grants()
     assert term.read_until_ns == 100
+    five = Term(3 << 16, config("abcde"), "a", 0)
+    five.hold_until = {"b": 100}
+    five.count_grants()
+    assert five.read_until_ns == 0, "the leader and one of four"
+    five.hold_until = {"b": 100, "c": 70, "d": 30}
+    five.count_grants()
+    assert five.read_until_ns == 70
     alone = Term(3 << 16, config("a"), "a", 0)
     assert alone.read_until_ns > 1 << 60, "a cell of one asks nobody"
