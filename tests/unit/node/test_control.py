@@ -1,0 +1,312 @@
+"""What a node asks of etcd, compare by compare: R2, R10, R12, R13. A transaction is right by itself, whatever the
+replicas would make of a wrong one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metastore.clock import now_ns
+from metastore.config import NodeConfig
+from metastore.coordination.interface import Put
+from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
+from metastore.core import effects as fx
+from metastore.core import messages as m
+from metastore.core.messages import Process
+from metastore.core.replica import pack_config
+from metastore.layout import ConfigRecord, Layout, LeaderRecord, first_epoch
+from metastore.node.node import Node
+from metastore.storage.store import Store
+
+P = 0
+TERM1, TERM2, TERM3 = first_epoch(1), first_epoch(2), first_epoch(3)
+LAYOUT = Layout("metastore")
+CONFIG_KEY, LEADER_KEY = LAYOUT.config("c1", P), LAYOUT.leader("c1", P)
+LEADER = Process("l", "sl", "1")
+
+
+class Fixture:
+    """A node with a real store, and etcd in memory, which has the record of one partition. ``l`` leads it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store.open(folder, cluster="metastore", node="f")
+        config = NodeConfig(cell="c1", node="f", data_dir=str(folder), rpc="127.0.0.1:9", http="127.0.0.1:9")
+        self.node = Node(config, self.store, "1")
+        self.control = self.node.control
+        self.etcd = MemoryEtcd()
+        self.mine = ("f", self.store.store_id)
+        self.record = ConfigRecord(P, 0, 1 << 64, TERM1, "l", (("l", "sl"), self.mine, ("x", "sx")))
+
+    async def start(self) -> None:
+        self.put(CONFIG_KEY, self.record.to_json())
+        self.put(LEADER_KEY, self.leader_value("l"))
+        self.node.start()
+        self.coordinator = MemoryCoordinator(self.etcd, lambda: now_ns() / 1e9)
+        self.control.start(self.coordinator)
+        await self.until(lambda: self.control.ready.is_set() and self.control.session.alive)
+        self.host = self.node.hosts[P]
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not what():
+                await asyncio.sleep(0)
+
+    def put(self, key: str, value: bytes) -> int:
+        return self.etcd.txn([], [Put(key, value)], []).revision
+
+    def revision(self, key: str = CONFIG_KEY) -> int:
+        return self.etcd.kvs[key].mod_revision
+
+    @staticmethod
+    def leader_value(node: str, epoch: int = TERM1) -> bytes:
+        return LeaderRecord(node, "1", epoch).to_json()
+
+    def campaign(self, **changed: Any) -> fx.Campaign:
+        """As the core asks for it when nothing has changed."""
+        new = replace(self.record, epoch=TERM2, leader="f")
+        effect = fx.Campaign(P, self.revision(), new, self.leader_value("l"), "test")
+        return effect._replace(**changed)
+
+    def change(self, **changed: Any) -> fx.ChangeConfig:
+        new = replace(self.record, epoch=TERM2, leader="f", joint=(self.mine,))
+        return fx.ChangeConfig(P, self.revision(), new, None, "test")._replace(**changed)
+
+    def config(self) -> ConfigRecord:
+        return ConfigRecord.from_json(self.etcd.kvs[CONFIG_KEY].value)
+
+    def seal(self, epoch: int, owner: Process = LEADER) -> None:
+        config = replace(self.record, epoch=epoch, leader=owner.node)
+        self.node.on_peer_messages(owner, [m.Seal(P, epoch, pack_config(config), 0)])
+
+    def lead(self, epoch: int = TERM1) -> None:
+        """``f`` as an active leader of that epoch, so far as control looks."""
+        self.host.replica.begin_term(now_ns(), epoch, replace(self.record, leader="f"), "test")
+        self.host.replica.role = "active"
+
+
+@pytest.fixture
+async def f(tmp_path: Path) -> AsyncIterator[Fixture]:
+    fixture = Fixture(tmp_path)
+    await fixture.start()
+    yield fixture
+    await fixture.node.stop(hand_over=False)
+
+
+# --- R2 -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_election_names_the_owner_and_its_lease_at_once(f: Fixture) -> None:
+    won = await f.control._elect(f.campaign())
+    assert won is not None
+    assert won[0] == f.config() == replace(f.record, epoch=TERM2, leader="f")
+    assert won[1] == f.revision() == f.revision(LEADER_KEY), "one transaction"
+    leader = f.etcd.kvs[LEADER_KEY]
+    assert leader.value == f.leader_value("f", TERM2)
+    assert leader.lease == f.control.session.lease_id != 0
+
+
+async def test_an_election_compares_the_record_that_was_read(f: Fixture) -> None:
+    campaign = f.campaign()
+    moved = replace(f.record, epoch=TERM2, leader="l")
+    f.put(CONFIG_KEY, moved.to_json())
+    assert await f.control._elect(campaign) is None
+    assert f.config() == moved
+
+
+@pytest.mark.parametrize("allowed", [b"another value", None])
+async def test_an_election_replaces_the_very_leader_that_was_lost(f: Fixture, allowed: bytes | None) -> None:
+    """R9 says which value may be replaced, or that there is none."""
+    assert await f.control._elect(f.campaign(replace=allowed)) is None
+    assert f.config() == f.record
+    assert f.etcd.kvs[LEADER_KEY].value == f.leader_value("l")
+
+
+async def test_who_loses_learns_what_there_is_instead(f: Fixture) -> None:
+    campaign = f.campaign()
+    taken = replace(f.record, epoch=TERM2, leader="x")
+    f.put(CONFIG_KEY, taken.to_json())
+    await f.control._elect(campaign)
+    assert f.host.replica.config == taken
+
+
+async def test_without_a_lease_nobody_is_elected(f: Fixture) -> None:
+    f.control.session.lease_id = 0  # type: ignore[misc]
+    assert await f.control._elect(f.campaign()) is None
+    assert f.config() == f.record
+
+
+async def test_an_election_whose_answer_is_lost_is_decided_by_what_is_there(f: Fixture) -> None:
+    f.etcd.lose_next_answer = True
+    won = await f.control._elect(f.campaign())
+    assert won == (f.config(), f.revision())
+    assert f.config().leader == "f"
+
+
+async def test_a_lost_answer_is_no_victory(f: Fixture) -> None:
+    campaign = f.campaign()
+    taken = replace(f.record, epoch=TERM2, leader="x")
+    f.put(CONFIG_KEY, taken.to_json())
+    f.put(LEADER_KEY, f.leader_value("x", TERM2))
+    f.etcd.lose_next_answer = True
+    assert await f.control._elect(campaign) is None
+    assert f.config() == taken
+
+
+async def test_nor_a_lost_answer_after_which_the_leader_is_another(f: Fixture) -> None:
+    """Its key names the epoch: one of an earlier term of this very process does not count."""
+    campaign = f.campaign()
+    f.put(CONFIG_KEY, replace(f.record, epoch=TERM3, leader="f").to_json())
+    f.put(LEADER_KEY, f.leader_value("f", TERM3))
+    f.etcd.lose_next_answer = True
+    assert await f.control._elect(campaign) is None
+
+
+# --- R10 ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_change_compares_the_record_of_its_leaders_own_term(f: Fixture) -> None:
+    change = f.change()
+    later = replace(f.record, epoch=TERM2, leader="x")
+    f.put(CONFIG_KEY, later.to_json())
+    assert await f.control._swap(change) == 0
+    assert f.config() == later
+
+
+async def test_a_change_is_told_with_its_revision(f: Fixture) -> None:
+    change = f.change()
+    assert await f.control._swap(change) == f.revision()
+    assert f.config() == change.new
+    assert f.etcd.kvs[LEADER_KEY].value == f.leader_value("f", TERM2)
+
+
+async def test_a_change_to_another_leader_takes_the_leader_key_away(f: Fixture) -> None:
+    """R10: whom the record names puts it back itself."""
+    assert await f.control._swap(f.change(new=replace(f.record, epoch=TERM2, leader="x")))
+    assert LEADER_KEY not in f.etcd.kvs
+
+
+@pytest.mark.parametrize("made", [True, False])
+async def test_a_change_whose_answer_is_lost_is_decided_by_what_is_there(f: Fixture, made: bool) -> None:
+    change = f.change()
+    if not made:
+        f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, leader="x").to_json())
+    f.etcd.lose_next_answer = True
+    assert await f.control._swap(change) == (f.revision() if made else 0)
+
+
+async def test_the_last_step_to_another_cell_is_one_transaction(f: Fixture) -> None:
+    new = replace(f.record, epoch=TERM2, leader="x")
+    elsewhere = LAYOUT.config("c2", P)
+    f.put(elsewhere, b"something")
+    assert await f.control._swap(f.change(new=new, cell="c2")) == 0
+    assert f.config() == f.record
+    del f.etcd.kvs[elsewhere]
+    assert await f.control._swap(f.change(new=new, cell="c2")) == f.revision(elsewhere)
+    assert CONFIG_KEY not in f.etcd.kvs
+
+
+async def test_data_goes_once_the_record_names_this_store_no_more(f: Fixture) -> None:
+    f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx"))).to_json())
+    await f.until(lambda: P not in f.node.hosts)
+    assert f.store.partitions[P].dropped
+
+
+async def test_data_stays_where_a_later_term_is_sealed_than_the_records(f: Fixture) -> None:
+    """Whoever leads that term counts on this copy: the record that takes it out is older, or etcd is."""
+    f.seal(TERM3)
+    revision = f.put(
+        CONFIG_KEY, replace(f.record, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx"))).to_json()
+    )
+    await f.until(lambda: f.coordinator.revision >= revision and P in f.control._elsewhere)
+    f.control._drop_what_left()
+    assert P in f.node.hosts
+    assert not f.store.partitions[P].dropped
+
+
+async def test_what_is_dropped_remembers_what_it_has_promised(f: Fixture) -> None:
+    """R10: for ever, so that nobody whose term is over is obeyed when the partition comes back."""
+    f.seal(TERM2)
+    f.node.drop_partition(P)
+    info = f.store.partitions[P]
+    assert (info.sealed_epoch, bool(info.owner)) == (TERM2, True)
+    host = f.node.open_partition(f.record)
+    assert (host.replica.sealed_epoch, host.replica.owner) == (TERM2, LEADER)
+    assert host.replica.log.last_index == 0
+
+
+# --- R12 -----------------------------------------------------------------------------------------------------
+
+
+async def put_back(f: Fixture) -> bytes | None:
+    await f.control._put_back(P, f.host.replica.sealed_epoch, f.control.session)
+    found = f.etcd.kvs.get(LEADER_KEY)
+    return None if found is None else found.value
+
+
+async def leads(f: Fixture) -> None:
+    """etcd's record names ``f``, which leads, and its key is gone with an earlier lease."""
+    revision = f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, leader="f").to_json())
+    f.etcd._delete(LEADER_KEY)
+    await f.until(lambda: f.control._configs.get(P) == revision and f.control._leaders.get(P) is None)
+    f.host.replica.role = "active"
+
+
+async def test_a_leader_whose_lease_was_lost_puts_its_key_back(f: Fixture) -> None:
+    await leads(f)
+    assert await put_back(f) == f.leader_value("f", TERM2)
+    assert f.etcd.kvs[LEADER_KEY].lease == f.control.session.lease_id
+
+
+async def test_not_when_the_record_has_changed_since(f: Fixture) -> None:
+    """Somebody else may own the next term, and its key have gone too."""
+    await leads(f)
+    known = f.control._configs[P]
+    f.etcd.up = False  # the watch does not hear of it
+    f.put(CONFIG_KEY, replace(f.record, epoch=TERM3, leader="x").to_json())
+    f.etcd._delete(LEADER_KEY)
+    f.etcd.up = True
+    f.control._configs[P] = known
+    f.control._leaders[P] = None
+    await f.control._put_back(P, TERM2, f.control.session)
+    found = f.etcd.kvs.get(LEADER_KEY)
+    assert found is None or found.value != f.leader_value("f", TERM2)
+
+
+async def test_nor_over_the_key_of_another(f: Fixture) -> None:
+    await leads(f)
+    f.put(LEADER_KEY, f.leader_value("x", TERM2))
+    f.control._leaders[P] = f.etcd.kvs[LEADER_KEY]
+    assert await put_back(f) == f.leader_value("x", TERM2)
+    f.control._leaders[P] = None
+    assert await put_back(f) == f.leader_value("x", TERM2), "it was not seen"
+
+
+# --- R13 -----------------------------------------------------------------------------------------------------
+
+
+async def test_etcd_that_has_forgotten_a_sealed_term_is_not_trusted(f: Fixture) -> None:
+    """It was restored from a backup: its terms were handed out before."""
+    f.seal(TERM3)
+    await f.control._compare_terms(P, f.host)
+    assert "term 1, and it was at 3" in f.coordinator.untrusted
+    assert not f.control.can_elect()
+
+
+async def test_a_watch_that_is_behind_is_no_reason_for_distrust(f: Fixture) -> None:
+    f.seal(TERM3)
+    newer = replace(f.record, epoch=TERM3, leader="l").to_json()
+    f.etcd.kvs[CONFIG_KEY] = replace(f.etcd.kvs[CONFIG_KEY], value=newer)
+    assert f.control._terms[P] == 1
+    await f.control._compare_terms(P, f.host)
+    assert not f.coordinator.untrusted
+
+
+async def test_the_same_terms_are_not_even_asked_about(f: Fixture) -> None:
+    f.coordinator.cut = True
+    await f.control._compare_terms(P, f.host)
+    assert not f.coordinator.untrusted
