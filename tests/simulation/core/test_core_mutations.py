@@ -217,26 +217,26 @@ def effects_later(patch: Planter) -> None:
 
 #: the promises that it may break; a seed that shows it now, tried first; the plans in which it shows soonest
 MUTATIONS: dict[Patch, Plant] = {
-    effects_later: plant("I5", 209, "hand-offs"),
-    two_owners: plant("I1", 251, "calm network, crashes", "slow disks, snapshots"),
-    skip_the_wait: plant("I5 I6", 7, "resets, long grants"),
+    effects_later: plant("I5 I7", 79, "hand-offs"),
+    two_owners: plant("I1", 211, "calm network, crashes", "slow disks, snapshots"),
+    skip_the_wait: plant("I5 I6", 107, "resets, long grants"),
     forget_the_fence: plant("I2 I3 I5 I6", 8, "short reigns", "bad network"),
     read_without_grants: plant("I5 I6", 38, "short reigns"),
-    count_before_durable: plant("I3 I5 I7", 76, "slow disks, snapshots"),
-    no_remaining_grant: plant("I5 I6", 7, "resets, long grants"),
-    restart_forgets_grants: plant("I5 I6", 157, "resets, long grants"),
-    adopt_own_log: plant("I3 I5", 0, "everything"),
-    seal_without_quorum: plant("I1 I3 I5", 2, "bad network"),
+    count_before_durable: plant("I3 I5 I7", 16, "slow disks, snapshots"),
+    no_remaining_grant: plant("I5 I6", 107, "resets, long grants"),
+    restart_forgets_grants: plant("I5 I6", 7, "resets, long grants"),
+    adopt_own_log: plant("I2 I3 I5", 20, "everything"),
+    seal_without_quorum: plant("I1 I2 I3 I5", 82, "bad network"),
     commit_by_one: plant("I3 I5", 4, "cuts"),
-    commit_by_counting: plant("I3 I5", 318, "short reigns"),
+    commit_by_counting: plant("I2 I3 I5", 508, "short reigns"),
     match_by_index_only: plant("I2 I3 I5", 7, "resets, long grants", "cuts"),
     truncate_without_comparing: plant("I2 I3 I5", 5, "no etcd for long", "cuts"),
     no_dedupe: plant("I5", 2, "bad network"),
     dedupe_committed_only: plant("I5", 2, "bad network"),
-    reuse_the_epoch: plant("I1 I2 I3", 80, "everything", "slow disks, snapshots", "resets, long grants"),
-    resign_and_read_on: plant("I5 I6", 222, "hand-offs"),
+    reuse_the_epoch: plant("I1 I2 I3", 56, "everything", "slow disks, snapshots", "resets, long grants"),
+    resign_and_read_on: plant("I5 I6", 489, "hand-offs"),
     unchecked_position: plant("I2 I3 I5", 8, "short reigns"),
-    snapshot_over_everything: plant("I2 I3 I5", 96, "slow disks, snapshots"),
+    snapshot_over_everything: plant("I2 I3 I5 R17", 156, "slow disks, snapshots"),
 }
 
 
