@@ -16,6 +16,7 @@ from metastore.storage.store import StorageOptions, Store
 from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.lmdb_env import MemoryEnv
 from tests.simulation.process.loop import MS, SimLoop
+from tests.simulation.violation import Violation
 from tests.unit.storage.simdisk import Cut, SimDisk
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ class Process:
         reason = error or self.node.failure
         self.world.tell(f"{self.name} stops: {reason}")
         # R14: a damaged disk ends a node, and nothing else does
-        if not self.hurt or not isinstance(reason, OSError | StorageError) or isinstance(reason, CorruptLog):
+        if isinstance(reason, CorruptLog):
+            self.world.events.failure = Violation(f"R14: {self.name} has lost what was durable: {reason}")
+        elif not self.hurt or not isinstance(reason, OSError | StorageError):
             self.world.events.failure = reason
         self.die(silently=False)
         self.world.events.at(self.world.events.random.randrange(600 * MS), self.restart)

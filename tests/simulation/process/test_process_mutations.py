@@ -189,11 +189,11 @@ def a_child_forgets_requests(patch: Planter) -> None:
 #: the promises that it may break; a seed that shows it now, tried first; the plans in which it shows soonest
 MUTATIONS: dict[Patch, Plant] = {
     sends_before_durable: plant("I3 I5 I7", 2, "no power", "torn writes"),
-    syncs_nothing: plant("I3 I5 I7", 2, "no power", "everything"),
-    goes_on_after_a_failed_sync: plant("I3 I5 I7", 24, "no power", "torn writes"),
-    trusts_the_cache: plant("I3 I5 I7", 23, "no power"),
-    effects_a_turn_later: plant("I5", 8, "hand-overs"),
-    applies_a_turn_later: plant("I5", 8, "hand-overs"),
+    syncs_nothing: plant("I3 I5 I7 R14", 2, "no power", "everything"),
+    goes_on_after_a_failed_sync: plant("I3 I5 I7 R14", 24, "no power", "torn writes"),
+    trusts_the_cache: plant("I3 I5 I7 R14", 23, "no power"),
+    effects_a_turn_later: plant("I5 R7", 8, "hand-overs"),
+    applies_a_turn_later: plant("I5 R7", 8, "hand-overs"),
     no_wait: plant("I5 I6", 18, "split, long grants"),
     forgets_what_it_granted: plant("I5 I6", 18, "split, long grants"),
     reads_whatever_it_has: plant("I5", 37, "split, long grants"),
