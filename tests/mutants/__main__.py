@@ -36,7 +36,7 @@ def report(verdicts: list[Verdict], seconds: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("names", nargs="*", help="only those whose name begins so (all)")
+    parser.add_argument("names", nargs="*", help="only those whose name or file begins so (all)")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (2)")
     parser.add_argument("--report", type=Path, help="a file for the result")
     parser.add_argument("--no-simulation", action="store_true", help="the named tests only")
@@ -46,7 +46,8 @@ def main() -> int:
     if wrong:
         print("\n".join(wrong))
         return 2
-    mutants = [m for m in every if not asked.names or m.name.startswith(tuple(asked.names))]
+    chosen = tuple(asked.names) or ("",)
+    mutants = [m for m in every if m.name.startswith(chosen) or m.file.startswith(chosen)]
     if not mutants:
         print(f"no mutation is called {' or '.join(asked.names)}")
         return 2
