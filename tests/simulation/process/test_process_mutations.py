@@ -93,7 +93,7 @@ def reads_whatever_it_has(patch: Planter) -> None:
     """R8: linearizable reads without grants."""
 
     def read(self: Any, connection: Any, client: bytes, op: list[Any], deadline: int) -> None:
-        connection.answer(self.read(op, 0))
+        connection.answer(*self.read(connection, op, 0))
 
     patch.setattr(PartitionHost, "read_linearizable", read)
 
@@ -205,7 +205,7 @@ MUTATIONS: dict[Patch, Plant] = {
     removed_forgets_its_promise: plant(
         "I7", 10, "moves and deaths", "moves between cells and deaths", "moves"
     ),
-    an_empty_child_counts: plant("I3 I5", 77, "divisions"),
+    an_empty_child_counts: plant("I3 I5 I7", 77, "divisions"),
     serves_what_was_split_off: plant("I5", 15, "divisions and deaths"),
     a_child_forgets_requests: plant("I5", 15, "divisions and deaths"),
 }
