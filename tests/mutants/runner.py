@@ -21,7 +21,7 @@ from typing import NamedTuple
 from tests.mutants.mutants import ROOT, Mutant
 
 COPIED = ("metastore", "router", "cellctl", "tests", "bench", "pyproject.toml")
-TEST_TIMEOUT_S = 300
+TEST_TIMEOUT_S = 150
 SIMULATION_TIMEOUT_S = 300
 #: what pytest prints of an error: that of a mutation which is no weakening, but nonsense
 NONSENSE = re.compile(

@@ -206,7 +206,7 @@ MUTATIONS: dict[Patch, Plant] = {
         "I7", 10, "moves and deaths", "moves between cells and deaths", "moves"
     ),
     an_empty_child_counts: plant("I3 I5 I7", 77, "divisions"),
-    serves_what_was_split_off: plant("I5", 15, "divisions and deaths"),
+    serves_what_was_split_off: plant("I5 states usage", 15, "divisions and deaths"),
     a_child_forgets_requests: plant("I5", 15, "divisions and deaths"),
 }
 #: how many are tried of the plans in which a bug shows

@@ -190,6 +190,18 @@ def test_a_stamp_only_grows() -> None:
     assert ids.begin(0) == (1, 9)
 
 
+async def test_the_floor_told_to_a_child_counts_what_was_numbered_for_its_parent() -> None:
+    """R18: a write that was numbered before the split may come to either half yet."""
+    client = Scripted(DONE)
+    client.table.partitions = {
+        0: Placement(0, 0, 1, "c", NODES, leader="n1", epoch=1),
+        1: Placement(1, 1, 1 << 64, "c", NODES, leader="n1", epoch=1, parent=(0, 40)),
+    }
+    old, _ = client.ids.begin(0)
+    await client.put()
+    assert client.sent == [(2, old, 0)]
+
+
 async def test_a_number_is_finished_when_its_write_has_ended_however() -> None:
     client = Scripted(REFUSED)
     with pytest.raises(InvalidRequest):

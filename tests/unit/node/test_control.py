@@ -172,8 +172,11 @@ async def test_nor_a_lost_answer_after_which_the_leader_is_another(f: Fixture) -
 async def test_a_change_compares_the_record_of_its_leaders_own_term(f: Fixture) -> None:
     change = f.change()
     later = replace(f.record, epoch=TERM2, leader="x")
-    f.put(CONFIG_KEY, later.to_json())
+    revision = f.put(CONFIG_KEY, later.to_json())
     assert await f.control._swap(change) == 0
+    assert f.config() == later
+    await f.until(lambda: f.control._configs.get(P) == revision)
+    assert await f.control._swap(change) == 0, "whatever record is known by now"
     assert f.config() == later
 
 

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from metastore.clock import now_ns
+from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.messages import Process
 from metastore.core.replica import InvariantBroken, pack_config
-from metastore.errors import NotLeader, OutcomeUnknown, Unavailable
+from metastore.errors import NotLeader, OutcomeUnknown, StorageError, Unavailable
 from metastore.keys import storage_key
 from metastore.layout import first_epoch
 from metastore.node.node import FACT_LARGEST_GRANT, Node
+from metastore.storage.records import Fact
 from metastore.storage.store import Store
 from metastore.wire.client_messages import NOT_FOUND, OK
 from tests.unit.node.leading import EPOCH, LONG_NS, Leading, P, X
@@ -45,6 +47,39 @@ async def test_nothing_that_promises_leaves_before_it_is_durable(tmp_path: Path)
         assert not led.sent(m.Seal), "its own seal is not on the disk yet"
         await led.until(lambda: led.sent(m.Seal))
         assert led.store.durable_seq >= 1
+
+
+async def test_what_is_held_leaves_with_its_own_round(tmp_path: Path) -> None:
+    """What was appended while a round is under way is not in it."""
+    async with Leading(tmp_path) as led:
+        await led.durable()
+        log, rounds = led.store.log, list[Any]()
+        writer, log.writer = log.writer, rounds.append
+        first = led.store.append(Fact("first", 1))
+        led.node._send(fx.Send("x", "first", True))
+        led.store.kick()
+        led.store.append(Fact("second", 2))
+        led.node._send(fx.Send("x", "second", True))
+        assert led.out == []
+        for told in (["first"], ["first", "second"]):
+            log.write_pieces(rounds.pop())
+            log.round_written(None)
+            led.store.kick()
+            assert [message for _, message in led.out] == told
+        assert led.store.durable_seq > first
+        log.writer = writer
+
+
+async def test_what_is_held_stays_when_the_node_has_failed(tmp_path: Path) -> None:
+    """R14: whatever failed, something before it may be lost."""
+    async with Leading(tmp_path) as led:
+        led.begin()
+        led.node.fail(StorageError("test"))
+        led.store.kick()
+        async with asyncio.timeout(60):
+            while led.store.durable_seq < led.store.last_seq:
+                await asyncio.sleep(0)
+        assert led.out == []
 
 
 async def test_what_was_held_for_an_earlier_connection_is_not_sent_on_a_later_one(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from metastore.core.entry import pack_entry
-from metastore.errors import StorageError
+from metastore.core.entry import entry_position, pack_entry
+from metastore.errors import CorruptLog, StorageError
 from metastore.storage.records import ConfigEntry, EntryRecord, SealEntry, TruncateEntry
+from metastore.storage.segments import block_bytes, parse_block
 from metastore.storage.store import Store
-from tests.unit.storage.test_store import P, blobs, entry, lkey, open_store, record
+from tests.unit.storage.test_store import P, blobs, entry, lkey, open_store, record, segments
 
 EPOCH = 1 << 16
 EVERYTHING = (b"", b"\xff" * 9, 1000, 1 << 30)
@@ -102,6 +103,13 @@ def test_what_is_known_committed_after_a_crash_is_in_the_log(tmp_path: Path) -> 
     again.abandon()
 
 
+def in_state(store: Store) -> int:
+    """The entry that the state on disk stands at."""
+    reader = store.open_snapshot(P)
+    reader.close()
+    return reader.index
+
+
 async def test_the_state_is_never_ahead_of_the_log(tmp_path: Path) -> None:
     """A transaction with an entry whose log record is lost by the crash would have applied what never was."""
     store = filled(tmp_path)
@@ -115,12 +123,12 @@ async def test_the_state_is_never_ahead_of_the_log(tmp_path: Path) -> None:
     store.kick()
     store._freeze()
     await store.run_in_writer(lambda: None)
-    assert store.state.metas()[P].applied == 5
+    assert in_state(store) == 5
     store.log.write_pieces(rounds.pop())
     store.log.round_written(None)
     while store._flushing is not None:
         await asyncio.sleep(0)
-    assert store.state.metas()[P].applied == 6
+    assert in_state(store) == 6
     store.log.writer = None
     assert store._timer is not None
     store._timer.cancel()
@@ -139,6 +147,109 @@ def test_a_round_that_is_not_written_is_not_durable(tmp_path: Path) -> None:
     store.log._round_ended()
     assert store.durable_seq == first
     store.abandon()
+
+
+# --- R14 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", range(60))
+def test_a_block_that_is_not_as_it_was_written_is_none(at: int) -> None:
+    raw = bytearray(block_bytes(3, 7, 2, b"a body of some bytes"))
+    assert parse_block(bytes(raw), 0) == (3, 7, 2, b"a body of some bytes", len(raw))
+    if at < len(raw):
+        raw[at] ^= 4
+        assert parse_block(bytes(raw), 0) is None
+
+
+def test_a_round_that_failed_ends_the_log(tmp_path: Path) -> None:
+    """Nothing of it is durable, nothing is tried again, nothing more is taken."""
+    store = filled(tmp_path)
+    durable = store.durable_seq
+    store.append(entry(6))
+    store.log._take_round()
+    store.log.round_written(OSError(5, "Input/output error"))
+    assert store.durable_seq == durable
+    with pytest.raises(StorageError, match="cannot be written"):
+        store.append(entry(7))
+    with pytest.raises(StorageError, match="cannot be written"):
+        store.append(SealEntry(P, EPOCH + 1, b"next", b"config"))
+    store.abandon()
+
+
+def test_damage_to_what_only_the_state_vouches_for_is_told(tmp_path: Path) -> None:
+    """The last block of the log: nothing after it says that it was durable, and nothing of it is applied."""
+    store = filled(tmp_path)
+    store.append(entry(6))
+    store.run_round()
+    store.run_flush()
+    end = store.log.files.segments[-1].end
+    store.abandon()
+    (file,) = segments(tmp_path)
+    raw = bytearray(file.read_bytes())
+    raw[end - 3] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(CorruptLog):
+        open_store(tmp_path)
+
+
+def test_facts_outlive_the_segments_that_they_came_in(tmp_path: Path) -> None:
+    """A segment goes when all of it is in the state: also when no entry of it waits."""
+    store = open_store(tmp_path)
+    store.add_partition(P)
+    for i in range(1, 60):
+        store.append(entry(i, payload=bytes(4000)))
+        store.run_round()
+        store.apply(P, i, 1, [], set())
+        if i == 20:
+            store.run_flush()
+            store.append(SealEntry(P, EPOCH, b"owner", b"config"))
+    store.log.remove_segments(lambda p: 59, store._checkpoint_seq, 1)
+    assert store.log.files.segments[0].last_seq > store._checkpoint_seq
+    again = reopened(store, tmp_path)
+    assert again.partitions[P].sealed_epoch == EPOCH
+    again.abandon()
+
+
+def test_an_entry_that_is_not_written_yet_is_read_from_memory(tmp_path: Path) -> None:
+    """However little of the cache is left."""
+    store = open_store(tmp_path)
+    store.add_partition(P)
+    store.append(entry(1, payload=bytes(20_000)))
+    pieces = store.log._take_round()
+    store.append(entry(2, payload=bytes(20_000)))
+    store.log.write_pieces(pieces)
+    store.log._round_ended()
+    assert [entry_position(b)[0] for b in store.read_entries(P, 1, 1 << 30)] == [1, 2]
+    store.abandon()
+
+
+def test_an_entry_that_was_taken_back_before_it_was_written_leaves_its_place_to_the_next(
+    tmp_path: Path,
+) -> None:
+    store = filled(tmp_path)
+    store.append(entry(6, 1, b"taken back"))
+    store.append(TruncateEntry(P, 5))
+    store.append(entry(6, 2, b"in its stead"))
+    store.append(entry(7, 2, b"and another"))
+    store.run_round()
+    store.log.partitions[P].blobs.clear()
+    assert store.read_entries(P, 6, 1) == [pack_entry(6, 2, b"in its stead")]
+    assert store.read_entries(P, 7, 1) == [pack_entry(7, 2, b"and another")]
+    store.abandon()
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_log_that_contradicts_the_state_is_told(tmp_path: Path, truncate: bool) -> None:
+    """It ends before what is applied, or has another entry there."""
+    store = filled(tmp_path)
+    store.run_flush()
+    store.append(TruncateEntry(P, 4))
+    if not truncate:
+        store.append(entry(5, 2))
+    store.run_round()
+    store.abandon()
+    with pytest.raises(CorruptLog):
+        open_store(tmp_path)
 
 
 # --- R10: dropped -------------------------------------------------------------------------------------------------
@@ -225,6 +336,31 @@ async def test_a_snapshot_replaces_what_is_not_in_the_state_yet_too(tmp_path: Pa
             store.run_flush()
             store = reopened(store, path)
         store.abandon()
+
+
+async def test_no_flush_is_frozen_while_a_snapshot_is_switched_in(tmp_path: Path) -> None:
+    """It would write the partition's old row after the new one: a crash then, and the old state stood at a log that
+    is void."""
+    store = filled(tmp_path)
+    store.add_partition(5)
+    store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
+    installer = store.begin_install(P)
+    await installer.add([(1, lkey(77), record(77))])
+    write, frozen = store.run_in_writer, list[bool]()
+
+    async def meanwhile(work: Any, *args: Any) -> Any:
+        store.append(EntryRecord(5, 0, pack_entry(1, 1, b"x")))
+        store.apply(5, 1, 1, [(lkey(1), record(1))], set())
+        store._freeze()
+        frozen.append(store._flushing is not None)
+        return await write(work, *args)
+
+    store.run_in_writer = meanwhile  # type: ignore[method-assign]
+    await installer.finish(300, 2)
+    assert frozen == [False]
+    assert in_state(store) == 300
+    store.run_in_writer = write  # type: ignore[method-assign]
+    await store.close()
 
 
 async def test_a_snapshot_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
