@@ -367,10 +367,12 @@ async def test_deadlines_are_an_active_leaders(tmp_path: Path) -> None:
         await led.lead()
         await led.written("k", ttl_ms=600_000)
         led.host.deadlines.add_time(-599 * SECOND_NS)
-        led.host.on_role("resigning")
+        led.replica.set_role("resigning", "test")
+        led.node.settle()
         expire(led)
         assert not led.host.expired, "about to resign"
-        led.host.on_role("active")
+        led.replica.set_role("active", "test")
+        led.node.settle()
         led.host.sweep(now_ns() + 599 * SECOND_NS)
         assert not led.host.expired, "anew"
         deposed(led)

@@ -192,6 +192,48 @@ def test_damage_to_what_only_the_state_vouches_for_is_told(tmp_path: Path) -> No
         open_store(tmp_path)
 
 
+def test_a_block_that_is_missing_between_two_is_told(tmp_path: Path) -> None:
+    """Blocks are numbered: what follows on without a gap of bytes need not follow on."""
+    store = filled(tmp_path)
+    (segment,) = store.log.files.segments
+    ends = []
+    for record_of in (entry(6), SealEntry(P, EPOCH + 1, b"next", b"config"), entry(7), entry(8)):
+        store.append(record_of)
+        store.run_round()
+        ends.append(segment.end)
+    store.abandon()
+    (file,) = segments(tmp_path)
+    raw = file.read_bytes()
+    gone = raw[: ends[0]] + raw[ends[1] :] + bytes(ends[1] - ends[0])
+    file.write_bytes(gone)
+    with pytest.raises(CorruptLog):
+        open_store(tmp_path)
+
+
+def test_what_was_cut_off_never_follows_what_is_written_next(tmp_path: Path) -> None:
+    """Of a torn round of two blocks the second is whole, and has the number that is due after the next round."""
+    store = filled(tmp_path)
+    (segment,) = store.log.files.segments
+    start = segment.end
+    for i in (6, 7):
+        store.append(entry(i, 1, b"torn" * 2500))
+    store.run_round()
+    assert store.log.block == 3, "two blocks"
+    store.abandon()
+    (file,) = segments(tmp_path)
+    raw = bytearray(file.read_bytes())
+    raw[start + 100] ^= 1
+    file.write_bytes(raw)
+    store = open_store(tmp_path)
+    assert store.partitions[P].log.last_index == 5
+    store.append(entry(6, 2, b"next" * 2500))
+    store.run_round()
+    again = reopened(store, tmp_path)
+    assert again.partitions[P].log.last_position() == (2, 6)
+    assert blobs(again)[-1] == pack_entry(6, 2, b"next" * 2500)
+    again.abandon()
+
+
 def test_facts_outlive_the_segments_that_they_came_in(tmp_path: Path) -> None:
     """A segment goes when all of it is in the state: also when no entry of it waits."""
     store = open_store(tmp_path)
