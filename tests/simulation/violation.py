@@ -24,6 +24,8 @@ PROMISES: Final = {
     "R14": "what was called durable is found again, and only a hurt disk ends a node",
     "R17": "a snapshot stands for what it says",
     "states": "replicas hold the same",
+    "stale": "a stale read is as new as it says",
+    "watch": "a watch tells each change once, in order",
     "usage": "what quotas count is what there is",
     "moves": "moves and splits end, and who is no member holds nothing",
 }
