@@ -92,6 +92,16 @@ class NodeConfig(BaseConfig):
     map_size_gib: int = setting(
         64, "upper bound of the state's size on disk (address space only)", 1, 1 << 14
     )
+    disk_low_mib: int = setting(
+        512,
+        "low-water mark: with less than this to add, on the disk or in the state, writes that add data get 507; "
+        "they go on from a quarter more; 0 = none",
+        0,
+        1 << 30,
+    )
+    disk_reserve_mib: int = setting(
+        64, "a file in the data folder that is given up when the disk is nearly full; 0 = none", 0, 1 << 20
+    )
     snapshot_mib_s: int = setting(
         64, "rate of snapshots to other nodes, in MiB a second, all together", 1, 1 << 16
     )
@@ -100,6 +110,15 @@ class NodeConfig(BaseConfig):
         "how much of state and log is read again a second, to find rot before the copy is needed; 0 = none",
         0,
         1 << 16,
+    )
+    snapshot_min_kib_s: int = setting(
+        256,
+        "who takes a snapshot more slowly, while it is waited for, is sent no more of it; 0 = no floor",
+        0,
+        1 << 20,
+    )
+    snapshot_max_s: float = setting(
+        3600.0, "how long a snapshot may take: it keeps the state's file from reusing its pages", 10, 604_800
     )
     max_pending_writes: int = setting(8192, "writes that may wait per partition; beyond it 503", 1, 1 << 20)
     max_watches: int = setting(50_000, "open watches; beyond it they are refused", 1, 1 << 20)

@@ -42,6 +42,8 @@ def open_store(config: NodeConfig) -> Store:
         map_size_bytes=config.map_size_gib << 30,
         read_cache_bytes=config.read_cache_mib << 20,
         scrub_bytes_s=config.scrub_mib_s << 20,
+        low_bytes=config.disk_low_mib << 20,
+        reserve_bytes=config.disk_reserve_mib << 20,
     )
     return Store.open(config.data_dir, cluster=config.cluster, node=config.node, options=options)
 

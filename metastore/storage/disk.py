@@ -20,9 +20,25 @@ class Disk:
     def list(self, folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
 
+    def space(self, folder: Path) -> tuple[int, int]:
+        """Bytes that this process may still use on the folder's file system, and of it in all."""
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    def allocate(self, path: Path, size: int) -> None:
+        """A file that takes ``size`` bytes of the disk; what is in it matters to nobody."""
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+
     def create(self, path: Path, size: int) -> None:
         """A file of ``size`` zeros, written out and synced, so that a later fdatasync of a
-        write into it has no metadata to write."""
+        write into it has no metadata to write. What could not be made whole is taken away again."""
         temporary = path.with_suffix(".new")
         fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
         try:
@@ -30,6 +46,9 @@ class Disk:
             while left:
                 left -= os.write(fd, _ZEROS[: min(left, len(_ZEROS))])
             os.fsync(fd)
+        except OSError:
+            os.unlink(temporary)
+            raise
         finally:
             os.close(fd)
         os.rename(temporary, path)

@@ -6,6 +6,7 @@ them missing beside it is a loss, and is told. Without it there is nothing but w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -33,8 +34,9 @@ def lock_folder(folder: Path) -> int:
         raise ConfigError(
             f"{folder} is in use by process {holder}; stop it, or name another folder"
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    with contextlib.suppress(OSError):  # for people only: a full disk is no reason not to start
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
     return fd
 
 

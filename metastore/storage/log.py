@@ -38,6 +38,7 @@ from metastore.storage.segments import (
     SegmentFiles,
     block_bytes,
 )
+from metastore.storage.space import NO_ROOM
 
 log = logging.getLogger("metastore.log")
 
@@ -120,6 +121,8 @@ class NodeLog:
         self.durable_end = (0, 0)
         self._round_end = (0, 0)
         self._next_segment: Segment | None = None
+        #: the disk has no room for the segment that is needed: it is tried again (``retry``)
+        self.no_room = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: queue.SimpleQueue[list[_Piece] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -284,15 +287,37 @@ class NodeLog:
         self._call(self._loop, self._prepared, made, needed)
 
     def _prepared(self, made: Segment | OSError, needed: bool) -> None:
-        """A segment made ahead of its time may fail: the disk may have room when it is needed."""
+        """A segment made ahead of its time may fail: the disk may have room when it is needed. Nor is one for
+        which there is no room a failed write (R14): nothing is in it yet, and it is made anew."""
         self._preparing = False
         if isinstance(made, Segment):
-            self._next_segment = made
+            self._next_segment, self.no_room = made, False
+        elif needed and made.errno in NO_ROOM:
+            if not self.no_room:
+                log.error(
+                    "the disk has no room for another log segment; what waits to be logged goes on waiting"
+                )
+            self.no_room = True
+            return
         elif needed:
             self._failed(made)
         else:
             log.warning("the next log segment could not be prepared: %s", made)
         self.kick()
+
+    def retry(self) -> None:
+        """A segment for which there was no room is tried again; one for the future too."""
+        if self.no_room:
+            self.kick()
+        elif self._thread is not None and self._next_segment is None and self.files.segments:
+            self._prepare_soon(self.files.segments[-1].number + 1, needed=False)
+
+    def room(self) -> int:
+        """Bytes that can be logged before another segment is needed."""
+        segments = self.files.segments
+        left = self.files.segment_bytes - segments[-1].end if segments else 0
+        more = self.files.segment_bytes if self._next_segment is not None else 0
+        return left + more - sum([len(waiting[0]) for waiting in self._waiting])
 
     # --- rounds -----------------------------------------------------------------------------
 

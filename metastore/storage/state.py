@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 import lmdb
 import msgpack
 
-from metastore.errors import CorruptState, StorageError
+from metastore.errors import CorruptState, NoRoom, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
 from metastore.storage.readcache import ReadCache
@@ -42,6 +42,7 @@ from metastore.storage.rows import (
     unseal,
 )
 from metastore.storage.segments import Border
+from metastore.storage.space import Blocks, Pages, pages_of
 
 SLOT: Final = struct.Struct(">I")
 LONG: Final = 488
@@ -53,6 +54,8 @@ BORDER_ROW: Final = b"b"
 TABLES: Final = (b"data", b"aux", b"meta")
 READ_CACHE_BYTES: Final = 32 << 20
 DELETE_CHUNK: Final = 2000
+#: beside those of its rows, what a transaction may need: branches, roots, the list of free pages
+TXN_PAGES: Final = 128
 _slot_prefix: Final = SLOT.pack
 #: so many rows are written at a stretch, and then the loop's thread has its turn
 SLICE_ROWS: Final = 250
@@ -182,6 +185,8 @@ class State:
         # what a killed process had committed may be in the kernel's cache only
         env.sync(True)
         self._begin()
+        #: of its file on the disk, if it has one
+        self.blocks: Blocks | None = None
 
     @classmethod
     def open(
@@ -201,6 +206,7 @@ class State:
             )
             state = cls(env, create, read_cache_bytes)
             Disk().sync_folder(folder)
+            state.blocks = Blocks(folder / "data.mdb")
             return state
         except lmdb.Error as e:
             raise StorageError(f"the state in {folder} cannot be opened: {e}") from None
@@ -408,23 +414,46 @@ class State:
                     more = slot < 0xFFFFFFFF and seek(cursor, SLOT.pack(slot + 1))
         return found
 
+    def pages(self) -> Pages:
+        """How much of its map is used, as the loop's thread sees it."""
+        return pages_of(self.env, self._reader, (self.data, self.aux, self.meta))
+
     # --- writing (writer thread) -------------------------------------------------------------
+
+    def make_room(self, rows: int, size: int) -> None:
+        """Have blocks on the disk for a transaction that changes so many rows, of so many bytes. Raises NoRoom: then
+        nothing was begun."""
+        if self.blocks is None:
+            return
+        with self.env.begin() as txn:
+            pages = pages_of(self.env, txn, (self.data, self.aux, self.meta))
+        page = self.env.stat()["psize"]
+        # each row has its leaf written anew, and there are no more of those than there are pages; some of what
+        # is free may be in use by a reader still
+        leaves = min(rows, pages.used // page)
+        needed = page * (leaves + leaves // 8 + TXN_PAGES) + 2 * size
+        more = max(page * TXN_PAGES, needed - pages.free // 2)
+        self.blocks.ensure(pages.used, min(more, max(0, pages.limit - pages.used)))
 
     def aux_write(self, slot: int, key: bytes, row: bytes | None) -> tuple[Any, bytes, bytes | None]:
         return self.aux, SLOT.pack(slot) + key, row
 
     def write(self, job: Job, records: Iterable[Row] = ()) -> None:
         """One synced transaction: ``job``, and changes of records as ``record_writes`` makes them. Raises
-        StorageError (R14)."""
+        NoRoom, after which it may be tried again, and StorageError (R14)."""
         rows: dict[Any, list[Row]] = {self.data: list(records)}
         for db, key, value in job:
             rows.setdefault(db, []).append((key, value))
+        self.make_room(
+            sum(map(len, rows.values())),
+            sum([len(key) + len(value or b"") for changes in rows.values() for key, value in changes]),
+        )
         try:
             with self.env.begin(write=True) as txn:
                 for db, changes in rows.items():
                     self._write_rows(txn, db, changes)
         except lmdb.MapFullError:
-            raise StorageError(
+            raise NoRoom(
                 f"the state is full: map size {self.env.info()['map_size']} bytes; raise map_size_gib"
             ) from None
         except lmdb.Error as e:
@@ -448,8 +477,9 @@ class State:
                         txn.delete(key, db=db)
 
     def delete_step(self, rubbish: Rubbish) -> bool:
-        """Delete some of those rows; whether rows are left."""
+        """Delete some of those rows; whether rows are left. Raises as ``write``."""
         left = DELETE_CHUNK
+        self.make_room(left, 0)
         spans = (
             (self.data, SLOT.pack(rubbish.data_slot), rubbish.start, rubbish.end),
             (self.aux, SLOT.pack(rubbish.slot), b"", None),
@@ -467,6 +497,8 @@ class State:
                         left -= 1
                     if not left:
                         return True
+        except lmdb.MapFullError:
+            raise NoRoom("the state is full: raise map_size_gib") from None
         except lmdb.Error as e:
             raise StorageError(f"the state cannot be written ({e}); check the disk") from None
         return False
@@ -477,4 +509,6 @@ class State:
 
     def close(self) -> None:
         self._end()
+        if self.blocks is not None:
+            self.blocks.close()
         self.env.close()

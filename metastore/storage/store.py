@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from metastore.core.logindex import LogIndex
-from metastore.errors import CorruptLog, CorruptState, StorageError
+from metastore.errors import CorruptLog, CorruptState, NoRoom, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
 from metastore.storage.identity import (
@@ -43,6 +43,7 @@ from metastore.storage.recovery import Recovery
 from metastore.storage.scrub import RottenBlock, RottenRows, Scrub
 from metastore.storage.segments import BEGINNING, Border, Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
+from metastore.storage.space import Space
 from metastore.storage.state import (
     BORDER_ROW,
     NODE_ROW,
@@ -80,6 +81,9 @@ class StorageOptions:
     read_cache_bytes: int = READ_CACHE_BYTES
     #: how much the scrub reads a second, 0 = it does not run
     scrub_bytes_s: int = 0
+    #: below so much room what adds data is refused; 0 = no mark (storage.space)
+    low_bytes: int = 0
+    reserve_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -155,6 +159,9 @@ class Store:
         self.last_flush_ms = 0
         self.log: NodeLog
         self.state: State
+        self.space: Space
+        #: a state transaction waits for room
+        self.blocked = False
         self._active = Overlay()
         #: so much is not in the state yet that writes are refused
         self.overlay_full = False
@@ -214,6 +221,7 @@ class Store:
             raise
         store._lock_fd = lock_fd
         try:
+            store.make_space(disk)
             store.recover(disk, store._open_state())
             if store.created:
                 write_identity(folder, identity, disk)
@@ -222,6 +230,12 @@ class Store:
             raise
         return store
 
+    def make_space(self, disk: Disk) -> None:
+        """Room for what recovery needs."""
+        options = self.options
+        self.space = Space(self.folder, disk, options.segment_bytes, options.low_bytes, options.reserve_bytes)
+        self.space.begin()
+
     def _open_state(self) -> State:
         options = self.options
         folder = self.folder / "state"
@@ -229,6 +243,7 @@ class Store:
 
     def recover(self, disk: Disk, state: State) -> None:
         """Bring log and state together, or make them. Raises CorruptLog, CorruptState."""
+        self.make_space(disk)
         files = SegmentFiles(self.folder / "log", disk, self.store_id, self.options.segment_bytes)
         self.log = NodeLog(files, self.options.cache_bytes)
         self.state = state
@@ -582,11 +597,30 @@ class Store:
     async def _flush_forever(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_INTERVAL_S)
+            self.look()
             due = self._active.changes and self._now() - self._active_since > self.options.flush_age_s
             if due or self._needs_checkpoint():
                 self._freeze()
             if self._garbage and self._flushing is None and self._failed is None:
                 await self._delete_garbage()
+            if self.space.wants_reserve():
+                await self.run_in_writer(self.space.make_reserve)
+
+    def look(self) -> None:
+        """How much room there is; what waits for some is tried again."""
+        blocks, pages, flushing = self.state.blocks, self.state.pages(), self._flushing
+        pending = self._active.bytes + (flushing.bytes if flushing is not None else 0)
+        ahead = max(0, blocks.end - pages.used) if blocks is not None else 0
+        stuck = self.blocked and self.overlay_full
+        self.space.look(pages, ahead, pending, self.log.room(), self.blocked, stuck)
+        if self._failed is None:
+            self._submit_flush()
+            if self.space.disk_free > self.options.segment_bytes:
+                self.log.retry()
+
+    def _retention(self) -> int:
+        """How much log is kept for followers that lag: none when there is hardly room for the log itself."""
+        return 0 if self.space.critical else self.options.log_retention_bytes
 
     async def _delete_garbage(self) -> None:
         garbage = self._garbage[0]
@@ -595,6 +629,8 @@ class Store:
             if durable and not await self.run_in_writer(self.state.delete_step, garbage):
                 self._garbage.remove(garbage)
                 self.state.cache.clear()
+        except NoRoom:
+            pass  # later
         except StorageError as e:
             self._fail(e)
 
@@ -603,7 +639,7 @@ class Store:
         files = self.log.files
         return (
             bool(self._dirty)
-            and files.total_bytes() > self.options.log_retention_bytes
+            and files.total_bytes() > self._retention()
             and len(files.segments) > 1
             and files.segments[0].last_seq > self._checkpoint_seq
         )
@@ -641,18 +677,18 @@ class Store:
         if flush is None or self.log.durable_seq < flush.seq or self._loop is None:
             return
         self._flush_job = None
-        flush.rows.append((self.state.meta, NODE_ROW, self._node_row(flush.seq)))
+        node_row = self._node_row(flush.seq)
         began = time.monotonic()
-        future = self._loop.run_in_executor(self._writer, self._write_flush, flush)
+        future = self._loop.run_in_executor(self._writer, self._write_flush, flush, node_row)
         future.add_done_callback(lambda f: self._flushed(f, flush, began))
 
-    def _write_flush(self, flush: _Flush) -> None:
+    def _write_flush(self, flush: _Flush, node_row: bytes) -> None:
         """In the writer thread: the frozen generation does not change any more."""
         job: list[Row] = []
         for p, part in flush.generation.partitions.items():
             job += record_writes(flush.slots[p], part.records)
         flush.changed.update(job)
-        self.state.write(flush.rows, job)
+        self.state.write([*flush.rows, (self.state.meta, NODE_ROW, node_row)], job)
 
     def _node_row(self, seq: int) -> bytes:
         row: bytes = msgpack.packb(
@@ -662,6 +698,11 @@ class Store:
 
     def _flushed(self, future: asyncio.Future[None], flush: _Flush, began: float) -> None:
         error = None if future.cancelled() else future.exception()
+        if isinstance(error, NoRoom):
+            if not self.blocked:
+                log.error("%s; it is tried again until there is room", error)
+            self._flush_job, self.blocked = flush, True
+            return
         if future.cancelled() or error is not None:
             if error is not None:
                 self._fail(
@@ -673,7 +714,7 @@ class Store:
 
     def _flush_done(self, flush: _Flush) -> None:
         self.state.renew(flush.changed)  # before the overlay goes: no read may miss it
-        self._flushing = None
+        self._flushing, self.blocked = None, False
         self._note_overlay()
         self.flushes += 1
         self._checkpoint_seq = flush.seq
@@ -686,8 +727,8 @@ class Store:
         shortened, removed = self.log.remove_segments(
             lambda p: self._durable_applied.get(p, 0),
             flush.seq,
-            self.options.log_retention_bytes,
-            self._held,
+            self._retention(),
+            {} if self.space.critical else self._held,
         )
         oldest = self.log.files.segments[0]
         border = Border(oldest.number, oldest.first_block)
@@ -734,8 +775,7 @@ class Store:
         self._freeze()
         flush, self._flush_job = self._flush_job, None
         if flush is not None:
-            flush.rows.append((self.state.meta, NODE_ROW, self._node_row(flush.seq)))
-            self._write_flush(flush)
+            self._write_flush(flush, self._node_row(flush.seq))
             self._flush_done(flush)
 
     async def run_in_writer(self, work: Callable[..., Any], *args: Any) -> Any:
@@ -770,7 +810,7 @@ class Store:
             while self._flushing is not None or self.durable_seq < from_seq:
                 await self._push()
             new = Meta(slot, index, epoch, index, meta.sealed, meta.owner, meta.config, from_seq)
-            await self.run_in_writer(self.state.write, [(self.state.meta, meta_key(p), new.pack())])
+            await self._write_meta(p, new)
         finally:
             self._switching.discard(p)
         # a seal recorded meanwhile is in the log and in ``meta``, which stays the live object
@@ -786,6 +826,14 @@ class Store:
         if self._forks:
             self._freeze()
         self._garbage.append(old)
+
+    async def _write_meta(self, p: int, new: Meta) -> None:
+        while True:
+            try:
+                await self.run_in_writer(self.state.write, [(self.state.meta, meta_key(p), new.pack())])
+                return
+            except NoRoom:
+                await asyncio.sleep(FLUSH_INTERVAL_S)
 
     def delete_slot(self, slot: int) -> None:
         self._garbage.append(Rubbish(0, slot, slot))
@@ -805,6 +853,7 @@ class Store:
             "state_flushes_total": self.flushes,
             "state_last_flush_ms": self.last_flush_ms,
             **self.scrub.stats(self._now()),
+            **self.space.stats(),
         }
 
     async def close(self) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import lmdb
 
+STAT = {"psize": 4096, "branch_pages": 0, "leaf_pages": 0, "overflow_pages": 0}
+
 
 class _Table:
     """Rows, and their keys in order once a cursor has asked for them."""
@@ -51,7 +53,10 @@ class MemoryEnv:
         pass
 
     def info(self) -> dict[str, Any]:
-        return {"map_size": 0}
+        return {"map_size": 1 << 40, "last_pgno": 1}
+
+    def stat(self) -> dict[str, int]:
+        return STAT
 
     def close(self) -> None:
         pass
@@ -76,6 +81,9 @@ class _Txn:
 
     def abort(self) -> None:
         self.tables = {}
+
+    def stat(self, db: bytes) -> dict[str, int]:
+        return STAT
 
     def _mine(self, db: bytes) -> _Table:
         table = self.tables[db]

@@ -51,6 +51,8 @@ class SimDisk(Disk):
         self.cut_after: int | None = None
         self.fail_next_sync = False
         self.fail_next_write = False
+        #: what ``space`` says
+        self.free = 1 << 40
         self.on_cut: Callable[[], None] = lambda: None
         self._open: dict[int, _File] = {}
         self._next_fd = 1000
@@ -86,6 +88,12 @@ class SimDisk(Disk):
             file.dirty.clear()
 
     # --- Disk -----------------------------------------------------------------------------
+
+    def space(self, folder: Path) -> tuple[int, int]:
+        return self.free, self.free
+
+    def allocate(self, path: Path, size: int) -> None:
+        self.files[path] = _File(0)
 
     def list(self, folder: Path) -> list[str]:
         return sorted(p.name for p in self.files if p.parent == folder)
