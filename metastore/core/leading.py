@@ -9,6 +9,7 @@ from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.entry import HEAD, MAX_ENTRY_BYTES, check_entries, pack_entry
 from metastore.core.messages import Process
+from metastore.core.quorum import is_quorum
 from metastore.core.replica import (
     ACTIVATING,
     ACTIVE,
@@ -350,6 +351,15 @@ class LeadingReplica(Replica):
             return False
         heard = max(term.last_quorum_ns, term.quorum_acked_at_ns())
         return now - heard < 2 * self.ctx.settings.suspect_after_ns
+
+    def low_replicas(self) -> list[str]:
+        """Whose disks keep this leader from adding data: its own, or those without which there is no quorum."""
+        term, ctx = self.term, self.ctx
+        if term is None or not (ctx.room or ctx.low_peers):
+            return []
+        members = {node for node, _ in term.members}
+        low = (members & ctx.low_peers) | ({ctx.me.node} if ctx.room else set())
+        return sorted(low) if ctx.room or not is_quorum(term.config, members - low) else []
 
     # --- R11 ------------------------------------------------------------------------------
 

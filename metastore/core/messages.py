@@ -24,6 +24,9 @@ HEALTHY: Final = 1
 #: acknowledged by then is within ``commit``
 FRESH: Final = 2
 
+#: a node's disk has room; it is below its mark; nothing more can be logged there
+ROOM, LOW, FULL = 0, 1, 2
+
 Beat = tuple[int, int, int, int]
 """``(p, epoch, says, commit)``; ``says``: the sum of HEALTHY and FRESH, as far as each holds."""
 
@@ -44,12 +47,13 @@ class Heartbeat(NamedTuple):
 
 class HeartbeatAck(NamedTuple):
     """Grants reads for ``grant_ns`` to every beat but the refused [(p, sealed_epoch), ...] (R8).
-    ``clock``: the sender's, to be echoed."""
+    ``clock``: the sender's, to be echoed; ``room``: how much its disk has, ROOM, LOW or FULL."""
 
     number: int
     clock: int
     grant_ns: int
     refused: list[tuple[int, int]]
+    room: int = ROOM
 
 
 class Seal(NamedTuple):

@@ -219,13 +219,17 @@ class NodeCore:
                 refused.append((p, replica.sealed_epoch))
         # the seal under which a grant is given may still be on its way to disk: the answer
         # waits for it (R1)
-        self.emit(fx.Send(src.node, m.HeartbeatAck(msg.number, now, grant_ns, refused), True))
+        self.emit(fx.Send(src.node, m.HeartbeatAck(msg.number, now, grant_ns, refused, self.ctx.room), True))
 
     def _on_heartbeat_ack(self, now: int, src: Process, msg: m.HeartbeatAck) -> None:
         sent = self._beats.get(src.node, {}).pop(msg.number, None)
         if sent is None:
             return
         sent_ns, beats = sent
+        if msg.room:
+            self.ctx.low_peers.add(src.node)
+        elif self.ctx.low_peers:
+            self.ctx.low_peers.discard(src.node)
         self._echoes[src.node] = max(msg.clock, self._echoes.get(src.node, 0))
         refused: dict[int, int] = dict(msg.refused)
         for p, epoch, *_ in beats:

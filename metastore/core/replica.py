@@ -20,7 +20,7 @@ import msgpack
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
-from metastore.core.entry import Checked, check_entries
+from metastore.core.entry import HEAD, Checked, check_entries
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
@@ -92,6 +92,10 @@ class Context:
     read_payload: Callable[[memoryview], Any] | None = None
     #: the disk has taken a round for longer than a leader may be silent: lead nothing from here
     stuck: bool = False
+    #: how much room the disk has: m.ROOM, LOW (lead nothing that adds to it) or FULL (take no more entries)
+    room: int = m.ROOM
+    #: peers that said that theirs is LOW or FULL
+    low_peers: set[str] = field(default_factory=set)
     #: no membership change goes on (cellctl pause)
     moves_paused: bool = False
     #: partitions led here that get new replicas just now, and how many may at once
@@ -315,6 +319,9 @@ class Replica:
             self.send(src.node, m.Missed(self.p, msg.epoch, *hint), durable=True)
             return
         match = prev_index + len(checked)
+        new = match > log.last_index and any(len(blob) > HEAD.size for blob in msg.entries)
+        if new and self.ctx.room == m.FULL:
+            return  # as if it had been lost on its way: a replica that lags lives, and one without a disk does not
         commit = min(msg.commit, match)
         self.store_entries(msg.entries, checked, commit)
         self.advance_commit(commit)

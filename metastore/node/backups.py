@@ -10,6 +10,7 @@ before it was asked for: the leader holds its grants (R8) and saves its state be
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final
@@ -19,10 +20,13 @@ from aiohttp import web
 
 from metastore.clock import now_ns
 from metastore.errors import NotFound, NotLeader, Overloaded, Unavailable
+from metastore.node.pins import Pin
 from metastore.storage.snapshot import DATA
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
+
+log = logging.getLogger("metastore.backups")
 
 HEAD: Final = struct.Struct(">II")
 MEDIA_TYPE: Final = "application/vnd.metastore.snapshot"
@@ -68,30 +72,39 @@ class Backups:
                 await store.save(p, applied)
         except TimeoutError:
             raise Unavailable(f"partition {p} could not be saved in {SAVE_S:g} s", retry_after_s=1) from None
-        reader = store.open_snapshot(p)
+        with self.node.pins.pin(p, f"a backup at {request.remote}") as pin:
+            return await self._stream(request, p, epoch, pin)
+
+    async def _stream(self, request: web.Request, p: int, epoch: int, pin: Pin) -> web.StreamResponse:
+        reader = self.node.store.open_snapshot(p)
         try:
             response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE})
             await response.prepare(request)
             head = {"partition": p, "epoch": epoch, "index": reader.index}
-            await self._write(response, head)
+            await self._write(response, head, pin)
             records = 0
             while True:
                 rows = [[key, value] for kind, key, value in reader.chunk(CHUNK_BYTES) if kind == DATA]
                 if not rows:
                     break
-                await self._write(response, rows)
+                await self._write(response, rows, pin)
                 records += len(rows)
-            await self._write(response, {"records": records})
+            await self._write(response, {"records": records}, pin)
             await response.write_eof()
             return response
         finally:
             reader.close()
 
     @staticmethod
-    async def _write(response: web.StreamResponse, value: Any) -> None:
-        """Raises ConnectionError when nobody takes it: an answer that was begun can only be broken off."""
+    async def _write(response: web.StreamResponse, value: Any, pin: Pin) -> None:
+        """Raises ConnectionError when nobody takes it, or too slowly: an answer that was begun can only be broken
+        off."""
+        data = frame(value)
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                await response.write(frame(value))
+            await pin.wait(response.write(data), PATIENCE_S)
         except TimeoutError:
             raise ConnectionError("the snapshot is not taken") from None
+        except Unavailable as e:
+            log.warning("%s", e.message)
+            raise ConnectionError(e.message) from None
+        pin.sent_bytes += len(data)

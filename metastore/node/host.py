@@ -20,6 +20,7 @@ from metastore.core.dedupe import Window
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Applied, Machine, only_reads
+from metastore.core.messages import FULL
 from metastore.core.quorum import is_quorum
 from metastore.core.replica import (
     ACTIVATING,
@@ -33,6 +34,7 @@ from metastore.core.replica import (
 )
 from metastore.errors import (
     DeadlineExceeded,
+    DiskLow,
     MetastoreError,
     Moved,
     NotLeader,
@@ -114,6 +116,13 @@ def op_bytes(op: list[Any]) -> int:
         for branch in op[8:10]:
             size += sum(96 + len(p[1]) + (len(p[2]) if p[0] == PUT else 0) for p in branch)
     return size
+
+
+def adds(op: list[Any]) -> bool:
+    """Whether a write may add data."""
+    if op[1] == TXN:
+        return any(part[0] in (PUT, ADD) for parts in op[8:10] for part in parts)
+    return bool(op[1] in (PUT, ADD))
 
 
 def batch_length(pending: list[Waiting]) -> int:
@@ -251,9 +260,9 @@ class PartitionHost:
                 return
             error: MetastoreError | None = self.elsewhere()
         else:
-            error = self.node.policies.refuse(self, op)
-            if error is not None and kind in WRITES and op[4] and self.machine.knows(client, op):
-                error = None  # a retry of what was done under another policy gets the first outcome (R7)
+            error = self.refuse(client, op)
+            if error is not None and kind in WRITES and op[4] and not self.replica.can_read(now):
+                error = None  # whether it is a retry only a leader knows, and one that is confirmed as such
         if error is not None:
             connection.answer(error_result(op[0], error))
         elif kind == PUT:
@@ -279,6 +288,45 @@ class PartitionHost:
         if not 1 < len(family) <= MAX_FAMILY:  # a part of it would leave a gap
             return Moved(text, partition=self.p)
         return Moved(text, partition=self.p, family=[placement_to_plain(q) for q in family])
+
+    def refuse(self, client: bytes, op: list[Any]) -> MetastoreError | None:
+        """What the namespace's policy, or the room on the disks, has against an operation; nothing, when it is a
+        retry of what was done before there was anything against it: that gets the first outcome (R7)."""
+        error = self.node.policies.refuse(self, op)
+        if error is None and self.node.tight and op[1] in WRITES:
+            error = self.no_room(op)
+        if error is not None and op[1] in WRITES and op[4] and self.machine.knows(client, op):
+            return None
+        return error
+
+    def no_room(self, op: list[Any]) -> MetastoreError | None:
+        """Why a write is refused for want of room; None = it is not. What frees room, or ends a lock, goes on
+        as long as anything can be logged; so does everything once somebody leads who has room."""
+        replica, node = self.replica, self.node
+        if replica.role != ACTIVE or (op[1] == TXN and only_reads(op)):
+            return None
+        ctx, space = node.core.ctx, node.store.space
+        low = replica.low_replicas()
+        if ctx.room == FULL:
+            what = f"the disk of {node.me.node} is full, so nothing can be written: {space.text()}"
+        elif not low or not adds(op):
+            return None
+        elif ctx.room and self.heir_with_room():
+            text = f"the disk of {node.me.node} is nearly full; partition {self.p} is handed to a node that has room"
+            return Overloaded(text, retry_after_s=0.3)
+        else:
+            own = f": {space.text()}" if ctx.room else " (disk_low_mib)"
+            what = f"partition {self.p} takes deletes only, since the disks of {', '.join(low)} are nearly full{own}"
+        text = f"{what}; delete records, or make room on the disks: cellctl doctor"
+        return DiskLow(text, nodes=low, retry_after_s=10)
+
+    def heir_with_room(self) -> bool:
+        """Whether a replica that can be led from has room (node.spreading hands over to it)."""
+        node, term = self.node, self.replica.term
+        if term is None or node.core.ctx.moves_paused or not node.control.can_elect() or term.config.joint:
+            return False
+        low = node.core.ctx.low_peers
+        return any(n != node.me.node and n not in low and not node.links.is_away(n) for n, _ in term.members)
 
     def covers_all(self, txn: list[Any]) -> bool:
         keys = [compare[0] for compare in txn[7]] + [part[1] for parts in txn[8:10] for part in parts]
@@ -524,7 +572,7 @@ class PartitionHost:
                     connection.answer(*self.read(connection, op, 0))
                     continue
                 # policies may have changed meanwhile: what is proposed after a change obeys it
-                refused = self.node.policies.refuse(self, op)
+                refused = self.refuse(client, op)
                 if refused is None:
                     self.queue(connection, client, op, deadline)
                 else:
@@ -782,7 +830,8 @@ class PartitionHost:
         """Let records expire; keep watches informed; answer those whose entry no quorum is there to commit."""
         if self.deadlines.running and self.deadlines:
             room = MAX_EXPIRED_AT_ONCE - len(self.expired)
-            over = self.deadlines.due(now, room) if room > 0 and self.role == ACTIVE else []
+            may = self.role == ACTIVE and self.node.core.ctx.room != FULL
+            over = self.deadlines.due(now, room) if room > 0 and may else []
             if over:
                 if not self.pending and not self.expired:
                     self.node.writing.append(self)

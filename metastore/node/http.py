@@ -45,6 +45,17 @@ def _metrics(node: Node) -> str:
         ("metastore_client_connections", "open client connections", status["clients"]["connections"]),
         ("metastore_loop_stalls_total", "times the loop stood still for over 500 ms", status["stalls"]),
         ("metastore_peer_messages_dropped_total", "messages not buffered for a peer", node.links.dropped),
+        (
+            "metastore_snapshots",
+            "snapshots being sent; each pins the state's pages",
+            len(status["snapshots"]),
+        ),
+        (
+            "metastore_snapshot_oldest_seconds",
+            "for how long the oldest of them is under way",
+            max((pin["seconds"] for pin in status["snapshots"]), default=0),
+        ),
+        ("metastore_snapshots_ended_total", "snapshots broken off for being slow", node.pins.ended),
         ("metastore_elections_won_total", "terms won", node.control.elections_won),
     ]
     rows += [

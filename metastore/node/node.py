@@ -19,7 +19,7 @@ import msgpack
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.core import effects as fx
-from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
+from metastore.core.messages import FULL, LOW, ROOM, Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
 from metastore.core.replica import Restored, unpack_config
@@ -34,6 +34,7 @@ from metastore.node.collector import Collector
 from metastore.node.control import Control
 from metastore.node.host import PartitionHost
 from metastore.node.peers import PeerLinks
+from metastore.node.pins import Pins
 from metastore.node.policies import Policies
 from metastore.node.snapshots import Snapshots
 from metastore.node.spreading import Spreading
@@ -72,6 +73,9 @@ class Node:
         self.me = Process(config.node, store.store_id, incarnation)
         self.settings = core_settings(config)
         self.hosts: dict[int, PartitionHost] = {}
+        self.pins = Pins(config)
+        #: something keeps writes that add data from some partition here: look closer (host.no_room)
+        self.tight = False
         self.admission = Admission(
             config.max_connections, int(config.client_patience_s * 1e9), config.client_memory_mib << 20
         )
@@ -522,6 +526,7 @@ class Node:
                     host.deadlines.add_time(now - due)
             due = now + tick_ns
             self.core.ctx.stuck = self.store.syncing_for_s() * 1e9 > self.settings.suspect_after_ns
+            self.note_room()
             self.core.tick(now, self.control.can_elect())
             self.spreading.tick(now)
             self.settle()
@@ -532,6 +537,12 @@ class Node:
                 if host.wanted_split is not None:
                     splitting.tick(host, now)
             self.admission.sweep(now)
+
+    def note_room(self) -> None:
+        """The core, and by it the peers, know how much room the disk has."""
+        space, ctx = self.store.space, self.core.ctx
+        ctx.room = FULL if space.full else LOW if space.low else ROOM
+        self.tight = bool(ctx.room or ctx.low_peers)
 
     # --- views -----------------------------------------------------------------------------
 

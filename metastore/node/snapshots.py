@@ -14,9 +14,10 @@ from metastore.clock import now_ns
 from metastore.core.machine import SPLITS_KEY, unpack_splits
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.payloads import check_aux
-from metastore.errors import CorruptState, MetastoreError, ProtocolError, StorageError, Unavailable
+from metastore.errors import CorruptState, MetastoreError, NoRoom, ProtocolError, StorageError, Unavailable
 from metastore.keys import is_storage_key
 from metastore.logs import log_event
+from metastore.node.pins import Pin
 from metastore.records import unpack_record
 from metastore.storage.snapshot import AUX, DATA
 
@@ -95,33 +96,8 @@ class Snapshots:
             async with self._slots:
                 if to not in node.links.connected():
                     raise Unavailable(f"{to} is gone")
-                reader = node.store.open_snapshot(p)
-                try:
-                    fields = {"node": node.config.node, "partition": p, "epoch": epoch}
-                    log_event(log, f"sends a snapshot at {reader.index} to {to}", **fields)
-                    node.store.hold_log(p, reader.index)
-                    out.began_ns = now_ns()
-                    splits = [(split.child, split.entry) for split in unpack_splits(reader.aux(SPLITS_KEY))]
-                    self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch, splits))
-                    number = 0
-                    host = node.hosts.get(p)
-                    if host is not None:
-                        out.total_bytes = sum(held[1] for held in host.machine.usage.values())
-                    while True:
-                        rows = reader.chunk(CHUNK_BYTES)
-                        size = sum(len(row[1]) + len(row[2]) for row in rows)
-                        await self._pace(size)
-                        out.sent_bytes += size
-                        await self._window(p, to, out, number - WINDOW)
-                        self._queue(to, SnapshotChunk(p, epoch, out.number, number, rows))
-                        if not rows:
-                            break
-                        number += 1
-                    await self._window(p, to, out, number)
-                    self.sent += 1
-                finally:
-                    reader.close()
-                    node.store.release_log(p)
+                with node.pins.pin(p, to) as pin:
+                    await self._stream(p, to, epoch, out, pin)
         except StorageError:
             raise  # what is on this disk cannot be read: R14
         except (TimeoutError, MetastoreError) as e:
@@ -129,6 +105,36 @@ class Snapshots:
         finally:
             if self._out.get((p, to)) is out:
                 del self._out[p, to]
+
+    async def _stream(self, p: int, to: str, epoch: int, out: _Outgoing, pin: Pin) -> None:
+        node = self.node
+        reader = node.store.open_snapshot(p)
+        try:
+            fields = {"node": node.config.node, "partition": p, "epoch": epoch}
+            log_event(log, f"sends a snapshot at {reader.index} to {to}", **fields)
+            node.store.hold_log(p, reader.index)
+            out.began_ns = now_ns()
+            splits = [(split.child, split.entry) for split in unpack_splits(reader.aux(SPLITS_KEY))]
+            self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch, splits))
+            number = 0
+            host = node.hosts.get(p)
+            if host is not None:
+                out.total_bytes = sum(held[1] for held in host.machine.usage.values())
+            while True:
+                rows = reader.chunk(CHUNK_BYTES)
+                size = sum(len(row[1]) + len(row[2]) for row in rows)
+                await self._pace(size)
+                out.sent_bytes += size
+                await self._window(p, to, out, number - WINDOW, pin)
+                self._queue(to, SnapshotChunk(p, epoch, out.number, number, rows))
+                if not rows:
+                    break
+                number += 1
+            await self._window(p, to, out, number, pin)
+            self.sent += 1
+        finally:
+            reader.close()
+            node.store.release_log(p)
 
     async def _pace(self, size: int) -> None:
         """Within the node's rate (snapshot_mib_s), all transfers together."""
@@ -146,15 +152,15 @@ class Snapshots:
         ms = (now_ns() - out.began_ns) // 1_000_000
         return {"sent_bytes": out.sent_bytes, "total_bytes": out.total_bytes, "ms": ms}
 
-    async def _window(self, p: int, to: str, out: _Outgoing, until: int) -> None:
-        """Wait until chunk ``until`` is acknowledged."""
+    async def _window(self, p: int, to: str, out: _Outgoing, until: int, pin: Pin) -> None:
+        """Wait until chunk ``until`` is acknowledged. Raises Unavailable, TimeoutError."""
+        pin.sent_bytes = out.sent_bytes
         while out.acked < until:
             if out.refused:
                 self.node.core.snapshot_refused(now_ns(), p, to)
                 raise Unavailable(f"{to} refused it")
             out.changed.clear()
-            async with asyncio.timeout(ACK_TIMEOUT_S):
-                await out.changed.wait()
+            await pin.wait(out.changed.wait(), ACK_TIMEOUT_S)
             self.node.core.snapshot_progress(now_ns(), p, to)
 
     def _queue(self, to: str, message: SnapshotBegin | SnapshotChunk | SnapshotAck) -> None:
@@ -212,7 +218,8 @@ class Snapshots:
         if begin.at_epoch > begin.epoch:
             raise ProtocolError(f"partition {begin.p}: a snapshot at epoch {begin.at_epoch} in {begin.epoch}")
         others = sum(1 for p, i in self._in.items() if i.src.node == src.node and p != begin.p)
-        full = others >= MAX_CONCURRENT_RECEIVES
+        # what is staged comes on top of what is there: with little room the replica stays behind
+        full = others >= MAX_CONCURRENT_RECEIVES or self.node.store.space.low
         takes = host is not None and not full and host.replica.takes_snapshot(src, begin.epoch)
         if host is None or not takes or not self._keeps_children(host, begin):
             self._queue(src.node, SnapshotAck(begin.p, begin.epoch, begin.snapshot, 0, False))
@@ -251,6 +258,11 @@ class Snapshots:
             replica.on_snapshot_staged(now_ns(), incoming.src, begin.epoch, begin.at_index, begin.at_epoch)
             node.settle()
         except TimeoutError:
+            self.discard(begin.p)
+        except NoRoom as e:
+            log.warning("snapshot of partition %d from %s given up: %s", begin.p, incoming.src.node, e)
+            ack = SnapshotAck(begin.p, begin.epoch, begin.snapshot, incoming.next, False)
+            self._queue(incoming.src.node, ack)
             self.discard(begin.p)
 
     def install(self, p: int, at_index: int, at_epoch: int) -> None:

@@ -65,7 +65,10 @@ class Spreading:
         node = self.node
         connected = node.links.connected()
         self._since = {n: self._since.get(n, now) for n in connected}
-        away = node.config.node in node.control.drained
+        ctx = node.core.ctx
+        # who has no room for more leads nothing while others have some
+        closed = node.control.drained | ctx.low_peers | ({node.config.node} if ctx.room else set())
+        away = node.config.node in closed
         if not node.config.leader_spread_s and not away:
             return
         if now < self._again_ns and not away:
@@ -76,7 +79,7 @@ class Spreading:
         leads = Counter(p.leader for p in node.topology.partitions.values() if p.leader)
         me = node.config.node
         leads[me] = sum(h.replica.role == ACTIVE for h in node.hosts.values())
-        found = next_hand_over(me, self._led(now, away), leads, node.control.drained)
+        found = next_hand_over(me, self._led(now, away), leads, closed)
         if found is not None:
             node.hosts[found.p].replica.transfer(now, found.to)
 

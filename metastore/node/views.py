@@ -3,7 +3,6 @@ however often it is asked: a question of six bytes must not cost a walk over all
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -77,13 +76,19 @@ def learners(node: Node, r: PartitionReplica) -> dict[str, dict[str, int]]:
 
 
 def disk(node: Node) -> dict[str, int]:
-    """Bytes on the data folder's file system, and of the state's largest size (map_size_gib)."""
-    found = os.statvfs(node.config.data_dir)
+    """Room on the data folder's file system and in the state's map (map_size_gib), in bytes."""
+    space = node.store.space
     return {
-        "free_bytes": found.f_bavail * found.f_frsize,
-        "total_bytes": found.f_blocks * found.f_frsize,
-        "state_bytes": node.store.state.bytes_used(),
-        "state_limit_bytes": node.config.map_size_gib << 30,
+        "free_bytes": space.disk_free,
+        "total_bytes": space.disk_total,
+        "state_bytes": space.pages.used,
+        "state_free_bytes": space.pages.free,
+        "state_limit_bytes": space.pages.limit,
+        "room_bytes": space.room,
+        "low_mark_bytes": space.low_bytes,
+        "reserve_bytes": space.reserve_bytes if space.reserve_held else 0,
+        "low": int(space.low),
+        "full": int(space.full),
     }
 
 
@@ -124,6 +129,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "clock_ms": time.time_ns() // MS,
         "settings": {name: getattr(node.config, name) for name in SHARED_SETTINGS},
         "disk": disk(node),
+        "snapshots": node.pins.status(),
         "store_id": node.me.store,
         "incarnation": node.me.incarnation,
         "partitions": partitions,

@@ -444,10 +444,9 @@ class State:
         rows: dict[Any, list[Row]] = {self.data: list(records)}
         for db, key, value in job:
             rows.setdefault(db, []).append((key, value))
-        self.make_room(
-            sum(map(len, rows.values())),
-            sum([len(key) + len(value or b"") for changes in rows.values() for key, value in changes]),
-        )
+        if self.blocks is not None:
+            sizes = [len(key) + len(value or b"") for changes in rows.values() for key, value in changes]
+            self.make_room(len(sizes), sum(sizes))
         try:
             with self.env.begin(write=True) as txn:
                 for db, changes in rows.items():

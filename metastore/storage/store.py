@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -162,6 +163,8 @@ class Store:
         self.space: Space
         #: a state transaction waits for room
         self.blocked = False
+        #: of the log, and not yet deleted
+        self._leaving: list[Segment] = []
         self._active = Overlay()
         #: so much is not in the state yet that writes are refused
         self.overlay_full = False
@@ -299,6 +302,7 @@ class Store:
         """From here on rounds and flushes run in their threads and call back in the loop."""
         self._loop, self._on_durable, self._on_failure = loop, on_durable, on_failure
         self.log.start(loop, self._round_durable, self._fail)
+        self.look()
         self._timer = loop.create_task(self._flush_forever())
         if self.options.scrub_bytes_s:
             self._scrubbing = loop.create_task(self.scrub.run_forever())
@@ -615,6 +619,7 @@ class Store:
         self.space.look(pages, ahead, pending, self.log.room(), self.blocked, stuck)
         if self._failed is None:
             self._submit_flush()
+            self._delete_leaving()
             if self.space.disk_free > self.options.segment_bytes:
                 self.log.retry()
 
@@ -730,17 +735,25 @@ class Store:
             self._retention(),
             {} if self.space.critical else self._held,
         )
-        oldest = self.log.files.segments[0]
-        border = Border(oldest.number, oldest.first_block)
-        if removed and self._loop is not None:
-            future = self._loop.run_in_executor(self._writer, self._delete_segments, removed, border)
-            future.add_done_callback(self._segments_deleted)
-        elif removed:
-            self._delete_segments(removed, border)
+        self._leaving += removed
+        self._delete_leaving()
         for p in shortened:
             self.on_compacted(p, self.log.partitions[p].index.base_index)
         if self._active.bytes > self.options.flush_bytes or self._forks:
             self._freeze()
+
+    def _delete_leaving(self) -> None:
+        """Segments that nobody needs any more go, now or when there is room for the word of it."""
+        if not self._leaving:
+            return
+        segments, self._leaving = self._leaving, []
+        oldest = self.log.files.segments[0]
+        border = Border(oldest.number, oldest.first_block)
+        if self._loop is None:
+            self._delete_segments(segments, border)
+            return
+        future = self._loop.run_in_executor(self._writer, self._delete_segments, segments, border)
+        future.add_done_callback(partial(self._segments_deleted, segments))
 
     def _delete_segments(self, segments: list[Segment], border: Border) -> None:
         """The state knows first where the log begins: one that begins later is a loss."""
@@ -750,9 +763,11 @@ class Store:
         except OSError as e:  # they are deleted at the next start
             log.warning("log segments could not be deleted: %s", e)
 
-    def _segments_deleted(self, future: asyncio.Future[None]) -> None:
+    def _segments_deleted(self, segments: list[Segment], future: asyncio.Future[None]) -> None:
         error = None if future.cancelled() else future.exception()
-        if error is not None:
+        if isinstance(error, NoRoom):
+            self._leaving[:0] = segments
+        elif error is not None:
             self._fail(error if isinstance(error, StorageError) else StorageError(f"state writer: {error!r}"))
 
     async def save(self, p: int, index: int) -> None:

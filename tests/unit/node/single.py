@@ -12,7 +12,8 @@ from metastore.config import NodeConfig
 from metastore.layout import ConfigRecord, NodeRecord, first_epoch, to_json
 from metastore.node.clients import ClientConnection
 from metastore.node.node import Node
-from metastore.storage.store import Store
+from metastore.storage.disk import Disk
+from metastore.storage.store import StorageOptions, Store
 
 EPOCH = first_epoch(1)
 
@@ -20,13 +21,23 @@ EPOCH = first_epoch(1)
 class Single:
     """See the module; an async context manager."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        options: StorageOptions | None = None,
+        disk: Disk | None = None,
+        **settings: Any,
+    ) -> None:
+        self.options, self.disk = options, disk
         self.folder = folder
         self.settings = settings
 
     async def __aenter__(self) -> Single:
         loop = asyncio.get_running_loop()
-        self.store = Store.open(self.folder, cluster="metastore", node="f")
+        self.store = Store.open(
+            self.folder, cluster="metastore", node="f", options=self.options, disk=self.disk
+        )
         config = NodeConfig(
             cell="c1",
             node="f",

@@ -1,0 +1,75 @@
+"""Nodes tell each other how much room their disks have; who has none takes no entries, and lags."""
+
+from __future__ import annotations
+
+import pytest
+
+from metastore.core import messages as m
+from metastore.core.settings import MS
+from metastore.wire.peer_messages import decode, encode
+from tests.unit.core.nodes import START, blob, led, process
+from tests.unit.core.test_committing import NOW, OLD, answers, append, follower, log_of
+
+
+def test_an_acknowledgement_says_how_much_room_there_is() -> None:
+    node = follower()
+    for room in (m.ROOM, m.LOW, m.FULL):
+        node.core.ctx.room = room
+        node.core.receive(START, process("a"), m.Heartbeat(1, 0, [(0, NOW, 1, 0)]))
+        (ack,) = answers(node.take())
+        assert (ack.room, decode(encode(ack))) == (room, ack)
+
+
+def test_a_full_follower_takes_no_entries_and_lives() -> None:
+    """What it has it acknowledges; a leader's no-op is small enough, and without it nobody could lead."""
+    node = follower(log_of(OLD))
+    node.core.ctx.room = m.FULL
+    assert append(node, (OLD, 1), blob(2, NOW, b"data")) == []
+    assert node.replica.log.last_index == 1
+    assert answers(append(node, (OLD, 1))) == [m.Appended(0, NOW, 1)]
+    noop = blob(2, NOW, b"")
+    assert answers(append(node, (OLD, 1), noop)) == [m.Appended(0, NOW, 2)]
+    assert answers(append(node, (OLD, 1), noop)) == [m.Appended(0, NOW, 2)], "an old one once more"
+    node.core.ctx.room = m.LOW
+    assert answers(append(node, (NOW, 2), blob(3, NOW, b"data"))) == [m.Appended(0, NOW, 3)]
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "low"),
+    [
+        (m.ROOM, (), []),
+        (m.ROOM, ("b",), []),
+        (m.ROOM, ("b", "c"), ["b", "c"]),
+        (m.LOW, (), ["a"]),
+        (m.FULL, ("c",), ["a", "c"]),
+        (m.ROOM, ("elsewhere",), []),
+    ],
+)
+def test_a_leader_adds_where_it_and_a_quorum_have_room(
+    own: int, others: tuple[str, ...], low: list[str]
+) -> None:
+    a = led()["a"]
+    ctx = a.core.ctx
+    ctx.room = own
+    ctx.low_peers = set(others)
+    assert a.replica.low_replicas() == low
+
+
+def test_a_peer_counts_as_low_until_it_says_otherwise() -> None:
+    a = led()["a"]
+
+    def told(room: int) -> set[str]:
+        a.core.heartbeat(START + 5000 * MS)
+        number = a.core.last_number
+        a.core.receive(START + 5000 * MS, process("b"), m.HeartbeatAck(number, 0, 900 * MS, [], room))
+        return a.core.ctx.low_peers
+
+    assert told(m.LOW) == {"b"}
+    assert told(m.FULL) == {"b"}
+    assert told(m.ROOM) == set()
+
+
+def test_no_leader_adds_where_it_leads_nothing() -> None:
+    node = follower()
+    node.core.ctx.room = m.LOW
+    assert node.replica.low_replicas() == []
