@@ -31,6 +31,7 @@ SYNC_SLOW_US = 50_000
 DISK_PART = 0.10
 STATE_PART = 0.80
 OVERLAY_PART = 0.5
+SNAPSHOT_LONG_S = 600
 
 Level = Literal["error", "warning"]
 
@@ -176,22 +177,51 @@ def stalls(seen: Seen) -> Iterator[Finding]:
 def disks(seen: Seen) -> Iterator[Finding]:
     for name, view in seen.up():
         disk, about = view["disk"], f"node {name}"
-        if disk["free_bytes"] < DISK_PART * disk["total_bytes"]:
+        if disk.get("full"):
+            yield Finding(
+                "error",
+                about,
+                f"its disk is full: {disk['free_bytes'] >> 20} MiB are free",
+                "it takes no entries any more; with a majority like that nothing can be written, not even deletes",
+                "make room on its disk",
+            )
+        elif disk.get("low"):
+            yield Finding(
+                "error",
+                about,
+                f"{disk['room_bytes'] >> 20} MiB may be added to its state, {disk['free_bytes'] >> 20} MiB of its disk are free; its "
+                f"low-water mark is {disk['low_mark_bytes'] >> 20} MiB",
+                "it leads nothing while others have room; with a majority like that writes that add data get 507",
+                "free some of the disk, enlarge it, delete records, or move partitions away; if it is the map that is "
+                "full, raise map_size_gib",
+            )
+        elif disk["free_bytes"] < DISK_PART * disk["total_bytes"]:
             yield Finding(
                 "warning",
                 about,
                 f"{disk['free_bytes'] / disk['total_bytes']:.0%} of its disk is free",
-                "a node whose disk is full stops (R14)",
+                "below the low-water mark (disk_low_mib) writes that add data are refused",
                 "free some, enlarge it, or move partitions away",
             )
-        if disk["state_bytes"] > STATE_PART * disk["state_limit_bytes"]:
+        in_use = disk["state_bytes"] - disk.get("state_free_bytes", 0)
+        if in_use > STATE_PART * disk["state_limit_bytes"]:
             yield Finding(
                 "warning",
                 about,
-                f"its state takes {disk['state_bytes'] / disk['state_limit_bytes']:.0%} of map_size_gib",
-                "a node whose state is full stops",
+                f"its state takes {in_use / disk['state_limit_bytes']:.0%} of map_size_gib",
+                "when it is nearly full, writes that add data are refused",
                 "raise map_size_gib (address space only) and restart it",
             )
+        for pin in view.get("snapshots", ()):
+            if pin["seconds"] > SNAPSHOT_LONG_S:
+                yield Finding(
+                    "warning",
+                    about,
+                    f"it has been sending a snapshot of partition {pin['partition']} to {pin['to']} for "
+                    f"{pin['seconds'] // 60} minutes",
+                    "until that ends, the file of its state grows with every write, and it never shrinks",
+                    "look at who takes it; snapshot_max_s and snapshot_min_kib_s end it",
+                )
         sync_us = view["storage"]["log_last_sync_us"]
         if sync_us > SYNC_SLOW_US:
             yield Finding(

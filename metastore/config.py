@@ -100,7 +100,11 @@ class NodeConfig(BaseConfig):
         1 << 30,
     )
     disk_reserve_mib: int = setting(
-        64, "a file in the data folder that is given up when the disk is nearly full; 0 = none", 0, 1 << 20
+        64,
+        "a file in the data folder that is given up when the disk is nearly full; at least segment_mib + 16 is "
+        "taken; 0 = none",
+        0,
+        1 << 20,
     )
     snapshot_mib_s: int = setting(
         64, "rate of snapshots to other nodes, in MiB a second, all together", 1, 1 << 16

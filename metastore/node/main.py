@@ -24,6 +24,7 @@ from metastore.node.http import MAX_CONNECTIONS as HTTP_CONNECTIONS
 from metastore.node.http import serve_http
 from metastore.node.node import Node
 from metastore.process import open_files_limit
+from metastore.storage.space import SLACK_BYTES
 from metastore.storage.store import StorageOptions, Store
 
 log = logging.getLogger("metastore.main")
@@ -43,7 +44,10 @@ def open_store(config: NodeConfig) -> Store:
         read_cache_bytes=config.read_cache_mib << 20,
         scrub_bytes_s=config.scrub_mib_s << 20,
         low_bytes=config.disk_low_mib << 20,
-        reserve_bytes=config.disk_reserve_mib << 20,
+        # one that holds no segment of the log would help nobody
+        reserve_bytes=max(config.disk_reserve_mib << 20, (config.segment_mib << 20) + SLACK_BYTES)
+        if config.disk_reserve_mib
+        else 0,
     )
     return Store.open(config.data_dir, cluster=config.cluster, node=config.node, options=options)
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 
+from metastore.errors import DiskLow
 from tests.chaos.lab import Lab
 from tests.chaos.operators import Operators
 from tests.chaos.unsynced import folder_of, take_back
@@ -162,7 +163,10 @@ class Faults(Operators):
     async def clock(self, name: str, jump_s: str) -> None:
         self._control(name, clock_jump_s=int(jump_s))
 
-    async def fill_disk(self, name: str) -> None:
+    async def fill_disk(self, *names: str) -> None:
+        await asyncio.to_thread(lambda: [self._fill(name) for name in names])
+
+    def _fill(self, name: str) -> None:
         path = self.cluster.data / "nodes" / name / "filler"
         self._filled.append(name)
         with contextlib.suppress(OSError), path.open("wb", buffering=0) as f:
@@ -171,8 +175,22 @@ class Faults(Operators):
                     while f.write(bytes(size)) == size:
                         pass
 
-    async def free_disk(self, name: str) -> None:
-        (self.cluster.data / "nodes" / name / "filler").unlink(missing_ok=True)
+    async def free_disk(self, *names: str) -> None:
+        for name in names:
+            (self.cluster.data / "nodes" / name / "filler").unlink(missing_ok=True)
+
+    async def reads_and_deletes_go_on(self) -> None:
+        """With all disks full: puts are refused with what to do, gets and deletes are not."""
+        async with self.cluster.client() as client:
+            ns = client.namespace("full")
+            for number in range(8):
+                try:
+                    await ns.put(f"k{number}", b"v")
+                    raise AssertionError("a put was taken by full disks")
+                except DiskLow as e:
+                    assert "disk" in e.message
+                assert await ns.get(f"k{number}") is None
+                await ns.delete(f"k{number}")
 
     # --- the network ---------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ def shape_of(scenario: Scenario, lab: Lab | None) -> Shape:
     shape.ports = pick_ports(shape.host, [*names, "router"], set())
     shape.port = shape.ports.pop("router")
     shape.node_module = "tests.chaos.faulty_node"
-    shape.settings = {"segment_mib": "18", "log_retention_mib": "36"}
+    shape.settings = {"segment_mib": "18", "log_retention_mib": "36", "disk_low_mib": "64"}
     if lab is not None:
         shape.hosts = dict(lab.hosts)
         shape.wrap = {name: lab.wrap(name) for name in lab.hosts}

@@ -151,10 +151,24 @@ SCENARIOS = [
     ),
     Scenario(
         "disk-full",
-        "a node's disk is full: it ends; freed, it is restarted",
-        ((1, "fill_disk", "follower"), (8, "free_disk", "it"), (8.5, "restart", "it")),
+        "a node's disk is full: it lives, leads nothing, and lags; freed, it goes on",
+        ((1, "fill_disk", "follower"), (3, "fill_disk", "leader"), (9, "free_disk", "nodes")),
         12,
-        died=1,
+    ),
+    Scenario(
+        "disks-full",
+        "all disks are full at once: nobody ends, reads and deletes go on, and writes once there is room; one is "
+        "restarted while its disk is full",
+        (
+            (1, "fill_disk", "nodes"),
+            (4, "reads_and_deletes_go_on"),
+            (5, "kill", "leader"),
+            (6, "restart", "it"),
+            (9, "reads_and_deletes_go_on"),
+            (10, "free_disk", "nodes"),
+        ),
+        14,
+        short=True,
     ),
     Scenario(
         "clock-jumps",

@@ -84,6 +84,17 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("margin", lambda s: s["views"]["c1n1"]["etcd"].update(lease_margin_s=1.0), "warning: node c1n1: its lease of 5 s"),
     ("stalls", lambda s: s["views"]["c1n2"].update(stalls=3), "warning: node c1n2: its loop stood still 3 times"),
     ("disk", lambda s: s["views"]["c1n2"]["disk"].update(free_bytes=9), "warning: node c1n2: 9% of its disk"),
+    (
+        "low disk",
+        lambda s: s["views"]["c1n2"]["disk"].update(low=1, room_bytes=7 << 20, free_bytes=5 << 20, low_mark_bytes=9 << 20),
+        "error: node c1n2: 7 MiB may be added to its state, 5 MiB of its disk are free; its low-water mark is 9 MiB",
+    ),
+    ("full disk", lambda s: s["views"]["c1n2"]["disk"].update(low=1, full=1), "error: node c1n2: its disk is full"),
+    (
+        "a snapshot without end",
+        lambda s: s["views"]["c1n2"].update(snapshots=[{"partition": 3, "to": "c1n1", "seconds": 1200}]),
+        "sending a snapshot of partition 3 to c1n1 for 20 minutes",
+    ),
     ("state", lambda s: s["views"]["c1n2"]["disk"].update(state_bytes=81), "warning: node c1n2: its state takes 81%"),
     ("sync", lambda s: s["views"]["c1n2"]["storage"].update(log_last_sync_us=60_000), "its last sync to disk took 60"),
     ("clock", lambda s: s["views"]["c1n3"].update(clock_ms=NOW - 3000), "warning: node c1n3: its wall clock is 3.0 s"),
