@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+from typing import Any
 
 from metastore.errors import DiskLow
 from tests.chaos.lab import Lab
@@ -20,6 +21,7 @@ from tests.integration.harness import Cluster
 STUTTER_ON_S, STUTTER_OFF_S = 0.02, 0.18
 BUSY = "while True: pass"
 MIN_FLOOD = 5000
+FULL_KEYS = 8
 
 
 class Faults(Operators):
@@ -179,18 +181,30 @@ class Faults(Operators):
         for name in names:
             (self.cluster.data / "nodes" / name / "filler").unlink(missing_ok=True)
 
+    async def leave_records(self) -> None:
+        async with self.cluster.client() as client:
+            for number in range(FULL_KEYS):
+                await client.namespace("full").put(f"k{number}", b"v")
+
     async def reads_and_deletes_go_on(self) -> None:
-        """With all disks full: puts are refused with what to do, gets and deletes are not."""
+        """With all disks full: what adds is refused with what to do, gets and deletes are not."""
         async with self.cluster.client() as client:
             ns = client.namespace("full")
-            for number in range(8):
-                try:
-                    await ns.put(f"k{number}", b"v")
-                    raise AssertionError("a put was taken by full disks")
-                except DiskLow as e:
-                    assert "disk" in e.message
-                assert await ns.get(f"k{number}") is None
+            for number in range(FULL_KEYS):
+                refused = await self._refused(ns.add(f"n{number}", 1))
+                assert "nearly full" in refused, refused
+                found = await ns.get(f"k{number}")
+                assert found is None or found.value == b"v"
                 await ns.delete(f"k{number}")
+                assert await ns.get(f"k{number}") is None
+
+    @staticmethod
+    async def _refused(write: Any) -> str:
+        try:
+            await write
+        except DiskLow as e:
+            return e.message
+        return "it was taken"
 
     # --- the network ---------------------------------------------------------------------------
 

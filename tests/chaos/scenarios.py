@@ -160,7 +160,8 @@ SCENARIOS = [
         "all disks are full at once: nobody ends, reads and deletes go on, and writes once there is room; one is "
         "restarted while its disk is full",
         (
-            (1, "fill_disk", "nodes"),
+            (0.5, "leave_records"),
+            (1.5, "fill_disk", "nodes"),
             (4, "reads_and_deletes_go_on"),
             (5, "kill", "leader"),
             (6, "restart", "it"),
