@@ -105,6 +105,9 @@ def test_who_tells_its_age_is_refused_beyond_any_memory() -> None:
     router.seen(0, 99)
     young = OneRequest(router, "k", ("app", "n"), 1, 10.0)
     old = OneRequest(router, "k", ("app", "n"), 1, DEDUPE_WINDOW_S + 1.0)
+    named = RequestIds.named("order", DEDUPE_WINDOW_S + 1.0)
+    named.seen(0, 99)
+    assert (named.begin(0), named.floor(0), named.restamps) == ((1, 0), ONE_REQUEST, False)
     assert (young.begin(0)[1], young.restamps) == (99, True)
     assert (old.begin(0)[1], old.restamps) == (0, False)
 
