@@ -35,6 +35,8 @@ class PartitionReplica(ChangingReplica):
         if known is not None and config.epoch < known.epoch:
             return  # R13: etcd went back; its adapter refuses to be trusted until mended
         self.config_mod_revision = mod_revision
+        if term_of(config.epoch) > term_of(self.sealed_epoch):
+            self.resuming = False  # another term has begun: there is nothing to go on in
         if known != config:
             self.config, self.config_changed_ns = config, now
             self.emit(fx.PersistConfig(self.p, pack_config(config)))

@@ -261,6 +261,16 @@ def test_where_others_may_have_claimed_it_a_majority_is_asked_first() -> None:
     assert node.replica.sealed_epoch == TERM1 + 1
 
 
+def test_who_is_to_go_on_leaves_a_later_term_to_its_owner() -> None:
+    """Before a majority has answered, etcd says that another was elected meanwhile."""
+    node = restarted(CoreSettings())
+    node.core.resume_all(START)
+    node.take()
+    node.replica.on_config(START, replace(CONFIG, epoch=TERM2, leader="b"), 8)
+    loses(node, 0, "b")
+    assert (node.replica.sealed_epoch, node.replica.term) == (TERM1, None)
+
+
 # --- R16: claims -------------------------------------------------------------------------------------------------
 
 
