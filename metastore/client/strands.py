@@ -225,8 +225,9 @@ class Strands:
                 if not dispatcher.table.apply_hint(e.detail.get("partition", -1), leader, epoch):
                     turn += 1
                     dispatcher.refresh_soon()
-            except Moved:
-                await dispatcher.refresh()
+            except Moved as e:
+                if not dispatcher.table.learn_plain(e.detail.get("family")):
+                    await dispatcher.refresh()
             except MetastoreError as e:
                 turn += 1
                 log.debug("watch of %s: %s", self._wanted.namespace, e.message)

@@ -282,8 +282,8 @@ class PartitionHost:
         return self.role == ACTIVE and (self.replica.parting or bool(self.node.store.forks(self.p)))
 
     def elsewhere(self) -> MetastoreError:
-        """For a key that this partition does not hold: with what was split off it, as far as is known here."""
-        text = f"partition {self.p} does not hold that key; refresh the topology"
+        """For a key, or a range, that this partition does not hold: with what was split off it, as far as is known here."""
+        text = f"partition {self.p} does not hold all of that; refresh the topology"
         family = self.node.topology.family(self.p) if self.machine.splits else []
         if not 1 < len(family) <= MAX_FAMILY:  # a part of it would leave a gap
             return Moved(text, partition=self.p)

@@ -20,7 +20,7 @@ from metastore.clock import now_ns
 from metastore.core.entry import entry_payload
 from metastore.core.machine import Applied, base_version, changes_of
 from metastore.core.replica import ACTIVE, RESIGNING
-from metastore.errors import Compacted, InvalidRequest, MetastoreError, Moved, Overloaded, Unavailable
+from metastore.errors import Compacted, InvalidRequest, MetastoreError, Overloaded, Unavailable
 from metastore.wire import frames
 from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
 
@@ -118,9 +118,7 @@ class PartitionWatches:
             return Unavailable(text, retry_after_s=0.1, partition=host.p)
         lo, hi = host.lo, host.hi
         if watch.start < lo or watch.end > hi or watch.start >= watch.end:
-            return Moved(
-                f"partition {host.p} does not hold that range; refresh the topology", partition=host.p
-            )
+            return host.elsewhere()
         error = host.node.policies.refuse_range(watch.start, watch.end)
         if error is not None or after is None:
             return error
@@ -322,12 +320,9 @@ class PartitionWatches:
         self._part(watch)
 
     def _part(self, watch: Watch) -> None:
-        """What follows the version that it was told last is for others to tell."""
-        host = self.host
+        """What follows the version that it was told last is for others to tell, who are named."""
         self.remove(watch.connection, watch.id)
-        watch.connection.watch_ended(
-            watch.id, Moved(f"partition {host.p} was split; refresh the topology", partition=host.p)
-        )
+        watch.connection.watch_ended(watch.id, self.host.elsewhere())
 
     # --- time -----------------------------------------------------------------------------------
 

@@ -76,6 +76,9 @@ class Partition:
 
     has_quorum = can_read
 
+    def elsewhere(self) -> MetastoreError:
+        return Moved("it is another's")
+
     def has_state(self) -> bool:
         return self.applied > 0
 

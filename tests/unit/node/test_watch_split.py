@@ -191,6 +191,19 @@ async def test_before_etcd_knows(
     await run(tmp_path, monkeypatch, story, any_replica=any_replica)
 
 
+async def test_the_way_is_told_before_etcd_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Etcd is away after the entry: who watched everything watches both halves, since the nodes name them."""
+
+    async def story(s: Single, divided: Divided, watched: Watched) -> None:
+        child = await divided.part(0, HALF)
+        while s.node.hosts[child].role != "active":
+            await asyncio.sleep(0.005)
+        await watched.write(keys(0, HALF, 4, "low"))
+        await watched.write(keys(HALF, TOP, 4, "up"))
+
+    await run(tmp_path, monkeypatch, story)
+
+
 async def test_several_splits_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it has read on, its partition has been split twice, and what was split off once."""
 
