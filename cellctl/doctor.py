@@ -86,6 +86,59 @@ def nodes_that_are_down(seen: Seen) -> Iterator[Finding]:
             )
 
 
+def stores(seen: Seen) -> Iterator[Finding]:
+    """R13: old copies, clones, replaced stores; and members whose stores are gone."""
+    for name, view in seen.up():
+        identity = view["identity"]
+        if identity["state"] == "refused":
+            yield Finding(
+                "error",
+                f"node {name}",
+                f"it takes part in nothing: {identity['why']}",
+                "it lacks what was acknowledged since; its partitions have one replica less",
+                identity["do"],
+            )
+        elif identity["state"] == "starting" and identity["why"]:
+            yield Finding(
+                "error",
+                f"node {name}",
+                f"it waits: {identity['why']}",
+                "two processes under one name, or on one store, must not both take part",
+                "stop one of the two",
+            )
+        if identity["accused"]:
+            yield Finding(
+                "error",
+                f"node {name}",
+                f"etcd has confirmed its store, and {identity['accused']}",
+                "either etcd was restored from a backup, or the store was",
+                "find out which before anything else; that peer takes nothing from this node",
+            )
+        for peer, what in sorted(identity["lacking"].items()):
+            yield Finding(
+                "error",
+                f"node {peer}",
+                f"as {name} sees it, it has less than it acknowledged: {what}",
+                "its store is an old copy, or its disk lost what it had synced; it counts in no quorum",
+                f"look at {peer}'s log and /v1/status; stop it, set its store aside (--discard-store), start it",
+            )
+    lost: dict[str, list[int]] = {}
+    for row in seen.rows:
+        for name in row["missing"]:
+            found = seen.views.get(name)
+            if found is None or found["identity"]["state"] != "refused":
+                lost.setdefault(name, []).append(row["id"])
+    for name, partitions in sorted(lost.items()):
+        yield Finding(
+            "warning",
+            f"node {name}",
+            f"it has another store than {len(partitions)} partitions name: its replicas of them are gone",
+            "they have one replica less until the new store is filled",
+            "their leaders do that by themselves, a few at a time (cellctl rebalance status), unless changes are "
+            "paused (cellctl resume) or a partition has no majority left (cellctl failover)",
+        )
+
+
 def partitions_that_ail(seen: Seen) -> Iterator[Finding]:
     for row in seen.rows:
         about = f"partition {row['id']}"
@@ -369,6 +422,7 @@ def routers(seen: Seen) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     routers,
     nodes_that_are_down,
+    stores,
     partitions_that_ail,
     flapping,
     leases,

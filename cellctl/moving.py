@@ -141,6 +141,9 @@ def replace(
 ) -> None:
     """Everything that OLD holds is to be held by NEW, of the same cell; OLD is drained and may be dead.
 
+    With the same name twice: what the node held with the store that it had is to be held by the one that it has
+    now. That happens by itself too, a few partitions at a time.
+
     Example: cellctl node replace c1n2 c1n4
     """
     if not yes:
@@ -156,11 +159,24 @@ def replace(
                 f"{old} is of cell {records.nodes[old].cell} and {new} of {records.nodes[new].cell}; "
                 "between cells use: cellctl rebalance plan"
             )
-        await operator.set_drained(old, True)
+        same = old == new
+        mine = (old, records.nodes[old].store_id)
+        if same and all(
+            mine in c.replicas or old not in dict(c.replicas) for _, c in records.configs.values()
+        ):
+            raise InvalidRequest(
+                f"{old} has the very store that its partitions name: there is nothing to replace"
+            )
+        if not same:
+            records.check_running([new])
+            await operator.set_drained(old, True)
         asked = set()
         for p, (cell, config) in sorted(records.configs.items()):
             names = [n for n, _ in config.replicas]
-            if old in names and new not in names:
+            lost = same and old in names and mine not in config.replicas
+            if lost and p in records.moves:
+                asked.add(p)  # it goes on by itself
+            elif lost or (old in names and new not in names):
                 target = [new if n == old else n for n in names]
                 await operator.request_move(p, cell, target, f"node replace {old} {new}")
                 asked.add(p)

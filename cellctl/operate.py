@@ -8,7 +8,7 @@ half done.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -45,6 +45,32 @@ class Records:
     moves: dict[int, tuple[MoveRecord, int]]
     paused: bool
 
+    def held(self, config: ConfigRecord) -> tuple[str, ...]:
+        """The replicas whose nodes have the member's very store still: health counts stores, not names (R13)."""
+        return tuple(n for n, s in config.replicas if n not in self.nodes or self.nodes[n].store_id == s)
+
+    def check_leadable(self, partition: int) -> None:
+        """Raises InvalidRequest when nobody could carry an order about the partition out: its replicas have no
+        majority that runs, with the stores that its record names."""
+        _, config = self.configs[partition]
+        for members in (config.replicas, config.joint or config.replicas):
+            gone = [n for n, s in members if n in self.nodes and self.nodes[n].store_id != s]
+            away = [n for n, _ in members if n not in self.present and n not in gone]
+            if 2 * (len(members) - len(gone) - len(away)) <= len(members):
+                raise InvalidRequest(
+                    f"partition {partition} has no majority that could carry this out: "
+                    f"not running: {_names(away)}; with another store than before: {_names(gone)}. Start the nodes; "
+                    f"when a majority is lost for good: cellctl failover --force {partition}"
+                )
+
+    def check_running(self, nodes: Iterable[str]) -> None:
+        """Raises InvalidRequest when one of the nodes that are to get replicas does not run."""
+        away = [n for n in nodes if n not in self.present]
+        if away:
+            raise InvalidRequest(
+                f"{_names(away)} is not running, so nothing can be brought there: start it, or name another node"
+            )
+
     def view(self, load: Mapping[int, tuple[int, float]] | None = None) -> ClusterView:
         """What plans are made from; ``load``: partition -> (bytes, operations per second)."""
         nodes = tuple(
@@ -57,7 +83,7 @@ class Records:
             for c in sorted(names | set(self.cells))
         )
         partitions = tuple(
-            PartitionView(p, cell, tuple(n for n, _ in config.replicas), *(load or {}).get(p, (0, 0.0)))
+            PartitionView(p, cell, self.held(config), *(load or {}).get(p, (0, 0.0)))
             for p, (cell, config) in sorted(self.configs.items())
         )
         return ClusterView(cells, nodes, partitions, MAX_REPLICAS)
@@ -175,18 +201,21 @@ class Operator:
                     f"node {name} is of cell {record.cell}, not {cell}; replicas share one cell"
                 )
             target.append((name, record.store_id))
+        records.check_running(n for n, s in target if (n, s) not in records.configs[partition][1].replicas)
+        records.check_leadable(partition)
         move = MoveRecord(partition, cell, tuple(target), cause=cause)
         await self._request(records, move)
         return move
 
     async def apply(self, moves: Sequence[PlannedMove], cause: str) -> tuple[list[int], list[int]]:
         """Ask for all moves of a plan; the partitions asked for, and those that have changed since
-        the plan was made, which are left alone."""
+        the plan was made, which are left alone. Raises InvalidRequest, before anything was asked for, when
+        one cannot be carried out."""
         records = await self.records()
-        asked, changed = [], []
+        asked, changed, wanted = [], [], []
         for m in moves:
             at = records.configs.get(m.partition)
-            replicas = set() if at is None else {n for n, _ in at[1].replicas}
+            replicas = set() if at is None else set(records.held(at[1]))
             if at is None or at[0] != m.from_cell or replicas != set(m.from_replicas):
                 changed.append(m.partition)
                 continue
@@ -195,8 +224,12 @@ class Operator:
                 changed.append(m.partition)
                 continue
             if known is None:
-                await self._request(records, MoveRecord(m.partition, m.to_cell, m.target, cause=cause))
+                records.check_running(n for n, s in m.target if (n, s) not in at[1].replicas)
+                records.check_leadable(m.partition)
+                wanted.append(MoveRecord(m.partition, m.to_cell, m.target, cause=cause))
             asked.append(m.partition)
+        for move in wanted:
+            await self._request(records, move)
         return asked, changed
 
     async def _request(self, records: Records, move: MoveRecord) -> None:
@@ -228,6 +261,7 @@ class Operator:
             raise InvalidRequest(
                 f"partition {partition} is moving; wait, or: cellctl rebalance cancel {partition}"
             )
+        records.check_leadable(partition)
         key, counter = self.layout.split(partition), self.layout.next_partition
         known = await self.etcd.get(counter)
         child = max(int(known.value) if known else 0, max(records.configs) + 1)

@@ -13,7 +13,7 @@ from cellctl.output import output_option, print_data, print_table
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
 from metastore.logs import epoch_text
-from metastore.topology import TopologyTable
+from metastore.topology import Placement, TopologyTable
 
 
 def node_views(table: TopologyTable) -> dict[str, dict[str, Any] | None]:
@@ -32,13 +32,32 @@ def node_views(table: TopologyTable) -> dict[str, dict[str, Any] | None]:
         return dict(zip(names, pool.map(lambda n: ask(table.nodes[n].http), names), strict=True))
 
 
+def missing_replicas(
+    table: TopologyTable, placement: Placement, views: dict[str, dict[str, Any] | None]
+) -> list[str]:
+    """Replicas whose node has another store than the member's, or one that is refused (R13): health counts
+    stores, not names."""
+    found = set(table.missing(placement))
+    for node, store in zip(placement.replicas, placement.stores, strict=False):
+        view = views.get(node)
+        if view is not None and (view["store_id"] != store or view["identity"]["state"] == "refused"):
+            found.add(node)
+    return sorted(found)
+
+
+def replica_text(row: dict[str, Any], node: str) -> str:
+    """A replica for a table, with what is wrong with it."""
+    return f"{node}(down)" if node in row["down"] else f"{node}(missing)" if node in row["missing"] else node
+
+
 def partition_rows(table: TopologyTable, views: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
     """One row per partition, from the nodes that answer; the highest epoch's word counts."""
     rows = []
     for placement in table.in_order():
         best: dict[str, Any] | None = None
+        missing = missing_replicas(table, placement, views)
         for node in placement.replicas:
-            view = views.get(node)
+            view = views.get(node) if node not in missing else None
             for part in view["partitions"] if view else []:
                 if part["id"] == placement.id:
                     rank = (part["epoch"], part["role"] == "active")
@@ -53,7 +72,7 @@ def partition_rows(table: TopologyTable, views: dict[str, dict[str, Any] | None]
         elif best["health"] != "ok":
             health = best["health"]
         else:
-            health = "degraded" if down else "ok"
+            health = "degraded" if down or missing else "ok"
         rows.append(
             {
                 "id": placement.id,
@@ -62,6 +81,7 @@ def partition_rows(table: TopologyTable, views: dict[str, dict[str, Any] | None]
                 "epoch": best["epoch"] if best else placement.epoch,
                 "replicas": list(placement.replicas),
                 "down": down,
+                "missing": missing,
                 "lag": lag,
                 "version": best["version"] if best else None,
                 "health": health,
@@ -79,7 +99,7 @@ def _print_partitions(rows: list[dict[str, Any]]) -> None:
                 row["cell"],
                 row["leader"],
                 epoch_text(row["epoch"]),
-                " ".join(f"{n}(down)" if n in row["down"] else n for n in row["replicas"]),
+                " ".join(replica_text(row, n) for n in row["replicas"]),
                 " ".join(f"{n}:{v}" for n, v in sorted(row["lag"].items()) if n not in row["down"]),
                 row["health"],
             )
@@ -106,6 +126,9 @@ def status(where: Where, output: str) -> None:
                 "cell": record.cell,
                 "rpc": record.rpc,
                 "up": view is not None,
+                "refused": view["identity"]["why"]
+                if view and view["identity"]["state"] == "refused"
+                else None,
                 "partitions": len(parts),
                 "leading": sum(1 for p in parts if p["role"] == "active"),
                 "etcd": bool(view and view["etcd"]["connected"]),
@@ -123,7 +146,7 @@ def status(where: Where, output: str) -> None:
                     n["node"],
                     n["cell"],
                     n["rpc"],
-                    "up" if n["up"] else "down",
+                    "refused" if n["refused"] else "up" if n["up"] else "down",
                     n["partitions"],
                     n["leading"],
                     ("connected" if n["etcd"] else "away") if n["up"] else None,
@@ -134,7 +157,10 @@ def status(where: Where, output: str) -> None:
         click.echo(f"\n{healthy} of {len(rows)} partitions healthy" + ("" if healthy == len(rows) else ":"))
         if healthy != len(rows):
             _print_partitions([row for row in rows if row["health"] != "ok"])
-    sys.exit(0 if healthy == len(rows) and all(n["up"] for n in nodes) else 1)
+        for n in nodes:
+            if n["refused"]:
+                click.echo(f"{n['node']} takes part in nothing: {n['refused']}")
+    sys.exit(0 if healthy == len(rows) and all(n["up"] and not n["refused"] for n in nodes) else 1)
 
 
 @click.group()

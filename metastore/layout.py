@@ -52,7 +52,8 @@ class ClusterMeta:
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """A node: its store (R13) and addresses (``host:port``)."""
+    """A node: its store (R13) and addresses (``host:port``). ``generation``: of the store, as the process
+    ``incarnation`` registered it; 0 = of a version that has none."""
 
     node: str
     cell: str
@@ -60,6 +61,23 @@ class NodeRecord:
     rpc: str
     http: str
     zone: str = ""
+    generation: int = 0
+    incarnation: str = ""
+
+    @classmethod
+    def from_plain(cls, d: dict[str, Any]) -> NodeRecord:
+        """What it has besides is of a later version, and passed over. Raises ValueError."""
+        try:
+            names = ("node", "cell", "store_id", "rpc", "http")
+            texts = [*(d[name] for name in names), d.get("zone", "")]
+            generation, incarnation = d.get("generation", 0), d.get("incarnation", "")
+        except (KeyError, TypeError, AttributeError) as e:
+            raise ValueError(f"not a node's record: {type(e).__name__}: {e}"[:200]) from None
+        good = all(type(text) is str for text in (*texts, incarnation))
+        if not good or type(generation) is not int or generation < 0:
+            raise ValueError(f"not a node's record: {d!r:.200}")
+        node, cell, store_id, rpc, http, zone = texts
+        return cls(node, cell, store_id, rpc, http, zone, generation, incarnation)
 
 
 Member = tuple[str, str]
@@ -237,8 +255,10 @@ def _load(raw: bytes) -> dict[str, Any]:
 
 
 def node_record_from_json(raw: bytes) -> NodeRecord:
-    d = _load(raw)
-    return NodeRecord(d["node"], d["cell"], d["store_id"], d["rpc"], d["http"], d.get("zone", ""))
+    try:
+        return NodeRecord.from_plain(_load(raw))
+    except ValueError as e:
+        raise InvalidRequest(str(e)) from None
 
 
 def meta_from_json(raw: bytes) -> ClusterMeta:

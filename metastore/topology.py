@@ -29,14 +29,17 @@ class Placement:
     epoch: int = 0
     #: (partition, entry) that it was split off, None = it has been there from the start
     parent: tuple[int, int] | None = None
+    #: the store of each replica (R13), in the order of ``replicas``; empty = not known
+    stores: tuple[str, ...] = ()
 
 
 def placement_of(cell: str, config: ConfigRecord) -> Placement:
     """What a record of etcd says."""
     replicas = tuple(node for node, _ in config.members())
+    stores = tuple(store for _, store in config.members())
     parent = config.parent and (config.parent[0], config.parent[2])
     return Placement(
-        config.partition, config.lo, config.hi, cell, replicas, config.leader, config.epoch, parent
+        config.partition, config.lo, config.hi, cell, replicas, config.leader, config.epoch, parent, stores
     )
 
 
@@ -51,6 +54,7 @@ def placement_to_plain(p: Placement) -> dict[str, Any]:
         "leader": p.leader,
         "epoch": p.epoch,
         "parent": list(p.parent) if p.parent else None,
+        "stores": list(p.stores),
     }
 
 
@@ -65,6 +69,7 @@ def placement_from_plain(p: Any) -> Placement:
         None if p["leader"] is None else _text(p["leader"]),
         _number(p["epoch"]),
         (_number(p["parent"][0]), _number(p["parent"][1])) if p.get("parent") else None,
+        tuple(map(_text, p.get("stores", ()))),
     )
     if not 0 <= placement.lo < placement.hi <= 1 << 64:
         raise ValueError(f"partition {placement.id} from {placement.lo} to {placement.hi}")
@@ -127,6 +132,15 @@ class TopologyTable:
             partition, index = placement.parent
             at = index if at is None else min(at, index)
         return at
+
+    def missing(self, placement: Placement) -> tuple[str, ...]:
+        """Replicas whose node is registered with another store than the member's: they are lost (R13)."""
+        found = []
+        for node, store in zip(placement.replicas, placement.stores, strict=False):
+            record = self.nodes.get(node)
+            if record is not None and record.store_id != store:
+                found.append(node)
+        return tuple(found)
 
     def lineage(self, placement: Placement) -> list[int]:
         """The partition, and those that it was split off."""
@@ -273,9 +287,8 @@ class TopologyTable:
             table = cls(_text(raw["cluster"]))
             table.revision = _number(raw["revision"])
             for n in raw["nodes"]:
-                table.nodes[n["node"]] = NodeRecord(
-                    **{_text(name): _text(value) for name, value in n.items()}
-                )
+                record = NodeRecord.from_plain(n)
+                table.nodes[record.node] = record
             for name, policy in raw["namespaces"]:
                 table._set_policy(_text(name), policy_from_plain(policy))
             for p in raw["partitions"]:

@@ -5,6 +5,8 @@
                grants given were to this very process, and activates under R3 and R4
     final      the term after that has the new set alone, and a leader out of it
 
+A new store under the name of a member comes in two such steps: first the old store leaves, then it joins (R13).
+
 What is wanted is a MoveRecord in etcd, given to every replica; whoever leads carries it on from
 where ``config(p)`` stands. Each step is one compare-and-swap of the record that made the leader's own
 term, so a late or doubtful one does no harm. Cancelled before the joint term, nothing has happened;
@@ -36,6 +38,18 @@ from metastore.layout import ConfigRecord, Member, MoveRecord, first_epoch, term
 MAX_LEARNER_LAG = 64
 CHANGE_RETRY_NS = 500 * MS
 CHANGE_TIMEOUT_NS = 10_000 * MS
+
+
+def next_set(replicas: tuple[Member, ...], target: tuple[Member, ...]) -> tuple[Member, ...]:
+    """The set that the next joint term goes to, on the way from ``replicas`` to ``target``: the latter, or, while
+    it has another store under a member's name, the present one without that member. A quorum is counted by
+    names, so no term may have two stores of one name: what the new one says must never count for the old (R13)."""
+    wanted = dict(target)
+    kept = tuple(member for member in replicas if wanted.get(member[0], member[1]) == member[1])
+    if len(kept) == len(replicas):
+        return target
+    names = dict(replicas)
+    return kept or tuple(member for member in target if member[0] not in names) or replicas
 
 
 class ChangingReplica(LeadingReplica):
@@ -128,9 +142,10 @@ class ChangingReplica(LeadingReplica):
             term.unlearn(node)
 
     def learn_and_join(self, now: int, term: Term, move: MoveRecord) -> None:
-        wanted = {node: store for node, store in move.target if (node, store) not in term.config.replicas}
-        if any(node in dict(term.config.replicas) for node in wanted):
-            return  # another store under a member's name: the old one has to leave first (R13)
+        target = next_set(term.config.replicas, move.target)
+        if set(target) == set(term.config.replicas):
+            return  # its only member under another store: there is nowhere to go on from
+        wanted = {node: store for node, store in target if (node, store) not in term.config.replicas}
         for node in [n for n, store in term.learners.items() if wanted.get(n) != store]:
             term.unlearn(node)
         if not self.ctx.down.isdisjoint(wanted):
@@ -145,7 +160,7 @@ class ChangingReplica(LeadingReplica):
                 self.send_seal(now, node)
         if all(self.has_caught_up(term, node) for node in wanted):
             joint = dataclasses.replace(
-                term.config, epoch=self.next_term(), leader=self.ctx.me.node, joint=move.target
+                term.config, epoch=self.next_term(), leader=self.ctx.me.node, joint=target
             )
             self.change(now, joint, None, f"joins {', '.join(sorted(wanted)) or 'nobody new'}")
 
@@ -159,9 +174,10 @@ class ChangingReplica(LeadingReplica):
         stays: the new ones as wanted, or the old ones when that is not wanted any more."""
         move, joint = self.move, term.config.joint
         assert joint is not None
-        if move is None or move.cancel or set(move.target) != set(joint):
+        if move is None or move.cancel or set(next_set(term.config.replicas, move.target)) != set(joint):
             return term.config.replicas, None
-        return joint, move.cell if move.cell != self.home else None
+        last = set(move.target) == set(joint)
+        return joint, move.cell if last and move.cell != self.home else None
 
     def leave_joint(self, now: int, term: Term, joint: tuple[Member, ...]) -> None:
         """Fully activated under both sets: on to the new one, or back to the old. Going back needs no

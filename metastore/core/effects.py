@@ -107,6 +107,21 @@ class Sought(NamedTuple):
     config: ConfigRecord
 
 
+class Lacking(NamedTuple):
+    """R13: ``node`` has less than its store acknowledged to this leader, for all that is known here."""
+
+    p: int
+    node: str
+    what: str
+
+
+class Condemned(NamedTuple):
+    """R13: this store has less than it acknowledged: it is an old copy, and is to take part in nothing."""
+
+    p: int
+    why: str
+
+
 class StartSnapshot(NamedTuple):
     """R17: ``node`` needs more than the log holds; stream it a snapshot under ``epoch``."""
 
@@ -139,6 +154,8 @@ Effect = (
     | ChangeConfig
     | MoveEnded
     | Sought
+    | Lacking
+    | Condemned
     | StartSnapshot
     | InstallSnapshot
     | DiscardSnapshot

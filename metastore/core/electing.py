@@ -198,6 +198,9 @@ class PartitionReplica(ChangingReplica):
         self.send(src.node, m.PreVoteReply(self.p, msg.epoch, msg.round, lost))
 
     def on_prevote_reply(self, now: int, src: Process, msg: m.PreVoteReply) -> None:
+        config = self.config
+        if config is None or (src.node, src.store) not in config.members():
+            return  # R13: another store says nothing for the member
         if msg.round == self.prevote_round and msg.epoch == self.sealed_epoch and msg.lost:
             self.prevotes.add(src.node)
             self.count_prevotes(now)

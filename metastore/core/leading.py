@@ -69,6 +69,9 @@ class LeadingReplica(Replica):
         if msg.last_epoch > msg.epoch or msg.commit > msg.last_index:
             raise ProtocolError(f"partition {self.p}: {src.node} sealed a log that cannot be: {msg}")
         progress = term.progress[src.node]
+        if msg.last_index < progress.acked:
+            self.recall(now, src, progress, f"its log ends at {msg.last_index}")
+            return
         newly = not progress.sealed
         progress.sealed = True
         counts = src.node not in term.learners
@@ -242,6 +245,8 @@ class LeadingReplica(Replica):
         pr.last_ack_ns = now
         if msg.match > pr.match:
             pr.match = msg.match
+            if msg.match > pr.acked:
+                pr.acked, pr.acked_by = msg.match, src.incarnation
             if msg.match > self.commit_index:  # else no quorum can have come to more by it
                 self.maybe_commit(now, term)
         if src.node == self.ctx.me.node:
@@ -269,8 +274,10 @@ class LeadingReplica(Replica):
         if term is None or not term.noop_index:
             return
         pr = term.progress[src.node]
-        if msg.hint_index < pr.match:
-            return  # late: the follower has acknowledged more since
+        if msg.hint_index < pr.acked:
+            # late, and the follower has acknowledged more since; or it has lost what it acknowledged (R13)
+            self.recall(now, src, pr, f"its log ends at {msg.hint_index}")
+            return
         pr.last_ack_ns, pr.probing = now, True
         pr.next = max(self.next_after((msg.hint_epoch, msg.hint_index)), pr.match + 1)
         self.send_entries(now, src.node, pr)
@@ -286,9 +293,28 @@ class LeadingReplica(Replica):
             self.on_rival_claim(now, src)
             return
         pr = term.progress[src.node]
+        if pr.sealed:
+            self.recall(now, src, pr, f"it has sealed {msg.sealed >> 16}.{msg.sealed & 0xFFFF} only")
         pr.sealed = False
         if now - pr.last_seal_ns >= self.ctx.settings.retry_ns:
             self.send_seal(now, src.node)
+
+    def recall(self, now: int, src: Process, pr: Progress, has: str) -> None:
+        """R13: a member seems to have less than its store acknowledged. A process loses nothing while it runs, so
+        from the one that acknowledged this is a late message; another one is told, and until it has acknowledged
+        that itself it counts in no quorum."""
+        term = self.term
+        assert term is not None
+        if src.node in term.learners or src.incarnation == pr.acked_by or not pr.acked:
+            return
+        if now - pr.last_recall_ns < self.ctx.settings.retry_ns:
+            return
+        pr.match, pr.next, pr.probing, pr.last_recall_ns = 0, pr.acked + 1, True, now
+        self.send(src.node, m.Recall(self.p, term.epoch, pr.acked, pr.acked_by))
+        self.emit(
+            fx.Lacking(self.p, src.node, f"partition {self.p}: entry {pr.acked} was acknowledged, and {has}")
+        )
+        self.send_entries(now, src.node, pr)
 
     def on_rival_claim(self, now: int, src: Process) -> None:
         """``src`` has promised this very epoch to a rival that got no quorum (R16), and can follow

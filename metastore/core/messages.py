@@ -18,6 +18,22 @@ class Process(NamedTuple):
     incarnation: str
 
 
+class Lineage(NamedTuple):
+    """R13: the generation of a store, which is how many processes have run on it, and the last of those, the
+    newest first. Only a store that descends from what is known of it has all of that in its own lineage: a copy
+    of its folder parts from it with the first process that runs on either."""
+
+    generation: int = 0
+    runs: tuple[str, ...] = ()
+
+    def descends_from(self, generation: int, incarnation: str) -> bool:
+        """Whether ``incarnation`` may be the process that ran on this very store as its ``generation``."""
+        back = self.generation - generation
+        if back < 0:
+            return False
+        return not incarnation or back >= len(self.runs) or self.runs[back] == incarnation
+
+
 #: R9, a sign of life: the leader gets on, so it is not to be replaced. It proves nothing about its copy
 HEALTHY: Final = 1
 #: R8, a proof: when this was sent its sender could serve linearizable reads, so all that anybody had
@@ -179,6 +195,16 @@ class Appointed(NamedTuple):
     epoch: int
 
 
+class Recall(NamedTuple):
+    """R13: under ``epoch``, which is the sender's, the process ``run`` on your store has acknowledged ``match``. A
+    later process that does not have that runs on an old copy of the store, and takes part in nothing."""
+
+    p: int
+    epoch: int
+    match: int
+    run: str
+
+
 class SnapshotBegin(NamedTuple):
     """R17: a snapshot at ``(at_epoch, at_index)`` follows, in chunks. ``splits`` = [(child, entry), ...]: what was
     split off the partition up to there (R18)."""
@@ -228,6 +254,7 @@ Message = (
     | HandOff
     | Appoint
     | Appointed
+    | Recall
     | SnapshotBegin
     | SnapshotChunk
     | SnapshotAck
@@ -254,5 +281,6 @@ KINDS: dict[int, type[Any]] = {
     17: SnapshotAck,
     18: Appoint,
     19: Appointed,
+    20: Recall,
 }
 NUMBERS: dict[type[Any], int] = {cls: n for n, cls in KINDS.items()}

@@ -66,6 +66,7 @@ class NodeCore:
             m.HandOff: PartitionReplica.on_handoff,
             m.Appoint: PartitionReplica.on_appoint,
             m.Appointed: PartitionReplica.on_appointed,
+            m.Recall: PartitionReplica.on_recall,
         }
 
     def take(self) -> list[fx.Effect]:

@@ -101,6 +101,8 @@ class Context:
     #: partitions led here that get new replicas just now, and how many may at once
     moving: set[int] = field(default_factory=set)
     max_moves: int = 1 << 30
+    #: the processes that ran on this store lately (R13)
+    runs: tuple[str, ...] = ()
     #: peers whose connection was reset or refused, and not yet back (R9)
     down: set[str] = field(default_factory=set)
 
@@ -114,6 +116,8 @@ class Restored:
     owner: Process | None = None
     config: ConfigRecord | None = None
     commit_index: int = 0
+    #: the epoch that was sealed when its data was dropped (R10): what it acknowledged before is gone by right
+    emptied_epoch: int = 0
 
 
 class Replica:
@@ -133,6 +137,7 @@ class Replica:
         self.role = FOLLOWER
         self.term: Term | None = None
         self.installing = False
+        self.emptied_epoch = restored.emptied_epoch
         self.contact_ns = now
         self.leader_commit = 0
         #: R8: the last moment as of which a leader is known to have had no more than this copy has (0: none is
@@ -394,6 +399,30 @@ class Replica:
         if term is not None and self.ctx.me.node in term.answers:
             own = term.answers[self.ctx.me.node]
             term.answers[self.ctx.me.node] = own._replace(last_epoch=index_epoch, last_index=index)
+
+    # --- R13 --------------------------------------------------------------------------
+
+    def on_recall(self, now: int, src: Process, msg: m.Recall) -> None:
+        """A leader says what this store has acknowledged to it. What was acknowledged is durable, so a store
+        that lacks it has been put back from an old copy: it must make no quorum with what it has left. (Under
+        a later epoch a suffix may have been removed by right, R5.) Only of an earlier process on this store can
+        anybody know better than this one."""
+        config = self.config
+        if self.installing or config is None or msg.epoch <= self.emptied_epoch:
+            return
+        if msg.run not in self.ctx.runs or msg.run == self.ctx.me.incarnation:
+            return
+        if (src.node, src.store) not in config.members() or not self.is_member():
+            return
+        if msg.epoch > self.sealed_epoch:
+            lacks = 0 < term_of(msg.epoch) - term_of(self.sealed_epoch) <= MAX_TERMS_MISSED
+            lacks |= term_of(msg.epoch) == term_of(self.sealed_epoch)
+            what = f"epoch {msg.epoch >> 16}.{msg.epoch & 0xFFFF} of {src.node}, which it had sealed"
+        else:
+            lacks = msg.epoch == self.sealed_epoch and src == self.owner and msg.match > self.log.last_index
+            what = f"entry {msg.match}, which it had acknowledged to {src.node}: its log ends at {self.log.last_index}"
+        if lacks:
+            self.emit(fx.Condemned(self.p, f"partition {self.p} lacks {what}"))
 
     # --- R17, receiving side ----------------------------------------------------------
 

@@ -31,6 +31,9 @@ class Progress:
 
     sealed: bool = False
     match: int = 0
+    #: the most that its store has ever acknowledged under this epoch, and the process that did (R13)
+    acked: int = 0
+    acked_by: str = ""
     next: int = 0
     probing: bool = True
     snapshotting_since_ns: int = 0
@@ -38,6 +41,7 @@ class Progress:
     last_send_ns: int = 0
     last_ack_ns: int = 0
     last_seal_ns: int = 0
+    last_recall_ns: int = 0
 
 
 @dataclass(slots=True)

@@ -228,7 +228,7 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(error)
             return
         config, self.decoder.max_frame = node.config, frames.MAX_FRAME_BYTES
-        self.write(frames.pack(frames.HELLO_OK, [config.cluster, config.node, config.cell, node.me.store]))
+        self.write(frames.pack(frames.HELLO_OK, [config.cluster, config.node, config.cell, *node.me[1:]]))
 
     def request(self, body: Any, now: int) -> None:
         error = check_request(body)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,14 +29,14 @@ from metastore.layout import (
     LeaderRecord,
     Member,
     MoveRecord,
-    NodeRecord,
     SplitRecord,
     first_epoch,
     node_record_from_json,
     term_of,
-    to_json,
 )
 from metastore.logs import log_event
+from metastore.node.registering import Registration
+from metastore.node.replacing import Replacing
 from metastore.node.splitting import child_config
 from metastore.topology import placement_of
 
@@ -68,7 +68,10 @@ class Control:
         self.layout = Layout(node.config.cluster)
         self.coordinator: Coordinator
         self.session: Session
+        self.registration = Registration(self)
+        self.replacing = Replacing(self)
         self._registered = False
+        self._closed = False
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_CAMPAIGNS)
@@ -99,13 +102,16 @@ class Control:
         self.campaigns = 0
         self.elections_won = 0
 
-    def start(self, coordinator: Coordinator) -> None:
-        node = self.node
+    def connect(self, coordinator: Coordinator) -> None:
+        """Have a lease from here on; nothing is followed yet."""
         self.coordinator = coordinator
-        self.session = coordinator.session(node.config.lease_ttl_s)
+        self.session = coordinator.session(self.node.config.lease_ttl_s)
         self.session.on_change = lambda _: self._lease_changed()
         self.session.start()
-        self._watch = coordinator.watch(self.layout.root, self._on_change)
+
+    def follow(self) -> None:
+        """Follow the cluster's records, and keep this node's own there. The node has started."""
+        self._watch = self.coordinator.watch(self.layout.root, self._on_change)
         self._spawn(self._wait_ready())
         self._spawn(self._reconcile_forever())
 
@@ -138,8 +144,10 @@ class Control:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "coordinator"):
-            self._watch.close()
+        if hasattr(self, "coordinator") and not self._closed:
+            self._closed = True
+            if hasattr(self, "_watch"):
+                self._watch.close()
             await self.session.close()
             await self.coordinator.close()
 
@@ -368,6 +376,20 @@ class Control:
     def _home(self, p: int) -> str:
         return self._homes.get(p, self.node.config.cell)
 
+    def is_splitting(self, p: int) -> bool:
+        """Whether the partition is to be split."""
+        return p in self._splits
+
+    def kv(self, key: str) -> KV | None:
+        """A record as the watch has it."""
+        found: KV | None = self._watch.kvs.get(key)
+        return found
+
+    @property
+    def moves(self) -> Mapping[int, tuple[MoveRecord, int]]:
+        """Partition -> (its move, mod revision of that record), as the watch has them."""
+        return self._moves
+
     def _relate(self, members: tuple[Member, ...]) -> None:
         """Connect to these nodes, whatever their cell."""
         self.related |= {name for name, _ in members}
@@ -578,7 +600,10 @@ class Control:
         if not session.alive or not session.lease_id:
             return
         if not self._registered:
-            await self._register(session)
+            # R13: what is not registered changes nothing in etcd
+            if await self.registration.register(session) != "done":
+                return
+            self._registered = True
         await self._publish(usage, session)
         if self.ready.is_set():
             for p, host in list(self.node.hosts.items()):
@@ -593,6 +618,7 @@ class Control:
                     and p in self._configs
                 ):
                     await self._put_back(p, replica.sealed_epoch, session)
+            await self.replacing.look()
 
     async def _compare_terms(self, p: int, host: PartitionHost) -> None:
         """R13: a term sealed here was etcd's before. The watch may be behind it, a fresh reading
@@ -605,18 +631,6 @@ class Control:
             term = term_of(ConfigRecord.from_json(found.value).epoch)
             if term < sealed:
                 self.coordinator.distrust(f"etcd has partition {p} at term {term}, and it was at {sealed}")
-
-    async def _register(self, session: Session) -> None:
-        c, layout = self.node.config, self.layout
-        record = NodeRecord(c.node, c.cell, self.node.me.store, c.rpc, c.http, c.zone)
-        await self.coordinator.txn(
-            [],
-            [
-                Put(layout.node(c.node), to_json(record)),
-                Put(layout.presence(c.node), self.node.me.incarnation.encode(), session.lease_id),
-            ],
-        )
-        self._registered = True
 
     async def _publish(self, usage: dict[str, list[int]], session: Session) -> None:
         """What this node leads of namespaces with a quota, when that changed by over a hundredth."""
@@ -682,8 +696,8 @@ class Control:
         return self.ready.is_set() and self.can_elect()
 
     def can_elect(self) -> bool:
-        """Whether an election could be run from here now."""
-        return hasattr(self, "coordinator") and self.coordinator.connected and self.session.alive
+        """Whether an election could be run from here now; not before etcd has this very process registered (R13)."""
+        return self._registered and self.coordinator.connected and self.session.alive
 
     def status(self) -> dict[str, Any]:
         if not hasattr(self, "coordinator"):

@@ -154,7 +154,10 @@ async def serve_http(node: Node) -> WebServer:
     async def readyz(_: web.Request) -> web.Response:
         partitions = len(node.hosts)
         ready = not node.stopping and partitions > 0
-        return _json({"ready": ready, "partitions": partitions}, 200 if ready else 503)
+        body: dict[str, Any] = {"ready": ready, "partitions": partitions}
+        if node.identity.why:  # R13
+            body |= {"why": node.identity.why, "do": node.identity.do}
+        return _json(body, 200 if ready else 503)
 
     async def status(_: web.Request) -> web.Response:
         return _json(node.status())

@@ -12,7 +12,6 @@ from typing import Any
 
 import uvloop
 
-from metastore.clock import now_ns
 from metastore.config import NodeConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConfigError, MetastoreError
@@ -23,13 +22,16 @@ from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
 from metastore.node.http import MAX_CONNECTIONS as HTTP_CONNECTIONS
 from metastore.node.http import serve_http
 from metastore.node.node import Node
+from metastore.node.startup import take_part
 from metastore.process import open_files_limit
+from metastore.storage.discarding import discard
 from metastore.storage.space import SLACK_BYTES
 from metastore.storage.store import StorageOptions, Store
 
 log = logging.getLogger("metastore.main")
 
-ETCD_PATIENCE_S = 1.5
+#: the flag that sets the folder aside instead of starting the node (R13)
+DISCARD = "--discard-store"
 #: log segments, state, etcd, peers
 OTHER_FILES = 256
 
@@ -71,7 +73,9 @@ async def serve(config: NodeConfig) -> int:
     """Run until a signal (0) or a failure (1)."""
     config = within_open_files(config)
     store = open_store(config)
-    node = Node(config, store, secrets.token_hex(8))
+    incarnation = secrets.token_hex(8)
+    store.raise_generation(incarnation)  # R13: before the first message
+    node = Node(config, store, incarnation)
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[int] = loop.create_future()
 
@@ -81,30 +85,31 @@ async def serve(config: NodeConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled, number)
-    node.start()
     host, _, port = config.rpc.rpartition(":")
-    server = await loop.create_server(lambda: ClientConnection(node), host, int(port), backlog=1024)
+    # bound before it is registered: from here on no other process serves there (R13)
+    server = await loop.create_server(
+        lambda: ClientConnection(node), host, int(port), backlog=1024, start_serving=False
+    )
     http = await serve_http(node)
     coordinator = EtcdCoordinator(
         config.etcd,
         known_cluster_id=store.facts.get(FACT_CLUSTER_ID),
         known_revision=int(store.facts.get(FACT_REVISION, 0)),
     )
-    node.control.start(coordinator)
-    log.info("node %s of cell %s serves on %s", config.node, config.cell, config.rpc)
-    try:
-        async with asyncio.timeout(ETCD_PATIENCE_S):
-            await node.control.ready.wait()
-    except TimeoutError:
-        log.warning("etcd does not answer; going on with what the store knows (R12)")
-    # a restarted owner of the newest epoch goes on, whether etcd is there or not
-    node.core.resume_all(now_ns())
-    node.settle()
-    node.collector.tune()
+
+    async def begin() -> None:
+        if await take_part(node, coordinator, server.start_serving):
+            log.info("node %s of cell %s serves on %s", config.node, config.cell, config.rpc)
+            node.collector.tune()
+
+    beginning = loop.create_task(begin())
+    beginning.add_done_callback(node.ended)
     failed = asyncio.ensure_future(node.failed.wait())
     waiting: list[asyncio.Future[Any]] = [stop, failed]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     failed.cancel()
+    beginning.cancel()
+    await asyncio.gather(beginning, return_exceptions=True)
     server.close()
     await node.stop(hand_over=stop.done() and stop.result() == signal.SIGTERM)
     await http.stop()
@@ -113,9 +118,21 @@ async def serve(config: NodeConfig) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    discards = DISCARD in arguments
     try:
-        config = load_config(NodeConfig, sys.argv[1:] if argv is None else argv, "METASTORE_NODE", "node")
+        config = load_config(NodeConfig, [a for a in arguments if a != DISCARD], "METASTORE_NODE", "node")
         setup_logging(config.log_level, config.log_format, node=config.node)
+        if discards:
+            aside = discard(config.data_dir, cluster=config.cluster, node=config.node)
+            print(
+                f"the store was set aside, whole, in {aside} (discarded); nothing was deleted",
+                file=sys.stderr,
+            )
+            print(
+                f"next: start node {config.node}; it begins empty, and is filled by itself", file=sys.stderr
+            )
+            return 0
         return uvloop.run(serve(config))
     except (ConfigError, MetastoreError) as e:
         print(f"metastore-node: {e.message}", file=sys.stderr)

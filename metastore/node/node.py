@@ -19,7 +19,16 @@ import msgpack
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.core import effects as fx
-from metastore.core.messages import FULL, LOW, ROOM, Process, SnapshotAck, SnapshotBegin, SnapshotChunk
+from metastore.core.messages import (
+    FULL,
+    LOW,
+    ROOM,
+    Lineage,
+    Process,
+    SnapshotAck,
+    SnapshotBegin,
+    SnapshotChunk,
+)
 from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
 from metastore.core.replica import Restored, unpack_config
@@ -33,6 +42,15 @@ from metastore.node.clients import ClientConnection
 from metastore.node.collector import Collector
 from metastore.node.control import Control
 from metastore.node.host import PartitionHost
+from metastore.node.identity import (
+    FACT_GENERATIONS,
+    FACT_REFUSED,
+    WAY_OUT,
+    Identity,
+    PeerRefusal,
+    Verdict,
+    judge_peer,
+)
 from metastore.node.peers import PeerLinks
 from metastore.node.pins import Pins
 from metastore.node.policies import Policies
@@ -105,10 +123,19 @@ class Node:
             read_payload,
         )
         self.core.ctx.max_moves = config.max_moves
+        self.core.ctx.runs = store.lineage.runs
+        self.identity = Identity(store, self.me)
         self.links = PeerLinks(
-            config.cluster, self.me, self.on_peer_messages, self.on_peer_up, self.on_peer_down
+            config.cluster,
+            self.me,
+            store.lineage,
+            self.on_peer_messages,
+            self.on_peer_up,
+            self.on_peer_down,
         )
         self.links.refusal = self.why_no_peer
+        self.links.on_lineage = self.on_peer_lineage
+        self.links.on_accused = self.on_accused
         self.snapshots = Snapshots(self)
         self.topology = self._restored_topology()
         #: up to which of etcd's revisions this node's copy would survive a restart without etcd
@@ -127,6 +154,8 @@ class Node:
         self._turn_scheduled = False
         self._pumping: dict[PartitionHost, None] = {}
         self._quorum_asked = False
+        self._condemned: Verdict | None = None
+        self._shutting_out: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -192,12 +221,14 @@ class Node:
         self.store.add_partition(p)
         info = self.store.partitions[p]
         owner = Process(*msgpack.unpackb(info.owner)) if info.owner else None
-        restored = Restored(info.log.copy(), info.sealed_epoch, owner, config, info.commit_index)
+        restored = Restored(
+            info.log.copy(), info.sealed_epoch, owner, config, info.commit_index, info.sealed_epoch
+        )
         return self._add_host(now_ns(), p, restored, info.applied_index)
 
     def on_forked(self, child: int, parent: int) -> None:
         """R18: what was split off ``parent`` is durable here: it can be opened, and etcd told."""
-        if self.stopping:
+        if self.stopping or self.identity.refused:
             return
         host = self.hosts[parent]
         self.control.open_child(host, child)
@@ -221,15 +252,76 @@ class Node:
         self.stopping = True
         if hand_over and not self.failed.is_set():
             await self._hand_over_all()
+        if self._shutting_out is not None:
+            await asyncio.gather(self._shutting_out, return_exceptions=True)
+        await self._take_no_part()
+        for client in [*self.admission.clients, *self.admission.strangers]:
+            client.close()
+        await self.store.close()
+
+    async def _take_no_part(self) -> None:
+        """End whatever this node does with others."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.control.close()
         await self.links.close()
         await self.snapshots.close()
-        for client in [*self.admission.clients, *self.admission.strangers]:
-            client.close()
-        await self.store.close()
+
+    # --- R13 --------------------------------------------------------------------------------
+
+    def condemn(self, verdict: Verdict) -> None:
+        """This store is not what its name says: from here on the node takes part in nothing, serves nothing, and
+        says so (log, /readyz, /v1/status). Its data stays as it is. Not to be called while effects are carried
+        out: whoever serves clients next must meet no replica."""
+        if self.identity.refused:
+            return
+        self.identity.refuse(verdict.why, verdict.do)
+        fields = {"node": self.config.node}
+        log.critical("this node takes part in nothing: %s; %s", verdict.why, verdict.do, extra=fields)
+        if verdict.lasting:
+            self.store.keep_fact(FACT_REFUSED, [verdict.why, verdict.do])
+        hosts, self.hosts = self.hosts, {}
+        for host in hosts.values():
+            if host.replica.term is not None:
+                host.replica.step_down("its store is refused (R13)")
+            host.retire()
+        self.core.replicas.clear()
+        self.core.effects.clear()
+        for queue in (self._committed, self._held, self._inbox, self.writing, self.parking):
+            queue.clear()
+        answering, self.answering = self.answering, []
+        for client in answering:
+            client.flush()
+        if self.core_started:
+            self._shutting_out = self._loop.create_task(self._take_no_part())
+
+    def on_accused(self, by: str, why: str) -> None:
+        """A peer says that this store is an old copy. It counts while etcd has not said otherwise: what etcd
+        compared and swapped, a peer's word does not undo; that peer goes on to refuse this node."""
+        text = f"{by} says: {why}"
+        if self.identity.state == "provisional":
+            self.condemn(Verdict("refused", text, WAY_OUT))
+        elif self.identity.accused != text:
+            self.identity.accused = text
+            log.error("etcd has confirmed this store, and %s", text, extra={"node": self.config.node})
+
+    def on_peer_lineage(self, peer: Process, lineage: Lineage) -> None:
+        """Durable before anything that is acknowledged to that process from here on: the log is in order."""
+        self.identity.lacking.pop(peer.node, None)
+        found = self.identity.remember(peer, lineage.generation, self.topology.nodes)
+        if found is not None:
+            self.remember_fact(FACT_GENERATIONS, found)
+
+    def _lacking(self, effect: fx.Lacking) -> None:
+        known = self.identity.lacking.get(effect.node)
+        self.identity.lacking[effect.node] = effect.what
+        if known is None:
+            fields = {"node": self.config.node, "partition": effect.p}
+            log.error("%s has less than it acknowledged: %s", effect.node, effect.what, extra=fields)
+
+    def _is_condemned(self, effect: fx.Condemned) -> None:
+        self._condemned = Verdict("refused", f"{effect.why}: this folder is an old copy", WAY_OUT, True)
 
     async def _hand_over_all(self) -> None:
         deadline = now_ns() + 1500 * MS
@@ -271,7 +363,7 @@ class Node:
     # --- turns ------------------------------------------------------------------------------
 
     def schedule_turn(self) -> None:
-        if not self._turn_scheduled:
+        if not self._turn_scheduled and self.core_started:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
 
@@ -303,13 +395,15 @@ class Node:
         may meet a replica that is ahead of its state, such as a new leader whose adopted entries
         are committed and not yet applied (R8). Sending and syncing are left to the turn, but for what
         others wait for while this node is busy applying."""
-        if self.failure is None:
+        if self.failure is None and not self.identity.refused:
             try:
                 self.run_effects()
                 if self._committed:
                     self.store.kick()
                     self._answer_committed()
                     self._apply_committed()
+                if self._condemned is not None:
+                    self.condemn(self._condemned)
             except Exception as e:
                 self.fail_stop(e)
             self.schedule_turn()
@@ -321,6 +415,12 @@ class Node:
             return
         if self.deferred:
             self._loop.call_soon(self._resume_deferred)
+        if self.identity.refused:
+            for client in self.answering:
+                client.flush()
+            self.answering.clear()
+            self.store.kick()
+            return
         try:
             if self.writing and not self.store.syncing:
                 writing, self.writing = self.writing, []
@@ -377,6 +477,8 @@ class Node:
             fx.ChangeConfig: control.change_config,
             fx.MoveEnded: control.move_ended,
             fx.Sought: control.sought,
+            fx.Lacking: self._lacking,
+            fx.Condemned: self._is_condemned,
             fx.StartSnapshot: lambda e: snapshots.start(e.p, e.node, e.epoch),
             fx.InstallSnapshot: lambda e: snapshots.install(e.p, e.at_index, e.at_epoch),
             fx.DiscardSnapshot: lambda e: snapshots.discard(e.p),
@@ -445,18 +547,22 @@ class Node:
 
     # --- peers -----------------------------------------------------------------------------
 
-    def why_no_peer(self, peer: Process) -> str | None:
+    def why_no_peer(self, peer: Process, lineage: Lineage, rival: Process | None) -> PeerRefusal | None:
         """Why a process that calls itself ``peer`` is none of ours; None when it may be one (R13).
 
         A node that joined while etcd was away from here is not in the table: then, and only then,
         an unknown name passes. Nodes of other cells may come: a partition may move there (R10)."""
-        record = self.topology.nodes.get(peer.node)
-        if record is None:
-            return "no such node is registered" if self.control.knows_all_nodes() else None
-        return None if record.store_id == peer.store else f"its store is {record.store_id}"
+        record, certain = self.topology.nodes.get(peer.node), self.control.knows_all_nodes()
+        if record is None and certain:
+            return PeerRefusal("no such node is registered")
+        if record is not None and record.store_id != peer.store:
+            return PeerRefusal(f"its store is {record.store_id}", copy=True)
+        told = (lineage.generation, peer.incarnation)
+        current = certain and record is not None and told == (record.generation, record.incarnation)
+        return judge_peer(peer, lineage, self.identity.known(peer.node, record), current, rival)
 
     def on_peer_messages(self, src: Process, messages: list[Any]) -> None:
-        if self.failure is not None:
+        if self.failure is not None or self.identity.refused:
             return
         now = now_ns()
         core = self.core
@@ -483,6 +589,8 @@ class Node:
                 self.parking.append(host)
 
     def on_peer_up(self, node: str) -> None:
+        if self.identity.refused:
+            return
         # what was owed to an earlier connection, or run, of the peer means nothing to this one
         self._held = deque(held for held in self._held if held[1] != node)
         self.snapshots.connection_changed(node)
@@ -490,6 +598,8 @@ class Node:
         self.settle()
 
     def on_peer_down(self, node: str) -> None:
+        if self.identity.refused:
+            return
         self.core.peer_down(now_ns(), node)
         self.snapshots.connection_changed(node)
         self.settle()
@@ -548,6 +658,8 @@ class Node:
 
     def unknown_partition(self, p: int) -> MetastoreError:
         """Where it is, as far as is known here: who has just moved away knows before others ask around."""
+        if self.identity.refused:
+            return Moved(f"this node takes part in nothing: {self.identity.why}", partition=p)
         if self.store.forks(p):
             return Unavailable(f"partition {p} is being opened here", retry_after_s=0.05, partition=p)
         placement = self.topology.partitions.get(p)

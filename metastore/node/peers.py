@@ -15,11 +15,12 @@ import random
 from collections.abc import Callable
 from typing import Any, cast
 
-from metastore.core.messages import Process
+from metastore.core.messages import Lineage, Process
 from metastore.errors import ProtocolError
+from metastore.node.identity import PeerRefusal
 from metastore.wire import frames
 from metastore.wire.frames import shown
-from metastore.wire.peer_messages import bulk, decode, encode, hello, read_hello, read_hello_ok
+from metastore.wire.peer_messages import bulk, decode, encode, hello, hello_ok, read_hello, read_hello_ok
 
 log = logging.getLogger("metastore.peers")
 
@@ -32,6 +33,8 @@ PING_S = 1.0
 SILENT_PINGS = 5
 #: from so many on a peer counts as away for who asks
 QUIET_PINGS = 3
+#: a connection on which something came within so many pings has a living process at its other end
+HEARD_PINGS = 2
 DIAL_PAUSE_MIN_S, DIAL_PAUSE_MAX_S = 0.05, 0.4
 PING_FRAME = frames.pack(frames.PING, None)
 
@@ -54,9 +57,9 @@ class PeerConnection(asyncio.Protocol):
         # not isinstance: uvloop's transports are no subclasses of asyncio's
         self.transport = transport = cast(asyncio.Transport, transport)
         if self.target is not None:
-            transport.write(
-                frames.pack(frames.PEER_HELLO, hello(self.links.cluster, self.links.me, *self.target))
-            )
+            links = self.links
+            body = hello(links.cluster, links.me, *self.target, links.lineage)
+            transport.write(frames.pack(frames.PEER_HELLO, body))
         self._ping_later()
 
     def _ping_later(self) -> None:
@@ -95,34 +98,55 @@ class PeerConnection(asyncio.Protocol):
     def handle(self, kind: int, body: Any) -> None:
         if self.peer is not None and kind == frames.PING:
             return
-        if self.peer is not None:
+        if kind == frames.ERROR and (self.peer is not None or self.target is not None):
+            self.refused(
+                self.peer.node if self.peer is not None else str(self.target and self.target[0]), body
+            )
+        elif self.peer is not None:
             if kind != frames.PEER or type(body) is not list:
                 raise ProtocolError(f"frame type {kind} on a peer connection")
             self.links.on_messages(self.peer, [decode(raw) for raw in body])
         elif self.target is not None and kind == frames.PEER_HELLO_OK:
-            peer = read_hello_ok(body)
+            peer, lineage = read_hello_ok(body)
             if (peer.node, peer.store) != self.target:
                 raise ProtocolError(f"{self.target[0]} answered as {peer.node!r} with store {peer.store}")
-            self.open(peer)
-        elif self.target is not None and kind == frames.ERROR:
-            raise ProtocolError(
-                f"{self.target[0]} refused: {shown(body[1] if type(body) is list and len(body) > 1 else body, 200)}"
-            )
+            try:
+                self.links.check(peer, lineage)
+            except ProtocolError as e:  # so that it learns what it is
+                assert self.transport is not None
+                self.transport.write(frames.pack(frames.ERROR, [e.status, e.message, e.detail]))
+                self.transport.close()
+                log.warning("%s is not connected: %s", peer.node, e.message)
+                return
+            self.open(peer, lineage)
         else:
             raise ProtocolError(f"frame type {kind} before the hello")
 
+    def refused(self, by: str, body: Any) -> None:
+        """The other side does not take this process for a peer. Raises ProtocolError."""
+        text = shown(body[1] if type(body) is list and len(body) > 1 else body, 400)
+        if type(body) is list and len(body) > 2 and type(body[2]) is dict and body[2].get("copy") is True:
+            self.links.on_accused(by, text)
+        raise ProtocolError(f"{by} refused: {text}")
+
     def accept(self, body: Any) -> None:
         """The accepting side has read a PEER_HELLO. Raises ProtocolError."""
-        peer = read_hello(body, self.links.cluster, self.links.me)
-        self.links.check_caller(peer)
+        links = self.links
+        peer, lineage = read_hello(body, links.cluster, links.me)
+        links.check_caller(peer, lineage)
         assert self.transport is not None
-        self.transport.write(frames.pack(frames.PEER_HELLO_OK, list(self.links.me)))
+        self.transport.write(frames.pack(frames.PEER_HELLO_OK, hello_ok(links.me, links.lineage)))
         self._ping_later()
-        self.open(peer)
+        self.open(peer, lineage)
 
-    def open(self, peer: Process) -> None:
+    def open(self, peer: Process, lineage: Lineage) -> None:
         self.peer = peer
-        self.links.opened(peer, self)
+        self.links.opened(peer, lineage, self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether something came from the other side lately."""
+        return self.transport is not None and not self.transport.is_closing() and self.quiet <= HEARD_PINGS
 
     def send(self, messages: list[Any]) -> None:
         transport = self.transport
@@ -165,18 +189,28 @@ class PeerLinks:
         self,
         cluster: str,
         me: Process,
+        lineage: Lineage,
         on_messages: Callable[[Process, list[Any]], None],
         on_up: Callable[[str], None],
         on_down: Callable[[str], None],
     ) -> None:
         self.cluster = cluster
         self.me = me
+        self.lineage = lineage
         self.on_messages = on_messages
         self.on_up = on_up
         self.on_down = on_down
         self.dropped = 0
-        #: why a caller is not let in, None = it is
-        self.refusal: Callable[[Process], str | None] = lambda peer: None
+        #: why a process with the lineage it tells is no peer, None = it is one; given the other process of
+        #: that node which is connected and alive, if there is one (R13)
+        self.refusal: Callable[[Process, Lineage, Process | None], PeerRefusal | None] = lambda p, line, r: (
+            None
+        )
+        #: who was let in, with which lineage
+        self.on_lineage: Callable[[Process, Lineage], None] = lambda peer, lineage: None
+        #: a peer says that this store is an old copy, and why
+        self.on_accused: Callable[[str, str], None] = lambda by, why: None
+        self.shut = False
         self._open: dict[str, PeerConnection] = {}
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._targets: dict[str, tuple[str, str, int]] = {}
@@ -188,7 +222,7 @@ class PeerLinks:
         """Know a peer; dial it if that falls to this side. Its address or store may change."""
         host, _, port = rpc.rpartition(":")
         target = (store, host, int(port))
-        if node == self.me.node or self._targets.get(node) == target:
+        if node == self.me.node or self._targets.get(node) == target or self.shut:
             return
         self._targets[node] = target
         old = self._dialling.pop(node, None)
@@ -230,17 +264,30 @@ class PeerLinks:
 
     # --- connections ----------------------------------------------------------------------
 
-    def check_caller(self, peer: Process) -> None:
+    def check_caller(self, peer: Process, lineage: Lineage) -> None:
         """Whether ``peer`` is one that dials this node. Raises ProtocolError."""
         if peer.node >= self.me.node:
             raise ProtocolError(f"node {peer.node!r} does not dial {self.me.node!r}: the first by name dials")
-        why = self.refusal(peer)
-        if why is None and peer.node not in self._open and len(self._open) >= MAX_PEERS:
-            why = f"{MAX_PEERS} peers are connected"
-        if why is not None:
-            raise ProtocolError(f"{peer.node!r} with store {peer.store!r} is no peer here: {why}")
+        self.check(peer, lineage)
+        if peer.node not in self._open and len(self._open) >= MAX_PEERS:
+            raise ProtocolError(f"{peer.node!r} is no peer here: {MAX_PEERS} peers are connected")
 
-    def opened(self, peer: Process, connection: PeerConnection) -> None:
+    def check(self, peer: Process, lineage: Lineage) -> None:
+        """Whether this very process is a peer, whoever dialled (R13). Raises ProtocolError, which tells an old
+        copy that it is one."""
+        if self.shut:
+            raise ProtocolError(f"node {self.me.node!r} takes part in nothing: see its /v1/status")
+        old = self._open.get(peer.node)
+        rival = old.peer if old is not None and old.alive else None
+        refusal = self.refusal(peer, lineage, rival)
+        if refusal is not None:
+            text = f"{peer.node!r} with store {peer.store!r} is no peer here: {refusal.why}"
+            if refusal.copy:
+                raise ProtocolError(text, copy=True)
+            raise ProtocolError(text)
+
+    def opened(self, peer: Process, lineage: Lineage, connection: PeerConnection) -> None:
+        self.on_lineage(peer, lineage)
         old = self._open.get(peer.node)
         self._open[peer.node] = connection
         if old is not None and old is not connection:
@@ -274,6 +321,7 @@ class PeerLinks:
                     connection.send(messages)
 
     async def close(self) -> None:
+        self.shut = True
         for task in self._dialling.values():
             task.cancel()
         await asyncio.gather(*self._dialling.values(), return_exceptions=True)

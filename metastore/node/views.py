@@ -132,6 +132,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "snapshots": node.pins.status(),
         "store_id": node.me.store,
         "incarnation": node.me.incarnation,
+        "identity": node.identity.view(),
         "partitions": partitions,
         "etcd": node.control.status(),
         "topology_revision": node.topology.revision,

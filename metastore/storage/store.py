@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from metastore.core.logindex import LogIndex
+from metastore.core.messages import Lineage
 from metastore.errors import CorruptLog, CorruptState, NoRoom, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
@@ -60,6 +61,9 @@ from metastore.storage.state import (
 
 log = logging.getLogger("metastore.store")
 
+#: a durable fact: how many processes have run on the store, and which, the newest first (R13)
+FACT_GENERATION: Final = "generation"
+MAX_RUNS: Final = 64
 FLUSH_INTERVAL_S: Final = 0.25
 HOLD_AFTER_S: Final = 10.0
 PUSH_S: Final = 0.002
@@ -292,6 +296,27 @@ class Store:
                 (self.state.meta, BORDER_ROW, msgpack.packb(BEGINNING)),
             ]
         )
+
+    @property
+    def lineage(self) -> Lineage:
+        """R13: which processes have run on the store."""
+        generation, runs = self.facts.get(FACT_GENERATION, (0, ()))
+        return Lineage(generation, tuple(runs))
+
+    def raise_generation(self, incarnation: str) -> None:
+        """One process more runs on the store (R13). Durable when this returns; to be called before ``start``, and
+        before the process's first message. Raises StorageError."""
+        generation, runs = self.lineage
+        self.append(Fact(FACT_GENERATION, [generation + 1, [incarnation, *runs][:MAX_RUNS]]))
+        self.run_round()
+
+    def keep_fact(self, key: str, value: Any) -> None:
+        """A durable fact: durable when this returns if the store has not been started, else soon."""
+        self.append(Fact(key, value))
+        if self._loop is None:
+            self.run_round()
+        else:
+            self.kick()
 
     def start(
         self,

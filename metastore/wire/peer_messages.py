@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from typing import Any, Final, get_type_hints
 
-from metastore.core.messages import KINDS, NUMBERS, Append, Process, Pulled, SnapshotChunk
+from metastore.core.messages import KINDS, NUMBERS, Append, Lineage, Process, Pulled, SnapshotChunk
 from metastore.errors import ProtocolError
 from metastore.wire.frames import shown
 
 #: Epochs, indexes and numbers end far below where 64 bits do: what is added to one stays a count.
 MAX_COUNT: Final = 1 << 62
 MAX_PARTITIONS: Final = 1 << 16
+#: of a hello: what a later version may say besides is passed over
+MAX_HELLO_FIELDS: Final = 16
+MAX_LINEAGE: Final = 64
 #: ten times what may be configured (grant_ms): a grant without end would be a licence for stale reads
 MAX_GRANT_NS: Final = 600 * 1_000_000_000
 _BOUNDS: Final = {"p": MAX_PARTITIONS, "grant_ns": MAX_GRANT_NS, "remaining_grant_ns": MAX_GRANT_NS}
@@ -31,7 +34,7 @@ for _number, _cls in KINDS.items():
 _INT_ROWS: Final = {1: ("beats", 4), 2: ("refused", 2), 15: ("splits", 2)}
 _BYTES_LISTS: Final = frozenset({6, 10})
 #: kinds with nothing but plain fields
-_PLAIN: Final = frozenset(KINDS) - {*_INT_ROWS, *_BYTES_LISTS, 16}
+_PLAIN: Final = frozenset(KINDS) - {*_INT_ROWS, *_BYTES_LISTS, 16, 20}
 #: what may be large: kind -> which of its fields
 _BULKY: Final = {Append: 5, Pulled: 4, SnapshotChunk: 4}
 
@@ -73,6 +76,9 @@ def decode(raw: Any) -> Any:
     elif kind in _BYTES_LISTS:
         if not all(type(blob) is bytes for blob in message.entries):
             raise ProtocolError(f"peer message {kind}: an entry is not bytes")
+    elif kind == 20:
+        if not _is_text(message.run):
+            raise ProtocolError(f"peer message {kind}: {shown(message.run)} where a name was due")
     elif kind == 16:
         for row in message.rows:
             if type(row) is not list or len(row) != 3 or type(row[0]) is not int:
@@ -92,25 +98,53 @@ def _check_int_rows(rows: list[Any], width: int) -> None:
             raise ProtocolError(f"{shown(row)} where {width} counts were due")
 
 
-def hello(cluster: str, me: Process, target_node: str, target_store: str) -> list[str]:
-    """PEER_HELLO: who calls, and the very store it means to reach (R13)."""
-    return [cluster, *me, target_node, target_store]
+def hello(
+    cluster: str, me: Process, target_node: str, target_store: str, lineage: Lineage
+) -> list[str | int | list[str]]:
+    """PEER_HELLO: who calls, the very store it means to reach, and the lineage of its own (R13)."""
+    return [cluster, *me, target_node, target_store, lineage.generation, list(lineage.runs)]
 
 
-def read_hello(body: Any, cluster: str, me: Process) -> Process:
-    """The caller of a PEER_HELLO; raises ProtocolError when it means another cluster or store."""
-    if type(body) is not list or len(body) != 6 or not all(type(v) is str and len(v) <= 256 for v in body):
-        raise ProtocolError("malformed peer hello")
+def hello_ok(me: Process, lineage: Lineage) -> list[str | int | list[str]]:
+    """PEER_HELLO_OK: who answers, and the lineage of its store (R13)."""
+    return [*me, lineage.generation, list(lineage.runs)]
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and len(value) <= 256
+
+
+def _lineage(body: Any, texts: int, what: str) -> Lineage:
+    """The lineage behind so many texts; generation 0 when none is told. What follows it is of a later version, and
+    passed over. Raises ProtocolError."""
+    if (
+        type(body) is not list
+        or not texts <= len(body) <= MAX_HELLO_FIELDS
+        or not all(map(_is_text, body[:texts]))
+    ):
+        raise ProtocolError(f"malformed {what}")
+    generation, runs = body[texts : texts + 2] if len(body) >= texts + 2 else (0, [])
+    if type(generation) is not int or not 0 <= generation < MAX_COUNT:
+        raise ProtocolError(f"malformed {what}: generation {shown(generation)}")
+    if type(runs) is not list or len(runs) > min(MAX_LINEAGE, generation) or not all(map(_is_text, runs)):
+        raise ProtocolError(f"malformed {what}: {shown(runs)} as the processes of generation {generation}")
+    return Lineage(generation, tuple(runs))
+
+
+def read_hello(body: Any, cluster: str, me: Process) -> tuple[Process, Lineage]:
+    """The caller of a PEER_HELLO and its store's lineage; raises ProtocolError when it means another
+    cluster or store."""
+    lineage = _lineage(body, 6, "peer hello")
     if body[0] != cluster:
         raise ProtocolError(f"peer {shown(body[1])} is of cluster {shown(body[0])}; this is {cluster!r}")
     if (body[4], body[5]) != (me.node, me.store):
         raise ProtocolError(
             f"peer {shown(body[1])} looks for store {shown(body[5])} of node {shown(body[4])}; this is {me.store} of {me.node!r}"
         )
-    return Process(body[1], body[2], body[3])
+    return Process(body[1], body[2], body[3]), lineage
 
 
-def read_hello_ok(body: Any) -> Process:
-    if type(body) is not list or len(body) != 3 or not all(type(v) is str and len(v) <= 256 for v in body):
-        raise ProtocolError("malformed answer to a peer hello")
-    return Process(*body)
+def read_hello_ok(body: Any) -> tuple[Process, Lineage]:
+    """Who answers, and its store's lineage. Raises ProtocolError."""
+    lineage = _lineage(body, 3, "answer to a peer hello")
+    return Process(body[0], body[1], body[2]), lineage

@@ -147,6 +147,8 @@ class Nonsense:
                 values[name] = [[self.facts.p, self.epoch()] for _ in range(rng.randrange(2))]
             elif hint is bool:
                 values[name] = rng.random() < 0.5
+            elif hint is str:
+                values[name] = rng.choice(["", "1", "x" * 200])
             elif name == "entries":
                 values[name] = []
             else:

@@ -173,3 +173,23 @@ def test_an_older_word_does_not_widen_what_was_split() -> None:
     assert table.complete
     assert [(p.id, p.hi) for p in table.in_order()] == [(0, 1 << 62), (2, 1 << 63), (1, 1 << 64)]
     assert TopologyTable.from_wire(table.to_wire()).complete
+
+
+def test_members_whose_stores_are_gone_are_missing() -> None:
+    """R13: health counts stores, not names; also in a table that went over the wire."""
+    made = TopologyTable("c")
+    members = (("n1", "s1"), ("n2", "s2"), ("n3", "s3"))
+    made.apply_kv(("config", "c1", "00000"), ConfigRecord(0, 0, 1 << 64, 1, None, members).to_json(), 1)
+    for node, store in (("n1", "s1"), ("n2", "new")):
+        made.apply_kv(("nodes", node), to_json(NodeRecord(node, "c1", store, "h:1", "h:2", "", 3, "i")), 2)
+    for table in (made, TopologyTable.from_wire(made.to_wire())):
+        assert table.missing(table.partitions[0]) == ("n2",)
+    old = made.to_wire()
+    for p in old["partitions"]:
+        del p["stores"]
+    for n in old["nodes"]:
+        del n["generation"], n["incarnation"]
+        n["a later version"] = "says more"
+    table = TopologyTable.from_wire(old)
+    assert table.missing(table.partitions[0]) == ()
+    assert table.nodes["n1"].generation == 0

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metastore.core import messages as m
-from metastore.core.messages import KINDS, Process
+from metastore.core.messages import KINDS, Lineage, Process
 from metastore.errors import ProtocolError
 from metastore.wire import frames, peer_messages
 from metastore.wire.frames import (
@@ -159,6 +159,8 @@ def value_of(name: str, hint: Any) -> st.SearchStrategy[Any]:
     text = str(hint)
     if hint is int:
         return st.integers(0, BOUNDS.get(name, MAX_COUNT) - 1)
+    if hint is str:
+        return st.text(max_size=256)
     if hint is bytes:
         return st.binary(max_size=20)
     if hint is bool:
@@ -200,7 +202,9 @@ def test_a_wrong_field_is_refused(message: Any, data: st.DataObject) -> None:
         peer_messages.decode(raw)
 
 
-@pytest.mark.parametrize("raw", [None, [], 7, [0], ["x"], [99, 1], [[1]], [6, 1, 1, 1, 1, 1, [1]]])
+@pytest.mark.parametrize(
+    "raw", [None, [], 7, [0], ["x"], [99, 1], [[1]], [6, 1, 1, 1, 1, 1, [1]], [20, 1, 1, 1, "x" * 257]]
+)
 def test_what_is_no_message(raw: Any) -> None:
     with pytest.raises(ProtocolError):
         peer_messages.decode(raw)
@@ -211,23 +215,42 @@ def test_numbers_of_messages_are_never_reused() -> None:
         1: "Heartbeat", 2: "HeartbeatAck", 3: "Seal", 4: "Sealed", 5: "Refused", 6: "Append",
         7: "Appended", 8: "Missed", 9: "Pull", 10: "Pulled", 11: "PullMissed", 12: "PreVote",
         13: "PreVoteReply", 14: "HandOff", 15: "SnapshotBegin", 16: "SnapshotChunk", 17: "SnapshotAck",
-        18: "Appoint", 19: "Appointed",
+        18: "Appoint", 19: "Appointed", 20: "Recall",
     }  # fmt: skip
 
 
 def test_hello_names_the_very_store() -> None:
     """R13: a caller that means another cluster, node or store is told, and nothing else."""
     me, caller = Process("n1", "s1", "a"), Process("n2", "s2", "b")
-    body = peer_messages.hello("c", caller, "n1", "s1")
-    assert peer_messages.read_hello(body, "c", me) == caller
+    lineage = Lineage(7, ("b", "old"))
+    body = peer_messages.hello("c", caller, "n1", "s1", lineage)
+    assert peer_messages.read_hello(body, "c", me) == (caller, lineage)
+    assert peer_messages.read_hello([*body, "what", {"a later": "version says"}], "c", me) == (
+        caller,
+        lineage,
+    )
+    assert peer_messages.read_hello(body[:6], "c", me) == (caller, Lineage())
     for at, value in ((0, "d"), (4, "n9"), (5, "s9")):
         wrong = list(body)
         wrong[at] = value
         with pytest.raises(ProtocolError):
             peer_messages.read_hello(wrong, "c", me)
-    for wrong in ([], None, body[:-1], [*body[:-1], 5], [*body[:-1], "x" * 300]):
+    bad: list[Any] = [[], None, body[:5], [*body[:5], 5], [*body[:5], "x" * 300], [*body, *range(20)]]
+    bad += [
+        [*body[:6], *tail] for tail in ([-1, []], ["7", []], [1 << 62, []], [1, ["a", "b"]], [7, [1]], [7, 7])
+    ]
+    for wrong in bad:
         with pytest.raises(ProtocolError, match="malformed"):
             peer_messages.read_hello(wrong, "c", me)
+
+
+def test_the_answer_to_a_hello_names_the_very_store_too() -> None:
+    me, lineage = Process("n1", "s1", "a"), Lineage(2, ("a", "z"))
+    body = peer_messages.hello_ok(me, lineage)
+    assert peer_messages.read_hello_ok(body) == (me, lineage)
+    assert peer_messages.read_hello_ok(body[:3]) == (me, Lineage())
+    with pytest.raises(ProtocolError, match="malformed"):
+        peer_messages.read_hello_ok(body[:2])
 
 
 def test_the_header_is_as_documented() -> None:

@@ -11,7 +11,6 @@ from metastore.layout import Layout, MoveRecord, SplitRecord
 from tests.simulation.process.etcd import NAME as ETCD
 from tests.simulation.process.loop import MS
 from tests.simulation.process.network import Link
-from tests.simulation.process.process import store_id
 
 if TYPE_CHECKING:
     from tests.simulation.process.process import Process
@@ -52,6 +51,17 @@ class Faults:
         leaders = [p for p in self.world.processes.values() if p.runs and self.world.leads(p)]
         return self.random.choice(leaders) if leaders else self.pick()
 
+    # --- whole disks (R13) ------------------------------------------------------------------
+
+    def restore_old_copy(self) -> None:
+        self.world.losses.restore_old_copy()
+
+    def wipe(self) -> None:
+        self.world.losses.wipe()
+
+    def clone(self) -> None:
+        self.world.losses.clone()
+
     # --- processes --------------------------------------------------------------------------
 
     def kill(self) -> None:
@@ -88,7 +98,7 @@ class Faults:
         again()
 
     def _stop(self, victim: Process, for_ns: int, *, tell: bool) -> None:
-        if not victim.up or victim.loop.paused:
+        if not victim.up or victim.loop.paused or self.world.losses.spares(victim):
             return
         world, loop = self.world, victim.loop
         loop.pause()
@@ -267,7 +277,8 @@ class Faults:
             return
         cell = f"c{random.randrange(world.plan.cells) + 1}"
         names = sorted(n for n, q in world.processes.items() if q.config.cell == cell)
-        target = tuple((n, store_id(n)) for n in random.sample(names, min(3, len(names))))
+        sample = random.sample(names, min(3, len(names)))
+        target = tuple((n, world.processes[n].store_id) for n in sample)
         world.tell(f"p{p} is to move to {[n for n, _ in target]}")
         world.etcd.txn([], [Put(key, MoveRecord(p, cell, target, cause="test").to_json())], [])
 

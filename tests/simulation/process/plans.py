@@ -137,3 +137,17 @@ PLANS: dict[str, Plan] = {
         keys=8,
     ),
 }
+
+#: whole disks are lost (R13): the plans of fresh seeds too, and not of those that are pinned
+LOSSES: dict[str, Plan] = {
+    "old copies": Plan(
+        faults={"restore_old_copy": 700, "kill": 2500, "hand_over": 1500, "etcd": 2000},
+        workloads={"registers": 2, "counting": 2},
+        seconds=6.0,
+    ),
+    "wiped, cloned": Plan(
+        faults={"wipe": 900, "clone": 900, "kill": 1500, "reset": 1500, "hand_over": 1500},
+        workloads={"registers": 2, "counting": 1},
+        seconds=6.0,
+    ),
+}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from metastore.errors import CorruptLog, StorageError
 from metastore.node.clients import ClientConnection
 from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
 from metastore.node.node import Node
+from metastore.node.startup import take_part
 from metastore.storage.state import State
 from metastore.storage.store import StorageOptions, Store
 from tests.simulation.process.etcd import SimCoordinator
@@ -40,11 +43,6 @@ SETTINGS: dict[str, Any] = {
     "lease_ttl_s": 1.0,
     "clock_rate_error_ppm": 1000,
 }
-ETCD_PATIENCE_S = 1.5
-
-
-def store_id(name: str) -> str:
-    return (name + "-store").ljust(32, "-")
 
 
 class Process:
@@ -62,6 +60,10 @@ class Process:
         self.lives = 0
         #: as store.json says
         self.created = False
+        #: how many stores this machine has had
+        self.stores = 1
+        #: a second process runs on a copy of its disk
+        self.cloned = False
         self.up = False
         self.node: Node
         self.loop: SimLoop
@@ -77,6 +79,15 @@ class Process:
         drift = world.plan.drift_ppm
         self.rate = 1 + world.events.random.uniform(-drift, drift) / 1e6
         self.offset_ns = world.events.random.randrange(10**15)
+
+    @property
+    def store_id(self) -> str:
+        return f"{self.config.node}-store{self.stores}".ljust(32, "-")
+
+    @property
+    def refused(self) -> bool:
+        """Whether it has found that its store is an old copy, a clone or was replaced (R13)."""
+        return self.up and hasattr(self, "node") and self.node.identity.refused
 
     @property
     def runs(self) -> bool:
@@ -117,14 +128,14 @@ class Process:
     async def _main(self) -> None:
         """As metastore.node.main."""
         world = self.world
-        store = Store(FOLDER, {"store_id": store_id(self.name)}, not self.created, STORAGE)
+        store = Store(FOLDER, {"store_id": self.store_id}, not self.created, STORAGE)
         store.recover(self.disk, State(self.env, not self.created))
         self.created = True
+        incarnation = f"{self.name}/{self.lives}"
+        store.raise_generation(incarnation)
         store.log.writer = self._write
-        node = self.node = Node(self.config, store, f"{self.lives}")
+        node = self.node = Node(self.config, store, incarnation)
         world.watcher.watch(self, node)
-        node.start()
-        await self.loop.create_server(lambda: ClientConnection(node), self.name, 1)
         coordinator = SimCoordinator(
             world.network,
             world.etcd,
@@ -132,14 +143,11 @@ class Process:
             store.facts.get(FACT_CLUSTER_ID),
             int(store.facts.get(FACT_REVISION, 0)),
         )
-        node.control.start(coordinator)
-        try:
-            async with asyncio.timeout(ETCD_PATIENCE_S):
-                await node.control.ready.wait()
-        except TimeoutError:
-            pass
-        node.core.resume_all(self.loop.now_ns())
-        node.settle()
+
+        async def listen() -> None:
+            await self.loop.create_server(lambda: ClientConnection(node), self.name, 1)
+
+        await take_part(node, coordinator, listen)
         await node.failed.wait()
 
     def _write(self, pieces: Any) -> None:
@@ -169,9 +177,9 @@ class Process:
 
     def crash(self, how: str, *, power: bool = False, longest_ms: int = 1200) -> None:
         """A kill, or with ``power`` the whole machine."""
-        if not self.up:
-            return
         world = self.world
+        if not self.up or world.losses.spares(self):
+            return
         world.tell(f"{self.name} {how}")
         self.die(silently=power)
         if power:
@@ -182,8 +190,29 @@ class Process:
         pause_ms = world.events.random.choice((min(80, longest_ms), longest_ms))
         world.events.at(world.events.random.randrange(pause_ms * MS), self.restart)
 
+    def die_for(self, what: Callable[[], None], how: str) -> None:
+        """The process ends if it runs, ``what`` is done to the machine, and it starts again soon."""
+        self.world.tell(f"{self.name}{how}")
+        if self.up:
+            self.die(silently=False)
+        self.disk.kill()
+        what()
+        self.hurt = False
+        self.world.events.at(self.world.events.random.randrange(80 * MS), self.restart)
+
+    def new_disk(self, disk: SimDisk, env: MemoryEnv) -> None:
+        self.disk, self.env, self.created = disk, env, False
+        self.disk.on_cut = self.cut
+
+    def twin(self, name: str) -> Process:
+        """A second machine that would run as the same node."""
+        other = Process(self.world, name, self.config.cell)
+        other.config = dataclasses.replace(self.config, rpc=f"{name}:1", http=f"{name}:2")
+        other.stores, other.created = self.stores, True
+        return other
+
     def restart(self) -> None:
-        if not self.up:
+        if not self.up and self.lives >= 0:
             self.world.tell(f"{self.name} starts")
             self.disk.kill()  # what was left to happen in the middle of an operation will not
             random = self.world.events.random

@@ -26,8 +26,9 @@ from metastore.storage import state
 from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.faults import Faults
 from tests.simulation.process.loop import MS, Events, SimLoop, patch_clocks
+from tests.simulation.process.losses import Losses
 from tests.simulation.process.network import Link, Network
-from tests.simulation.process.plans import PLANS, Plan
+from tests.simulation.process.plans import LOSSES, PLANS, Plan
 from tests.simulation.process.process import Process
 from tests.simulation.process.watcher import Watcher
 from tests.simulation.process.workloads import Workloads
@@ -84,6 +85,7 @@ class World:
         self.story: list[tuple[int, int | None, str]] = []
         self.watcher = Watcher(self)
         self.healed = False
+        self.losses = Losses(self)
         self.faults = Faults(self)
         self.workloads = Workloads(self)
         self.processes = {
@@ -225,7 +227,7 @@ class World:
 
     def all_moved(self) -> bool:
         """Every move has ended, and who is no member holds nothing."""
-        if any("/moves/" in key or "/splits/" in key for key in self.etcd.kvs):
+        if self.losses.victim is not None or any("/moves/" in k or "/splits/" in k for k in self.etcd.kvs):
             return False
         for key, kv in self.etcd.kvs.items():
             if "/config/" in key:
@@ -269,11 +271,17 @@ class World:
         return True
 
 
+#: from here on seeds are fresh ones, and take all plans in turn
+FRESH_SEEDS = 1 << 20
+ALL_PLANS = PLANS | LOSSES
+
+
 def plan_of(seed: int) -> str:
     """The name of its plan."""
-    return list(PLANS)[seed % len(PLANS)]
+    names = list(PLANS if seed < FRESH_SEEDS else ALL_PLANS)
+    return names[seed % len(names)]
 
 
 def world_of(seed: int, steps: int = 0) -> World:
     """The world of a seed."""
-    return World(seed, PLANS[plan_of(seed)], steps=steps, name=plan_of(seed))
+    return World(seed, ALL_PLANS[plan_of(seed)], steps=steps, name=plan_of(seed))

@@ -44,6 +44,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         suspect_after_ms=450,
     )
     store = Store.open(tmp_path, cluster="metastore", node="m", options=OPTIONS)
+    store.raise_generation("1")
     node = Node(config, store, "1")
     node.start()
     node.links.queue = lambda node, message: None  # type: ignore[method-assign]

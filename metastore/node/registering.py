@@ -1,0 +1,194 @@
+"""A node's registration: its record and presence in etcd, by compare-and-swap of the store's generation (R13)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from metastore.coordination.interface import KV, Compare, Get, Put, Session
+from metastore.errors import CoordinationError, InvalidRequest, ProtocolError
+from metastore.layout import NodeRecord, node_record_from_json, to_json
+from metastore.logs import log_event
+from metastore.node.identity import FACT_REGISTERED, Verdict, judge, judge_living
+from metastore.wire import frames
+
+if TYPE_CHECKING:
+    from metastore.node.control import Control
+
+log = logging.getLogger("metastore.registering")
+
+SWAPS: Final = 3
+PROBE_S: Final = 1.0
+LEASE_POLL_S: Final = 0.01
+AGAIN_S: Final = 0.05
+WAIT_S: Final = 0.2
+
+Outcome = Literal["done", "refused", "wait", "no lease"]
+
+
+class Registration:
+    """See the module."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.node = control.node
+        self._waits = ""
+
+    def record(self) -> NodeRecord:
+        c, me = self.node.config, self.node.me
+        generation = self.node.identity.lineage.generation
+        return NodeRecord(c.node, c.cell, me.store, c.rpc, c.http, c.zone, generation, me.incarnation)
+
+    async def admit(self, patience_s: float) -> None:
+        """Have etcd's word whether this process may take part. Returns when it is there (the node is
+        confirmed or refused), or when etcd has not answered for ``patience_s`` (R12): provisional."""
+        clock = asyncio.get_running_loop().time
+        identity, session = self.node.identity, self.control.session
+        heard = clock()
+        while (left := heard + patience_s - clock()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    while not session.lease_id:  # it comes with the first answer
+                        await asyncio.sleep(LEASE_POLL_S)
+                    outcome = await self.register(session)
+            except TimeoutError:
+                break
+            except CoordinationError as e:
+                log.debug("registration: %s", e)
+                await asyncio.sleep(AGAIN_S)
+                continue
+            if outcome in ("done", "refused"):
+                return
+            if outcome == "wait":
+                heard = clock()
+            await asyncio.sleep(WAIT_S if outcome == "wait" else LEASE_POLL_S)
+        identity.state, identity.why = "provisional", ""
+        log.warning("etcd does not answer; going on with what the store and peers know (R12)")
+
+    async def register(self, session: Session) -> Outcome:
+        """One try. Raises CoordinationError; the next try finds out what became of this one."""
+        control, mine = self.control, self.record()
+        key, presence = control.layout.node(mine.node), control.layout.presence(mine.node)
+        for _ in range(SWAPS):
+            found = await control.coordinator.txn([], [Get(key), Get(presence)])
+            kv, present = found.kvs
+            known = self._read(kv)
+            holder = present.value.decode(errors="replace") if present is not None else ""
+            identity = self.node.identity
+            verdict = judge(mine, identity.lineage, known, holder, identity.fresh)
+            if known is not None and await self._answers(known):
+                verdict = judge_living(mine, known)
+            if verdict.kind == "refused":
+                self.node.condemn(verdict)
+                return "refused"
+            if verdict.kind == "wait":
+                self._say_wait(verdict)
+                return "wait"
+            if not session.alive or not session.lease_id:
+                return "no lease"
+            swapped = await control.coordinator.txn(
+                [_unchanged(key, kv), _unchanged(presence, present)],
+                [
+                    Put(key, to_json(mine)),
+                    Put(presence, mine.incarnation.encode(), session.lease_id),
+                ],
+            )
+            if swapped.succeeded:
+                self._confirmed(known, mine)
+                return "done"
+        return "wait"
+
+    @staticmethod
+    def _read(kv: KV | None) -> NodeRecord | None:
+        try:
+            return node_record_from_json(kv.value) if kv is not None else None
+        except (InvalidRequest, KeyError, ValueError, TypeError) as e:
+            log.error("the node's record in etcd is not understood, and is replaced: %s", e)
+            return None
+
+    def _say_wait(self, verdict: Verdict) -> None:
+        self.node.identity.why = verdict.why
+        if self._waits != verdict.why:
+            self._waits = verdict.why
+            log.warning("%s; this node waits until its lease has gone", verdict.why)
+
+    def _confirmed(self, known: NodeRecord | None, mine: NodeRecord) -> None:
+        node, identity = self.node, self.node.identity
+        if identity.refused:
+            return
+        identity.state, identity.why = "confirmed", ""
+        if not node.store.facts.get(FACT_REGISTERED):
+            node.store.keep_fact(FACT_REGISTERED, True)
+        if known is not None and known.store_id != mine.store_id:
+            text = f"store {mine.store_id} replaces {known.store_id} as node {mine.node}; it begins empty"
+            log.warning("%s", text)
+        log_event(log, f"registered: store {mine.store_id}, generation {mine.generation}", node=mine.node)
+
+    async def _answers(self, known: NodeRecord) -> bool:
+        """Whether the very process of ``known`` answers at its address, which is not this one's."""
+        mine = self.node.me.incarnation
+        if known.rpc == self.node.config.rpc or known.incarnation in ("", mine):
+            return False
+        host, _, port = known.rpc.rpartition(":")
+        try:
+            async with asyncio.timeout(PROBE_S):
+                probe: Any
+                _, probe = await asyncio.get_running_loop().create_connection(
+                    lambda: _Probe(self.node.config.cluster), host, int(port)
+                )
+                try:
+                    answer = await probe.answer
+                finally:
+                    probe.close()
+        except (TimeoutError, OSError, ProtocolError, ValueError):
+            return False
+        return (
+            isinstance(answer, list)
+            and answer[1:2] == [known.node]
+            and answer[3:5]
+            == [
+                known.store_id,
+                known.incarnation,
+            ]
+        )
+
+
+def _unchanged(key: str, kv: KV | None) -> Compare:
+    return Compare.absent(key) if kv is None else Compare.mod_revision_is(key, kv.mod_revision)
+
+
+class _Probe(asyncio.Protocol):
+    """Asks who serves at an address, as a client would."""
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+        self._decoder = frames.FrameDecoder(frames.MAX_HELLO_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(frames.pack(frames.HELLO, [self._cluster, "registration"]))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._decoder.push(data)
+            frame = self._decoder.pull()
+        except ProtocolError as e:
+            self._end(e)
+            return
+        if frame is not None and not self.answer.done():
+            self.answer.set_result(frame[1] if frame[0] == frames.HELLO_OK else None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(ConnectionResetError("closed"))
+
+    def _end(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # nobody may be waiting any more
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

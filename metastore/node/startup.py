@@ -1,0 +1,46 @@
+"""How a node begins to take part: etcd's word on its store first (R13), then peers and clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from metastore.clock import now_ns
+from metastore.coordination.interface import Coordinator
+from metastore.node.node import Node
+
+log = logging.getLogger("metastore.startup")
+
+#: how long etcd may be silent before a node goes on without it (R12)
+ETCD_PATIENCE_S: Final = 1.5
+
+
+async def take_part(node: Node, coordinator: Coordinator, listen: Callable[[], Awaitable[object]]) -> bool:
+    """Whether the node takes part from here on; when it does not, ``node.identity`` says why. The store's
+    generation has been raised, and the node's address is bound; ``listen`` begins to serve on it.
+
+    Nothing is sent to peers, answered or served before etcd has said that this process may, or has not answered for
+    ETCD_PATIENCE_S: a restarted owner must go on without it (R12).
+    """
+    if not node.identity.refused:
+        node.control.connect(coordinator)
+        await node.control.registration.admit(ETCD_PATIENCE_S)
+    if node.identity.refused:
+        log.error("this node takes part in nothing: %s; %s", node.identity.why, node.identity.do)
+        await node.control.close()
+        return False
+    node.start()
+    await listen()
+    node.control.follow()
+    if node.identity.state == "confirmed":
+        try:
+            async with asyncio.timeout(ETCD_PATIENCE_S):
+                await node.control.ready.wait()
+        except TimeoutError:
+            log.warning("etcd does not tell its records; going on with what the store knows (R12)")
+    # a restarted owner of the newest epoch goes on, whether etcd is there or not
+    node.core.resume_all(now_ns())
+    node.settle()
+    return True
