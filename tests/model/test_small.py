@@ -1,0 +1,70 @@
+"""Three small models: generations of a store (R13), how old a stale read is (R8), where a watch goes on (R18)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model import freshness, stores, watching
+from tests.model.suite import Mutation, Suite
+
+STORES = Suite(
+    "stores",
+    stores.Stores,
+    stores.initial,
+    {
+        "copies": stores.Bounds(),
+        "wipes": stores.Bounds(wipes=1, copies=0, boots=3),
+        "restarts, etcd away": stores.Bounds(copies=0, boots=3, outages=1, writes=1),
+    },
+    {
+        "R13 generations are not compared": Mutation(stores.Bounds(), "I5"),
+        "R13 generations are compared as numbers": Mutation(stores.Bounds(boots=3), "I5"),
+        "R13 nobody asks whether another process of it lives": Mutation(stores.Bounds(), "I5"),
+        "R13 peers do not remember": Mutation(stores.Bounds(outages=1), "I5"),
+        "R13 an empty folder takes the name's old place": Mutation(stores.Bounds(wipes=1), "I5"),
+        "R13 a run is told before it is durable": Mutation(stores.Bounds(copies=0, boots=3), "S2"),
+        stores.SAME_RUN: Mutation(stores.Bounds(), "I5"),
+    },
+    {
+        "copies, etcd away": stores.Bounds(outages=1, boots=3, writes=1),
+        "two copies": stores.Bounds(copies=2, boots=3, writes=1),
+    },
+)
+FRESHNESS = Suite(
+    "freshness",
+    freshness.Freshness,
+    freshness.initial,
+    {"stale reads": freshness.Bounds()},
+    {
+        "R8 healthy is taken for fresh": Mutation(freshness.Bounds(), "R8"),
+        "R8 a leader that is not active yet says fresh": Mutation(freshness.Bounds(), "R8"),
+        "R8 any beat is taken for fresh": Mutation(freshness.Bounds(), "R8"),
+        "R8 the commit index is not compared": Mutation(freshness.Bounds(), "R8"),
+        "R8 a leader's age is zero from its no-op on": Mutation(freshness.Bounds(), "R8"),
+    },
+    {"three writes": freshness.Bounds(writes=3, ticks=4, beats=3)},
+)
+WATCHING = Suite(
+    "watching",
+    watching.Watching,
+    watching.initial,
+    {"watches": watching.Bounds(ends=1)},
+    {
+        "a watch goes on at the parent's latest version": Mutation(watching.Bounds(), "W"),
+        "a watch goes on at a beginning of the child's own": Mutation(watching.Bounds(), "W"),
+        "a watch resumes one entry late": Mutation(watching.Bounds(), "W"),
+        "the client passes nothing over": Mutation(watching.Bounds(), "W"),
+    },
+    {"watches, two ends": watching.Bounds()},
+)
+SUITES = (STORES, FRESHNESS, WATCHING)
+
+
+@pytest.mark.parametrize(("suite", "name"), [(s, name) for s in SUITES for name in s.baselines])
+def test_every_state_keeps_the_invariants(suite: Suite, name: str) -> None:
+    suite.check_baseline(name)
+
+
+@pytest.mark.parametrize(("suite", "rule"), [(s, rule) for s in SUITES for rule in s.mutations])
+def test_a_broken_rule_breaks_an_invariant(suite: Suite, rule: str) -> None:
+    suite.check_mutation(rule)
