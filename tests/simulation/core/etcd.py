@@ -74,9 +74,8 @@ class Etcd:
         owner = node.me.node + node.me.incarnation
 
         def done(won: bool) -> None:
-            node.replica.on_campaign_done(
-                node.now(), effect.new if won else None, self.config_mod if won else 0
-            )
+            new, revision = (effect.new, self.config_mod) if won else (None, 0)
+            node.do("campaign done", node.replica.on_campaign_done, node.now(), new, revision)
             node.run()
 
         def arrive() -> None:

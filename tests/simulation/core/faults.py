@@ -139,8 +139,7 @@ class Faults:
         node = self.world.nodes[here]
 
         def fire() -> None:
-            node.core.peer_down(node.now(), there)
-            node.run()
+            node.lose(there)
 
         return fire
 
@@ -157,7 +156,7 @@ class Faults:
         for node in self.world.nodes.values():
             if node.up and node.replica.role == ACTIVE and self.world.now >= node.paused_until:
                 other = self.world.pick().name
-                node.replica.transfer(node.now(), other)
+                node.do("hand over", node.replica.transfer, node.now(), other)
                 node.run()
 
     def compact(self) -> None:

@@ -20,6 +20,7 @@ from metastore.core.settings import MS
 from metastore.layout import ConfigRecord
 from metastore.wire.client_messages import GET
 from tests.simulation.core.etcd import P
+from tests.simulation.core.steps import INSTALLED, Rules, Step, view_of
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
@@ -89,17 +90,19 @@ class Node:
             self.now(),
             self.disk.grant_given_ns,
         )
-        self.disk.grant_given_ns = world.settings.grant_ns
+        owed, self.disk.grant_given_ns = self.disk.grant_given_ns, world.settings.grant_ns
         config = config or replace(world.etcd.config, epoch=0, leader=None)
         self.replica = self.core.add_replica(
             self.now(), P, Restored(log, sealed, owner, config, max(commit, self.applied))
         )
+        self.rules = Rules(self.me, world.settings, self.now() + owed if owed else 0)
+        self.seen = view_of(self.replica)
         if sealed < world.checks.sealed_seen.get(self.name, 0):
             raise Violation(f"I7: {self.name} restarted with sealed {sealed} below what it promised")
         self.apply_to(self.replica.commit_index)
         if world.random.random() < 0.7 and world.etcd.up:
             self.see_etcd()
-        self.core.resume_all(self.now())
+        self.do("resumes", self.core.resume_all, self.now())
         self.run()
         world.after(TICK_NS, self, self.tick)
         for other in world.nodes.values():
@@ -108,7 +111,7 @@ class Node:
                 world.after(world.random.randrange(5 * MS), self, lambda o=other: self.connected(o.name))
 
     def connected(self, name: str) -> None:
-        self.core.peer_up(self.now(), name)
+        self.do("peer up", self.core.peer_up, self.now(), name)
         self.run()
 
     def crash(self) -> None:
@@ -125,8 +128,12 @@ class Node:
 
     def lost(self, name: str) -> None:
         if not self.world.nodes[name].up:
-            self.core.peer_down(self.now(), name)
-            self.run()
+            self.lose(name)
+
+    def lose(self, name: str) -> None:
+        """The connection to ``name`` was reset or refused."""
+        self.do("peer down", self.core.peer_down, self.now(), name)
+        self.run()
 
     def recover(self) -> tuple[LogIndex, int, Process | None, ConfigRecord | None, int, dict[int, bytes]]:
         index, epoch = self.disk.base[0], self.disk.base[1]
@@ -162,22 +169,38 @@ class Node:
 
     def tick(self) -> None:
         now = self.now()
-        self.core.tick(now, self.can_elect)
+        self.do("tick", self.core.tick, now, self.can_elect)
         self.unpark(now)
         self.run()
         self.world.after(TICK_NS, self, self.tick)
 
     def receive(self, src: Process, message: Any) -> None:
-        self.core.receive(self.now(), src, message)
+        self.do(message, self.core.receive, self.now(), src, message)
         self.unpark(self.now())
         self.run()
+
+    def do(self, event: Any, call: Callable[..., Any], now: int, *args: Any) -> None:
+        """One event of the core, and the check that it was a step that the rules allow."""
+        if not self.world.checked:
+            call(now, *args)
+            return
+        effects, before = self.core.effects, self.seen
+        first = len(effects)
+        call(now, *args)
+        src = args[0] if args and type(args[0]) is Process else None
+        self.seen = after = view_of(self.replica)
+        step = Step(now, event, src, before, after, effects[first:])
+        if self.world.trace is not None:
+            self.world.trace.append((self.me, self.rules.quiet_until, step))
+        self.rules.check(step)
 
     def run(self) -> None:
         while True:
             for effect in self.core.take():
                 self.effect(effect)
             if self.inbox:
-                self.core.receive(self.now(), self.me, self.inbox.popleft())
+                message = self.inbox.popleft()
+                self.do(message, self.core.receive, self.now(), self.me, message)
             elif not self.core.effects:
                 break
         self.world.checks.check_node(self)
@@ -302,7 +325,7 @@ class Node:
         self.machine.reset()
         self.machine.load(list(aux))
         self.applied = index
-        self.replica.on_snapshot_installed(self.now(), index, epoch)
+        self.do(INSTALLED, self.replica.on_snapshot_installed, self.now(), index, epoch)
         self.run()
 
     def compact(self) -> None:
@@ -322,7 +345,7 @@ class Node:
         rows = [(META_KEY, self.machine.aux(META_KEY) or b"")]
         rows += [(SESSION_PREFIX + c, s.pack()) for c, s in self.machine.sessions.items()]
         disk.base = (upto, log.epoch_at(upto), dict(self.state), rows)
-        self.core.log_compacted(P, upto)
+        self.do("compacted", lambda now: self.core.log_compacted(P, upto), self.now())
         for i in [i for i in self.blobs if i <= upto]:
             del self.blobs[i]
         facts = [r for r in disk.records if isinstance(r, fx.PersistSeal | fx.PersistConfig)]
@@ -342,7 +365,7 @@ class Node:
         etcd = self.world.etcd
         self.can_elect = etcd.up
         if etcd.up:
-            self.replica.on_config(self.now(), etcd.config, etcd.config_mod)
+            self.do("etcd's record", self.replica.on_config, self.now(), etcd.config, etcd.config_mod)
             self.replica.on_leader_value(etcd.leader)
             self.run()
 
@@ -356,7 +379,7 @@ class Node:
             self.carry_out(op, client, answer)
         elif replica.has_quorum(now):
             self.parked.append((self.core.last_number, (op, client, answer)))
-            self.core.heartbeat(now)
+            self.do("a read waits", self.core.heartbeat, now)
         else:
             answer("refused")
         self.run()
@@ -372,7 +395,7 @@ class Node:
         index = self.replica.log.last_index + 1
         payload, results = self.machine.resolve(index, [(client, op)])
         if payload is not None:
-            self.replica.propose(self.now(), payload)
+            self.do("propose", self.replica.propose, self.now(), payload)
         at, tail = results[0]
         if at > self.applied:
             self.waiters.append((at, answer, tail))

@@ -25,6 +25,7 @@ from tests.simulation.core.etcd import Etcd
 from tests.simulation.core.faults import Faults
 from tests.simulation.core.node import Node
 from tests.simulation.core.plans import FAULTY_NS, PLANS, SETTINGS, Plan
+from tests.simulation.core.steps import Step
 from tests.simulation.violation import Stopped, Violation, broken_by
 
 STORY_LINES = 80
@@ -49,6 +50,10 @@ class World:
         self.story: list[str] = []
         self.digest = hashlib.blake2b(digest_size=16)
         self.healed = False
+        #: whether each step of the core is checked against the rules (steps.Rules)
+        self.checked = True
+        #: when set: each step of each process, to be replayed
+        self.trace: list[tuple[Process, int, Step]] | None = None
         self.cuts: set[tuple[str, str]] = set()
         self.resets: dict[tuple[str, str], int] = {}
         names = [f"n{i}" for i in range(nodes)]
@@ -155,7 +160,8 @@ class World:
         def arrive() -> None:
             if target.up and target.generation == generation and not target.replica.installing:
                 target.installing = (index, epoch, state, rows)
-                target.replica.on_snapshot_staged(target.now(), src, effect.epoch, index, epoch)
+                staged = target.replica.on_snapshot_staged
+                target.do("snapshot staged", staged, target.now(), src, effect.epoch, index, epoch)
                 target.run()
 
         late = self.random.choice((20, 200, 1500)) * MS
@@ -246,6 +252,8 @@ def plan_of(seed: int) -> str:
 
 
 def world_of(seed: int, steps: int = 0) -> World:
-    """The world of a seed."""
+    """The world of a seed. One in three has its steps checked, of each plan."""
     name = plan_of(seed)
-    return World(seed, PLANS[name], nodes=5 if seed % 11 == 0 else 3, steps=steps, name=name)
+    world = World(seed, PLANS[name], nodes=5 if seed % 11 == 0 else 3, steps=steps, name=name)
+    world.checked = seed % 3 == 0
+    return world
