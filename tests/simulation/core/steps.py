@@ -61,6 +61,8 @@ class View(NamedTuple):
     epochs: tuple[int, ...]
     #: until when it takes itself to hold a quorum's grants (R8)
     read_until: int
+    #: when its copy last was known to hold all that was acknowledged (R8, stale reads)
+    fresh: int
 
     def epoch_at(self, index: int) -> int:
         """Of an entry held, or of the base. Raises IndexError beyond both."""
@@ -98,6 +100,7 @@ def view_of(replica: Replica) -> View:
         tuple(log._firsts),
         tuple(log._epochs),
         term.read_until_ns if term is not None else 0,
+        replica.fresh_ns,
     )
 
 
@@ -161,6 +164,8 @@ class Rules:
             self.check_commit(step)
         if fx.Send in kinds:
             self.check_sent(step)
+        if before.fresh != after.fresh:
+            self.check_fresh(step)
         if after.role == ACTIVE and after.read_until > before.read_until:
             self.check_grants_held(after)
 
@@ -324,9 +329,8 @@ class Rules:
             self.fail(step, "R11 resigns with entries that are not committed")
             return
         for effect in step.effects:
-            if not isinstance(effect, fx.Send) or not isinstance(effect.message, m.HandOff | m.Appoint):
-                continue
-            if reign.match.get(effect.node, 0) < last:
+            hands = isinstance(effect, fx.Send) and isinstance(effect.message, m.HandOff | m.Appoint)
+            if hands and reign.match.get(effect.node, 0) < last:
                 self.fail(step, "R11 resigns before its heir has its whole log")
 
     # --- the log ------------------------------------------------------------------------------------------
@@ -432,6 +436,8 @@ class Rules:
                     self.fail(step, "R1 acknowledges to one that does not own the epoch")
                 if isinstance(step.event, m.Append) and step.src != after.owner:
                     self.fail(step, "R1 acts on a message of another owner")
+            elif kind is m.Heartbeat:
+                self.check_beats(step, said)
             elif kind is m.Pulled and step.src != after.owner:
                 self.fail(step, "R1 gives its log to one that does not own the epoch")
 
@@ -447,6 +453,27 @@ class Rules:
             self.fail(step, "R3 leaves out a grant that it gave")
         if step.now < self.quiet_until:
             self.fail(step, "R8 a restarted replica answers before its grants have passed")
+
+    def check_beats(self, step: Step, said: m.Heartbeat) -> None:
+        """R8: a beat says fresh only while its sender may serve linearizable reads."""
+        reign = self.reign
+        for _, epoch, says, commit in said.beats:
+            if epoch != step.after.sealed or step.after.owner != self.me or commit > step.after.commit:
+                self.fail(step, "R8 a beat of an epoch that it does not own, or of what is not committed")
+            if says & m.FRESH and reign is not None:
+                having = {node for node, until in reign.hold.items() if until > step.now} | {self.me.node}
+                if step.after.role != ACTIVE or not reign.quorum(having):
+                    self.fail(step, "R8 says fresh, and may not read")
+
+    def check_fresh(self, step: Step) -> None:
+        """R8: a copy is as new as a beat that says so, of the owner, and holds what that had committed."""
+        after, event = step.after, step.event
+        if isinstance(event, m.Heartbeat) and step.src == after.owner:
+            for _, epoch, says, commit in event.beats:
+                told = epoch == after.sealed and says & m.FRESH and commit <= after.commit
+                if told and after.fresh <= min(event.echo, step.now):
+                    return
+        self.fail(step, "R8 takes itself for fresh")
 
     def check_grants_held(self, after: View) -> None:
         """R8: no more than acknowledged beats give, counted from when they were sent, less the margin."""

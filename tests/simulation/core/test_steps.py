@@ -14,6 +14,7 @@ from metastore.core.electing import PartitionReplica
 from metastore.core.entry import pack_entry
 from metastore.core.leading import LeadingReplica
 from metastore.core.messages import Process
+from metastore.core.node import NodeCore
 from metastore.core.replica import ACTIVATING, ACTIVE, FOLLOWER, RESIGNED, SEALING, Replica, pack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.core.term import Term
@@ -33,7 +34,7 @@ SECOND = 1000 * MS
 def view(role: str = FOLLOWER, owner: Process = B, log: tuple[int, ...] = (E, E), **more: Any) -> View:
     """A replica whose log has entries of these epochs, the first one committed."""
     firsts = [i for i in range(1, len(log) + 1) if i == 1 or log[i - 2] != log[i - 1]]
-    plain = View(E, owner, role, 1, (0, 0), len(log), tuple(firsts), tuple(log[i - 1] for i in firsts), 0)
+    plain = View(E, owner, role, 1, (0, 0), len(log), tuple(firsts), tuple(log[i - 1] for i in firsts), 0, 0)
     return plain._replace(**more)
 
 
@@ -199,6 +200,19 @@ PLANTED: dict[str, list[Step]] = {
     ],
     "R7 appends as activating": [*LEADS, Step(0, "propose", None, LED, view(ACTIVATING, A, commit=0), [])],
     "R8 a grant to another": [GRANTED._replace(src=C)],
+    "R8 takes itself for fresh": [
+        heard(B, m.Heartbeat(7, SECOND, [(0, E, m.HEALTHY, 0)]), FOLLOWS, FOLLOWS._replace(fresh=SECOND))
+    ],
+    "R8 takes itself for fresh (it lacks what is committed)": [
+        heard(B, m.Heartbeat(7, SECOND, [(0, E, m.FRESH, 2)]), FOLLOWS, FOLLOWS._replace(fresh=SECOND))
+    ],
+    "R8 takes itself for fresh (as of its own receipt)": [
+        heard(B, m.Heartbeat(7, 1, [(0, E, m.FRESH, 1)]), FOLLOWS, FOLLOWS._replace(fresh=SECOND))
+    ],
+    "R8 says fresh": [
+        *SERVES,
+        Step(SECOND, "tick", None, ACTS, ACTS, [fx.Send("b", m.Heartbeat(7, 0, [(0, E, m.FRESH, 1)]))]),
+    ],
     "R8: a holds grants for longer": [
         *SERVES,
         Step(SECOND, "tick", None, ACTS, ACTS, [fx.Send("b", m.Heartbeat(7, 0, []))]),
@@ -318,6 +332,18 @@ def resign_before_the_heir_has_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LeadingReplica, "continue_handoff", continue_handoff)
 
 
+def say_fresh_when_healthy(patch: pytest.MonkeyPatch) -> None:
+    original = NodeCore.heartbeat
+
+    def heartbeat(self: Any, now: int) -> None:
+        patch.setattr(LeadingReplica, "can_read", LeadingReplica.is_healthy)
+        original(self, now)
+        patch.setattr(LeadingReplica, "can_read", can_read)
+
+    can_read = LeadingReplica.can_read
+    patch.setattr(NodeCore, "heartbeat", heartbeat)
+
+
 def begin_the_same_again(patch: pytest.MonkeyPatch) -> None:
     original = LeadingReplica.begin_term
 
@@ -339,6 +365,7 @@ BUGS: list[tuple[Patch, str, str]] = [
     (hold_without_margin, "holds grants for longer", "everything"),
     (answer_own_seal_at_once, "R8 a restarted replica answers", "calm network, crashes"),
     (resign_before_the_heir_has_it, "R11 resigns before", "hand-offs"),
+    (say_fresh_when_healthy, "R8 says fresh", "everything"),
     (begin_the_same_again, "R12 neither a term", "no etcd for long"),
 ]
 
