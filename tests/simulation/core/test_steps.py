@@ -51,7 +51,7 @@ def sealed_by(owner: Process, epoch: int = E, config: ConfigRecord = CONFIG) -> 
 
 
 def became(role: str) -> fx.RoleChanged:
-    return fx.RoleChanged(0, role, E, "")
+    return fx.RoleChanged(0, role, "", E, "")
 
 
 def answer(last: tuple[int, int], commit: int = 1, left: int = 0, to: str = "b", epoch: int = E) -> fx.Send:
