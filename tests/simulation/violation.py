@@ -27,6 +27,7 @@ PROMISES: Final = {
     "stale": "a stale read is as new as it says",
     "watch": "a watch tells each change once, in order",
     "usage": "what quotas count is what there is",
+    "step": "each step of a replica is one that the rules allow",
     "moves": "moves and splits end, and who is no member holds nothing",
 }
 CRASH: Final = "crash"

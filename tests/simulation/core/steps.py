@@ -175,7 +175,9 @@ class Rules:
 
     def fail(self, step: Step, rule: str) -> None:
         event = step.event if isinstance(step.event, str) else type(step.event).__name__
-        raise Violation(f"{rule}: {self.me.node} at {event}, as {step.before.role} of {step.before.sealed:x}")
+        raise Violation(
+            f"step: {rule}: {self.me.node} at {event}, as {step.before.role} of {step.before.sealed:x}"
+        )
 
     # --- R1 -----------------------------------------------------------------------------------------
 
@@ -481,7 +483,7 @@ class Rules:
         assert reign is not None
         having = {node for node, until in reign.hold.items() if until >= after.read_until} | {self.me.node}
         if not reign.quorum(having):
-            raise Violation(f"R8: {self.me.node} holds grants for longer than it was given them")
+            raise Violation(f"step: R8 holds grants for longer than they were given: {self.me.node}")
 
 
 def _epoch_before(view: View, index: int) -> int:

@@ -213,7 +213,7 @@ PLANTED: dict[str, list[Step]] = {
         *SERVES,
         Step(SECOND, "tick", None, ACTS, ACTS, [fx.Send("b", m.Heartbeat(7, 0, [(0, E, m.FRESH, 1)]))]),
     ],
-    "R8: a holds grants for longer": [
+    "R8 holds grants for longer": [
         *SERVES,
         Step(SECOND, "tick", None, ACTS, ACTS, [fx.Send("b", m.Heartbeat(7, 0, []))]),
         heard(B, m.HeartbeatAck(7, 0, SECOND, []), ACTS, ACTS._replace(read_until=2 * SECOND)),
@@ -238,7 +238,7 @@ def test_a_step_that_no_rule_allows_is_seen(rule: str) -> None:
         rules.check(step)
     with pytest.raises(Violation) as seen:
         rules.check(last)
-    assert str(seen.value).startswith(rule.split(" (")[0])
+    assert str(seen.value).startswith("step: " + rule.split(" (")[0])
 
 
 def test_a_restarted_replica_is_quiet_until_its_grants_have_passed() -> None:
@@ -362,7 +362,7 @@ BUGS: list[tuple[Patch, str, str]] = [
     (commit_as_the_leader, "R6 commits beyond", "short reigns"),
     (answer_no_grants, "R3 leaves out a grant", "cuts"),
     (grant_to_anybody, "R8 a grant to another", "resets, long grants"),
-    (hold_without_margin, "holds grants for longer", "everything"),
+    (hold_without_margin, "R8 holds grants for longer", "everything"),
     (answer_own_seal_at_once, "R8 a restarted replica answers", "calm network, crashes"),
     (resign_before_the_heir_has_it, "R11 resigns before", "hand-offs"),
     (say_fresh_when_healthy, "R8 says fresh", "everything"),

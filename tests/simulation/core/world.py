@@ -251,9 +251,9 @@ def plan_of(seed: int) -> str:
     return list(PLANS)[seed % len(PLANS)]
 
 
-def world_of(seed: int, steps: int = 0) -> World:
-    """The world of a seed. One in three has its steps checked, of each plan."""
+def world_of(seed: int, steps: int = 0, checked: bool | None = None) -> World:
+    """The world of a seed. ``checked``: whether each step of the core is; by default in one of three, of each plan."""
     name = plan_of(seed)
     world = World(seed, PLANS[name], nodes=5 if seed % 11 == 0 else 3, steps=steps, name=name)
-    world.checked = seed % 3 == 0
+    world.checked = seed % 3 == 0 if checked is None else checked
     return world
