@@ -70,7 +70,6 @@ class Copy:
             **os.environ,
             "PYTHONPATH": str(self.root),
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            "HYPOTHESIS_STORAGE_DIRECTORY": os.devnull,
         }
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -90,6 +89,7 @@ class Copy:
 
     def pytest(self, tests: Iterable[str]) -> tuple[int | None, str]:
         options = ["-x", "--tb=short", "-rfE", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin"]
+        options += ["-p", "tests.mutants.quiet"]
         return self.run(["pytest", *options, *tests], TEST_TIMEOUT_S)
 
 
