@@ -47,7 +47,8 @@ class Fixture:
         self.put(LEADER_KEY, self.leader_value("l"))
         self.node.start()
         self.coordinator = MemoryCoordinator(self.etcd, lambda: now_ns() / 1e9)
-        self.control.start(self.coordinator)
+        self.control.connect(self.coordinator)
+        self.control.follow()
         await self.until(lambda: self.control.ready.is_set() and self.control.session.alive)
         self.host = self.node.hosts[P]
 
