@@ -326,7 +326,9 @@ class PartitionHost:
         if term is None or node.core.ctx.moves_paused or not node.control.can_elect() or term.config.joint:
             return False
         low = node.core.ctx.low_peers
-        return any(n != node.me.node and n not in low and not node.links.is_away(n) for n, _ in term.members)
+        return any(
+            n != node.me.node and n not in low and not node.links.away_for_s(n) for n, _ in term.members
+        )
 
     def covers_all(self, txn: list[Any]) -> bool:
         keys = [compare[0] for compare in txn[7]] + [part[1] for parts in txn[8:10] for part in parts]
@@ -490,10 +492,8 @@ class PartitionHost:
             if replica.has_quorum(now):
                 return []
             away = {n for n in members if now - term.acked_at_ns.get(n, 0) >= patience}
-        elif now - replica.contact_ns < patience:
-            return []
         else:
-            away = {n for n in members if self.node.links.is_away(n)}
+            away = {n for n in members if self.node.links.away_for_s(n) * 1e9 >= patience}
         away.discard(me)
         return [] if is_quorum(config, members - away) else sorted(away)
 

@@ -212,6 +212,9 @@ class PeerLinks:
         self.on_accused: Callable[[str, str], None] = lambda by, why: None
         self.shut = False
         self._open: dict[str, PeerConnection] = {}
+        self._began = asyncio.get_running_loop().time()
+        #: peer -> when its last connection ended
+        self._lost_at: dict[str, float] = {}
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._targets: dict[str, tuple[str, str, int]] = {}
         self._out: dict[str, list[Any]] = {}
@@ -234,10 +237,12 @@ class PeerLinks:
     def connected(self) -> list[str]:
         return sorted(self._open)
 
-    def is_away(self, node: str) -> bool:
-        """Whether there is no connection to ``node``, or only one on which it has been silent for seconds."""
+    def away_for_s(self, node: str) -> float:
+        """For how long there has been no connection to ``node``, or only one on which it is silent; 0 = it is there."""
         connection = self._open.get(node)
-        return connection is None or connection.quiet >= QUIET_PINGS
+        if connection is None:
+            return asyncio.get_running_loop().time() - self._lost_at.get(node, self._began)
+        return connection.quiet * PING_S if connection.quiet >= QUIET_PINGS else 0.0
 
     async def _keep_dialling(self, node: str) -> None:
         loop = asyncio.get_running_loop()
@@ -298,6 +303,7 @@ class PeerLinks:
     def lost(self, peer: Process, connection: PeerConnection) -> None:
         if self._open.get(peer.node) is connection:
             del self._open[peer.node]
+            self._lost_at[peer.node] = asyncio.get_running_loop().time()
             self._out.pop(peer.node, None)
             self.on_down(peer.node)
 

@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 
 from metastore.client import AsyncClient
+from metastore.client.limits import BACKOFF_S
 from metastore.errors import MetastoreError, OutcomeUnknown, Unavailable
 from tests.simulation.process.loop import MS, SimLoop
 from tests.simulation.process.plans import PLANS, Plan
@@ -163,7 +164,7 @@ def test_two_replicas_of_three_gone_is_told_long_before_the_deadline(how: str, l
         assert all(name in error.message for name in gone)
     print([f"{s:.2f} s: {e.code}" for s, e in said])
     silence = 5.0 if how == "cut off" else 0.0  # attempts at those that do not answer
-    assert said[0][0] < 4 * suspect_s + silence
+    assert said[0][0] < 2 * suspect_s + 3 * BACKOFF_S[1] + silence
     assert said[2][0] < 0.5 + silence
     world.network.open_links(links, within_ns=1)
     for name in gone:
