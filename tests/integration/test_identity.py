@@ -214,7 +214,7 @@ def lag(cluster: Cluster) -> int:
 
 async def test_a_clone_beside_the_living_node_is_refused(cell: Cluster, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(folder(cell), copy, ignore=shutil.ignore_patterns("LOCK"))
+    shutil.copytree(folder(cell), copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
     ports = pick_ports("127.0.0.1", ["rpc", "http"], set())
     changes = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     before = cell.status(NODE)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from metastore.config import NodeConfig
-from metastore.coordination.interface import Put
+from metastore.coordination.interface import Put, Session
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.layout import Layout, NodeRecord, node_record_from_json, to_json
 from metastore.node.clients import ClientConnection
 from metastore.node.identity import State
 from metastore.node.node import Node
+from metastore.node.registering import Outcome
 from metastore.node.startup import take_part
 from metastore.storage.store import Store
 
@@ -32,7 +33,8 @@ def etcd() -> MemoryEtcd:
 @pytest.fixture
 async def start(etcd: MemoryEtcd, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     """Starts a process on a folder, which may take part or not."""
-    monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.3)
+    monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 20.0)
+    monkeypatch.setattr("metastore.node.registering.PROBE_S", 20.0)
     nodes: list[Node] = []
     loop = asyncio.get_running_loop()
 
@@ -149,9 +151,10 @@ async def test_a_lost_answer_of_the_swap(start: Start, etcd: MemoryEtcd, tmp_pat
 
 
 async def test_without_etcd_it_goes_on_and_etcds_word_counts_when_it_is_back(
-    start: Start, etcd: MemoryEtcd, tmp_path: Path
+    start: Start, etcd: MemoryEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R12; and nothing is changed in etcd before."""
+    monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.3)
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
     shutil.copytree(live, copy)
@@ -160,7 +163,13 @@ async def test_without_etcd_it_goes_on_and_etcds_word_counts_when_it_is_back(
     true = await start(live, "run3")
     old = await start(copy, "run4")
     assert states(true, old) == ["provisional", "provisional"]
-    assert not true.control.can_elect()
+    register, could = true.control.registration.register, []
+
+    async def registers(session: Session) -> Outcome:
+        could.append(true.control.can_elect())
+        return await register(session)
+
+    true.control.registration.register = registers  # type: ignore[method-assign]
     etcd.up = True
     while "provisional" in states(true, old):
         await asyncio.sleep(0.01)
@@ -168,6 +177,8 @@ async def test_without_etcd_it_goes_on_and_etcds_word_counts_when_it_is_back(
     assert old.hosts == {}
     assert states(true) == ["confirmed"]
     assert record(etcd).incarnation == "run3"
+    assert could
+    assert not any(could), "it might have been elected before etcd knew it"
 
 
 async def test_two_processes_of_one_store(start: Start, etcd: MemoryEtcd, tmp_path: Path) -> None:
@@ -176,7 +187,7 @@ async def test_two_processes_of_one_store(start: Start, etcd: MemoryEtcd, tmp_pa
     first = await start(live, "run1")
     for number, forget in enumerate((False, True)):
         copy = tmp_path / f"copy{number}"
-        shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK"))
+        shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
         if forget:
             del etcd.kvs[LAYOUT.presence("n")]
         clone = await start(copy, f"clone{number}")
@@ -212,10 +223,13 @@ async def test_an_empty_folder_under_a_living_nodes_name(
     assert states(later) == ["confirmed"], "that was said of the moment, not of the folder"
 
 
-async def test_a_lease_elsewhere_is_waited_for(start: Start, etcd: MemoryEtcd, tmp_path: Path) -> None:
+async def test_a_lease_elsewhere_is_waited_for(
+    start: Start, etcd: MemoryEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its process does not answer, and may be about to."""
     old = await start(tmp_path / "old", "run1")
     await end(old, etcd, presence_stays=True)
+    monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.3)
     starting = asyncio.create_task(start(tmp_path / "old", "run2"))
     while etcd.kvs[LAYOUT.node("n")].mod_revision == 0 or len(etcd.leases) < 1:
         await asyncio.sleep(0.01)
@@ -231,7 +245,7 @@ async def test_a_replaced_process_that_lives_stops(start: Start, etcd: MemoryEtc
     """Another process was registered on a copy of its store while it had no lease."""
     live, copy = tmp_path / "live", tmp_path / "copy"
     first = await start(live, "run1")
-    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK"))
+    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
     mine = record(etcd)
     other = NodeRecord(mine.node, mine.cell, mine.store_id, "127.0.0.1:9", mine.http, "", 2, "run2")
     etcd.txn([], [Put(LAYOUT.node("n"), to_json(other))], [])
