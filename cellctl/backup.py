@@ -3,14 +3,15 @@
 The file is ``metastore snapshot 1\\n`` and then frames, ``u32 length | u32 crc32 | zlib(msgpack [kind, …])``:
 
     head   cluster, when (ms since 1970), partitions, namespaces with their policies
-    part   partition, epoch, index: what follows is of that moment
+    part   partition, epoch, index, version: what follows is of that moment
     rows   [[storage key, packed record], …]
     done   partition, records
     end    partitions, records: what ends without it is not whole
 
 Each partition is as of one moment, with every write that was answered before ``save`` asked for it; the
 partitions are of moments of their own. Restored records are written anew by their keys, so that the cluster
-may have any shape. Their versions, what is left of TTLs and the fencing tokens seen belong to the old one.
+may have any shape. Their versions, what is left of TTLs and the fencing tokens seen belong to the old one; so that none of the
+old versions is taken for one of the new, all partitions begin a generation above that of the file first (R19).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import click
 import msgpack
 
 from cellctl.connect import Where, make_client, topology, unknown, waiting_options
+from cellctl.generations import begin_generation, known_generations
 from cellctl.jsonl import write
 from cellctl.leaders import node_url
 from cellctl.namespace import with_admin
@@ -38,6 +40,7 @@ from cellctl.status import node_views, partition_rows
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.client.codecs import BYTES
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, Unavailable
+from metastore.history import generation_of
 from metastore.keys import split_storage_key
 from metastore.namespaces import Policy, policy_from_plain
 from metastore.records import unpack_record
@@ -186,7 +189,7 @@ def survey(path: Path) -> dict[str, Any]:
     """What a file holds; every frame of it is checked. Raises InvalidRequest."""
     found: dict[str, Any] = {}
     held: dict[str, list[int]] = {}
-    records = parts = 0
+    records = parts = generation = 0
     with path.open("rb") as source:
         for kind, value in read_frames(source, path):
             if kind == "head":
@@ -197,6 +200,8 @@ def survey(path: Path) -> dict[str, Any]:
                     sums = held.setdefault(split_storage_key(lkey)[0], [0, 0])
                     sums[0] += 1
                     sums[1] += len(packed)
+            elif kind == "part":
+                generation = max(generation, generation_of(value.get("version", 0)))
             elif kind == "done":
                 parts += 1
             elif kind == "end" and (value["records"], value["partitions"]) != (records, parts):
@@ -205,6 +210,7 @@ def survey(path: Path) -> dict[str, Any]:
         raise InvalidRequest(f"{path} holds {parts} of {found['partitions']} partitions")
     names = sorted({*held, *(name for name, _ in found["namespaces"])} - {RESERVED})
     policies = dict(found["namespaces"])
+    found["generation"] = generation
     found["namespaces"] = {
         name: {
             "records": held.get(name, [0, 0])[0],
@@ -245,16 +251,35 @@ def show(output: str, path: Path) -> None:
 @click.option("--merge", is_flag=True, help="Also into namespaces that hold records; those of the file win.")
 @click.option("--only-absent", is_flag=True, help="As --merge, and what is there wins.")
 @click.option(
+    "--generation", type=int, help="Begin this one, if the lost cluster may have been in the next already."
+)
+@click.option(
+    "--same-history",
+    is_flag=True,
+    help="The file was saved from this very cluster, which has lost nothing: versions of before stay good.",
+)
+@click.option(
     "--concurrency", type=click.IntRange(1, 2048), default=256, show_default=True, help="Writes in flight."
 )
 @path_argument
 def restore(
-    where: Where, only: tuple[str, ...], merge: bool, only_absent: bool, concurrency: int, path: Path
+    where: Where,
+    only: tuple[str, ...],
+    merge: bool,
+    only_absent: bool,
+    generation: int | None,
+    same_history: bool,
+    concurrency: int,
+    path: Path,
 ) -> None:
     """Write a file's policies and records to a cluster of any shape. It may be run again after a failure,
     with --merge. Example: cellctl snapshot restore monday.snapshot
+
+    All partitions of the cluster begin a new generation of versions: ETags, resume tokens and lock tokens of the saved
+    cluster, and of this one so far, are refused.
     """
-    held = survey(path)["namespaces"]  # the whole file is checked before anything is written
+    found = survey(path)  # the whole file is checked before anything is written
+    held = found["namespaces"]
     for name in only:
         if name not in held:
             raise unknown("namespace", name, held)
@@ -268,7 +293,18 @@ def restore(
             await _have_policy(admin, name, policy, until, replace=not only_absent)
 
     asyncio.run(with_admin(where, prepare))
+    if not same_history:
+        _new_history(where, found["generation"], generation)
     sys.exit(asyncio.run(_restore(where, path, set(wanted), only_absent, concurrency)))
+
+
+def _new_history(where: Where, saved: int, wanted: int | None) -> None:
+    """All partitions begin a generation that neither the file nor this cluster has had. Raises InvalidRequest."""
+    known = known_generations(where)
+    least = max(saved, *known.values()) + 1
+    if wanted is not None and wanted < least:
+        raise InvalidRequest(f"--generation {wanted}: the file and the cluster have had {least - 1}")
+    begin_generation(where, sorted(known), wanted or least, "cellctl snapshot restore")
 
 
 async def _refuse_full(admin: NamespaceAdmin, names: Iterable[str]) -> None:

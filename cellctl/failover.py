@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cellctl.connect import Where, cluster_options, topology, unknown_partition
+from cellctl.generations import check_generation
 from cellctl.moving import yes_option
 from cellctl.operate import Operator
 from cellctl.output import note, output_option, print_data
@@ -17,6 +18,7 @@ from cellctl.rebalance import operate
 from cellctl.status import node_views
 from metastore.coordination.interface import Compare, Delete, Op, Put
 from metastore.errors import InvalidRequest, Unavailable
+from metastore.history import generation_of
 from metastore.layout import ConfigRecord, HistoryRecord, first_epoch, term_of
 from metastore.logs import epoch_text
 
@@ -88,7 +90,11 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
             if best != heir and _position(parts[best]) > _position(parts[heir])
             else "\n"
         )
-        + f"What {', '.join(lost)} hold of it is deleted when they come back."
+        + f"What {', '.join(lost)} hold of it is deleted when they come back. It begins a new generation of versions: ETags, "
+        "resume tokens and lock tokens of before are refused (history_changed)."
+    )
+    generation = check_generation(
+        1 + max(config.generation, *(generation_of(p["version"]) for p in parts.values()))
     )
     if not force:
         raise InvalidRequest("nothing was done; if that is what you want, say --force")
@@ -104,7 +110,7 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
             raise changed
         member = next(m for m in config.members() if m[0] == heir)
         epoch = first_epoch(term_of(config.epoch) + 1)
-        new = replace(config, epoch=epoch, leader=heir, replicas=(member,), joint=None)
+        new = replace(config, epoch=epoch, leader=heir, replicas=(member,), joint=None, generation=generation)
         cause = f"cellctl failover --force, without {', '.join(lost)}"
         event = HistoryRecord(number, epoch, cell, heir, (heir,), "forced", cause, int(time.time() * 1000))
         ops: list[Op] = [
@@ -132,6 +138,10 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
     if output != "table":
         print_data(output, {"partition": number, "leader": heir, "epoch": mine[0]["epoch"], "without": lost})
     note(f"partition {number} is led by {heir} alone; next: cellctl partition move {number} --to three nodes")
+    note(
+        f"locks in other partitions whose tokens fence writes here are refused until theirs begin generation {generation} "
+        "too: cellctl partition new-generation PARTITIONS"
+    )
     sys.exit(0)
 
 

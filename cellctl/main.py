@@ -13,6 +13,7 @@ from cellctl.backup import snapshot
 from cellctl.dev import dev
 from cellctl.doctor import doctor
 from cellctl.failover import failover
+from cellctl.generations import new_generation
 from cellctl.history import history
 from cellctl.import_tree import import_
 from cellctl.jsonl import export
@@ -58,6 +59,7 @@ def completion(shell: str) -> None:
 partition.add_command(show)
 partition.add_command(move)
 partition.add_command(split)
+partition.add_command(new_generation)
 node.add_command(replace)
 for command in (
     advise_,

@@ -7,26 +7,34 @@ half done.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cellctl.connect import unknown
 from cellctl.plan import MAX_REPLICAS, CellView, ClusterView, NodeView, PartitionView, PlannedMove
-from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Put
+from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Op, Put
 from metastore.errors import InvalidRequest, NotFound, Unavailable
 from metastore.keys import MAX_PARTITIONS
 from metastore.layout import (
     CellRecord,
     ConfigRecord,
+    HistoryRecord,
     Layout,
     MoveRecord,
     NodeRecord,
     SplitRecord,
+    first_epoch,
     node_record_from_json,
+    term_of,
 )
 
+#: swaps of records under way at once, and how often one is tried
+MAX_SWAPS: Final = 32
+SWAP_TRIES: Final = 10
 NAME: Final = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 
 
@@ -277,6 +285,47 @@ class Operator:
                 f"partition {partition} is being split already, or another was just now; look again"
             )
         return split
+
+    # --- histories ----------------------------------------------------------------------------
+
+    async def begin_generation(self, partitions: Sequence[int], generation: int, cause: str) -> None:
+        """Have each of these partitions begin its next term in ``generation`` (R19), under whoever leads it. Where
+        something fails the others may have been done. Raises Unavailable."""
+        records = await self.records()
+        slots = asyncio.Semaphore(MAX_SWAPS)
+
+        async def one(p: int) -> None:
+            async with slots:
+                await self._begin_generation(records.configs[p][0], p, generation, cause)
+
+        await asyncio.gather(*map(one, partitions))
+
+    async def _begin_generation(self, cell: str, p: int, generation: int, cause: str) -> None:
+        key = self.layout.config(cell, p)
+        for _ in range(SWAP_TRIES):
+            known = await self.etcd.get(key)
+            if known is None:
+                break
+            config = ConfigRecord.from_json(known.value)
+            if config.generation >= generation:
+                return
+            if config.joint is not None:
+                raise Unavailable(
+                    f"partition {p} is moving; wait, or: cellctl rebalance cancel {p}", retry_after_s=1
+                )
+            epoch = first_epoch(term_of(config.epoch) + 1)
+            new = replace(config, epoch=epoch, generation=generation)
+            names = tuple(node for node, _ in config.replicas)
+            at_ms = int(time.time() * 1000)
+            event = HistoryRecord(p, epoch, cell, config.leader, names, "generation", cause, at_ms)
+            ops: list[Op] = [
+                Put(key, new.to_json()),
+                Delete(self.layout.leader(cell, p)),
+                Put(self.layout.history(p, epoch), event.to_json()),
+            ]
+            if (await self.etcd.txn([Compare.mod_revision_is(key, known.mod_revision)], ops)).succeeded:
+                return
+        raise Unavailable(f"partition {p} changes all the time; look again", retry_after_s=1)
 
     async def cancel(self, partitions: Sequence[int] | None = None) -> list[int]:
         """Have moves go back, all of them or some; which."""

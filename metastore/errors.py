@@ -162,6 +162,16 @@ class FenceForgotten(Fenced):
     status = 21
 
 
+class HistoryChanged(DidNotHappen):
+    """A version that was given (a condition, a resume token, a lock token) is of another history of the partition than
+    the one it is in now (R19): it went on without a quorum, or the cluster was filled from a snapshot. What was read
+    before may be undone, so the version is not compared with any of now: read again, and go on from there.
+
+    ``detail``: ``version`` that was given, ``generation`` that the partition is in."""
+
+    code, status, http_status = "history_changed", 23, 409
+
+
 class ConditionRequired(DidNotHappen):
     """The namespace takes only writes that carry a condition; nothing was done."""
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 import orjson
 
 from metastore.errors import InvalidRequest
+from metastore.history import check_generation
 
 FORMAT: Final = 1
 RESTART_BITS: Final = 16
@@ -102,6 +103,9 @@ class ConfigRecord:
     #: of a partition that a split made (R18): whose upper part it was, and the epoch and index of the entry
     #: that split it. Its log goes on from there
     parent: tuple[int, int, int] | None = None
+    #: of its history, at least (R19): every leader begins its term with a mark of it. What was split off has its
+    #: parent's in its state
+    generation: int = 0
 
     def members(self) -> tuple[Member, ...]:
         """Replicas of both sets, without doubles, in preference order."""
@@ -128,6 +132,7 @@ class ConfigRecord:
             tuple((n, s) for n, s in d["replicas"]),
             tuple((n, s) for n, s in joint) if joint else None,
             (int(parent[0]), int(parent[1]), int(parent[2])) if parent else None,
+            check_generation(int(d.get("generation", 0))),
         )
 
     @classmethod
@@ -198,7 +203,8 @@ class SplitRecord:
 @dataclass(frozen=True, slots=True)
 class HistoryRecord:
     """An election or a step of a move, for people (cellctl history). ``at_ms``: since 1970, by the clock of
-    the node that wrote it; ``kind``: ``election``, ``hand-over``, ``restart``, ``claim`` or ``move``."""
+    the node that wrote it; ``kind``: ``election``, ``hand-over``, ``restart``, ``claim``, ``move``, ``split``, ``forced`` or
+    ``generation``."""
 
     partition: int
     epoch: int

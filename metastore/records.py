@@ -57,6 +57,16 @@ def record_versions(packed: bytes) -> tuple[int, int, int]:
     return flags, version, created
 
 
+def shown_from(packed: bytes, first: int) -> bytes:
+    """The record as a history that begins at version ``first`` shows it (R19): what was written before is of that
+    version. One that does not match its checksum stays as it is, for the reader to see."""
+    crc, flags, version, created, type_len = _HEAD.unpack_from(packed)
+    if version >= first or zlib.crc32(memoryview(packed)[4:]) != crc:
+        return packed
+    rest = _REST.pack(flags, first, max(created, first), type_len) + packed[HEAD_BYTES:]
+    return _CRC.pack(zlib.crc32(rest)) + rest
+
+
 def record_ttl_ms(packed: bytes) -> int:
     """0 when the record lives for ever."""
     return int(_U64.unpack_from(packed, HEAD_BYTES)[0]) if packed[4] & TTL else 0

@@ -18,6 +18,7 @@ from metastore.errors import (
     CrossPartition,
     DiskLow,
     Fenced,
+    HistoryChanged,
     InternalError,
     MetastoreError,
     OutcomeUnknown,
@@ -142,6 +143,9 @@ def problem_body(error: MetastoreError, key: str | None = None) -> dict[str, Any
         body["keys"] = error.detail.get("keys", [])
     elif isinstance(error, Fenced):
         body["token"] = error.detail.get("token", 0)
+    elif isinstance(error, HistoryChanged):
+        body["version"] = error.detail.get("version", 0)
+        body["generation"] = error.detail.get("generation", 0)
     for name in ("nodes", "missing", "oldest", "cell", "allow", "record_key"):
         if name in error.detail:
             body[name] = error.detail[name]

@@ -10,6 +10,7 @@ from aiohttp import web
 from metastore.client.namespace import Namespace
 from metastore.client.results import Fence
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
+from metastore.history import generation_of, history_changed
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, is_content_type
 from router.bulkheads import CellDispatcher
 from router.calls import Call
@@ -157,11 +158,14 @@ class Records:
         if kind["consistency"] != "linearizable":
             headers["Metastore-Age-Ms"] = "unknown" if age_ms is None else str(age_ms)
         match, none_match = call["if_match"], call["if_none_match"]
-        if match is not None and etag_version(match) not in (None, record.version):
+        wanted = None if match is None else etag_version(match)
+        if wanted is not None and wanted != record.version:
+            if generation_of(wanted) != generation_of(record.version):
+                raise history_changed(wanted, record.version)
             raise ConditionFailed(
                 f"the record is at version {record.version}", version=record.version, current=record
             )
-        if none_match is not None:
+        if none_match is not None:  # one of another history is not what there is now (R19)
             tags = [etag_version(text) for text in none_match.split(",")]
             if None in tags or record.version in tags:
                 return web.Response(status=304, headers=headers)

@@ -21,6 +21,7 @@ from metastore.errors import (
     DeadlineExceeded,
     Fenced,
     FenceForgotten,
+    HistoryChanged,
     MetastoreError,
     Moved,
     NotANumber,
@@ -51,7 +52,7 @@ MAX_HOPS: Final = 8
 
 #: what a write's entry can say beside success: dedupe tells it again
 REMEMBERED: Final = frozenset(
-    error.status for error in (ConditionFailed, NotANumber, Fenced, FenceForgotten, TooLarge)
+    error.status for error in (ConditionFailed, NotANumber, Fenced, FenceForgotten, HistoryChanged, TooLarge)
 )
 
 

@@ -14,7 +14,7 @@ from metastore.client.codecs import decoded
 from metastore.client.leasing import Lease, check_lease_ttl
 from metastore.client.limits import backoff_s
 from metastore.client.watching import AsyncWatcher
-from metastore.errors import Compacted, InvalidRequest, MetastoreError
+from metastore.errors import Compacted, HistoryChanged, InvalidRequest, MetastoreError
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, encode_key
 from metastore.records import Record
 
@@ -109,7 +109,7 @@ class AsyncElection(Generic[T]):
                             yield None if raw is None else decoded(namespace.codec, self.key, raw)
                 return
             except MetastoreError as e:
-                if not (e.retryable or isinstance(e, Compacted)):
+                if not (e.retryable or isinstance(e, Compacted | HistoryChanged)):
                     raise
                 await asyncio.sleep(backoff_s(failures))
                 failures += 1

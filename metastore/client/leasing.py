@@ -25,6 +25,7 @@ from metastore.errors import (
     Compacted,
     ConditionFailed,
     DeadlineExceeded,
+    HistoryChanged,
     InvalidRequest,
     LockLost,
     MaybeHappened,
@@ -201,7 +202,7 @@ class Lease:
                     await watcher.close()
                 return
             except MetastoreError as e:
-                if not (e.retryable or isinstance(e, Compacted)):
+                if not (e.retryable or isinstance(e, Compacted | HistoryChanged)):
                     raise
                 if until is not None and not self._left_s(until):
                     text = f"{self.key!r:.200} could not be taken in time: {e.message}"
@@ -254,7 +255,7 @@ class Lease:
         try:
             if await self._namespace.touch(self.key, version=record.version, deadline_s=deadline_s) is None:
                 return False
-        except ConditionFailed:
+        except (ConditionFailed, HistoryChanged):
             return False
         self._hold(record.version, sent)
         return True
@@ -293,7 +294,7 @@ class Lease:
                 if record is not None and self._is_ours(record, mark):
                     await namespace.delete(self.key, version=record.version, deadline_s=self.ttl_s)
                 return
-            except ConditionFailed:
+            except (ConditionFailed, HistoryChanged):
                 if settled:
                     return
                 settled = True
@@ -336,6 +337,8 @@ class Lease:
                     "is held by another" if e.detail.get("version") else "is gone: it ran out, or was deleted"
                 )
                 self._lose(f"{self.key!r:.200} {what}")
+            except HistoryChanged as e:
+                self._lose(f"{self.key!r:.200} was taken in an earlier history of its partition: {e.message}")
             except ClientClosed:
                 self._lose(f"the client was closed while {self.key!r:.200} was held")
             except MetastoreError as e:
@@ -382,7 +385,7 @@ class Lease:
         try:
             deadline_s = min(self.ttl_s, self._namespace.deadline_s)
             await self._namespace.delete(self.key, version=self._token, deadline_s=deadline_s)
-        except ConditionFailed:
+        except (ConditionFailed, HistoryChanged):
             self._lose(f"{self.key!r:.200} was no longer ours")
         except MetastoreError as e:  # its TTL frees it
             log.debug("giving back %s: %s", self.key, e.message)

@@ -8,7 +8,14 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 from metastore.client.positions import Position, decode_resume, encode_resume
-from metastore.errors import ClientClosed, Compacted, InvalidRequest, MetastoreError, Unavailable
+from metastore.errors import (
+    ClientClosed,
+    Compacted,
+    HistoryChanged,
+    InvalidRequest,
+    MetastoreError,
+    Unavailable,
+)
 from metastore.keys import prefix_routing_key
 from metastore.records import Record
 from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_KEYS
@@ -79,7 +86,7 @@ class RouterWatch:
                         heard = True
                         self._take(*message)
                         await self._buffer.room.wait()
-            except (Compacted, InvalidRequest):
+            except (Compacted, HistoryChanged, InvalidRequest):
                 raise
             except MetastoreError as e:
                 if self._begun and self._position is None:

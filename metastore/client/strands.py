@@ -20,6 +20,7 @@ from metastore.client.positions import Position
 from metastore.errors import (
     ClientClosed,
     Compacted,
+    HistoryChanged,
     InternalError,
     InvalidRequest,
     MetastoreError,
@@ -214,7 +215,7 @@ class Strands:
                     return
                 await self._subscribe(strand, turn)
                 continue
-            except (Compacted, InvalidRequest):
+            except (Compacted, HistoryChanged, InvalidRequest):
                 raise
             except WrongRouting:
                 await self._other_rule(strand)

@@ -45,7 +45,10 @@ MAX_CONNECTIONS: Final = 32
 MAX_ANSWER_BYTES: Final = 64 << 20
 MAX_LINE_BYTES: Final = 4 << 20
 SILENCE_S: Final = 5.0
-BY_CODE: Final = {cls.code: cls for cls in BY_STATUS.values() if cls is not InternalError}
+#: of those that share a code, the one with the lowest number
+BY_CODE: Final = {
+    cls.code: cls for _, cls in sorted(BY_STATUS.items(), reverse=True) if cls is not InternalError
+}
 
 Waiting = tuple[bytes, list[Any], float, float, asyncio.Future[Any]]
 """``(client id, op, until, patience, future)``."""

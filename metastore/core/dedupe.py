@@ -15,6 +15,9 @@ what is older than the window the leader says, by its own (``Window``), in the e
 refused. But who sends a *single* request (its floor is at ONE_REQUEST or above), an Idempotency-Key over
 HTTP say, may be a new process each time, with no honest stamp. Of such a session a mark stays when its
 outcome goes: the MAX_SPENT last of them are refused, not executed, when they come again.
+
+Stamps and ``expired_below`` are indexes within a history of the partition (R19, ``metastore.history``): the index stands in
+the low bits, so that those of an earlier history are lower, and say nothing of this one.
 """
 
 from __future__ import annotations
@@ -122,9 +125,15 @@ class Sessions:
         #: ordinal); the longest forgotten first
         self.spent: dict[bytes, int] = {}
         self.expired_below = 0
+        #: stamps are log indexes of a history, which begin here (R19)
+        self.history = 0
         #: how many outcomes all sessions hold, and their bytes
         self.outcomes = 0
         self.size = 0
+
+    def begin_history(self, first: int) -> None:
+        """R19: a stamp of before says nothing of what was executed since."""
+        self.history = self.expired_below = first
 
     def load(self, rows: list[tuple[bytes, Session | int]], expired_below: int) -> None:
         sessions = [(client, row) for client, row in rows if isinstance(row, Session)]
@@ -208,7 +217,7 @@ class Sessions:
         session = self.by_client.pop(client)
         self.outcomes -= len(session.outcomes)
         self.size -= session.size
-        self.expired_below = max(self.expired_below, session.last_index)
+        self.expired_below = max(self.expired_below, self.history + session.last_index)
         gone.append(client)
         if session.floor >= ONE_REQUEST:
             self.spent[client] = session.last_index << 16 | min(session.ordinal, 0xFFFF)

@@ -2,7 +2,7 @@
 
 ``index (u64) | epoch (u64) | crc32 (u32)`` little endian, then the payload. The checksum is over index, epoch
 and payload: an entry that rots anywhere is no entry (R14). An empty payload is the no-op with which a leader
-begins its epoch (R3).
+begins its epoch (R3); a mark of its history (``metastore.history``) stands for one.
 """
 
 from __future__ import annotations

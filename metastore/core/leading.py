@@ -24,6 +24,7 @@ from metastore.core.replica import (
 )
 from metastore.core.term import Progress, SealAnswer, Term
 from metastore.errors import ProtocolError
+from metastore.history import pack_mark
 from metastore.layout import ConfigRecord
 
 
@@ -137,10 +138,12 @@ class LeadingReplica(Replica):
         self.send_pull(now, term, self.floor_position(msg.hint_epoch, msg.hint_index))
 
     def finish_adoption(self, now: int, term: Term) -> None:
-        """R3: append the no-op of this epoch and replicate."""
+        """R3: append the no-op of this epoch and replicate. Where the history was changed it marks the generation (R19):
+        nothing is read or proposed before it is committed."""
         self.set_role(ACTIVATING, "log adopted")
         term.pull_from = None
-        term.noop_index = self.append_own(pack_entry(self.log.last_index + 1, term.epoch, b""))
+        mark = pack_mark(term.config.generation)
+        term.noop_index = self.append_own(pack_entry(self.log.last_index + 1, term.epoch, mark))
         for node in term.others():
             if term.progress[node].sealed:
                 a = term.answers.get(node)

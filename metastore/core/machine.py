@@ -20,7 +20,7 @@ condition. An entry's payload is msgpack ``[base_version, sessions, rows, usage,
 
 ``at`` is a position in ``sessions``, -1 when no dedupe was asked for. The n-th change of an entry has
 the version ``base_version + n``, from 1: versions are dense. Dedupe is ``core.dedupe``'s, fences are
-``core.fences``'.
+``core.fences``'. An entry without rows begins a history (R19, ``metastore.history``).
 
 Beside the records a partition remembers, all of it replicated: finished requests, the version it
 stands at, how much each namespace holds here, which records have a TTL, the fencing
@@ -38,13 +38,23 @@ import msgpack
 
 from metastore.core.dedupe import Session, Sessions, Tail
 from metastore.core.fences import FENCE_PREFIX, FLOOR_PREFIX, Fences, fence_digest
-from metastore.errors import ConditionFailed, Fenced, FenceForgotten, NotANumber, TooLarge
+from metastore.errors import (
+    ConditionFailed,
+    Fenced,
+    FenceForgotten,
+    HistoryChanged,
+    NotANumber,
+    QuotaExceeded,
+    TooLarge,
+)
+from metastore.history import LAST_COUNT, count_of, first_version, generation_of, history_changed, is_mark
 from metastore.records import (
     COUNTER,
     TTL,
     pack_record,
     record_ttl_ms,
     record_versions,
+    shown_from,
     unpack_record,
 )
 from metastore.wire.client_messages import (
@@ -147,7 +157,7 @@ def digest_key(prefix: bytes, name: bytes) -> bytes:
 
 def changes_of(payload: bytes) -> Applied:
     """The changes of an entry without applying it (for watches)."""
-    if not payload:
+    if not payload or is_mark(payload):
         return Applied([], set())
     base, _, rows, _, _ = msgpack.unpackb(payload, use_list=True)
     changes: list[Change] = []
@@ -166,8 +176,8 @@ def changes_of(payload: bytes) -> Applied:
 
 
 def base_version(payload: bytes) -> int | None:
-    """The version before an entry's first change, without decoding the rest; None for a no-op."""
-    if not payload:
+    """The version before an entry's first change, without decoding the rest; None when it has none."""
+    if not payload or is_mark(payload):
         return None
     head = msgpack.Unpacker()
     head.feed(payload[:16])
@@ -215,6 +225,8 @@ class Machine:
     def __init__(self, read: Callable[[bytes], bytes | None]) -> None:
         self.read = read
         self.last_version = 0
+        #: where the partition's present history begins (R19); what was written before is shown as of it
+        self.first_version = 0
         self.dedupe = Sessions()
         #: namespace -> [records, bytes]
         self.usage: dict[bytes, list[int]] = {}
@@ -281,7 +293,7 @@ class Machine:
 
     def reset(self) -> None:
         """Back to empty, before the rows of an installed snapshot are loaded (R17)."""
-        self.last_version = 0
+        self.last_version = self.first_version = 0
         self.dedupe = Sessions()
         self.fences = Fences()
         for table in (self.usage, self.timed, self._timed_names):
@@ -309,6 +321,7 @@ class Machine:
                 fences.append((key, raw))
             elif key == SPLITS_KEY:
                 self.splits = unpack_splits(raw)
+        self.first_version = self.dedupe.history = first_version(generation_of(self.last_version))
         self.dedupe.load(sessions, expired_below)
         self.fences.load(fences)
         self.abandon()
@@ -343,6 +356,9 @@ class Machine:
         usage: dict[bytes, list[int]] = {}
         fences: list[list[Any]] = []
         base = self._version
+        if count_of(base) > LAST_COUNT:
+            text = "the partition's versions are used up; a new generation has them anew: cellctl partition new-generation"
+            return None, [Resolved(0, (QuotaExceeded.status, text, {})) for _ in ops]
         for lkey, version in expired:
             old = self.current(lkey)
             if old is not None and record_versions(old)[1] == version:
@@ -405,6 +421,34 @@ class Machine:
         found = self._records.get(lkey)
         return self.read(lkey) if found is None else found[1]
 
+    # --- versions that clients give, and see (R19) -------------------------------------------
+
+    def shown(self, record: bytes) -> bytes:
+        """A record as the present history has it."""
+        return shown_from(record, self.first_version) if self.first_version else record
+
+    def shown_versions(self, record: bytes | None) -> tuple[int, int, int]:
+        """``(flags, version, created)`` of what ``shown`` gives; zeros when there is no record."""
+        if record is None:
+            return 0, 0, 0
+        flags, version, created = record_versions(record)
+        if version >= self.first_version:
+            return flags, version, created
+        return flags, self.first_version, self.first_version
+
+    def is_other_history(self, version: int) -> bool:
+        """Whether a version that a client gave is of another history than the present one."""
+        return generation_of(version) != generation_of(self.first_version)
+
+    def is_left_behind(self, version: int, leads: bool) -> bool:
+        """The same of a replica that may be behind: of a later history it may not have heard yet, unless it
+        ``leads`` and can be read from."""
+        return version < self.first_version or (leads and self.is_other_history(version))
+
+    def _stamp(self, index: int) -> int:
+        """What is handed out for a log index."""
+        return self.first_version + index
+
     def _change(
         self, index: int, lkey: bytes, old: bytes | None, new: bytes | None, usage: dict[bytes, list[int]]
     ) -> None:
@@ -435,44 +479,49 @@ class Machine:
         usage: dict[bytes, list[int]],
         fences: list[list[Any]],
     ) -> tuple[list[Any], Tail]:
-        kind, lkey = op[1], op[3]
+        kind, lkey, stamp = op[1], op[3], self._stamp(index)
         digest: bytes | None = None
         if len(op) > _FENCE_AT[kind]:
             name, token = op[-1]
             digest = fence_digest(lkey[8 : lkey.find(0, 8)], name)
-            refused = self.fences.pass_by(digest, token, fences) if token != RAISE else None
-            if refused is not None:
-                return self._nothing(at, seq, *refused, index)
+            if token != RAISE:
+                if token < self.first_version:
+                    return self._nothing(at, seq, HistoryChanged.status, token, stamp)
+                refused = self.fences.pass_by(digest, token, fences)
+                if refused is not None:
+                    return self._nothing(at, seq, *refused, stamp)
         if kind == TXN:
             return self._resolve_txn(index, op, at, seq, usage)
         condition = op[7]
         old = self.current(lkey)
-        flags, version, created = (0, 0, 0) if old is None else record_versions(old)
+        flags, version, created = self.shown_versions(old)
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
-            row, tail = self._nothing(at, seq, ConditionFailed.status, version, index)
+            if condition > 0 and self.is_other_history(condition):
+                return self._nothing(at, seq, HistoryChanged.status, condition, stamp)
+            row, tail = self._nothing(at, seq, ConditionFailed.status, version, stamp)
             if old is not None and len(old) <= MAX_CURRENT_BYTES:
                 # for who waits now; what dedupe remembers, and a retry gets, is without it
-                tail = (*tail[:2], {**tail[2], "record": old})
+                tail = (*tail[:2], {**tail[2], "record": self.shown(old)})
             return row, tail
         if kind == DELETE:
             if old is None:
-                return self._nothing(at, seq, 0, 0, index)
+                return self._nothing(at, seq, 0, 0, stamp)
             self._change(index, lkey, old, None, usage)
-            return [DELETE, lkey, at, seq], (0, self._version, index)
+            return [DELETE, lkey, at, seq], (0, self._version, stamp)
         new_version = self._version + 1
         if kind == PUT:
             if digest is not None and token == RAISE:
                 refused = self.fences.take(digest, new_version, fences)
                 if refused is not None:
-                    return self._nothing(at, seq, *refused, index)
+                    return self._nothing(at, seq, *refused, stamp)
             record = pack_record(new_version, created or new_version, op[8], op[9].encode(), op[10] or 0)
-            tail = (0, new_version, index, not version)
+            tail = (0, new_version, stamp, not version)
         else:
             total = self._add(old, flags, op[8])
             if total is None:
-                return self._nothing(at, seq, NotANumber.status, version, index)
+                return self._nothing(at, seq, NotANumber.status, version, stamp)
             record = self._counter(old, new_version, created, total)
-            tail = (0, new_version, index, total)
+            tail = (0, new_version, stamp, total)
         self._change(index, lkey, old, record, usage)
         return [kind, lkey, record, at, seq], tail
 
@@ -493,8 +542,8 @@ class Machine:
         return total if -INT64_MAX - 1 <= total <= INT64_MAX else None
 
     @staticmethod
-    def _nothing(at: int, seq: int, status: int, version: int, index: int) -> tuple[list[Any], Tail]:
-        return [NOTHING, at, seq, status, version], nothing_tail(status, version, index)
+    def _nothing(at: int, seq: int, status: int, version: int, stamp: int) -> tuple[list[Any], Tail]:
+        return [NOTHING, at, seq, status, version], nothing_tail(status, version, stamp)
 
     def _touch(self, op: list[Any]) -> Resolved:
         """Nothing is proposed: the leader's clock is all that a TTL runs on (R15). The answer waits
@@ -502,11 +551,13 @@ class Machine:
         lkey, condition = op[3], op[4]
         found = self._records.get(lkey)
         at, record = (0, self.read(lkey)) if found is None else found
-        version = 0 if record is None else record_versions(record)[1]
+        _, version, _ = self.shown_versions(record)
         if record is None and condition is None:
             return Resolved(at, (NOT_FOUND, 0))
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
-            return Resolved(at, nothing_tail(ConditionFailed.status, version, at))
+            if condition > 0 and self.is_other_history(condition):
+                return Resolved(at, nothing_tail(HistoryChanged.status, condition, self._stamp(at)))
+            return Resolved(at, nothing_tail(ConditionFailed.status, version, self._stamp(at)))
         if record is None:
             return Resolved(at, (NOT_FOUND, 0))
         return Resolved(at, (OK, version, 0, record_ttl_ms(record)))
@@ -516,13 +567,16 @@ class Machine:
     def _resolve_txn(
         self, index: int, op: list[Any], at: int, seq: int, usage: dict[bytes, list[int]]
     ) -> tuple[list[Any], Tail]:
+        stamp, foreign = self._stamp(index), self._foreign(op[7])
+        if foreign:
+            return self._nothing(at, seq, HistoryChanged.status, foreign, stamp)
         succeeded = all(self._holds(self.current, *compare) for compare in op[7])
         staged: dict[bytes, tuple[bytes | None, bytes | None]] = {}
         try:
             parts = self._stage(op[8] if succeeded else op[9], staged)
         except _Refused as refused:
             bound = MAX_TXN_READ_BYTES if refused.status == TooLarge.status else 0
-            return self._nothing(at, seq, refused.status, bound, index)
+            return self._nothing(at, seq, refused.status, bound, stamp)
         for part in parts:
             if part[0] in (PUT, ADD):
                 old = self.current(part[1])
@@ -530,21 +584,36 @@ class Machine:
             elif part[0] == DELETE:
                 self._change(index, part[1], self.current(part[1]), None, usage)
         row = [TXN, at, seq, succeeded, parts]
-        return row, (0, succeeded, index, _txn_results(self._version - len(_txn_changes(parts)), parts))
+        return row, (0, succeeded, stamp, _txn_results(self._version - len(_txn_changes(parts)), parts))
+
+    def _foreign(self, compares: list[list[Any]]) -> int:
+        """The first version that is compared with and is of another history, 0 = none is."""
+        for _, target, _, operand in compares:
+            if target != VALUE and operand and self.is_other_history(operand):
+                return int(operand)
+        return 0
 
     def read_txn(self, op: list[Any]) -> tuple[Tail, int]:
         """A transaction that only reads, of the committed state: no entry, nothing to remember. Its
         answer, and how many bytes it read."""
+        foreign = self._foreign(op[7])
+        if foreign:
+            return nothing_tail(HistoryChanged.status, foreign, self._stamp(0)), 0
         succeeded = all(self._holds(self.read, *compare) for compare in op[7])
-        rows: list[list[Any]] = [[GET, self.read(part[1])] for part in (op[8] if succeeded else op[9])]
+        found = [self.read(part[1]) for part in (op[8] if succeeded else op[9])]
+        rows: list[list[Any]] = [[GET, None if record is None else self.shown(record)] for record in found]
         size = sum(len(row[1]) for row in rows if row[1])
         if size > MAX_TXN_READ_BYTES:
             return nothing_tail(TooLarge.status, MAX_TXN_READ_BYTES, 0), 0
         return (OK, succeeded, 0, _txn_results(0, rows)), size
 
-    @staticmethod
     def _holds(
-        record_of: Callable[[bytes], bytes | None], lkey: bytes, target: int, relation: int, operand: Any
+        self,
+        record_of: Callable[[bytes], bytes | None],
+        lkey: bytes,
+        target: int,
+        relation: int,
+        operand: Any,
     ) -> bool:
         record = record_of(lkey)
         if target == VALUE:
@@ -552,7 +621,7 @@ class Machine:
                 return relation == NOT_EQUAL
             value: Any = unpack_record(record).value
         else:
-            _, version, created = (0, 0, 0) if record is None else record_versions(record)
+            _, version, created = self.shown_versions(record)
             value = version if target == VERSION else created
         if relation == EQUAL:
             return bool(value == operand)
@@ -574,13 +643,13 @@ class Machine:
                 read_bytes += len(old) if old else 0
                 if read_bytes > MAX_TXN_READ_BYTES:
                     raise _Refused(TooLarge.status)
-                rows.append([GET, old])
+                rows.append([GET, old and self.shown(old)])
                 continue
             if kind == DELETE and old is None:
                 rows.append([NOTHING])
                 continue
             version += 1
-            flags, _, created = (0, 0, 0) if old is None else record_versions(old)
+            flags, _, created = self.shown_versions(old)
             if kind == DELETE:
                 new = None
                 rows.append([DELETE, lkey])
@@ -638,7 +707,7 @@ class Machine:
         """Part with what lies at ``at`` and above. The child remembers the same requests and fences."""
         _, child, at, last, epoch, usage, members = row
         upper = Machine(self.read)
-        upper.last_version = self.last_version
+        upper.last_version, upper.first_version = self.last_version, self.first_version
         upper.dedupe, upper.fences = self.dedupe, self.fences
         for namespace, records, size in usage:
             upper.usage[namespace] = [records, size]
@@ -672,6 +741,8 @@ class Machine:
             base, floors, rows, usage, fences = entry
         else:
             return Applied([], set(), self.last_version)
+        if not rows and base and not count_of(base):
+            return self._begin_history(base)
         if base != self.last_version:
             raise AssertionError(
                 f"I7: entry {index} begins at version {base}, the state is at {self.last_version}"
@@ -679,7 +750,7 @@ class Machine:
         changes: list[Change] = []
         tails: list[tuple[int, int, Tail]] = []
         expired: list[int] = []
-        version = base
+        version, stamp = base, self._stamp(index)
         split: list[Any] | None = None
         horizon = 0
         has_ttl = bool(self.timed)
@@ -693,10 +764,10 @@ class Machine:
                 continue
             if kind == NOTHING:
                 _, at, seq, status, seen = row
-                tail = nothing_tail(status, seen, index)
+                tail = nothing_tail(status, seen, stamp)
             elif kind == TXN:
                 _, at, seq, succeeded, parts = row
-                tail = (0, succeeded, index, _txn_results(version, parts))
+                tail = (0, succeeded, stamp, _txn_results(version, parts))
                 changed = _txn_changes(parts)
                 changes += changed
                 version += len(changed)
@@ -706,7 +777,7 @@ class Machine:
                 if kind in (DELETE, EXPIRE):
                     _, lkey, at, seq = row
                     changes.append((lkey, None))
-                    tail = (0, version, index)
+                    tail = (0, version, stamp)
                     if kind == EXPIRE:
                         expired.append(version)
                 else:
@@ -715,9 +786,9 @@ class Machine:
                     if record[4] & TTL:
                         has_ttl = True
                     if kind == ADD:
-                        tail = (0, version, index, int(unpack_record(record).value))
+                        tail = (0, version, stamp, int(unpack_record(record).value))
                     else:
-                        tail = (0, version, index, record_versions(record)[2] == version)
+                        tail = (0, version, stamp, record_versions(record)[2] == version)
             if at >= 0:
                 tails.append((at, seq, tail))
         self.last_version = version
@@ -730,6 +801,15 @@ class Machine:
         elif not self._entries:
             self._version = version
         return Applied(changes, aux, base, frozenset(expired), forked)
+
+    def _begin_history(self, first: int) -> Applied:
+        """A mark: every term of a partition whose history was changed begins with one, the first of them
+        begins the generation (R19)."""
+        if first <= self.last_version:
+            return Applied([], set(), self.last_version)
+        self.last_version = self.first_version = self._version = first
+        self.dedupe.begin_history(first)
+        return Applied([], {META_KEY}, first)
 
     def _remember(
         self,
@@ -817,7 +897,7 @@ def _txn_results(base: int, parts: list[list[Any]]) -> list[list[Any]]:
 
 
 def nothing_tail(status: int, version: int, index: int) -> Tail:
-    """The answer to an operation that changed nothing."""
+    """The answer to an operation that changed nothing. ``index``: as it is handed out, with its generation."""
     if status == 0:
         return (0, 0, index)
     if status == ConditionFailed.status:
@@ -832,6 +912,9 @@ def nothing_tail(status: int, version: int, index: int) -> Tail:
             f"overtaken: tokens up to {version} were forgotten; take the lock again and use the new token"
         )
         return (status, text, {"token": version, "index": index})
+    if status == HistoryChanged.status:
+        error = history_changed(version, index)
+        return (status, error.message, {**error.detail, "index": index})
     if status == TooLarge.status:
         text = f"a transaction reads at most {version} bytes: get large records on their own"
         return (status, text, {"index": index})

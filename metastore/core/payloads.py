@@ -25,6 +25,7 @@ from metastore.core.machine import (
     USAGE_PREFIX,
     digest_key,
 )
+from metastore.history import MAX_GENERATIONS, count_of, generation_of
 from metastore.records import COUNTER, is_sound, record_versions, unpack_record
 from metastore.wire.client_messages import ADD, DELETE, EXPIRE, GET, PUT, TXN
 
@@ -61,6 +62,8 @@ def read_payload(payload: bytes | memoryview) -> list[Any]:
             raise ValueError("usage is not [namespace, records, bytes]")
         if not (type(item[1]) is type(item[2]) is int):
             raise ValueError("usage is not [namespace, records, bytes]")
+    if not rows and count_of(base) == 0 and generation_of(base) >= MAX_GENERATIONS:
+        raise ValueError(f"the payload begins generation {generation_of(base)}, which cannot be")
     known = len(sessions)
     for row in rows:
         if type(row) is list and len(row) == 5 and row[0] == PUT:  # nearly all

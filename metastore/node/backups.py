@@ -24,6 +24,7 @@ from metastore.node.pins import Pin
 from metastore.storage.snapshot import DATA
 
 if TYPE_CHECKING:
+    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
 
 log = logging.getLogger("metastore.backups")
@@ -61,27 +62,28 @@ class Backups:
             raise NotLeader(f"partition {p} is led by {leader or 'nobody'}", leader=leader)
         self._under_way += 1
         try:
-            return await self._send(request, p, host.applied, host.replica.sealed_epoch)
+            return await self._send(request, host)
         finally:
             self._under_way -= 1
 
-    async def _send(self, request: web.Request, p: int, applied: int, epoch: int) -> web.StreamResponse:
-        store = self.node.store
+    async def _send(self, request: web.Request, host: PartitionHost) -> web.StreamResponse:
+        store, p, epoch, applied = self.node.store, host.p, host.replica.sealed_epoch, host.applied
+        version = host.machine.last_version
         try:
             async with asyncio.timeout(SAVE_S):
                 await store.save(p, applied)
         except TimeoutError:
             raise Unavailable(f"partition {p} could not be saved in {SAVE_S:g} s", retry_after_s=1) from None
         with self.node.pins.pin(p, f"a backup at {request.remote}") as pin:
-            return await self._stream(request, p, epoch, pin)
+            return await self._stream(request, {"partition": p, "epoch": epoch, "version": version}, pin)
 
-    async def _stream(self, request: web.Request, p: int, epoch: int, pin: Pin) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, head: dict[str, int], pin: Pin) -> web.StreamResponse:
+        p = head["partition"]
         reader = self.node.store.open_snapshot(p)
         try:
             response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE})
             await response.prepare(request)
-            head = {"partition": p, "epoch": epoch, "index": reader.index}
-            await self._write(response, head, pin)
+            await self._write(response, head | {"index": reader.index}, pin)
             records = 0
             while True:
                 rows = [[key, value] for kind, key, value in reader.chunk(CHUNK_BYTES) if kind == DATA]

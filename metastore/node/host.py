@@ -45,6 +45,7 @@ from metastore.errors import (
     TooStale,
     Unavailable,
 )
+from metastore.history import history_changed
 from metastore.keys import END_OF_RING
 from metastore.layout import SplitRecord
 from metastore.node.clients import ClientConnection, error_result
@@ -420,10 +421,11 @@ class PartitionHost:
         if not self.has_state():
             error = TooStale(f"this replica of partition {self.p} has no state yet", age_ms=None)
         elif consistency == AT_LEAST:
-            if self.machine.last_version < arg:
-                error = TooStale(
-                    f"this replica is at version {self.machine.last_version}, below {arg}", age_ms=age_ms
-                )
+            last = self.machine.last_version
+            if arg and self.machine.is_left_behind(arg, self.replica.can_read(now_ns())):
+                error = history_changed(arg, last)
+            elif last < arg:
+                error = TooStale(f"this replica is at version {last}, below {arg}", age_ms=age_ms)
         elif arg is not None and (age_ms is None or age_ms > arg):
             error = TooStale(f"this replica is {age_ms} ms old, over {arg} ms", age_ms=age_ms)
         if error is not None:
@@ -452,6 +454,8 @@ class PartitionHost:
             record = self.machine.read(op[3])
             if record is None:
                 return [op[0], NOT_FOUND, age_ms], 0
+            if self.machine.first_version:
+                record = self.machine.shown(record)
             return [op[0], OK, record, age_ms], len(record)
         if op[1] == TXN:
             tail, size = self.machine.read_txn(op)
@@ -475,6 +479,9 @@ class PartitionHost:
         # what lies beyond this partition (it may have been split, R18) others tell
         following = hi if store.scan_next is None and end > hi else store.scan_next
         tail = [following, age_ms, self.machine.last_version]
+        if self.machine.first_version:
+            shown = self.machine.shown
+            rows = [(k, shown(r)) for k, r in rows]
         if flags & KEYS_ONLY:
             return [op[0], OK, [[k, record_versions(r)[1]] for k, r in rows], *tail]
         return [op[0], OK, rows, *tail]

@@ -21,6 +21,7 @@ from metastore.core.entry import entry_payload
 from metastore.core.machine import Applied, base_version, changes_of
 from metastore.core.replica import ACTIVE, RESIGNING
 from metastore.errors import Compacted, InvalidRequest, MetastoreError, Overloaded, Unavailable
+from metastore.history import history_changed
 from metastore.wire import frames
 from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
 
@@ -133,6 +134,8 @@ class PartitionWatches:
         """Stand before the first entry that may have a change above version ``after``."""
         host = self.host
         last = host.machine.last_version
+        if host.machine.is_left_behind(after, host.replica.can_read(now_ns())):
+            return history_changed(after, last)
         watch.version = after
         if after >= last:
             watch.index = host.applied

@@ -250,7 +250,11 @@ PROBLEM = Object(
             "What a write did: `none`, it had no effect and will have none; `unknown`, it took effect at most once.",
             True,
         ),
-        "version": Member(_U63, "412: the record's version, 0 when there is none."),
+        "version": Member(
+            _U63,
+            "412: the record's version, 0 when there is none. 409 `history_changed`: the version that was given.",
+        ),
+        "generation": Member(_U63, "409 `history_changed`: the generation that the partition is in now."),
         "current": Member(or_null(ITEM), "412: the record as it is; null when there is none."),
         "keys": Member(ListOf(_FREE, 2), "400 `cross_partition`: two keys that do not live together."),
         "token": Member(_U63, "409 `fenced`: the highest token seen under that name."),

@@ -29,7 +29,7 @@ TAGS = {
     "Service": "Health, figures, and where things are.",
 }
 
-_READ = (400, 404, 412, 413, 500, 503, 504)
+_READ = (400, 404, 409, 412, 413, 500, 503, 504)
 _WRITE = (400, 409, 412, 413, 422, 428, 500, 503, 504, 507)
 _WRITE_KEY = (
     p.NAMESPACE,
@@ -228,7 +228,7 @@ WATCHING = (
             p.TIMEOUT_MS,
         ),
         answers=(Answer(200, "The stream; it ends when the router stops.", None, "text/event-stream"),),
-        problems=(400, 410, 413, 500, 503, 504),
+        problems=(400, 409, 410, 413, 500, 503, 504),
         example="curl -N 'URL/v1/watch/app?prefix=services/'",
     ),
 )

@@ -278,8 +278,7 @@ class Node:
             self.applied = index
             self.world.checks.saw_applied(self, index, entry_position(blob)[1], payload)
         while self.waiters and self.waiters[0][0] <= upto:
-            index, answer, tail = self.waiters.popleft()
-            self.world.checks.saw_acknowledged(index)
+            _, answer, tail = self.waiters.popleft()
             answer(tail)
 
     def role_changed(self, effect: fx.RoleChanged) -> None:

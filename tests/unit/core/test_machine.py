@@ -12,6 +12,7 @@ from metastore.core import dedupe, fences
 from metastore.core import machine as machine_module
 from metastore.core.machine import Machine, base_version, changes_of
 from metastore.errors import ConditionFailed, Fenced, NotANumber, RequestIdExpired, TooLarge
+from metastore.history import pack_mark
 from metastore.records import unpack_record
 from metastore.wire.client_messages import (
     ABSENT,
@@ -78,7 +79,8 @@ class Replica:
         m = self.machine
         tokens = list(m.fences.by_name.items()), m.fences.floors
         spent = list(m.dedupe.spent.items())
-        return self.state, m.last_version, m.expired_below, sessions, spent, m.usage, m.timed, tokens
+        versions = m.last_version, m.first_version, m.expired_below
+        return self.state, versions, sessions, spent, m.usage, m.timed, tokens
 
 
 def lk(key: str, namespace: str = "n") -> bytes:
@@ -426,6 +428,15 @@ def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: 
         payloads: list[bytes] = []
         applied = 0
         for batch in batches:
+            if data.draw(st.integers(0, 4)) == 0:  # another reign, in the next generation perhaps (R19)
+                while applied < len(payloads):
+                    applied += 1
+                    leader.apply(applied, b"")
+                leader.machine.abandon()
+                leader.index += 1
+                applied += 1
+                payloads.append(pack_mark(1 + data.draw(st.integers(0, applied // 3))))
+                leader.apply(applied, payloads[-1])
             leader.machine.horizon = data.draw(st.integers(0, applied))
             payload, _ = leader.propose(*batch)
             if payload is not None:

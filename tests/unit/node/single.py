@@ -25,12 +25,14 @@ class Single:
         self,
         folder: Path,
         *,
+        term: int = 1,
         options: StorageOptions | None = None,
         disk: Disk | None = None,
         **settings: Any,
     ) -> None:
         self.options, self.disk = options, disk
         self.folder = folder
+        self.term = term
         self.settings = settings
 
     async def __aenter__(self) -> Single:
@@ -50,7 +52,7 @@ class Single:
         self.server = await loop.create_server(lambda: ClientConnection(self.node), "127.0.0.1", 0)
         self.rpc = f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
         self.node.start()
-        record = ConfigRecord(0, 0, 1 << 64, EPOCH, "f", (("f", self.store.store_id),))
+        record = ConfigRecord(0, 0, 1 << 64, first_epoch(self.term), "f", (("f", self.store.store_id),))
         me = NodeRecord("f", "c1", self.store.store_id, self.rpc, "127.0.0.1:9")
         self.node.topology.apply_kv(("config", "c1", "00000"), record.to_json(), 1)
         self.node.topology.apply_kv(("nodes", "f"), to_json(me), 1)

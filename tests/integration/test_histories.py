@@ -1,0 +1,180 @@
+"""What clients have from before a forced failover, or a restore, is refused: in Python and over HTTP (R19)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from metastore.client import AsyncClient, AsyncNamespace
+from metastore.errors import HistoryChanged, LockLost
+from metastore.history import first_version, generation_of
+from metastore.keys import storage_key
+from tests.integration.harness import Cluster, cellctl, keys_by_partition, until
+from tests.integration.http_api import Api
+from tests.integration.test_operator import tool
+from tests.unit.node.test_histories import refusals
+
+P = 3
+NS = "kept"
+
+
+@dataclass
+class Before:
+    """What clients got of a folder."""
+
+    folder: str
+    version: int
+    resume: str
+
+
+def folder_in(client: AsyncClient, partition: int) -> str:
+    """A folder of the namespace that lives in ``partition``."""
+    table = client.dispatcher.table
+    return next(f"d{n}" for n in itertools.count() if table.route(storage_key(NS, f"d{n}/k")).id == partition)
+
+
+async def gather_tokens(ns: AsyncNamespace, folder: str) -> Before:
+    await ns.put(f"{folder}/k", b"old")
+    await ns.add(f"{folder}/n", 5)
+    version = (await ns.put(f"{folder}/k", b"older")).version
+    resume = (await ns.list(f"{folder}/")).resume
+    assert resume is not None
+    return Before(folder, version, resume)
+
+
+async def assert_refused(ns: AsyncNamespace, api: Api, before: Before, generation: int) -> None:
+    """Every kind of token, through the Python client and over HTTP."""
+    errors = await refusals(ns, before.version, before.resume, before.folder)
+    for name, error in errors.items():
+        assert type(error) is HistoryChanged, (name, error)
+        assert error.detail["generation"] == generation
+    key, tag = f"/{NS}/{before.folder}/k", {"If-Match": f'"{before.version}"'}
+    fence = f"fence=job:{before.version}"
+    compare = {"key": f"{before.folder}/k", "what": "version", "operand": before.version}
+    ops = [{"op": "put", "key": f"{before.folder}/k", "value": "", "if_version": before.version}]
+    for reply in (
+        await api("GET", f"/v1/kv{key}", headers=tag),
+        await api("PUT", f"/v1/kv{key}", b"", headers=tag),
+        await api("DELETE", f"/v1/kv{key}", headers=tag),
+        await api("POST", f"/v1/add/{NS}/{before.folder}/n", headers=tag),
+        await api("POST", f"/v1/touch{key}", headers=tag),
+        await api("PUT", f"/v1/kv{key}?{fence}", b""),
+        await api("DELETE", f"/v1/kv{key}?{fence}"),
+        await api("POST", f"/v1/txn/{NS}", json={"compare": [compare]}),
+        await api("GET", f"/v1/kv{key}?at_least={before.version}"),
+        await api("GET", f"/v1/watch/{NS}?prefix={before.folder}/&after={before.resume}"),
+    ):
+        assert (reply.status, reply.body["code"]) == (409, "history_changed"), reply.raw
+        assert reply.body["generation"] == generation
+    results = (await api("POST", f"/v1/batch/{NS}", json={"ops": ops})).body["results"]
+    assert results[0]["code"] == "history_changed"
+    # a cache is told that it is old
+    cached = await api("GET", f"/v1/kv{key}", headers={"If-None-Match": f'"{before.version}"'})
+    assert cached.status == 200
+
+
+async def assert_goes_on(ns: AsyncNamespace, api: Api, folder: str, generation: int) -> None:
+    """What is read now is good now."""
+    page = await ns.list(f"{folder}/")
+    record = await ns.get(f"{folder}/k")
+    assert record is not None
+    assert record.value == b"older"
+    assert generation_of(record.version) == generation
+    async with ns.watch(f"{folder}/", after=page.resume) as changes:
+        put = await ns.put(f"{folder}/k", b"new", version=record.version)
+        event = await changes.next(20)
+        assert event is not None
+        assert event.version == put.version
+    got = await api("GET", f"/v1/kv/{NS}/{folder}/k?at_least={put.version}")
+    assert got.version == put.version
+    again = await api("PUT", f"/v1/kv/{NS}/{folder}/k", b"newer", headers={"If-Match": got.headers["ETag"]})
+    assert again.status == 200
+    token = (await ns.put(f"{folder}/lock", b"", absent=True, raise_fence="job", ttl_s=30)).version
+    done = await api("PUT", f"/v1/kv/{NS}/{folder}/state?fence=job:{token}", b"1")
+    assert done.status == 201
+
+
+async def test_a_forced_failover(cell: Cluster) -> None:
+    async with cell.client(deadline_s=10) as client, aiohttp.ClientSession() as http:
+        ns, api = client.namespace(NS), Api(cell.json()["router"]["url"], http)
+        folder = folder_in(client, P)
+        lock = ns.lock(f"{folder}/held", ttl_s=30)
+        await lock.acquire()
+        before = await gather_tokens(ns, folder)
+        cell.verb("kill", "c1n1", "c1n2")
+        await until(
+            "the last one serves nothing",
+            lambda: all(p["health"] != "ok" for p in cell.status("c1n3")["partitions"]),
+        )
+        said = await asyncio.to_thread(tool, cell, "failover", "--force", str(P), "--yes")
+        assert "history_changed" in said
+        assert "new-generation" in said
+        await assert_refused(ns, api, before, 1)
+        await assert_goes_on(ns, api, folder, 1)
+        await asyncio.wait_for(lock.lost.wait(), 60)
+        with pytest.raises(LockLost):
+            await lock.release()
+        # those who come back, and the others' next leaders, are of the new history
+        cell.verb("restart", "c1n1")
+        cell.verb("restart", "c1n2")
+        await until("all are led", lambda: len(cell.leaders()) == 8)
+        await asyncio.to_thread(tool, cell, "partition", "move", str(P), "--to", "c1n1,c1n2,c1n3", "--yes")
+        leader, _ = cell.leaders()[P]
+        to = next(n for n in cell.names() if n != leader)
+        await asyncio.to_thread(tool, cell, "switchover", str(P), "--to", to)
+        await assert_refused(ns, api, before, 1)
+        other = keys_by_partition(client, 1, NS)[0][0]
+        assert (await ns.put(other, b"")).version < first_version(1), "the others go on as they were"
+        # what fences writes across partitions is brought to the same generation by hand
+        await asyncio.to_thread(tool, cell, "partition", "new-generation", "--yes")
+        assert (await ns.put(other, b"")).version > first_version(1)
+        rows = tool(cell, "verify", "-o", "json")
+        assert [row["state"] for row in rows] == ["same"] * 8
+
+
+async def test_a_restore(cell: Cluster, tmp_path: Path) -> None:
+    """Into the cluster itself, which has gone on, and into another one."""
+    file = tmp_path / "all.snapshot"
+    async with cell.client() as client, aiohttp.ClientSession() as http:
+        ns, api = client.namespace(NS), Api(cell.json()["router"]["url"], http)
+        folder = folder_in(client, P)
+        before = await gather_tokens(ns, folder)
+        await asyncio.to_thread(tool, cell, "snapshot", "save", str(file))
+        shown = cellctl("snapshot", "show", str(file), "-o", "json").stdout
+        assert json.loads(shown)["generation"] == 0
+        kept = await ns.get(f"{folder}/k")
+        assert kept is not None
+        await asyncio.to_thread(tool, cell, "snapshot", "restore", "--merge", "--same-history", str(file))
+        now = await ns.get(f"{folder}/k")
+        assert now is not None
+        assert kept.version < now.version < first_version(1)
+        said = await asyncio.to_thread(
+            tool, cell, "snapshot", "restore", "--merge", "--generation", "600", str(file), code=2
+        )
+        assert "600 is not within" in said
+        await asyncio.to_thread(tool, cell, "snapshot", "restore", "--merge", str(file))
+        await assert_refused(ns, api, before, 1)
+        await assert_goes_on(ns, api, folder, 1)
+        await asyncio.to_thread(tool, cell, "snapshot", "save", str(file))
+    other = Cluster.up(tmp_path / "other", cells=1, nodes=1, partitions=2)
+    try:
+        said = await asyncio.to_thread(
+            tool, other, "snapshot", "restore", "--generation", "1", str(file), code=2
+        )
+        assert "have had 1" in said
+        await asyncio.to_thread(tool, other, "snapshot", "restore", str(file))
+        async with other.client() as client, aiohttp.ClientSession() as http:
+            ns, api = client.namespace(NS), Api(other.json()["router"]["url"], http)
+            await ns.put(f"{folder}/k", b"older")
+            await assert_refused(ns, api, before, 2)
+            record = await ns.get(f"{folder}/k")
+            assert record is not None
+            assert generation_of(record.version) == 2
+    finally:
+        other.down()
