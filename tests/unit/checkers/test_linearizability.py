@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from itertools import combinations, permutations
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.checkers.history import NEVER, Operation, load, save
-from tests.checkers.linearizability import START, check, check_versions, step
+from tests.checkers.history import Operation, load, save
+from tests.checkers.linearizability import check, check_versions
+from tests.unit.checkers.oracle import possible
 
 
 def op(
@@ -94,34 +94,6 @@ def test_bad(name: str) -> None:
     assert any(str(o) in why for o in BAD[name]), why
 
 
-def brute_force(ops: list[Operation]) -> bool:
-    """Every order of every set of unknowns that may have happened."""
-    sure = [o for o in ops if o.outcome in ("ok", "refused")]
-    unknown = [o for o in ops if o.outcome == "unknown"]
-    seen = {o.value: o.version for o in ops if o.kind == "read" and o.value}
-    for count in range(len(unknown) + 1):
-        for some in combinations(unknown, count):
-            for order in permutations([*sure, *some]):
-                if _in_time(order) and _replays(order, seen):
-                    return True
-    return False
-
-
-def _in_time(order: tuple[Operation, ...]) -> bool:
-    ends = [NEVER if o.outcome == "unknown" else o.ended for o in order]
-    return all(ends[j] >= order[i].began for i in range(len(order)) for j in range(i + 1, len(order)))
-
-
-def _replays(order: tuple[Operation, ...], seen: dict[str, int]) -> bool:
-    state = START
-    for o in order:
-        after = step(state, o, seen)
-        if after is None:
-            return False
-        state = after
-    return True
-
-
 TIMES = st.tuples(st.integers(0, 12), st.integers(0, 5)).map(lambda t: (t[0], t[0] + t[1]))
 
 
@@ -165,10 +137,7 @@ def test_as_brute_force_says(ops: list[Operation]) -> None:
             if source is None or source.outcome in ("none", "refused"):
                 assert check(ops)
                 return
-    versions = {(o.value, o.version) for o in ops if o.kind == "read" and o.value}
-    if len({v for v, _ in versions}) < len(versions):
-        return  # one value read under two versions: brute force keeps one of them only
-    assert (check(ops) == []) == brute_force(ops), check(ops)
+    assert (check(ops) == []) == possible(ops), check(ops)
 
 
 def sequential(count: int, keys: int, seed: int, unknown: float) -> list[Operation]:
