@@ -30,7 +30,7 @@ class RealEtcd:
     def start(self) -> None:
         command = etcd_command(self.data, "test", self.port, self.peer_port)
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        assert wait_healthy(f"http://{self.endpoint}", 30), "etcd did not become healthy"
+        assert wait_healthy(f"http://{self.endpoint}", 120), "etcd did not become healthy"
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

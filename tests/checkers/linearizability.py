@@ -25,8 +25,9 @@ from tests.checkers.history import NEVER, READS, Operation, Part
 from tests.checkers.steps import Rules, State, only_longer
 
 SEARCH_LIMIT = 500_000
-#: so many partial orders are tried in a hurry first
-PATIENCE = 100_000
+#: first so many partial orders are tried with so many unknown writes before one operation
+HURRY = 20_000
+FREE_AT_ONCE = (1, 2, 4)
 
 
 class Undecided(Exception):
@@ -67,12 +68,13 @@ def check_group(operations: list[Operation]) -> str | None:
     if problem:
         return problem
     search = _Search(operations)
-    try:
-        if search.run(patient=True) is None:
-            return None
-    except Undecided:
-        pass
-    return search.run(patient=False)
+    for most in FREE_AT_ONCE:
+        try:
+            if search.run(patient=True, most=most) is None:
+                return None
+        except Undecided:
+            pass
+    return search.run(patient=False, most=NEVER)
 
 
 def _counts(op: Operation) -> bool:
@@ -106,14 +108,15 @@ def _nobody_wrote(operations: list[Operation]) -> str | None:
 
 class _Node(NamedTuple):
     """Where the search is. ``low``: the first operation that is not placed; ``bits``: those that are placed beyond it;
-    ``used``: the free ones that are placed, as bits; ``state``; ``focus``: the operation that a free one was placed
-    for, -1 = none."""
+    ``used``: the free ones that are placed, as bits; ``state``; ``focus``: the operation that free ones were placed
+    for, -1 = none; ``chain``: how many."""
 
     low: int
     bits: int
     used: int
     state: State
     focus: int = -1
+    chain: int = 0
 
     def then(self, i: int, state: State) -> _Node:
         """With ``i`` placed."""
@@ -181,32 +184,32 @@ class _Search:
     def _forms(self, parts: tuple[Part, ...]) -> tuple[object, ...]:
         return tuple((p.kind, p.key, self._seen(p.key, p.value), p.delta, p.ttl) for p in parts)
 
-    def run(self, *, patient: bool) -> str | None:
+    def run(self, *, patient: bool, most: int) -> str | None:
         """None when there is one, else where it ends. ``patient``: free writes are placed only for what cannot wait
-        any longer; so most orders are found, and not all. Raises Undecided."""
+        any longer, and ``most`` at once; so most orders are found, and not all. Raises Undecided."""
         #: what was tried, and with which free writes used: with more of them nothing is better
-        tried: dict[tuple[int, int, State, int], list[int]] = defaultdict(list)
-        count, deepest, most, stuck = 0, None, -1, [0]
+        tried: dict[tuple[int, int, State, int, int], list[int]] = defaultdict(list)
+        count, deepest, farthest, stuck = 0, None, -1, [0]
         stack = [_Node(0, 0, 0, self.rules.start)]
         while stack:
             node, choices, deadline = self._settle(stack.pop())
             if node.low == len(self.work):
                 return None
-            before = tried[node.low, node.bits, node.state, node.focus]
+            before = tried[node.low, node.bits, node.state, node.focus, node.chain]
             if any(used & node.used == used for used in before):
                 continue
             before.append(node.used)
             count += 1
-            if count > (PATIENCE if patient else SEARCH_LIMIT):
+            if count > (HURRY if patient else SEARCH_LIMIT):
                 raise Undecided(f"{', '.join(self.rules.keys)}: over {SEARCH_LIMIT} partial orders tried")
             placed = node.low + node.bits.bit_count()
-            if placed > most:
-                deepest, most, stuck = node, placed, choices
-            stack += self._next(node, choices, deadline, patient)
+            if placed > farthest:
+                deepest, farthest, stuck = node, placed, choices
+            stack += self._next(node, choices, deadline, patient, most)
         assert deepest is not None
-        return self._why(deepest.state, most, stuck)
+        return self._why(deepest.state, farthest, stuck)
 
-    def _next(self, node: _Node, choices: list[int], deadline: int, patient: bool) -> list[_Node]:
+    def _next(self, node: _Node, choices: list[int], deadline: int, patient: bool, most: int) -> list[_Node]:
         """Where to go from there, the likeliest last.
 
         A free write is placed for the sake of the next operation that is about the same records: before that
@@ -228,14 +231,14 @@ class _Search:
             fits.append(bool(found))
             plain += found
         for i, fit in zip(choices, fits, strict=True):
-            if patient and plain and (fit or i != choices[-1]):
+            if node.chain >= most or (patient and plain and (fit or i != choices[-1])):
                 continue
             for u, close in self._related(i, free):
                 if fit and close and len(self.free_touched[u]) == 1:
                     continue
                 used = node.used | 1 << u
                 for after in self._after(node.state, self.free[u], deadline):
-                    helped.append(node._replace(used=used, state=after, focus=i))
+                    helped.append(_Node(node.low, node.bits, used, after, i, node.chain + patient))
         return helped + plain
 
     def _after(self, state: State, op: Operation, deadline: int) -> list[State]:
@@ -259,9 +262,15 @@ class _Search:
 
     def _settle(self, node: _Node) -> tuple[_Node, list[int], int]:
         """Place what changes nothing. Then what may come next, and until when."""
-        work, begins, ends, versions, after = self.work, self.begins, self.ends, self.versions, self.rules.after
+        work, begins, ends, versions, after = (
+            self.work,
+            self.begins,
+            self.ends,
+            self.versions,
+            self.rules.after,
+        )
         count = len(work)
-        low, bits, used, state, focus = node
+        low, bits, used, state, focus, chain = node
         while True:
             choices, deadline, index = [], NEVER, low
             while index < count and begins[index] <= deadline:
@@ -279,11 +288,11 @@ class _Search:
                     # a touch only has a record stay longer: where it fits, nothing is lost by it
                     if changed == state or (op.kind == "touch" and only_longer(state, changed)):
                         bits |= 1 << (i - low)
-                        state, focus, settled = changed, -1, True
+                        state, focus, chain, settled = changed, -1, 0, True
                         break
             if not settled:
                 choices = [i for i in choices if begins[i] <= deadline]
-                return _Node(low, bits, used, state, focus), choices, deadline
+                return _Node(low, bits, used, state, focus, chain), choices, deadline
             while bits & 1:
                 low, bits = low + 1, bits >> 1
 

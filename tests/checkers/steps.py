@@ -280,7 +280,9 @@ class Rules:
             return (draft.state(),)
         before = draft.state()
         found: list[State] = []
-        read = [any((p.key, p.value) in self.seen for p in b if p.kind == "put") for b in (op.otherwise, op.then)]
+        read = [
+            any((p.key, p.value) in self.seen for p in b if p.kind == "put") for b in (op.otherwise, op.then)
+        ]
         for held, branch in ((False, op.otherwise), (True, op.then)):
             if op.outcome == "ok" and (op.succeeded is not False) != held:
                 continue

@@ -18,7 +18,9 @@ from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 from tests.conftest import RealEtcd
 
-TTL_S = 2.0
+#: long enough for a busy machine to keep a session alive, short enough to wait for its end
+TTL_S = 4.0
+PATIENCE_S = 120.0
 
 
 class Backend(Protocol):
@@ -99,7 +101,7 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     made.close()
 
 
-async def until(what: str, condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+async def until(what: str, condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not in time: {what}"
@@ -107,7 +109,7 @@ async def until(what: str, condition: Callable[[], Any], timeout_s: float = 20.0
     return value
 
 
-async def eventually(call: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+async def eventually(call: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
     """Call until the service answers."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -201,7 +203,7 @@ async def test_a_watch_misses_nothing_while_the_service_is_away(backend: Backend
     c, writer, seen = backend.connect(), backend.connect(), Seen()
     await writer.txn([], [Put("/w/a", b"1"), Put("/w/b", b"1"), Put("/x/other", b"0")])
     watch = c.watch("/w/", seen)
-    await asyncio.wait_for(watch.ready.wait(), 10)
+    await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
     assert seen.content == {"/w/a": b"1", "/w/b": b"1"}
     await writer.txn([], [Put("/w/c", b"2"), Delete("/w/a")])
     await until("live changes", lambda: seen.content == {"/w/b": b"1", "/w/c": b"2"})
@@ -219,7 +221,7 @@ async def test_a_watch_survives_compaction(backend: Backend) -> None:
     c, writer, seen = backend.connect(), backend.connect(), Seen()
     await writer.txn([], [Put(f"/w/{i}", b"old") for i in range(5)])
     watch = c.watch("/w/", seen)
-    await asyncio.wait_for(watch.ready.wait(), 10)
+    await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
     if isinstance(c, MemoryCoordinator):
         c.cut = True
     else:  # hold the watcher's task, as a stalled loop would, so that its stream is far behind
@@ -296,6 +298,6 @@ async def test_a_dead_endpoint_is_passed_over(real_etcd: RealEtcd) -> None:
     seen = Seen()
     watch = c.watch("/e/", seen)
     assert (await c.txn([], [Put("/e/a", b"1")])).succeeded
-    await asyncio.wait_for(watch.ready.wait(), 10)
+    await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
     await until("the watch finds the live one", lambda: seen.content == {"/e/a": b"1"})
     await c.close()

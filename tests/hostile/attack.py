@@ -15,7 +15,8 @@ from metastore.wire import frames
 from metastore.wire.peer_messages import encode
 
 HEADER = struct.Struct(">IBB")
-ANSWER_S = 10.0
+#: for an answer, or an end, that is due at once; generous, for busy machines
+ANSWER_S = 60.0
 
 
 def dial(address: str, *, small_window: bool = False) -> socket.socket:

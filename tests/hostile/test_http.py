@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from metastore.node.http import MAX_CONNECTIONS
 from tests.hostile.attack import Answer, dial, drain, exchange, head, http, http_answers, send
-from tests.hostile.conftest import PATIENCE_S, ROUTER_CONNECTIONS, ROUTER_MEMORY_MIB
+from tests.hostile.conftest import HANG_S, PATIENCE_S, ROUTER_CONNECTIONS, ROUTER_MEMORY_MIB
 from tests.integration.harness import Cluster
 
 KV = "/v1/kv/hostile/k"
@@ -299,7 +299,7 @@ def test_who_does_not_get_on_is_disconnected(attacked: Cluster, who: str) -> Non
         slow[dial(address)] = put(b"z" * 200)
     began, at = time.monotonic(), 0
     alive = dict(slow)
-    while alive and time.monotonic() - began < 3 * PATIENCE_S + 3:
+    while alive and time.monotonic() - began < 3 * PATIENCE_S + HANG_S:
         for s, data in list(alive.items()):
             if not send(s, data[at : at + 1]) or (at >= 4 and _closed(s)):
                 del alive[s]
@@ -307,7 +307,7 @@ def test_who_does_not_get_on_is_disconnected(attacked: Cluster, who: str) -> Non
         time.sleep(0.1)
     assert not alive, "a byte at a time is fast enough"
     for s, data in zip(quiet, beginnings, strict=True):
-        left = began + 3 * PATIENCE_S + 6 - time.monotonic()
+        left = began + 3 * PATIENCE_S + 2 * HANG_S - time.monotonic()
         answer = drain(s, max(0.1, left))
         assert answer is not None, f"{data[:60]!r} may wait for ever"
         for one in http_answers(answer):
@@ -369,7 +369,7 @@ def test_bodies_have_a_budget(attacked: Cluster) -> None:
         for s in sockets:
             send(s, data)
         for s in sockets:
-            answers += http_answers(drain(s, PATIENCE_S + 5) or b"")
+            answers += http_answers(drain(s, PATIENCE_S + HANG_S) or b"")
     finally:
         for s in sockets:
             s.close()
@@ -385,7 +385,7 @@ def test_a_batch_of_large_answers_has_a_bound(attacked: Cluster, big: str) -> No
     """A hundred KiB of questions asked for four GiB once."""
     ops = [{"op": "get", "key": "r0"}] * 4096
     (answer,) = http(
-        attacked.router, batch(json.dumps({"ops": ops}).encode(), "/v1/batch/big"), patience_s=20
+        attacked.router, batch(json.dumps({"ops": ops}).encode(), "/v1/batch/big"), patience_s=HANG_S
     )
     statuses = {r["status"] for r in json.loads(answer.body)["results"]}
     assert {200, 413} <= statuses <= {200, 413, 503, 504}, statuses
@@ -430,7 +430,7 @@ def test_digests_are_made_one_at_a_time(attacked: Cluster) -> None:
         send(s, head("GET", f"/v1/partitions/{number % 4}/digest", "Connection: close"))
     statuses = set()
     for s in sockets:
-        (answer,) = http_answers(drain(s, 15) or b"")
+        (answer,) = http_answers(drain(s, HANG_S) or b"")
         statuses.add(answer.status)
         if answer.status >= 400:
             check_problem(answer, "digest")

@@ -45,7 +45,7 @@ from tests.hostile.attack import (
     request,
     send,
 )
-from tests.hostile.conftest import NODE_MEMORY_MIB, PATIENCE_S, memory_mib, pids
+from tests.hostile.conftest import HANG_S, NODE_MEMORY_MIB, PATIENCE_S, memory_mib, pids
 from tests.integration.harness import Cluster
 
 LKEY = storage_key("hostile", "k")
@@ -247,7 +247,7 @@ def test_who_does_not_get_on_is_disconnected(rpc: str) -> None:
     began = time.monotonic()
     dripping = {slow: HELLO, slower: request(PUT_OP)}
     at = 0
-    while dripping and time.monotonic() - began < PATIENCE_S + 3:
+    while dripping and time.monotonic() - began < PATIENCE_S + HANG_S:
         for s, data in list(dripping.items()):
             with contextlib.suppress(BlockingIOError):
                 s.setblocking(False)
@@ -264,10 +264,10 @@ def test_who_does_not_get_on_is_disconnected(rpc: str) -> None:
         time.sleep(0.2)
     assert not dripping, "a byte at a time is fast enough"
     for s, data in zip(sockets, beginnings, strict=True):
-        found = drain(s, 5)
+        found = drain(s, HANG_S)
         assert found is not None, f"{data!r} may wait for ever"
         s.close()
-    assert time.monotonic() - began < PATIENCE_S + 5
+    assert time.monotonic() - began < PATIENCE_S + 2 * HANG_S
 
 
 def test_a_client_that_only_listens_may_stay(rpc: str) -> None:
@@ -298,7 +298,7 @@ def test_thousands_who_say_nothing(attacked: Cluster, rpc: str) -> None:
             s.send(request([1, GET, 0, LKEY, STALE, None]))
             assert s.read(frames.RESPONSE)[0][0] == 1
         while attacked.status("c1n1")["clients"]["strangers"] > 5:
-            assert time.monotonic() - began < PATIENCE_S + 5
+            assert time.monotonic() - began < PATIENCE_S + HANG_S
             time.sleep(0.1)
     finally:
         for s in silent:
@@ -363,11 +363,11 @@ def test_who_does_not_read_is_not_answered_for_ever(
     speakers = [greeted(rpc, small_window=True) for _ in range(6)]
     try:
         for s in speakers:
-            s.socket.settimeout(PATIENCE_S + 5)
+            s.socket.settimeout(PATIENCE_S + HANG_S)
             with contextlib.suppress(OSError):
                 for _ in range(6):
                     s.socket.sendall(data)
-        until = time.monotonic() + PATIENCE_S + 6
+        until = time.monotonic() + PATIENCE_S + HANG_S
         while True:
             now = attacked.status("c1n1")["clients"]
             if now["connections"] <= others and now["unread_bytes"] < 1 << 20:
@@ -404,7 +404,7 @@ def test_large_answers_that_are_read_come(large: tuple[bytes, int], attacked: Cl
     key, p = large
     with greeted(str(attacked.node("c1n1")["rpc"])) as s:
         left = list(range(60))
-        refused, until = 0, time.monotonic() + 15
+        refused, until = 0, time.monotonic() + HANG_S
         while left:
             assert time.monotonic() < until, f"{len(left)} of 60 do not come"
             s.send(request(*[[i, GET, p, key, STALE, None] for i in left]))
@@ -427,18 +427,18 @@ def test_writes_that_wait_have_a_budget(attacked: Cluster, large: tuple[bytes, i
         for i in range(8):
             key = storage_key("large", f"d/w{number}.{i}")
             put = [i, PUT, large[1], key, 0, 0, 0, None, bytes(1 << 20), "", 0]
-            s.send(request(put, timeout_ms=15_000))
+            s.send(request(put, timeout_ms=60_000))
     for s in speakers:
         answered = 0
         while answered < 8:
-            results = s.read(frames.RESPONSE, 20)
+            results = s.read(frames.RESPONSE, 2 * HANG_S)
             answered += len(results)
             found.update(result[1] for result in results)
         s.socket.close()
     assert set(found) <= {OK, Overloaded.status}, found
     assert found[OK] >= 8
     # an honest client writes beside this: now and then one small write of its own waits
-    until = time.monotonic() + 10
+    until = time.monotonic() + HANG_S
     while attacked.status(name)["clients"]["waiting_bytes"] and time.monotonic() < until:
         time.sleep(0.06)
     assert attacked.status(name)["clients"]["waiting_bytes"] < 1000

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from metastore.errors import MetastoreError
-from tests.integration.harness import Cluster
+from tests.integration.harness import STEADY, Cluster
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -37,9 +37,15 @@ def cell(request: Any, tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def steady_cell(request: Any, tmp_path: Path) -> Iterator[Cluster]:
+    """One cell of three nodes, 8 partitions, whose leaders change for a reason of the test's only."""
+    yield from _cluster(request, tmp_path, cells=1, nodes=3, partitions=8, settings=STEADY)
+
+
+@pytest.fixture
 def cell_without_claims(request: Any, tmp_path: Path) -> Iterator[Cluster]:
-    """One cell whose nodes name no leader without etcd (R16 off)."""
-    off = ("claim_without_etcd=false",)
+    """A steady cell whose nodes name no leader without etcd (R16 off)."""
+    off = (*STEADY, "claim_without_etcd=false")
     yield from _cluster(request, tmp_path, cells=1, nodes=3, partitions=8, settings=off)
 
 

@@ -48,7 +48,7 @@ def run(page: Path, replace: dict[str, str], prelude: str = "") -> list[str]:
         for old, new in replace.items():
             text = text.replace(old, new)
         script += f"{text}\necho \"$?\"; echo '{MARK}'\n"
-    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=600, check=False)
     outputs = done.stdout.split(MARK + "\n")
     wrong: list[str] = []
     for command, output in zip(todo, outputs, strict=False):

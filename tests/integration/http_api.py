@@ -21,7 +21,7 @@ from router.api.openapi import document
 from router.api.operations import OPERATIONS
 from router.calls import Routes
 from router.main import Router
-from tests.integration.harness import Cluster
+from tests.integration.harness import PATIENCE_S, Cluster
 
 
 @dataclass
@@ -186,7 +186,7 @@ class EventSource:
 async def watching(api: Api, path: str, last_id: str | None = None) -> AsyncIterator[EventSource]:
     """An open watch, behind its ``started``."""
     headers = {} if last_id is None else {"Last-Event-ID": last_id}
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=PATIENCE_S)
     async with api.http.get(api.url(path), headers=headers, timeout=timeout, read_bufsize=1 << 22) as r:
         assert r.status == 200, await r.text()
         assert r.headers["Content-Type"] == "text/event-stream"

@@ -26,7 +26,7 @@ from metastore.errors import (
     Unavailable,
 )
 from tests.integration.fake_router import FakeRouter
-from tests.integration.harness import Cluster, keys_by_partition, until
+from tests.integration.harness import PATIENCE_S, Cluster, keys_by_partition, until
 from tests.integration.proxies import (
     PASS,
     REFUSE,
@@ -37,7 +37,7 @@ from tests.integration.proxies import (
 )
 from tests.integration.witness import Witness
 
-WATCHDOG_S = 30.0
+WATCHDOG_S = PATIENCE_S
 
 
 async def end_of(call: Awaitable[Any]) -> Any:
@@ -103,7 +103,7 @@ async def test_every_call_ends_by_its_deadline(cell: Cluster) -> None:
         pids = [cell.node(n)["pid"] for n in cell.names()]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        found = await all_calls(ns)
+        found = await all_calls(ns, 3.0)
         assert all(isinstance(e, MetastoreError | list) for e in found.values()), found
         for name in ("put", "add", "txn"):
             assert isinstance(found[name], MaybeHappened), f"{name} is in the sockets: {found[name]!r}"
@@ -125,7 +125,7 @@ async def test_every_call_ends_by_its_deadline(cell: Cluster) -> None:
             tries += 1
             return await _works(ns)
 
-        await until("it serves again", works, 60)
+        await until("it serves again", works)
         total = await ns.add("a/n", 0)
         # all calls together add two, once in the sockets and in every try, whatever became of the others
         assert sure <= total.value <= sure + 2 + 2 * tries, "an addition was carried out twice"
@@ -143,7 +143,7 @@ async def test_every_call_ends_by_its_deadline(cell: Cluster) -> None:
 
 
 async def _works(ns: AsyncNamespace) -> bool:
-    found = await all_calls(ns, 5.0)
+    found = await all_calls(ns, 15.0)
     return not any(isinstance(e, MetastoreError) for e in found.values())
 
 
@@ -216,7 +216,7 @@ async def test_only_a_router(shared: Cluster) -> None:
             assert router.posts < posts + 10, "nobody waits for the nodes first"
             # and back, when they can be reached again
             await between.set(PASS)
-            await until("the nodes are found again", lambda: client.stats().detours == 0, 60)
+            await until("the nodes are found again", lambda: client.stats().detours == 0)
             posts = router.posts
             await client.namespace("swallowed").put("k", b"direct")
             assert router.posts == posts
@@ -283,7 +283,7 @@ async def test_the_router_dies_or_is_full(shared: Cluster) -> None:
             found = await all_calls(ns, 0.5)
             assert isinstance(found["put"], MaybeHappened), "it may be on its way"
             router.thawed.set()
-            await until("it serves again", lambda: _works(ns), 60)
+            await until("it serves again", lambda: _works(ns))
             # to come again after the deadline: else the last attempt could be on its way when that passes
             router.refuse_with = Overloaded("too many", retry_after_s=5)
             full = await end_of(ns.put("a/k", b"2", deadline_s=0.5))
@@ -293,7 +293,7 @@ async def test_the_router_dies_or_is_full(shared: Cluster) -> None:
             found = await all_calls(ns, 0.5)
             assert all(isinstance(e, DidNotHappen) for n, e in found.items() if n != "batch"), found
             await router.listen()
-            await until("it serves again", lambda: _works(ns), 60)
+            await until("it serves again", lambda: _works(ns))
         # with the nodes there, its death is not noticed
         async with AsyncClient(nodes, router=router.url) as client:
             await router.stop()
@@ -320,6 +320,6 @@ async def test_a_watch_changes_its_path_and_loses_nothing(cell: Cluster) -> None
                 await witness.everybody_has_seen(mode)
                 assert router.watches > watches
                 await between.set(PASS)
-                await until("the nodes are found again", lambda: client.stats().detours == 0, 60)
+                await until("the nodes are found again", lambda: client.stats().detours == 0)
                 await witness.everybody_has_seen("the nodes are back")
             await witness.end()

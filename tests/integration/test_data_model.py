@@ -103,13 +103,13 @@ async def test_records_expire_and_touched_ones_do_not(cell: Cluster) -> None:
     async with cell.client() as client:
         ns = client.namespace("sessions")
         await asyncio.gather(*(ns.put(f"s{i}", b"x", ttl_s=0.5) for i in range(40)))
-        held = await ns.put("held", b"x", ttl_s=2)
+        held = await ns.put("held", b"x", ttl_s=8)
         forever = await ns.put("forever", b"x", ttl_s=0)
         await until("all expire", lambda: gone(ns, [f"s{i}" for i in range(40)]))
         partition = client.dispatcher.table.route(storage_key("sessions", "held")).id
         await asyncio.to_thread(cell.verb, "kill", cell.leaders()[partition][0])
         loop = asyncio.get_running_loop()
-        end = loop.time() + 5
+        end = loop.time() + 12  # longer than it would live untouched
         while loop.time() < end:
             touched = await ns.touch("held", version=held.version)
             assert touched is not None

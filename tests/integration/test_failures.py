@@ -15,12 +15,13 @@ import pytest
 
 from metastore.client import AsyncClient
 from metastore.client.connection import NodeConnection
-from metastore.errors import MetastoreError, OutcomeUnknown, Unavailable
+from metastore.errors import DeadlineExceeded, MetastoreError, OutcomeUnknown, Unavailable
 from metastore.keys import storage_key
 from metastore.wire.client_messages import GET, LINEARIZABLE, PUT
-from tests.integration.harness import Cluster, Load, keys_by_partition, until
+from tests.integration.harness import PATIENCE_S, Cluster, Load, keys_by_partition, until
 
-LEASE_TTL_S = 5.0
+#: of the nodes' leases, as ``dev`` has it, and as steady cells do
+LEASE_TTL_S = 6.0
 
 
 def all_keys(client: AsyncClient, per_partition: int = 2) -> tuple[dict[int, list[str]], list[str]]:
@@ -54,7 +55,7 @@ async def test_a_killed_leader_loses_nothing(cell: Cluster) -> None:
                     >= wanted
                 ),
             )
-            after = cell.leaders()
+            after = await until("all partitions are led", lambda before=before: _all_led(cell, before))
             for p in led:
                 assert after[p][0] != victim
                 assert after[p][1] > before[p][1], "the epoch did not grow"
@@ -94,17 +95,15 @@ async def test_a_paused_leader_does_no_harm(cell: Cluster) -> None:
                 op = [0, PUT, p, lkey, 0, 0, 0, None, b"-1", "", 0]
                 queued.append((key, read, connection.submit(b"q" * 16, op, far)))
         await asyncio.sleep(3 * LEASE_TTL_S)
-        assert all(
-            cell_leader[0] != victim for p, cell_leader in _leaders_but(cell, victim).items() if p in led
-        )
+        await until("others lead", lambda: set(led) <= set(_leaders_but(cell, victim)))
         floors = {key: load.acked.get(key, 0) for key, _, _ in queued}
         os.kill(old["pid"], signal.SIGCONT)
         for key, read, write in queued:
-            result = await asyncio.wait_for(read, 30)
+            result = await asyncio.wait_for(read, PATIENCE_S)
             if result[1] == 0:  # served after all: then with everything acknowledged before it woke
                 value = int(result[2][22:])
                 assert value >= floors[key], f"{key}: stale read {value} < {floors[key]}"
-            result = await asyncio.wait_for(write, 30)
+            result = await asyncio.wait_for(write, PATIENCE_S)
             assert result[1] != 0, f"{key}: the old epoch accepted a write"
         connection.close()
         load.stop = True
@@ -131,15 +130,17 @@ async def test_etcd_away(cell_without_claims: Cluster) -> None:
         load = Load(client, keys)
         running = asyncio.create_task(load.run())
         await asyncio.sleep(1)
-        before = cell.leaders()
         cell.verb("pause", "etcd")
+        before = await settled(cell)
         await asyncio.sleep(4 * LEASE_TTL_S)
+        await until("all lead as before, without etcd", lambda: cell.leaders() == before)
         cell.verb("resume", "etcd")
-        await asyncio.sleep(LEASE_TTL_S)
+        await until("leases and leader keys are back", lambda: _keys_are_back(cell, before))
         cell.verb("kill", "etcd")
+        before = await settled(cell)
         await asyncio.sleep(40)
         assert not load.failures(), load.failures()[:5]
-        assert cell.leaders() == before, "a leader changed without etcd"
+        await until("all lead as before, without etcd", lambda: cell.leaders() == before)
 
         victim = before[0][0]
         led = [p for p, (node, _) in before.items() if node == victim]
@@ -156,7 +157,7 @@ async def test_etcd_away(cell_without_claims: Cluster) -> None:
             record = await ns.get(key, consistency="stale")
             assert record is not None
             assert load.acked[key] <= int(record.value) <= load.attempted[key]
-            with pytest.raises(Unavailable, match=r"etcd|leader") as refused:
+            with pytest.raises((Unavailable, DeadlineExceeded), match=r"etcd|leader") as refused:
                 await ns.put(key, b"0")
             assert refused.value.outcome == "none"
         cell.verb("restart", victim)
@@ -168,24 +169,37 @@ async def test_etcd_away(cell_without_claims: Cluster) -> None:
         await load.run(2)
         assert not load.failures(), load.failures()[:5]
         cell.verb("restart", "etcd")
-        async with aiohttp.ClientSession():
-            await until("leases and leader keys are back", lambda: _keys_are_back(cell, before))
+        await until("leases and leader keys are back", lambda: _keys_are_back(cell, before))
         assert {p: n for p, (n, _) in cell.leaders().items()} == {p: n for p, (n, _) in before.items()}
         await load.run(1)
         await load.check_all()
 
 
-async def test_a_dead_leader_does_not_wait_for_a_dead_etcd(cell: Cluster) -> None:
+async def settled(cell: Cluster) -> dict[int, tuple[str, int]]:
+    """Who leads, with etcd away: what had been decided before is carried out by then."""
+    found: dict[int, tuple[str, int]] = {}
+
+    async def twice() -> bool:
+        nonlocal found
+        before, found = found, cell.leaders()
+        await asyncio.sleep(1)
+        return len(found) == 8 and found == before
+
+    await until("leaders stay", twice)
+    return found
+
+
+async def test_a_dead_leader_does_not_wait_for_a_dead_etcd(steady_cell: Cluster) -> None:
     """R16: etcd is killed, then a leader for good: its partitions are led again, without etcd, and
     nothing is lost or doubled, then or when etcd and the dead node return."""
+    cell = steady_cell
     async with cell.client() as client:
         by_partition, keys = all_keys(client)
         load = Load(client, keys)
         running = asyncio.create_task(load.run())
         await asyncio.sleep(1)
-        before = cell.leaders()
         cell.verb("kill", "etcd")
-        await asyncio.sleep(1)
+        before = await settled(cell)
         victim = before[0][0]
         cell.verb("kill", victim)
         killed = time.monotonic()
@@ -195,10 +209,9 @@ async def test_a_dead_leader_does_not_wait_for_a_dead_etcd(cell: Cluster) -> Non
             term, restart = epoch >> 16, epoch & 0xFFFF
             assert term == before[p][1] >> 16, "a new term without etcd"
             assert restart > before[p][1] & 0xFFFF if before[p][0] == victim else restart == 0
-        await asyncio.sleep(2)
         led = [k for p, (node, _) in before.items() if node == victim for k in by_partition[p]]
+        await until("writes are back", lambda: set(load.resumed_after(killed + 0.02, led)) == set(led))
         back = load.resumed_after(killed + 0.02, led)
-        assert set(back) == set(led), "writes are not back"
         print(f"writes are back {max(back.values()):.2f} s after the kill")
         cell.verb("restart", victim)
         await asyncio.sleep(2)
@@ -273,8 +286,9 @@ async def test_two_replicas_of_three_gone(cell: Cluster) -> None:
         await load.check_all()
 
 
-async def test_a_slow_follower_is_not_seen(cell: Cluster) -> None:
+async def test_a_slow_follower_is_not_seen(steady_cell: Cluster) -> None:
     """4. A paused follower costs no failed operation; bench/ has the latencies beside each other."""
+    cell = steady_cell
     async with cell.client() as client:
         leaders = cell.leaders()
         counts = {n: sum(1 for node, _ in leaders.values() if node == n) for n in cell.names()}
@@ -335,6 +349,7 @@ async def test_everything_killed_at_once(cell: Cluster) -> None:
         load = Load(client, keys, deadline_s=2.0)
         running = asyncio.create_task(load.run())
         await asyncio.sleep(2)
+        await until("there is something to lose", lambda: sum(load.acked.values()) > 100)
         found = cell.json()
         pids = [found["router"]["pid"], found["etcd"][0]["pid"], *(n["pid"] for n in found["nodes"])]
         for pid in pids:
@@ -346,8 +361,6 @@ async def test_everything_killed_at_once(cell: Cluster) -> None:
         cell.verb("restart", "etcd", *cell.names(), "router")
         await until("all partitions are led", lambda: len(cell.leaders()) == 8)
         await load.check_all()
-        count = sum(1 for a in load.history if a.kind == "put" and a.outcome == "ok")
-        assert count > 100
         versions: dict[int, set[int]] = {}
         for a in load.history:
             if a.version:
@@ -405,7 +418,7 @@ async def test_a_follower_far_behind_gets_a_snapshot(tmp_path: object, request: 
             task = asyncio.create_task(running.run())
             cluster.verb("restart", victim)
             leaders = cluster.leaders()
-            await until("the follower has caught up", lambda: _caught_up(cluster, victim), 90)
+            await until("the follower has caught up", lambda: _caught_up(cluster, victim))
             text = (data / "logs" / f"{victim}.log").read_text()
             assert "installed a snapshot" in text
             running.stop = True

@@ -162,7 +162,7 @@ async def test_a_route_made_under_writes_loses_none(shared_cell: Cluster, api: A
 async def test_a_node_that_is_away_is_named(cell: Cluster) -> None:
     async with api_of(cell.router) as api:
         cell.verb("kill", "c1n2")
-        refused = await api("PUT", "/v1/namespaces/far?timeout_ms=1500", json={"routing": "key"})
+        refused = await api("PUT", "/v1/namespaces/far?timeout_ms=6000", json={"routing": "key"})
         assert (refused.status, refused.body["nodes"], refused.body["outcome"]) == (503, ["c1n2"], "none")
         assert "c1n2 does not answer" in refused.body["detail"]
         assert (await api("GET", "/v1/namespaces/far")).status == 404

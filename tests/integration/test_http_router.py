@@ -111,7 +111,7 @@ async def test_rpc_does_not_answer_more_than_it_may(api: Api) -> None:
 async def test_a_dead_cell_uses_up_its_own_share_only(two_cells: Cluster) -> None:
     """Nodes of one cell stand still, which is worse than dead: operations of every form pile up there,
     are refused beyond the cell's share, and the other cell does not notice."""
-    limits = {"max_inflight_per_cell": 20, "max_cell_mib": 4, "deadline_s": 3.0}
+    limits = {"max_inflight_per_cell": 20, "max_cell_mib": 4, "deadline_s": 10.0}
     async with two_cells.client() as client:
         table = client.dispatcher.table
         await client.dispatcher.ready(asyncio.get_running_loop().time() + 10)

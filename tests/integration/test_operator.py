@@ -18,7 +18,8 @@ def tool(cluster: Cluster, *args: str, code: int = 0) -> Any:
     return json.loads(done.stdout) if "json" in args else done.stdout + done.stderr
 
 
-async def test_leaders_are_handed_over_under_load(cell: Cluster) -> None:
+async def test_leaders_are_handed_over_under_load(steady_cell: Cluster) -> None:
+    cell = steady_cell
     async with cell.client() as client:
         load = Load(client, [k for ks in keys_by_partition(client, 2).values() for k in ks])
         running = asyncio.create_task(load.run())

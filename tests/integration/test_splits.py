@@ -69,10 +69,10 @@ async def test_halves_survive_everything(cell: Cluster, tmp_path: Path) -> None:
         os.kill(cell.node(partitions(cell).get(0, "c1n1"))["pid"], signal.SIGKILL)
         await until("a death is noticed", lambda: any(cell.node(n)["pid"] is None for n in cell.names()))
         cell.verb("restart", *[n for n in cell.names() if cell.node(n)["pid"] is None])
-        await until("all are split", lambda: len(partitions(cell)) == 12, 60)
+        await until("all are split", lambda: len(partitions(cell)) == 12)
         cell.verb("kill", *cell.names())
         cell.verb("restart", *cell.names())
-        await until("all are led", lambda: len(partitions(cell)) == 12, 60)
+        await until("all are led", lambda: len(partitions(cell)) == 12)
         await asyncio.to_thread(tool, cell, "partition", "move", "8", "--to", "c1n1", "--yes")
         await asyncio.to_thread(tool, cell, "partition", "move", "8", "--to", "c1n2,c1n3", "--yes")
         load.stop = True
@@ -84,7 +84,7 @@ async def test_halves_survive_everything(cell: Cluster, tmp_path: Path) -> None:
     assert 8 not in {p["id"] for p in cell.status("c1n1")["partitions"]}
     cell.down()
     cell.up_again()
-    await until("all are led", lambda: len(partitions(cell)) == 12, 60)
+    await until("all are led", lambda: len(partitions(cell)) == 12)
     async with cell.client() as client:
         ns = client.namespace("kept")
         assert sorted([k async for k, _ in ns.scan()]) == sorted(keys)

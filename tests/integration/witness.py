@@ -120,7 +120,7 @@ class Witness:
             return [(name, missing) for name, missing in rest if missing]
 
         try:
-            await until(f"all watchers have seen all partitions after: {what}", lambda: not behind(), 40)
+            await until(f"all watchers have seen all partitions after: {what}", lambda: not behind())
         except AssertionError as e:
             raise AssertionError(f"{e}: {behind()}") from None
 

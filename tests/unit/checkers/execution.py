@@ -17,7 +17,9 @@ class Execution:
     ``unknown``: the share of writes whose answer is lost, half of which happen. ``step``: how much time an operation
     takes; they overlap by as much as ``spread`` of them."""
 
-    def __init__(self, rng: Random, keys: int, *, unknown: float, home: str = "d", step: int = 10, spread: int = 3):
+    def __init__(
+        self, rng: Random, keys: int, *, unknown: float, home: str = "d", step: int = 10, spread: int = 3
+    ):
         self.rng = rng
         self.records = [f"{home}/r{n}" for n in range(keys)]
         self.counters = [f"{home}/n{n}" for n in range(max(1, keys // 2))]
@@ -163,9 +165,10 @@ def _asked(part: Part) -> Part:
 def lie(rng: Random, operations: list[Operation]) -> list[Operation] | None:
     """One operation says something else than was the case; None when nothing can be made of the one that was
     drawn. It need not be seen to be a lie: another order may explain it."""
-    at = rng.randrange(len(operations))
-    op = operations[at]
-    changed = op
+    kinds = [op.kind if op.outcome == "ok" else op.outcome for op in operations]
+    kind = rng.choice(sorted(set(kinds)))
+    at = rng.choice([i for i, k in enumerate(kinds) if k == kind])
+    op = changed = operations[at]
     if op.outcome == "unknown":
         return None
     if op.outcome in ("refused", "fenced"):

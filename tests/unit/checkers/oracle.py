@@ -46,7 +46,9 @@ class World:
 
 def possible(operations: list[Operation]) -> bool:
     """Whether some order explains all that was told."""
-    todo = [op for op in operations if op.outcome != "none" and not (op.outcome == "unknown" and op.kind in READS)]
+    todo = [
+        op for op in operations if op.outcome != "none" and not (op.outcome == "unknown" and op.kind in READS)
+    ]
     told = {(key, value): version for op in operations for key, value, version in op.told() if value}
     return _some(World(told=told), todo)
 

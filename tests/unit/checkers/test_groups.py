@@ -42,7 +42,9 @@ def touch(key: str, at: int, version: int, ttl: int) -> Operation:
 def listing(at: int, *rows: tuple[str, str, int]) -> Operation:
     """Of A and B; what is not told was not there."""
     told = {key: (value, version) for key, value, version in rows}
-    return Operation(4, "", "list", at, at + 1, then=tuple(Part("get", k, *told.get(k, ("", 0))) for k in (A, B)))
+    return Operation(
+        4, "", "list", at, at + 1, then=tuple(Part("get", k, *told.get(k, ("", 0))) for k in (A, B))
+    )
 
 
 def both(value: str, at: int, version: int = 0, **more: object) -> Operation:
@@ -153,7 +155,9 @@ def test_joined_is_what_a_transaction_a_listing_or_a_fence_joins() -> None:
     apart = [put(A, "x", 0, 1), put(B, "y", 0, 2), fenced(put("e/a", "z", 0, 3), 1)]
     assert [len(ops) for ops in groups(apart)] == [1, 1, 1]
     assert [len(ops) for ops in groups([*apart, listing(5)])] == [3, 1]
-    assert [len(ops) for ops in groups([fenced(op, 1) for op in apart])] == [2, 1], "a fence is a directory's own"
+    assert [len(ops) for ops in groups([fenced(op, 1) for op in apart])] == [2, 1], (
+        "a fence is a directory's own"
+    )
 
 
 @settings(max_examples=400, deadline=None)
@@ -175,7 +179,7 @@ def test_lies_are_seen() -> None:
     seen: dict[str, list[int]] = {}
     for seed in range(120):
         rng = Random(seed)
-        ops = Execution(rng, 3, unknown=0.03, spread=1).run(60)
+        ops = Execution(rng, 3, unknown=0.03, spread=1).run(80)
         lied = lie(rng, ops)
         if lied is None:
             continue
@@ -183,7 +187,9 @@ def test_lies_are_seen() -> None:
         counts = seen.setdefault(changed.kind if changed.outcome == "ok" else changed.outcome, [0, 0])
         counts[bool(check(lied))] += 1
     print({kind: f"{caught} of {missed + caught}" for kind, (missed, caught) in seen.items()})
-    assert {"read", "list", "txn", "add", "touch", "refused", "fenced"} <= {k for k, (_, n) in seen.items() if n}
+    assert {"read", "list", "txn", "add", "touch", "refused", "fenced"} <= {
+        k for k, (_, n) in seen.items() if n
+    }
     missed, caught = (sum(counts[i] for counts in seen.values()) for i in (0, 1))
     assert caught > 5 * missed, seen
 
@@ -192,7 +198,9 @@ def test_a_transaction_that_was_lost_in_one_half_is_found_among_thousands() -> N
     rng = Random(3)
     ops = Execution(rng, 4, unknown=0.03).run(3000)
     at, op = next(
-        (i, o) for i, o in enumerate(ops) if i > 1500 and o.kind == "txn" and o.outcome == "ok" and o.succeeded
+        (i, o)
+        for i, o in enumerate(ops)
+        if i > 1500 and o.kind == "txn" and o.outcome == "ok" and o.succeeded
     )
     assert check(ops) == []
     half = replace(op, then=(op.then[0], replace(op.then[1], version=0), *op.then[2:]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import time
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,56 +17,98 @@ from metastore.storage.disk import Disk
 from metastore.storage.records import EntryRecord
 from metastore.storage.store import StorageOptions, Store
 
-SLOW_S = 0.4
+#: a turn of the loop that does not come in this time never does
+HANG_S = 60.0
+TURNS = 5
 OPTIONS = StorageOptions(segment_bytes=64 << 10, log_retention_bytes=1 << 20)
 
 
 class SlowDisk(Disk):
+    """Making a segment lasts until the loop has let it: where the loop waited for it, nothing would go on."""
+
     def __init__(self, error: int = errno.EIO) -> None:
         self.made = 0
         self.error = error
+        #: from when on it is
+        self.slow = False
+        self.making = False
+        self.hung = False
         self.fails_from = 1 << 30
+        self._go = threading.Event()
 
     def create(self, path: Path, size: int) -> None:
         self.made += 1
-        time.sleep(SLOW_S)
+        if self.slow:
+            self._go.clear()
+            self.making = True
+            self.hung |= not self._go.wait(HANG_S)
         if self.made >= self.fails_from:
             raise OSError(self.error, os.strerror(self.error))
         super().create(path, size)
 
+    def let(self) -> None:
+        """The loop's: what is being made is to be done now."""
+        self.making = False
+        self._go.set()
+
 
 def opened(folder: Path, disk: Disk) -> Store:
-    return Store.open(folder, cluster="c", node="n", options=OPTIONS, disk=disk)
+    """The first segment is made with the store."""
+    store = Store.open(folder, cluster="c", node="n", options=OPTIONS, disk=disk)
+    if isinstance(disk, SlowDisk):
+        disk.slow = True
+    return store
 
 
-async def fill(store: Store, count: int) -> float:
-    """Append ``count`` entries of 16 KiB; the longest that the loop stood still meanwhile."""
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(HANG_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def turn(store: Store, disk: SlowDisk, done: Callable[[], object]) -> int:
+    """Turns of the loop until ``done``, the segments that are made meanwhile taking TURNS each; how many of them
+    there were while one was being made."""
+    turns = since = 0
+    async with asyncio.timeout(HANG_S):
+        while not done():
+            store.kick()
+            await asyncio.sleep(0.001)
+            if disk.making:
+                turns, since = turns + 1, since + 1
+                if since >= TURNS:
+                    since = 0
+                    disk.let()
+    return turns
+
+
+async def fill(store: Store, disk: SlowDisk, count: int) -> int:
+    """Append ``count`` entries of 16 KiB; turns as ``turn`` has them."""
     part = store.log.partitions[0].index
-    longest, last = 0.0, time.monotonic()
-    until = last + 10
     for _ in range(count):
         store.append(EntryRecord(0, 0, pack_entry(part.last_index + 1, 1, bytes(16 << 10))))
-    while store.durable_seq < store.last_seq and store.log.failure is None and time.monotonic() < until:
-        store.kick()
-        await asyncio.sleep(0.005)
-        longest, last = max(longest, time.monotonic() - last), time.monotonic()
-    return longest
+    return await turn(
+        store, disk, lambda: store.durable_seq == store.last_seq or store.log.failure is not None
+    )
 
 
 async def test_the_loop_goes_on(tmp_path: Path) -> None:
-    """Eleven entries need four segments, which take over a second and a half to make."""
+    """Eleven entries need four segments, and each takes several turns of the loop to make."""
     disk = SlowDisk()
     store = opened(tmp_path, disk)
     failures: list[StorageError] = []
     store.start(asyncio.get_running_loop(), lambda seq: None, failures.append)
     store.add_partition(0)
-    longest = await fill(store, 11)
+    turns = await fill(store, disk, 11)
     assert store.durable_seq == store.last_seq
     assert not failures
     assert disk.made >= 4
-    assert longest < SLOW_S / 2, f"the loop stood still for {longest:.2f} s"
+    assert not disk.hung, "the loop stood still while a segment was made"
+    assert turns >= 3 * TURNS
     assert not store.syncing
-    await store.close()
+    disk.let()
+    closing = asyncio.create_task(store.close())
+    await turn(store, disk, closing.done)
     again = opened(tmp_path, Disk())
     assert again.log.partitions[0].index.last_index == 11
     assert len(again.read_entries(0, 1, 1 << 20)) == 11
@@ -73,19 +116,23 @@ async def test_the_loop_goes_on(tmp_path: Path) -> None:
 
 
 async def test_what_is_appended_meanwhile_waits(tmp_path: Path) -> None:
-    store = opened(tmp_path, SlowDisk())
+    disk = SlowDisk()
+    store = opened(tmp_path, disk)
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     store.add_partition(0)
-    await fill(store, 3)  # the first segment was made with the store, and is full now
+    await fill(store, disk, 3)  # the first segment was made with the store, and is full now
     store.append(EntryRecord(0, 0, pack_entry(4, 1, bytes(16 << 10))))
     store.kick()
-    await asyncio.sleep(SLOW_S / 4)
+    await until(lambda: disk.making)
     assert store.syncing, "nothing can be written yet, so others gather"
-    assert store.syncing_for_s() > SLOW_S / 8
+    before = store.syncing_for_s()
+    await until(lambda: store.syncing_for_s() > before)
     assert store.durable_seq == 3
-    await fill(store, 1)
+    disk.let()
+    await fill(store, disk, 1)
     assert store.durable_seq == store.last_seq
-    await store.close()
+    closing = asyncio.create_task(store.close())
+    await turn(store, disk, closing.done)
 
 
 async def test_a_segment_that_cannot_be_made_ends_the_store(tmp_path: Path) -> None:
@@ -96,16 +143,16 @@ async def test_a_segment_that_cannot_be_made_ends_the_store(tmp_path: Path) -> N
     store.start(asyncio.get_running_loop(), lambda seq: None, failures.append)
     store.add_partition(0)
     disk.fails_from = 3
-    await fill(store, 4)
-    await asyncio.sleep(2 * SLOW_S)
-    assert disk.made >= 3
+    await fill(store, disk, 4)
+    await turn(store, disk, lambda: disk.made >= 3 and not disk.making)
     assert not failures
-    await fill(store, 5)
+    await fill(store, disk, 5)
     assert len(failures) == 1
     assert "Input/output error" in str(failures[0])
     with pytest.raises(StorageError):
         store.append(EntryRecord(0, 0, pack_entry(10, 1, b"")))
-    await store.close()
+    closing = asyncio.create_task(store.close())
+    await turn(store, disk, closing.done)
 
 
 async def test_a_segment_for_which_there_is_no_room_is_waited_for(tmp_path: Path) -> None:
@@ -116,10 +163,9 @@ async def test_a_segment_for_which_there_is_no_room_is_waited_for(tmp_path: Path
     store.start(asyncio.get_running_loop(), lambda seq: None, failures.append)
     store.add_partition(0)
     disk.fails_from = 3
-    await fill(store, 4)
-    appended = asyncio.create_task(fill(store, 5))
-    while not store.log.no_room:
-        await asyncio.sleep(0.01)
+    await fill(store, disk, 4)
+    appended = asyncio.create_task(fill(store, disk, 5))
+    await until(lambda: store.log.no_room)
     assert store.durable_seq < store.last_seq
     assert store.syncing, "who leads here has to know that the log stands still"
     disk.fails_from = 1 << 30
@@ -127,4 +173,5 @@ async def test_a_segment_for_which_there_is_no_room_is_waited_for(tmp_path: Path
     assert store.durable_seq == store.last_seq
     assert not failures
     assert not list((tmp_path / "log").glob("*.new"))
-    await store.close()
+    closing = asyncio.create_task(store.close())
+    await turn(store, disk, closing.done)
