@@ -237,8 +237,10 @@ class _Search:
                 if fit and close and len(self.free_touched[u]) == 1:
                     continue
                 used = node.used | 1 << u
-                for after in self._after(node.state, self.free[u], deadline):
-                    helped.append(_Node(node.low, node.bits, used, after, i, node.chain + patient))
+                helped += [
+                    _Node(node.low, node.bits, used, after, i, node.chain + patient)
+                    for after in self._after(node.state, self.free[u], deadline)
+                ]
         return helped + plain
 
     def _after(self, state: State, op: Operation, deadline: int) -> list[State]:
