@@ -36,6 +36,8 @@ class Traffic:
     #: key -> a version some task saw last, for conditions that have a chance to hold
     versions: dict[str, int] = field(default_factory=dict)
 
+    namespace = "chaos"
+
     async def run(self) -> None:
         await asyncio.gather(*(self._task(n) for n in range(self.tasks)))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from metastore.coordination.interface import Put
+from metastore.coordination.interface import Compare, Delete, Op, Put, TxnResult
 from metastore.layout import Layout, MoveRecord, SplitRecord
+from metastore.namespaces import Policy
+from tests.chaos.mixed import NAMESPACE
 from tests.simulation.process.etcd import NAME as ETCD
 from tests.simulation.process.loop import MS
 from tests.simulation.process.network import Link
@@ -148,6 +150,12 @@ class Faults:
         self.world.tell(f"{victim.name} has a slow disk")
         self.later(1500, lambda: setattr(victim, "max_sync_ns", usual))
 
+    def flush(self) -> None:
+        """The state is written now, whatever is under way."""
+        victim = self.pick()
+        if victim.runs:
+            victim.loop.enter(victim.node.store._freeze)
+
     # --- network --------------------------------------------------------------------------------
 
     def others(self, than: str) -> list[str]:
@@ -258,6 +266,48 @@ class Faults:
 
         self.later(2500, back)
 
+    def trap_etcd(self) -> None:
+        """Away from the next step of a split, a move or an election on, at once or within a few steps of the nodes."""
+        etcd = self.world.etcd
+        if "txn" in vars(etcd):
+            return  # it is set
+        carry_out = etcd.txn
+
+        def txn(compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op]) -> TxnResult:
+            result = carry_out(compares, then, otherwise)
+            steps = ("/splits/", "/moves/", "/config/")
+            if result.succeeded and any(step in op.key for op in then for step in steps):
+                del etcd.txn  # type: ignore[attr-defined]
+                self.later(self.random.choice((1, 20, 150)), self._away)
+            return result
+
+        etcd.txn = txn  # type: ignore[method-assign]
+
+    def _away(self) -> None:
+        world = self.world
+        world.tell("etcd is away, in the middle of something")
+        world.etcd.up = False
+
+        def back() -> None:
+            world.tell("etcd is back")
+            world.etcd.up = True
+
+        self.later(2500, back)
+
+    def policy(self) -> None:
+        """The policy of a namespace changes: what is to have a condition, how long records live, how many there are."""
+        world, random, key = self.world, self.random, Layout("sim").namespace(NAMESPACE)
+        if not world.etcd.up:
+            return
+        policy = Policy(
+            default_ttl_ms=random.choice((0, int(world.plan.default_ttl_s * 1000))),
+            max_records=random.choice((0, 0, 3)),
+            require_condition=random.random() < 0.2,
+        )
+        world.tell(f"the policy of {NAMESPACE}: {policy}")
+        known = random.random() < 0.8
+        world.etcd.txn([], [Put(key, policy.to_json()) if known else Delete(key)], [])
+
     def compact_etcd(self) -> None:
         self.world.etcd.compact()
 
@@ -321,7 +371,9 @@ class Faults:
         world.tell("healed")
         self._clogged.clear()
         world.network.slow_share = 0.0
+        vars(world.etcd).pop("txn", None)
         world.etcd.up = True
+        world.etcd.txn([], [Delete(Layout("sim").namespace(NAMESPACE))], [])
         world.etcd.lose_next_answer = False
         for process in world.processes.values():
             process.disk.cut_after = None

@@ -1,4 +1,9 @@
-"""What the simulated worlds are made of, as data: a seed takes one plan after the other."""
+"""What the simulated worlds are made of, as data: a seed takes one plan after the other.
+
+``PLANS`` have one or a few kinds of faults each. ``TOGETHER`` have what is seldom thought of together: partitions
+split and moved and caught up by snapshots, while records run out, locks are fenced, policies change, the state is
+written at any moment and etcd goes away at the worst; seeds from ``TOGETHER_FROM`` on take these.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,8 @@ from typing import Any
 @dataclass(frozen=True)
 class Plan:
     """``faults``: name (a method of Faults) -> mean ms between two. ``workloads``: name (a method of
-    Workloads) -> how many of it. ``keys``: in each partition at the start. ``load``: how slow the processors are. ``settings``: of the nodes."""
+    Workloads) -> how many of it. ``keys``: in each partition at the start. ``load``: how slow the processors are.
+    ``settings``: of the nodes. ``default_ttl_s``: what the policies that are given now and then have records live for."""
 
     faults: dict[str, int] = field(default_factory=dict)
     workloads: dict[str, int] = field(default_factory=lambda: {"registers": 2})
@@ -24,6 +30,7 @@ class Plan:
     load: float = 1.0
     seconds: float = 5.0
     settings: dict[str, Any] = field(default_factory=dict)
+    default_ttl_s: float = 0.0
 
 
 #: grants that outlast the loss of a leader: R4 and R8 are all that keeps two from serving
@@ -149,5 +156,68 @@ LOSSES: dict[str, Plan] = {
         faults={"wipe": 900, "clone": 900, "kill": 1500, "reset": 1500, "hand_over": 1500},
         workloads={"registers": 2, "counting": 1},
         seconds=6.0,
+    ),
+}
+
+
+TOGETHER_FROM = 1 << 41
+EVERYTHING = {"mixed": 2, "registers": 1, "counting": 1}
+
+TOGETHER: dict[str, Plan] = {
+    "all together": Plan(
+        faults={
+            "divide": 900,
+            "move": 800,
+            "hand_over": 1200,
+            "policy": 500,
+            "flush": 120,
+            "kill": 1500,
+            "cut": 2000,
+            "pause": 2500,
+            "trap_etcd": 1200,
+            "power": 4000,
+        },
+        workloads=EVERYTHING,
+        nodes=4,
+        default_ttl_s=0.9,
+    ),
+    # one partition is written little and falls behind, since the others roll the log: its stragglers get snapshots
+    "logs roll on": Plan(
+        faults={"divide": 700, "kill": 1200, "cut": 900, "flush": 150, "pause": 2500},
+        workloads={"rolling": 2, "mixed": 1, "counting": 1},
+        nodes=4,
+        partitions=4,
+        seconds=6.0,
+    ),
+    "logs roll on, moves": Plan(
+        faults={"divide": 900, "move": 700, "cut": 900, "kill": 1500, "flush": 150, "trap_etcd": 1500},
+        workloads={"rolling": 2, "mixed": 1, "counting": 1},
+        nodes=5,
+        partitions=4,
+        seconds=6.0,
+    ),
+    "etcd at the worst": Plan(
+        faults={"divide": 600, "move": 700, "trap_etcd": 500, "flush": 200},
+        workloads=EVERYTHING,
+        nodes=4,
+        partitions=2,
+    ),
+    "flushes": Plan(
+        faults={"flush": 25, "divide": 500, "kill": 500, "tear": 500, "power": 1500},
+        workloads=EVERYTHING,
+        partitions=1,
+        max_sync_ms=20,
+    ),
+    "leases, locks, policies": Plan(
+        faults={"hand_over": 250, "pause": 800, "policy": 250, "kill": 1200, "stutter": 800, "split": 1500},
+        workloads={"mixed": 3},
+        settings=LONG_GRANTS,
+        default_ttl_s=0.9,
+    ),
+    "between cells": Plan(
+        faults={"move": 600, "divide": 900, "trap_etcd": 900, "kill": 1500, "flush": 200, "policy": 700},
+        workloads=EVERYTHING,
+        cells=2,
+        default_ttl_s=0.9,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from metastore.client import AsyncClient
 from metastore.client.dispatch import RequestIds
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
+from tests.chaos.mixed import Mixed, homes_of
 from tests.chaos.traffic import Traffic
 from tests.checkers.history import Operation
-from tests.checkers.linearizability import check_key, check_versions
+from tests.checkers.linearizability import check_group, check_versions, groups
 from tests.integration.harness import keys_by_partition
 from tests.simulation.process.loop import SimLoop
 from tests.simulation.process.reading import StaleReader, WatchReader, truth_of
@@ -30,12 +32,13 @@ class Workloads:
     def __init__(self, world: World) -> None:
         self.world = world
         self.loops: list[SimLoop] = []
-        self.traffics: list[tuple[SimLoop, Traffic]] = []
+        self.traffics: list[tuple[SimLoop, Traffic | Mixed]] = []
         self.counters: list[tuple[SimLoop, Counter]] = []
         self.stale: list[tuple[SimLoop, StaleReader]] = []
         self.watches: list[WatchReader] = []
         #: what goes on until everything else has ended
         self.following: list[asyncio.Task[Any]] = []
+        self.rollers: list[Roller] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.keys: dict[int, list[str]] = {}
 
@@ -86,6 +89,30 @@ class Workloads:
         self.traffics.append((loop, traffic))
         self.tasks.append(loop.enter(lambda: loop.create_task(traffic.run())))
 
+    def mixed(self, number: int) -> None:
+        """Everything that a namespace has, on the same folders, one in each partition: they share what they know."""
+        loop, client = self.client()
+        world = self.world
+        others = [t for _, t in self.traffics if isinstance(t, Mixed)]
+        homes = others[0].homes if others else homes_of(client, 1)
+
+        def clock() -> int:
+            return world.events.now
+
+        mixed = Mixed([client], homes, world.seed + number, clock=clock, tasks=3, name=f"m{number}.")
+        mixed.default_ttl_s = world.plan.default_ttl_s
+        if others:
+            mixed.last, mixed.tokens = others[0].last, others[0].tokens
+        self.traffics.append((loop, mixed))
+        self.tasks.append(loop.enter(lambda: loop.create_task(mixed.run())))
+
+    def rolling(self, number: int) -> None:
+        """Large values in all partitions but the first, so that logs are short and the first falls behind."""
+        loop, client = self.client()
+        roller = Roller(client, number)
+        self.rollers.append(roller)
+        self.tasks.append(loop.enter(lambda: loop.create_task(roller.run())))
+
     def counting(self, number: int) -> None:
         """Increments, of which each counts once, or (outcome unknown) at most once."""
         loop, client = self.client()
@@ -124,7 +151,7 @@ class Workloads:
         for loop, traffic in self.traffics:
             if not isinstance(traffic, Readers):
                 world.await_(loop, lambda t=traffic: t.until_all_serve(15.0), 20)
-        for _, worker in [*self.traffics, *self.counters, *self.stale]:
+        for worker in [*(w for _, w in [*self.traffics, *self.counters, *self.stale]), *self.rollers]:
             worker.stop = True
         world.until(lambda: all(t.done() for t in self.tasks), 20, "I8: clients hang")
         self.end_watches()
@@ -154,19 +181,18 @@ class Workloads:
 
     def judge(self) -> None:
         history = [op for _, t in self.traffics for op in t.history]
-        table = self.traffics[0][1].clients[0].dispatcher.table if self.traffics else None
-        of_key = {
-            key: table.route(storage_key("chaos", key)).id if table else p
-            for p, keys in self.keys.items()
-            for key in keys
-        }
+        of_key: dict[str, int] = {}
+        for _, traffic in self.traffics:
+            table = traffic.clients[0].dispatcher.table
+            for key in traffic.keys:
+                of_key[key] = table.route(storage_key(traffic.namespace, key)).id
+        for ops in groups(history):
+            problem = check_group(ops)
+            if problem:
+                raise Violation(f"I5: {problem}", of_key.get(ops[0].keys[0]))
         by_key: dict[str, list[Operation]] = defaultdict(list)
         for op in history:
             by_key[op.key].append(op)
-        for key, ops in sorted(by_key.items()):
-            problem = check_key(ops)
-            if problem:
-                raise Violation(f"I5: {problem}", of_key[key])
         for _, reader in self.stale:
             reader.judge(by_key, of_key)
         truth = truth_of(self.world, "chaos") if self.watches else {}
@@ -188,6 +214,25 @@ class Readers(Traffic):
         while not self.stop:
             await self.one(number, ns, rng.choice(self.keys), 0.0, "")
             await asyncio.sleep(0.01 * rng.random())
+
+
+@dataclass
+class Roller:
+    """One client that fills the logs."""
+
+    client: AsyncClient
+    number: int
+    stop: bool = False
+
+    async def run(self) -> None:
+        ns = self.client.namespace("rolling")
+        keys = [k for p, ks in keys_by_partition(self.client, 2, "rolling").items() if p for k in ks]
+        count = 0
+        while not self.stop:
+            count += 1
+            with contextlib.suppress(MetastoreError):
+                await ns.put(keys[count % len(keys)], bytes(1500), deadline_s=3.0)
+            await asyncio.sleep(0.004)
 
 
 @dataclass

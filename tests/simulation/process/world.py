@@ -28,7 +28,7 @@ from tests.simulation.process.faults import Faults
 from tests.simulation.process.loop import MS, Events, SimLoop, patch_clocks
 from tests.simulation.process.losses import Losses
 from tests.simulation.process.network import Link, Network
-from tests.simulation.process.plans import LOSSES, PLANS, Plan
+from tests.simulation.process.plans import LOSSES, PLANS, TOGETHER, TOGETHER_FROM, Plan
 from tests.simulation.process.process import Process
 from tests.simulation.process.watcher import Watcher
 from tests.simulation.process.workloads import Workloads
@@ -273,13 +273,13 @@ class World:
 
 #: from here on seeds are fresh ones, and take all plans in turn
 FRESH_SEEDS = 1 << 20
-ALL_PLANS = PLANS | LOSSES
+ALL_PLANS = PLANS | LOSSES | TOGETHER
 
 
 def plan_of(seed: int) -> str:
     """The name of its plan."""
-    names = list(PLANS if seed < FRESH_SEEDS else ALL_PLANS)
-    return names[seed % len(names)]
+    plans = PLANS if seed < FRESH_SEEDS else ALL_PLANS if seed < TOGETHER_FROM else TOGETHER
+    return list(plans)[seed % len(plans)]
 
 
 def world_of(seed: int, steps: int = 0) -> World:

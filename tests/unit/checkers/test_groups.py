@@ -198,15 +198,13 @@ def test_half_of_a_transaction_is_found_among_thousands() -> None:
     """A listing that saw both records of a transaction tells of one of them what was there before."""
     ops = Execution(Random(3), 4, unknown=0.02).run(3000)
     assert check(ops) == []
-    for at, op in enumerate(ops[1500:], 1500):
-        values = [part.value for part in op.then if op.kind == "list" and part.value]
-        twice = [
-            i
-            for i, part in enumerate(op.then)
-            if part.value.startswith("v") and values.count(part.value) == 2
-        ]
-        if twice:
-            break
+
+    def of_one_txn(op: Operation) -> list[int]:
+        values = [part.value for part in op.then] if op.kind == "list" else []
+        return [i for i, value in enumerate(values) if value.startswith("v") and values.count(value) == 2]
+
+    at = next(at for at, op in enumerate(ops) if at > 1500 and of_one_txn(op))
+    op, twice = ops[at], of_one_txn(ops[at])
     half = op.then[twice[0]]
     before = next(
         o for o in reversed(ops[:at]) for key, v, _ in o.told() if key == half.key and v != half.value
