@@ -13,21 +13,26 @@ import sys
 from typing import Any
 
 from metastore.errors import DiskLow
+from tests.chaos.etcds import Members
 from tests.chaos.lab import Lab
 from tests.chaos.operators import Operators
+from tests.chaos.stores import Stores
 from tests.chaos.unsynced import folder_of, take_back
 from tests.integration.harness import Cluster
 
 STUTTER_ON_S, STUTTER_OFF_S = 0.02, 0.18
 BUSY = "while True: pass"
-MIN_FLOOD = 5000
+MIN_FLOOD = 1000
 FULL_KEYS = 8
 
 
-class Faults(Operators):
-    """See the module. ``lab``: where the network can be cut, if it can."""
+class Faults(Operators, Stores):
+    """See the module. ``lab``: where the network can be cut, if it can. ``members``: of etcd, if there are several."""
 
-    def __init__(self, cluster: Cluster, lab: Lab | None, seed: int) -> None:
+    def __init__(self, cluster: Cluster, lab: Lab | None, seed: int, members: Members | None = None) -> None:
+        self.members = members
+        self.reborn: set[str] = set()
+        self._copies: list[subprocess.Popen[bytes]] = []
         self.random = random.Random(seed)
         self.cluster = cluster
         self.lab = lab
@@ -248,11 +253,28 @@ class Faults(Operators):
         if self.lab is not None:
             self.lab.heal()
 
+    # --- etcd -----------------------------------------------------------------------------------
+
+    async def pause_etcd_leader(self) -> None:
+        assert self.members is not None
+        await self.members.signal_leader("pause")
+
+    async def kill_etcd_leader(self) -> None:
+        assert self.members is not None
+        await self.members.signal_leader("kill")
+
+    async def resume_etcds(self) -> None:
+        assert self.members is not None
+        await self.members.resume()
+
     # --- the end --------------------------------------------------------------------------------
 
     async def heal(self) -> None:
         """Undo everything; start what is not running."""
         await self.mend()
+        await self.end_copy()
+        if self.members is not None:
+            await self.members.resume()
         await self.feed()
         await self.ebb()
         for name in list(self._stutters):

@@ -42,6 +42,10 @@ def homes_of(client: AsyncClient, count: int, namespace: str = NAMESPACE) -> lis
     return [home for homes in found.values() for home in homes]
 
 
+#: who only looks stays with a leader that is cut off, as long as it answers: writers wait
+LOOKS = {"read": 2, "list": 1, "look": 1, "touch": 4}
+
+
 @dataclass
 class Mixed:
     """As ``tests.chaos.traffic.Traffic``. ``homes``: the folders. ``default_ttl_s``: what a record may have that was
@@ -57,6 +61,7 @@ class Mixed:
     tasks: int = 6
     name: str = "m"
     default_ttl_s: float = 0.0
+    kinds: dict[str, int] = field(default_factory=lambda: KINDS)
     #: key -> (value, version) that some task saw last, for conditions that have a chance to hold
     last: dict[str, tuple[str, int]] = field(default_factory=dict)
     #: home -> tokens of its lock, the latest last
@@ -77,7 +82,7 @@ class Mixed:
         count = 0
         while not self.stop:
             count += 1
-            [kind] = rng.choices(list(KINDS), list(KINDS.values()))
+            [kind] = rng.choices(list(self.kinds), list(self.kinds.values()))
             op = Operation(number, "", "", 0, 0, value=f"{self.name}{number}.{count}")
             await getattr(self, "_" + kind)(ns, rng, rng.choice(self.homes), op)
             await asyncio.sleep(PAUSE_S * rng.random() * 2)

@@ -76,6 +76,11 @@ class Operators:
         for p in numbers:
             await self._ask("partition", "split", p, "--yes", "--no-wait")
 
+    async def replicas(self, *names_and_partition: str) -> None:
+        """A partition is to be held by these nodes; it is asked for, and nobody waits."""
+        *names, p = names_and_partition
+        await self._ask("partition", "move", p, "--to", ",".join(names), "--yes", "--no-wait")
+
     async def replace(self, old: str) -> None:
         """Kill a node for good, start a new one, and have it take over."""
         await asyncio.to_thread(cellctl, "dev", "add-node", "--data", str(self.cluster.data), "c1")

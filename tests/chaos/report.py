@@ -65,7 +65,7 @@ STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;max-width:1000px;margin:2em auto;color:#222}
 table{border-collapse:collapse;width:100%}td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:left}
 svg text{font:9px sans-serif;fill:#555}.grid{stroke:#eee}.mark{stroke:#b44;stroke-dasharray:3 2}
-.read{fill:#7aa6c2}.put{fill:#3b7d3b}.delete{fill:#8a6fae}.bad{fill:#d62728}.no{color:#d62728;font-weight:600}
+.read{fill:#7aa6c2}.put{fill:#3b7d3b}.delete{fill:#8a6fae}.txn{fill:#c08a2d}.bad{fill:#d62728}.no{color:#d62728;font-weight:600}
 pre{white-space:pre-wrap;background:#fbecec;padding:.6em}
 """
 
@@ -89,7 +89,8 @@ def page(results: list[Result], skipped: list[str]) -> str:
     left_out = f"<p>Not run here: {html.escape(', '.join(skipped))}.</p>" if skipped else ""
     return (
         f"<!doctype html><meta charset=utf-8><title>Chaos report</title><style>{STYLE}</style><h1>Chaos report</h1>"
-        "<p>Each scenario: one cell of three nodes, 12 tasks over 16 keys in 8 partitions. Judged: linearizable, every "
+        "<p>Each scenario: one cell of three nodes, 12 tasks over 16 keys in 8 partitions, and 6 over folders with transactions, counters, locks with fences, "
+        "listings and records that run out. Judged: linearizable, every "
         "acknowledged write present, no failed write seen, versions unique, epochs owned once, replicas equal, "
         "service back within 15 s of healing.</p>"
         "<table><tr><th>scenario<th>what happens<th>operations<th>failed<th>longest outage of a key, s<th>back after healing, s<th>promises</tr>"

@@ -17,10 +17,13 @@ from typing import Any
 import orjson
 
 from cellctl.dev_files import Shape, pick_ports, save_shape
+from metastore.client import AsyncClient
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
+from tests.chaos.etcds import Members
 from tests.chaos.faults import Faults
 from tests.chaos.lab import Lab
+from tests.chaos.mixed import Mixed, homes_of
 from tests.chaos.scenarios import Scenario
 from tests.chaos.traffic import KEYS_PER_PARTITION, Traffic
 from tests.checkers.history import Operation, save
@@ -28,7 +31,8 @@ from tests.checkers.linearizability import Undecided, check, check_versions
 from tests.integration.harness import Cluster, cellctl, keys_by_partition, until
 
 PARTITIONS = 8
-SERVICE_BACK_S = 15.0
+#: a bound for machines that are busy with other things as well; how long it took is told
+SERVICE_BACK_S = 60.0
 DISK_BYTES = 400 << 20
 _ACTIVE = re.compile(
     r"^(\S+) INFO metastore.node: active: activated node=(\S+) partition=(\d+) epoch=(\d+)\.(\d+)"
@@ -63,6 +67,15 @@ def shape_of(scenario: Scenario, lab: Lab | None) -> Shape:
     shape.port = shape.ports.pop("router")
     shape.node_module = "tests.chaos.faulty_node"
     shape.settings = {"segment_mib": "18", "log_retention_mib": "36", "disk_low_mib": "64"}
+    if scenario.etcds > 1:
+        more = pick_ports(
+            shape.host,
+            [f"etcd{n}-{kind}" for n in (2, 3) for kind in ("rpc", "peer")],
+            {shape.port, *shape.ports.values()},
+        )
+        clients = [shape.ports["etcd"], more["etcd2-rpc"], more["etcd3-rpc"]]
+        shape.settings["etcd"] = ",".join(f"{shape.host}:{port}" for port in clients)
+        shape.ports |= more
     if lab is not None:
         shape.hosts = dict(lab.hosts)
         shape.wrap = {name: lab.wrap(name) for name in lab.hosts}
@@ -82,15 +95,23 @@ async def run(scenario: Scenario, lab: Lab | None, seed: int, keep: Path | None 
                 ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(disk)], check=True
             )
         cluster = Cluster(data)
+        members: Members | None = None
         try:
-            save_shape(data, shape_of(scenario, lab))
+            shape = shape_of(scenario, lab)
+            save_shape(data, shape)
             await asyncio.to_thread(cellctl, "dev", "up", "--data", str(data), "--detach")
-            await _run(scenario, cluster, lab, seed, result)
+            if scenario.etcds > 1:
+                ports = [(shape.ports[f"etcd{n}-rpc"], shape.ports[f"etcd{n}-peer"]) for n in (2, 3)]
+                members = Members(cluster, ports)
+                await asyncio.to_thread(members.start)
+            await _run(scenario, cluster, Faults(cluster, lab, seed, members), seed, result)
         except (AssertionError, OSError, MetastoreError) as e:
             result.problems.append(f"{type(e).__name__}: {e}")
         finally:
             if lab is not None:
                 lab.heal()
+            if members is not None:
+                members.close()
             result.reigns = reigns(data, result)
             result.problems += check_reigns(result.reigns)
             if result.problems and keep is not None:
@@ -102,18 +123,21 @@ async def run(scenario: Scenario, lab: Lab | None, seed: int, keep: Path | None 
     return result
 
 
-async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int, result: Result) -> None:
-    async with cluster.client() as first, cluster.client() as second, cluster.client() as third:
+async def _run(scenario: Scenario, cluster: Cluster, faults: Faults, seed: int, result: Result) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(c) for c in clients_of(scenario, cluster)]
+        first = clients[0]
         table = keys_by_partition(first, KEYS_PER_PARTITION, "chaos")
-        traffic = Traffic([first, second, third], [k for ks in table.values() for k in ks], seed)
-        faults = Faults(cluster, lab, seed)
-        running = asyncio.create_task(traffic.run())
-        epochs = Epochs(cluster)
+        plain = Traffic(clients, [k for ks in table.values() for k in ks], seed)
+        mixed = Mixed(clients, homes_of(first, 1), seed, history=plain.history, errors=plain.errors)
+        traffics: tuple[Traffic | Mixed, ...] = (plain, mixed)
+        running = [asyncio.create_task(traffic.run()) for traffic in traffics]
+        epochs = Epochs(cluster, faults.reborn)
         watching = asyncio.create_task(epochs.watch())
         began, result.started_ns = time.monotonic(), time.monotonic_ns()
         day = datetime.now()
         result.started_clock = day.hour * 3600 + day.minute * 60 + day.second + day.microsecond / 1e6
-        result.history, result.errors = traffic.history, traffic.errors
+        result.history, result.errors = plain.history, plain.errors
         try:
             for second_at, verb, *who in scenario.steps:
                 await asyncio.sleep(max(0.0, began + second_at - time.monotonic()))
@@ -126,27 +150,39 @@ async def _run(scenario: Scenario, cluster: Cluster, lab: Lab | None, seed: int,
             await faults.heal()
         if len(dead) > scenario.died:
             result.problems.append(f"ended by themselves: {dead}")
-        result.back_s = await traffic.until_all_serve(SERVICE_BACK_S)
-        traffic.stop = epochs.stop = True
-        await asyncio.gather(running, watching)
+        result.back_s = max([await traffic.until_all_serve(SERVICE_BACK_S) for traffic in traffics])
+        epochs.stop = True
+        for traffic in traffics:
+            traffic.stop = True
+        await asyncio.gather(*running, watching)
         result.problems += epochs.problems
-        await traffic.read_all()
+        for traffic in traffics:
+            await traffic.read_all()
         now = first.dispatcher.table
-        by_key = {k: now.route(storage_key("chaos", k)).id for ks in table.values() for k in ks}
+        by_key = {k: now.route(storage_key(t.namespace, k)).id for t in traffics for k in t.keys}
         try:
-            result.problems += check(traffic.history)
+            result.problems += check(plain.history)
         except Undecided as e:
             result.problems.append(f"undecided: {e}")
-        result.problems += check_versions(traffic.history, by_key)
-        result.outage_s = longest_outage(traffic.history)
+        result.problems += check_versions(plain.history, by_key)
+        result.outage_s = longest_outage(plain.history)
         await until("all replicas hold the same", lambda: same_everywhere(cluster), SERVICE_BACK_S)
+
+
+def clients_of(scenario: Scenario, cluster: Cluster) -> list[AsyncClient]:
+    """The first goes to the nodes."""
+    direct = [cluster.client() for _ in range(2 if scenario.routed else 3)]
+    routed = [AsyncClient(router=cluster.router, direct=False, deadline_s=20.0) for _ in range(2)]
+    return direct + routed if scenario.routed else direct
 
 
 class Epochs:
     """I7: what a replica has promised only grows, also over its restarts. Asks every node, over and over."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, reborn: set[str]) -> None:
         self.cluster = cluster
+        #: nodes that have another store than before
+        self.reborn = reborn
         self.stop = False
         self.asked = 0
         self.problems: list[str] = []
@@ -163,6 +199,8 @@ class Epochs:
 
     def _look(self, name: str, status: dict[str, Any]) -> None:
         self.asked += 1
+        if name in self.reborn:
+            return
         for part in status["partitions"]:
             at, epoch = (name, part["id"]), part["epoch"]
             before = self._seen.get(at, 0)
@@ -197,12 +235,11 @@ async def same_everywhere(cluster: Cluster) -> bool:
 
 
 def longest_outage(history: list[Operation]) -> float:
-    """The longest time in which some key took no write, in seconds."""
+    """The longest time in which some key took no write, in seconds; of keys that are written all the time."""
     last: dict[str, int] = {}
     longest = 0
-    for op in sorted(
-        (o for o in history if o.kind != "read" and o.outcome in ("ok", "refused")), key=lambda o: o.ended
-    ):
+    plain = [o for o in history if o.kind in ("put", "delete", "add") and o.outcome in ("ok", "refused")]
+    for op in sorted((o for o in plain if "/" not in o.key), key=lambda o: o.ended):
         longest = max(longest, op.ended - last.get(op.key, op.ended))
         last[op.key] = op.ended
     return longest / 1e9

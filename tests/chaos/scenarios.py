@@ -15,7 +15,8 @@ Step = tuple[float, str, *tuple[str, ...]]
 @dataclass(frozen=True)
 class Scenario:
     """``network``: needs namespaces. ``short``: part of the set of CI. ``seconds`` of traffic; what
-    is not undone by then is healed. ``died``: nodes that may have ended by themselves."""
+    is not undone by then is healed. ``died``: nodes that may have ended by themselves. ``routed``: half of the clients go
+    through the router. ``etcds``: members of etcd."""
 
     name: str
     says: str
@@ -24,6 +25,8 @@ class Scenario:
     network: bool = False
     short: bool = False
     died: int = 0
+    routed: bool = False
+    etcds: int = 1
 
 
 SCENARIOS = [
@@ -268,5 +271,123 @@ SCENARIOS = [
         "every partition becomes two, and a leader is killed meanwhile",
         ((1, "divide", "0", "1"), (1.5, "kill", "leader"), (1.6, "divide", "2", "3"), (5, "restart", "it")),
         8,
+    ),
+    Scenario(
+        "routers-restarted",
+        "the router is killed, and asked to stop, over and over, while half of the clients go through it",
+        tuple(
+            step
+            for s in range(1, 13, 4)
+            for step in ((s, "restart", "router"), (s + 2, "restart_gracefully", "router"))
+        ),
+        14,
+        routed=True,
+    ),
+    Scenario(
+        "etcd-leader-paused",
+        "three members of etcd, of which the leader stands still while leaders of partitions are killed",
+        (
+            (2, "pause_etcd_leader"),
+            (4, "kill", "leader"),
+            (7, "restart", "it"),
+            (9, "resume_etcds"),
+            (11, "kill_etcd_leader"),
+            (12, "kill", "leader"),
+            (15, "restart", "it"),
+        ),
+        18,
+        etcds=3,
+    ),
+    Scenario(
+        "moves-cut",
+        "replicas are taken away and given back while one node after the other is alone",
+        tuple(
+            step
+            for i in range(4)
+            for step in (
+                (1 + 4 * i, "replicas", "c1n1", "c1n2", str(i)),
+                (1.1 + 4 * i, "isolate", f"c1n{i % 3 + 1}"),
+                (2.6 + 4 * i, "mend"),
+                (3 + 4 * i, "replicas", "c1n1", "c1n2", "c1n3", str(i)),
+                (3.05 + 4 * i, "isolate", f"c1n{(i + 1) % 3 + 1}"),
+                (4.5 + 4 * i, "mend"),
+            )
+        ),
+        19,
+        network=True,
+    ),
+    Scenario(
+        "splits-cut",
+        "partitions are split while their leader is alone, deaf, or without etcd",
+        (
+            (1, "divide", "0", "1", "2"),
+            (1.02, "isolate", "leader"),
+            (3.5, "mend"),
+            (5, "divide", "3", "4"),
+            (5.02, "deafen", "leader"),
+            (7.5, "mend"),
+            (9, "divide", "5", "6", "7"),
+            (9.02, "cut", "leader", "etcd"),
+            (12, "mend"),
+        ),
+        15,
+        network=True,
+    ),
+    Scenario(
+        "snapshots-cut",
+        "a node missed more than the log keeps; the snapshots that it is sent are cut off, twice",
+        (
+            (1, "kill", "c1n3"),
+            (1.2, "fill_log", "90"),
+            (1.4, "restart", "c1n3"),
+            (2.4, "isolate", "c1n3"),
+            (3.4, "mend"),
+            (4, "isolate", "leader"),
+            (6, "mend"),
+        ),
+        12,
+        network=True,
+    ),
+    Scenario(
+        "node-returns-empty",
+        "a node comes back with an empty folder under its name; while it is filled, another is killed",
+        (
+            (2, "kill", "c1n3"),
+            (3, "empty", "c1n3"),
+            (3.2, "restart", "c1n3"),
+            (5, "kill", "leader"),
+            (7, "restart", "it"),
+        ),
+        12,
+    ),
+    Scenario(
+        "node-returns-old",
+        "an old copy of a node's folder is put back, and a quorum would need it; then its store is set aside",
+        (
+            (1, "kill", "c1n3"),
+            (1.2, "copy", "c1n3"),
+            (1.4, "restart", "c1n3"),
+            (5, "kill", "c1n3"),
+            (5.2, "put_back", "c1n3"),
+            (5.4, "restart", "c1n3"),
+            (5.5, "kill", "c1n1"),
+            (9, "restart", "c1n1"),
+            (11, "kill", "c1n3"),
+            (11.2, "empty", "c1n3"),
+            (11.4, "restart", "c1n3"),
+        ),
+        14,
+    ),
+    Scenario(
+        "node-twice",
+        "a copy of a living node's folder is started beside it, and another node is killed",
+        (
+            (2, "copy", "c1n3"),
+            (3, "start_copy", "c1n3"),
+            (5, "kill", "c1n1"),
+            (8, "restart", "c1n1"),
+            (10, "end_copy"),
+        ),
+        13,
     ),
 ]

@@ -24,7 +24,7 @@ def chaos(*args: str, planted: str = "") -> subprocess.CompletedProcess[str]:
         env={**os.environ, "METASTORE_PLANTED": planted},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1500,
         check=False,
     )
 

@@ -210,7 +210,7 @@ TOGETHER: dict[str, Plan] = {
     ),
     "leases, locks, policies": Plan(
         faults={"hand_over": 250, "pause": 800, "policy": 250, "kill": 1200, "stutter": 800, "split": 1500},
-        workloads={"mixed": 3},
+        workloads={"mixed": 2, "lookers": 2},
         settings=LONG_GRANTS,
         default_ttl_s=0.9,
     ),

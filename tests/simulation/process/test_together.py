@@ -14,7 +14,6 @@ import pytest
 
 from metastore.core.fences import FENCE_PREFIX, FLOOR_PREFIX, Fences
 from metastore.core.machine import Machine
-from metastore.node.host import PartitionHost
 from metastore.node.ttls import Deadlines
 from tests.simulation.process.plans import TOGETHER, TOGETHER_FROM
 from tests.simulation.process.world import plan_of, world_of
@@ -63,16 +62,6 @@ def touches_renew_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Deadlines, "renew", lambda self, now, lkey, timed: None)
 
 
-def touches_need_no_grants(patch: pytest.MonkeyPatch) -> None:
-    """R8, R15: a leader that may have been replaced answers a touch; its successor began the TTL before that."""
-
-    def touched(self: Any, now: int, op: Any, at: int, tail: Any) -> Any:
-        self.deadlines.renew(now, op[3], self.machine.timed.get(op[3]))
-        return tail
-
-    patch.setattr(PartitionHost, "touched", touched)
-
-
 def locks_raise_nothing(patch: pytest.MonkeyPatch) -> None:
     """R20: a lock is taken, and its former holder may write until the new one has."""
     patch.setattr(Fences, "take", lambda self, digest, version, raised: None)
@@ -97,7 +86,6 @@ def a_child_forgets_fences(patch: pytest.MonkeyPatch) -> None:
 #: -> the plans in which it shows soonest
 PLANTED: dict[Patch, list[str]] = {
     touches_renew_nothing: ["leases, locks, policies", "etcd at the worst"],
-    touches_need_no_grants: ["leases, locks, policies"],
     locks_raise_nothing: ["etcd at the worst", "between cells"],
     tokens_are_not_compared: ["etcd at the worst", "between cells"],
     a_child_forgets_fences: ["etcd at the worst", "between cells"],

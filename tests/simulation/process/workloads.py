@@ -13,7 +13,7 @@ from metastore.client import AsyncClient
 from metastore.client.dispatch import RequestIds
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
-from tests.chaos.mixed import Mixed, homes_of
+from tests.chaos.mixed import LOOKS, Mixed, homes_of
 from tests.chaos.traffic import Traffic
 from tests.checkers.history import Operation
 from tests.checkers.linearizability import check_group, check_versions, groups
@@ -105,6 +105,13 @@ class Workloads:
             mixed.last, mixed.tokens = others[0].last, others[0].tokens
         self.traffics.append((loop, mixed))
         self.tasks.append(loop.enter(lambda: loop.create_task(mixed.run())))
+
+    def lookers(self, number: int) -> None:
+        """Who only looks, and touches, stays with a leader that is cut off. To go with ``mixed``."""
+        self.mixed(100 + number)
+        _, looker = self.traffics[-1]
+        assert isinstance(looker, Mixed)
+        looker.kinds = LOOKS
 
     def rolling(self, number: int) -> None:
         """Large values in all partitions but the first, so that logs are short and the first falls behind."""
