@@ -170,6 +170,27 @@ def partitions_that_ail(seen: Seen) -> Iterator[Finding]:
             )
 
 
+def copies_that_rot(seen: Seen) -> Iterator[Finding]:
+    for name, view in seen.up():
+        for row in view["partitions"]:
+            if row["damaged"]:
+                yield Finding(
+                    "error",
+                    f"partition {row['id']}",
+                    f"its copy on {name} is damaged: {row['damaged']}",
+                    "what is on that disk is not what was written; the copy serves nothing, and its log still counts",
+                    "nothing, if others hold it: it is rebuilt from them; watch for more of it, and replace the disk",
+                )
+        if view["storage"]["rebuilt_total"]:
+            yield Finding(
+                "warning",
+                f"node {name}",
+                f"{view['storage']['rebuilt_total']} damaged copies were rebuilt since it started",
+                "its disk, memory or file system lost what it was told to keep",
+                f"replace the disk: cellctl node replace {name} OTHER",
+            )
+
+
 def flapping(seen: Seen) -> Iterator[Finding]:
     since = seen.asked_ms[1] - FLAP_WINDOW_MS
     recent = [e for e in seen.history or () if e.at_ms >= since and e.kind in ("election", "claim")]
@@ -424,6 +445,7 @@ CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     nodes_that_are_down,
     stores,
     partitions_that_ail,
+    copies_that_rot,
     flapping,
     leases,
     stalls,

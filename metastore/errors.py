@@ -276,6 +276,13 @@ class CorruptState(StorageError):
     code = "corrupt_state"
 
 
+class CorruptTree(CorruptState):
+    """A key of the state has rotted: whatever was looked for or put since may have been led astray, so nothing in it
+    can be trusted."""
+
+    code = "corrupt_tree"
+
+
 class CoordinationError(MetastoreError):
     """Base for errors of the coordination service (etcd)."""
 

@@ -131,11 +131,13 @@ class StartSnapshot(NamedTuple):
 
 
 class InstallSnapshot(NamedTuple):
-    """R17: switch the staged snapshot in; answer with NodeCore.snapshot_installed."""
+    """R17: switch the staged snapshot in; answer with NodeCore.snapshot_installed. ``keep_log`` (R14): in the place of a
+    damaged state alone; answer with ``on_rebuilt``."""
 
     p: int
     at_index: int
     at_epoch: int
+    keep_log: bool = False
 
 
 class DiscardSnapshot(NamedTuple):

@@ -61,7 +61,7 @@ class PartitionReplica(ChangingReplica):
         """A restarted owner of the newest epoch it knows goes on as ``restart + 1``: at once, or,
         where others may have claimed the term meanwhile (R16), once a majority misses it too."""
         owner, config = self.owner, self.config
-        if owner is None or config is None or self.term is not None or not self.is_member():
+        if owner is None or config is None or self.term is not None or not self.is_member() or self.damaged:
             return
         if (owner.node, owner.store) != self.ctx.me[:2] or owner.incarnation == self.ctx.me.incarnation:
             return
@@ -141,6 +141,7 @@ class PartitionReplica(ChangingReplica):
             not (by_etcd or self.resuming or self.can_claim())
             or not self.is_member()
             or self.installing
+            or self.damaged
             or self.ctx.stuck
             or not self.leader_is_lost(now)
         ):
@@ -252,5 +253,6 @@ class PartitionReplica(ChangingReplica):
 
     def on_handoff(self, now: int, src: Process, msg: m.HandOff) -> None:
         """R11: the leader resigned in our favour: campaign at once."""
-        if self.obeys(now, src, msg.epoch) and self.is_member() and not self.installing:
+        able = self.is_member() and not self.installing and not self.damaged
+        if self.obeys(now, src, msg.epoch) and able:
             self.campaign(now, f"handed over by {src.node}", msg.epoch)

@@ -420,6 +420,13 @@ class LeadingReplica(Replica):
         assert term.handoff_to is not None
         self.send(term.handoff_to, m.HandOff(self.p, term.epoch))
 
+    # --- R14 ------------------------------------------------------------------------------
+
+    def on_rebuild(self, now: int, src: Process, msg: m.Rebuild) -> None:
+        """A replica whose state is damaged needs a snapshot; its log goes on meanwhile as it does."""
+        if self.my_term(src, msg.epoch) is not None and self.role in LEADING_ROLES and not self.damaged:
+            self.emit(fx.StartSnapshot(self.p, src.node, msg.epoch))
+
     # --- time ---------------------------------------------------------------------------
 
     def tick_leading(self, now: int) -> None:

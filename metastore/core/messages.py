@@ -237,6 +237,14 @@ class SnapshotAck(NamedTuple):
     ok: bool
 
 
+class Rebuild(NamedTuple):
+    """R14: the sender's state of the partition is damaged, its log is not: the owner of ``epoch`` is to send a
+    snapshot, which takes the place of the state alone."""
+
+    p: int
+    epoch: int
+
+
 Message = (
     Heartbeat
     | HeartbeatAck
@@ -258,6 +266,7 @@ Message = (
     | SnapshotBegin
     | SnapshotChunk
     | SnapshotAck
+    | Rebuild
 )
 
 #: number on the wire -> (class, types of its fields); numbers are never reused
@@ -282,5 +291,6 @@ KINDS: dict[int, type[Any]] = {
     18: Appoint,
     19: Appointed,
     20: Recall,
+    21: Rebuild,
 }
 NUMBERS: dict[type[Any], int] = {cls: n for n, cls in KINDS.items()}

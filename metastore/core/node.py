@@ -67,6 +67,7 @@ class NodeCore:
             m.Appoint: PartitionReplica.on_appoint,
             m.Appointed: PartitionReplica.on_appointed,
             m.Recall: PartitionReplica.on_recall,
+            m.Rebuild: PartitionReplica.on_rebuild,
         }
 
     def take(self) -> list[fx.Effect]:

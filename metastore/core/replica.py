@@ -138,6 +138,10 @@ class Replica:
         self.term: Term | None = None
         self.installing = False
         self.emptied_epoch = restored.emptied_epoch
+        #: the state here is damaged (R14), the log is not: nothing is served, led or sent from it until a snapshot
+        #: has taken its place
+        self.damaged = False
+        self.rebuild_asked_ns = 0
         self.contact_ns = now
         self.leader_commit = 0
         #: R8: the last moment as of which a leader is known to have had no more than this copy has (0: none is
@@ -451,6 +455,11 @@ class Replica:
         has = index <= self.commit_index or (
             log.base_index <= index <= log.last_index and log.epoch_at(index) == index_epoch
         )
+        if self.damaged and log.base_index <= index <= log.last_index and log.epoch_at(index) == index_epoch:
+            self.advance_commit(index)  # the sender has applied it, and our log is equal up to it (I2)
+            self.installing = True
+            self.emit(fx.InstallSnapshot(self.p, index, index_epoch, keep_log=True))
+            return
         if has:
             self.emit(fx.DiscardSnapshot(self.p))
             if not pulled:
@@ -463,9 +472,36 @@ class Replica:
         """The store has switched; from here the log begins after ``index``."""
         if not self.installing or index < self.commit_index:
             raise InvariantBroken(f"R17: partition {self.p}: snapshot at {index} was not asked for")
-        self.installing = False
+        self.installing = self.damaged = False
         self.log.reset(index, index_epoch)
         self.commit_index = index
         self.heard(now)
         if self.owner is not None and self.owner != self.ctx.me:
             self.send(self.owner.node, m.Appended(self.p, self.sealed_epoch, index), durable=True)
+
+    # --- R14: a damaged state is rebuilt from a healthy replica's -----------------------------
+
+    def lose_state(self) -> None:
+        """The state here has turned out to be damaged."""
+        self.damaged = True
+
+    def tick_damaged(self, now: int) -> None:
+        """Ask whoever leads for a snapshot, again and again until one has come."""
+        owner = self.owner
+        if self.installing or owner is None or owner == self.ctx.me or self.term is not None:
+            return
+        if now - self.rebuild_asked_ns >= self.ctx.settings.rebuild_retry_ns:
+            self.rebuild_asked_ns = now
+            self.send(owner.node, m.Rebuild(self.p, self.sealed_epoch))
+
+    def on_rebuilt(self, now: int, done: bool) -> None:
+        """The state has been replaced (not ``done``: it could not be, and is as it was); log and position are what they
+        were."""
+        if not (self.installing and self.damaged):
+            raise InvariantBroken(f"R14: partition {self.p} was not being rebuilt")
+        self.installing = False
+        self.damaged = not done
+        if self.owner is not None and self.owner != self.ctx.me:
+            # what came meanwhile was let pass; the last of it may have said no more than what is committed
+            position = self.log.last_position()
+            self.send(self.owner.node, m.Missed(self.p, self.sealed_epoch, *position), durable=True)

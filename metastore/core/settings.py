@@ -23,6 +23,7 @@ class CoreSettings:
     activation_patience_ns: int = 5000 * MS
     handoff_timeout_ns: int = 2000 * MS
     snapshot_timeout_ns: int = 10_000 * MS
+    rebuild_retry_ns: int = 2000 * MS
     damping_window_ns: int = 60_000 * MS
     damping_free_elections: int = 5
     damping_max_ns: int = 10_000 * MS

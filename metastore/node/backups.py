@@ -19,7 +19,7 @@ import msgpack
 from aiohttp import web
 
 from metastore.clock import now_ns
-from metastore.errors import NotFound, NotLeader, Overloaded, Unavailable
+from metastore.errors import CorruptState, NotFound, NotLeader, Overloaded, Unavailable
 from metastore.node.pins import Pin
 from metastore.storage.snapshot import DATA
 
@@ -60,9 +60,13 @@ class Backups:
         if not host.replica.can_read(now_ns()):
             leader = host.replica.leader_node
             raise NotLeader(f"partition {p} is led by {leader or 'nobody'}", leader=leader)
+        if host.replica.damaged:
+            raise host.damage()
         self._under_way += 1
         try:
             return await self._send(request, host)
+        except CorruptState as e:
+            raise host.is_rotten(e) from None
         finally:
             self._under_way -= 1
 

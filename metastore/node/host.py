@@ -33,6 +33,7 @@ from metastore.core.replica import (
     pack_config,
 )
 from metastore.errors import (
+    CorruptState,
     DeadlineExceeded,
     DiskLow,
     MetastoreError,
@@ -173,6 +174,10 @@ class PartitionHost:
         #: while a leader of it prepares to split it (R18)
         self.splitting: Splitting | None = None
         self.wanted_split: SplitRecord | None = None
+        #: the state could not even be loaded (R14): nothing is applied to it, all waits in the log
+        self.frozen = False
+        #: up to this entry those who follow the changes have been told
+        self._told = 0
         #: operations of clients so far, and a second over the last while
         self.operations = 0
         self.rate = 0.0
@@ -218,11 +223,22 @@ class PartitionHost:
 
     def load(self) -> None:
         """Begin with what the store has: at the start, after a snapshot (R17), or as what was split off (R18)."""
+        if self.load_state():
+            self.watches.snapshot_installed()
+
+    def load_state(self) -> bool:
+        """What the state has. False when it cannot be read (R14): nothing is applied to it then either."""
         self.machine.reset()
-        self.machine.load(self.node.store.load_aux(self.p))
         self.applied = self.node.store.partitions[self.p].applied_index
+        try:
+            self.machine.load(self.node.store.load_aux(self.p))
+        except CorruptState as e:
+            self.frozen = True
+            self.node.rebuilding.found(self.p, e)
+            return False
+        self.frozen = False
         self.narrow()
-        self.watches.snapshot_installed()
+        return True
 
     def take_fork(self) -> None:
         """R18: the store has made this copy, if it was empty, what its parent's entry split off."""
@@ -255,6 +271,8 @@ class PartitionHost:
         """One checked operation of a client, that came at ``now``."""
         self.operations += 1
         kind = op[1]
+        if self.replica.damaged and self.refuses(connection, op):
+            return
         if not self.covers(op[3]) or (kind == TXN and not self.covers_all(op)):
             if self.is_parting() and len(self.waiting) < MAX_PARKED:
                 self.wait(connection, client, op, deadline)
@@ -330,6 +348,31 @@ class PartitionHost:
         return any(
             n != node.me.node and n not in low and not node.links.away_for_s(n) for n, _ in term.members
         )
+
+    def refuses(self, connection: ClientConnection, op: list[Any]) -> bool:
+        """R14: nothing is read here while the state is damaged. What is for the leader goes on to it, if that
+        is another node."""
+        kind = op[1]
+        local = kind in (GET, LIST) and op[4 if kind == GET else 7] != LINEARIZABLE
+        if self.replica.role != ACTIVE and not local:
+            return False
+        error: MetastoreError = self.damage()
+        if local:
+            error = TooStale(error.message, age_ms=None)
+        connection.answer(error_result(op[0], error))
+        return True
+
+    def damage(self) -> MetastoreError:
+        return Unavailable(
+            f"partition {self.p}: its copy on this node is damaged; another replica is to lead and to serve",
+            retry_after_s=0.2,
+            partition=self.p,
+        )
+
+    def is_rotten(self, error: CorruptState) -> MetastoreError:
+        """What was read from the state is not what was put there (R14): what to answer."""
+        self.node.rebuilding.found(self.p, error)
+        return self.damage()
 
     def covers_all(self, txn: list[Any]) -> bool:
         keys = [compare[0] for compare in txn[7]] + [part[1] for parts in txn[8:10] for part in parts]
@@ -446,6 +489,12 @@ class PartitionHost:
 
     def read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
         """The answer, and about how many bytes it is."""
+        try:
+            return self._read(connection, op, age_ms)
+        except CorruptState as e:
+            return error_result(op[0], self.is_rotten(e)), 0
+
+    def _read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
         store = self.node.store
         if connection.crowded():
             error = Overloaded("too many answers wait to be read on this connection", retry_after_s=0.1)
@@ -573,6 +622,8 @@ class PartitionHost:
             mark, (connection, client, op, deadline, _) = self.parked[0]
             if replica.role != ACTIVE:
                 error = self.not_leader()
+            elif replica.damaged:
+                error = self.damage()
             elif replica.confirmed_since(mark):
                 self.unpark_first()
                 if op[1] in (GET, LIST) or (op[1] == TXN and only_reads(op)):
@@ -609,13 +660,13 @@ class PartitionHost:
         expired, self.expired = self.expired[:MAX_EXPIRED_AT_ONCE], self.expired[MAX_EXPIRED_AT_ONCE:]
         replica = self.replica
         entries = 0
-        if self.applied < replica.commit_index and not replica.installing:
+        if self.applied < replica.commit_index and not (replica.installing or replica.damaged):
             raise InvariantBroken(
                 f"R7: partition {self.p} would resolve at entry {self.applied}, {replica.commit_index} is committed"
             )
         while pending or expired:
-            if replica.role != ACTIVE:
-                error = self.not_leader()
+            if replica.role != ACTIVE or replica.damaged:
+                error = self.damage() if replica.role == ACTIVE else self.not_leader()
                 self.node.admission.waiting -= left
                 for connection, _, op, _, _ in pending:
                     connection.answer(error_result(op[0], error))
@@ -638,7 +689,14 @@ class PartitionHost:
                 over = [e for e in expired if self.covers(e[0]) and self.deadlines.is_over(now, *e)]
                 expired = []
             index = replica.log.last_index + 1
-            payload, results = self.machine.resolve(index, [(w[1], w[2]) for w in batch], over)
+            try:
+                payload, results = self.machine.resolve(index, [(w[1], w[2]) for w in batch], over)
+            except CorruptState as e:
+                error = self.is_rotten(e)
+                for connection, _, op, _, _ in batch:
+                    connection.answer(error_result(op[0], error))
+                self.machine.abandon()  # what was proposed before is applied as the log has it
+                continue
             if payload is not None:
                 proposed = replica.propose(now, payload)
                 assert proposed == index
@@ -705,7 +763,7 @@ class PartitionHost:
     def apply_to(self, upto: int) -> None:
         """Apply committed entries in order and answer those who wait for them (R6)."""
         machine, store, node = self.machine, self.node.store, self.node
-        while self.applied < upto:
+        while self.applied < upto and not self.frozen:
             index = self.applied + 1
             entry = self.unstage(index) if self.staged else None
             if entry is not None or machine.proposed(index):
@@ -744,6 +802,9 @@ class PartitionHost:
             self.splitting, self.replica.parting = None, False
             self.narrow()
             self.watches.split()
+        if index <= self._told:
+            return  # applied again, to a state that was rebuilt
+        self._told = index
         if self.watches.count:
             self.watches.applied(index, applied)
         timed = self.machine.timed
@@ -811,10 +872,15 @@ class PartitionHost:
     async def digest(self) -> dict[str, Any] | None:
         """A checksum over every record and what dedupe remembers, as of one applied index; None
         when the state moved on meanwhile. Gives way to others between slices."""
+        if self.replica.damaged:
+            raise self.damage()
         applied, start, records = self.applied, b"", 0
         total = xxhash.xxh3_128()
         while True:
-            rows = self.node.store.scan(self.p, start, b"\xff" * 9, DIGEST_SLICE, MAX_LIST_BYTES)
+            try:
+                rows = self.node.store.scan(self.p, start, b"\xff" * 9, DIGEST_SLICE, MAX_LIST_BYTES)
+            except CorruptState as e:
+                raise self.is_rotten(e) from None
             if not rows:
                 break
             for lkey, record in rows:

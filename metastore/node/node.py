@@ -54,6 +54,7 @@ from metastore.node.identity import (
 from metastore.node.peers import PeerLinks
 from metastore.node.pins import Pins
 from metastore.node.policies import Policies
+from metastore.node.rebuilding import Rebuilding
 from metastore.node.snapshots import Snapshots
 from metastore.node.spreading import Spreading
 from metastore.node.views import Views
@@ -137,6 +138,7 @@ class Node:
         self.links.on_lineage = self.on_peer_lineage
         self.links.on_accused = self.on_accused
         self.snapshots = Snapshots(self)
+        self.rebuilding = Rebuilding(self)
         self.topology = self._restored_topology()
         #: up to which of etcd's revisions this node's copy would survive a restart without etcd
         self.topology_kept = self.topology.revision
@@ -166,6 +168,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self.store.start(self._loop, self.on_durable, self.fail)
         self.store.on_compacted = self.core.log_compacted
+        self.store.on_rotten = self.rebuilding.found
         self.store.on_forked = self.on_forked
         if self.settings.grant_ns > self._largest_grant_ns:
             # durable before the first grant leaves: heartbeat answers wait for the log (R8)
@@ -480,7 +483,7 @@ class Node:
             fx.Lacking: self._lacking,
             fx.Condemned: self._is_condemned,
             fx.StartSnapshot: lambda e: snapshots.start(e.p, e.node, e.epoch),
-            fx.InstallSnapshot: lambda e: snapshots.install(e.p, e.at_index, e.at_epoch),
+            fx.InstallSnapshot: lambda e: snapshots.install(e.p, e.at_index, e.at_epoch, e.keep_log),
             fx.DiscardSnapshot: lambda e: snapshots.discard(e.p),
         }
 
@@ -639,6 +642,8 @@ class Node:
             self.note_room()
             self.core.tick(now, self.control.can_elect())
             self.spreading.tick(now)
+            if self.rebuilding.why:
+                self.rebuilding.tick(now)
             self.settle()
             if self.parking:
                 self._unpark(now)

@@ -36,6 +36,8 @@ MAX_CONCURRENT_RECEIVES = 4
 #: a chunk ends with the row that fills it: a record, or what dedupe remembers of one client
 MAX_CHUNK_BYTES = CHUNK_BYTES + (6 << 20)
 MAX_AUX_KEY_BYTES = 64
+#: applied again without giving way to others
+REBUILD_ENTRIES = 200
 
 
 class _Outgoing:
@@ -96,8 +98,11 @@ class Snapshots:
             async with self._slots:
                 if to not in node.links.connected():
                     raise Unavailable(f"{to} is gone")
+                self._refuse_damaged(p)
                 with node.pins.pin(p, to) as pin:
                     await self._stream(p, to, epoch, out, pin)
+        except CorruptState as e:
+            node.rebuilding.found(p, e)
         except StorageError:
             raise  # what is on this disk cannot be read: R14
         except (TimeoutError, MetastoreError) as e:
@@ -121,6 +126,7 @@ class Snapshots:
             if host is not None:
                 out.total_bytes = sum(held[1] for held in host.machine.usage.values())
             while True:
+                self._refuse_damaged(p)
                 rows = reader.chunk(CHUNK_BYTES)
                 size = sum(len(row[1]) + len(row[2]) for row in rows)
                 await self._pace(size)
@@ -135,6 +141,11 @@ class Snapshots:
         finally:
             reader.close()
             node.store.release_log(p)
+
+    def _refuse_damaged(self, p: int) -> None:
+        replica = self.node.core.replicas.get(p)
+        if replica is not None and replica.damaged:
+            raise Unavailable(f"the state of partition {p} is damaged here (R14)")
 
     async def _pace(self, size: int) -> None:
         """Within the node's rate (snapshot_mib_s), all transfers together."""
@@ -265,21 +276,40 @@ class Snapshots:
             self._queue(incoming.src.node, ack)
             self.discard(begin.p)
 
-    def install(self, p: int, at_index: int, at_epoch: int) -> None:
-        """The core agreed: switch the staged state in."""
+    def install(self, p: int, at_index: int, at_epoch: int, keep_log: bool) -> None:
+        """The core agreed: switch the staged state in; ``keep_log``: for one that is damaged (R14)."""
         incoming = self._in.pop(p)
-        task = asyncio.get_running_loop().create_task(self._install(p, incoming, at_index, at_epoch))
+        work = self._rebuild if keep_log else self._install
+        task = asyncio.get_running_loop().create_task(work(p, incoming, at_index, at_epoch))
         self._watched(task)
 
     async def _install(self, p: int, incoming: _Incoming, at_index: int, at_epoch: int) -> None:
         node = self.node
         await incoming.installer.finish(at_index, at_epoch)
         host = node.hosts[p]
-        host.load()
         host.replica.on_snapshot_installed(now_ns(), at_index, at_epoch)
+        host.load()
         self.installed += 1
         fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
         log_event(log, f"installed a snapshot at {at_index}", **fields)
+        node.settle()
+
+    async def _rebuild(self, p: int, incoming: _Incoming, at_index: int, at_epoch: int) -> None:
+        """The staged state takes the damaged one's place, and is brought to where that was before anybody sees it."""
+        node, host = self.node, self.node.hosts[p]
+        done = await incoming.installer.rebuild(at_index, at_epoch)
+        if not done:
+            await incoming.installer.abort()
+        if node.hosts.get(p) is not host:
+            return  # no member any more
+        upto = max(host.applied, host.replica.commit_index)
+        if done and (done := host.load_state()):
+            while host.applied < upto:
+                host.apply_to(min(upto, host.applied + REBUILD_ENTRIES))
+                await asyncio.sleep(0)
+                if node.hosts.get(p) is not host:
+                    return
+        host.replica.on_rebuilt(now_ns(), done)
         node.settle()
 
     def discard(self, p: int) -> None:

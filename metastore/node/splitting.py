@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from metastore.core.machine import SplitOff
 from metastore.core.replica import ACTIVE
+from metastore.errors import CorruptState
 from metastore.layout import ConfigRecord, SplitRecord, first_epoch, term_of
 
 if TYPE_CHECKING:
@@ -85,7 +86,13 @@ def may_split(host: PartitionHost, wanted: SplitRecord) -> bool:
     replica, term, node = host.replica, host.replica.term, host.node
     if replica.role != ACTIVE or term is None or not node.control.can_elect() or node.core.ctx.moves_paused:
         return False
-    if replica.move is not None or replica.split is not None or term.learners or term.config.joint:
+    if (
+        replica.damaged
+        or replica.move is not None
+        or replica.split is not None
+        or term.learners
+        or term.config.joint
+    ):
         return False
     if not replica.owns_record(term) or not term.config.lo < wanted.at < term.config.hi:
         return False
@@ -109,7 +116,11 @@ def tick(host: PartitionHost, now: int) -> None:
         return
     if host.splitting is None or host.splitting.wanted != wanted:
         host.splitting = Splitting(host, wanted)
-    host.splitting.step()
+    try:
+        host.splitting.step()
+    except CorruptState as e:
+        host.is_rotten(e)
+        return
     if host.splitting.counted and not host.pending and not host.expired and not host.parked:
         if not host.node.store.syncing:
             host.splitting.propose(now)

@@ -117,6 +117,7 @@ def node_status(node: Node) -> dict[str, Any]:
                 "bytes": sum(held[1] for held in host.machine.usage.values()),
                 "operations": round(host.rate, 1),
                 "lag": lag,
+                "damaged": node.rebuilding.why.get(p),
                 "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
                 "move": r.move_state(),
                 "learners": learners(node, r),
@@ -142,7 +143,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "stalls": node.stalls,
         "worst_stall_ms": node.worst_stall_ns // MS,
         "gc": node.collector.stats(),
-        "storage": node.store.stats(),
+        "storage": {**node.store.stats(), "rebuilt_total": node.rebuilding.rebuilt},
         "clients": node.admission.stats(),
         "failed": str(node.failure) if node.failure else None,
     }

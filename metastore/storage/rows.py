@@ -3,7 +3,9 @@
 ``value | crc32 of the value (u32) | crc32 of that and the key (u32)``, little endian. The second one ties key and
 value together, and is enough to tell whether a *key* is as it was put, however long the value is. That
 counts where nothing is found: a row whose key has rotted lies where it always did, between the same neighbours, so
-"there is no such key" is true only if the rows on both sides of the gap have their keys (``seek``).
+"there is no such key" is true only if the rows on both sides of the gap have their keys (``seek``). A value that has
+rotted concerns the partition it belongs to. A key that has rotted concerns the whole tree: what was looked for since may
+have been led astray by it, and so may what was put.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import struct
 import zlib
 from typing import Any, Final
 
-from metastore.errors import CorruptState
+from metastore.errors import CorruptState, CorruptTree
 
 SUMS: Final = struct.Struct("<II")
 SUMS_BYTES: Final = SUMS.size
@@ -26,35 +28,40 @@ def seal(key: bytes, value: bytes) -> bytes:
 
 
 def unseal(key: bytes, row: bytes) -> bytes:
-    """The value. Raises CorruptState when key or value are not as they were put."""
+    """The value. Raises CorruptTree when the key, CorruptState when the value is not as it was put."""
     end = len(row) - SUMS_BYTES
     if end < 0:
         raise rotten(key)
     value = row[:end]
     crc, key_crc = SUMS.unpack_from(row, end)
-    if zlib.crc32(value) != crc or zlib.crc32(key, crc) != key_crc:
+    if zlib.crc32(key, crc) != key_crc:
         raise rotten(key)
+    if zlib.crc32(value) != crc:
+        raise CorruptState(f"the stored row of {key[:80]!r} does not match its checksum")
     return value
 
 
 def is_sound(key: bytes, row: bytes) -> bool:
-    """Whether key and value are as they were put. Both may be views."""
+    """Whether the value is as it was put; raises CorruptTree when the key is not. Both may be views."""
+    check_key(key, row)
     end = len(row) - SUMS_BYTES
-    if end < 0:
-        return False
-    crc, key_crc = SUMS.unpack_from(row, end)
-    return bool(zlib.crc32(memoryview(row)[:end]) == crc and zlib.crc32(key, crc) == key_crc)
+    return bool(zlib.crc32(memoryview(row)[:end]) == SUMS.unpack_from(row, end)[0])
+
+
+def has_key(key: bytes, row: bytes) -> bool:
+    """Whether the key is the one that the row was put under."""
+    end = len(row) - SUMS_BYTES
+    return end >= 0 and zlib.crc32(key, _U32.unpack_from(row, end)[0]) == _U32.unpack_from(row, end + 4)[0]
 
 
 def check_key(key: bytes, row: bytes) -> None:
-    """Raises CorruptState when the key is not the one that the row was put under."""
-    end = len(row) - SUMS_BYTES
-    if end < 0 or zlib.crc32(key, _U32.unpack_from(row, end)[0]) != _U32.unpack_from(row, end + 4)[0]:
+    """Raises CorruptTree when the key is not the one that the row was put under."""
+    if not has_key(key, row):
         raise rotten(key)
 
 
 def seek(cursor: Any, key: bytes) -> bool:
-    """Go to the first row at or above ``key``; False when there is none. Raises CorruptState when the row
+    """Go to the first row at or above ``key``; False when there is none. Raises CorruptTree when the row
     before it is not the one that was put there: it could have been one to come."""
     found: bool = cursor.set_range(key)
     if cursor.prev() if found else cursor.last():
@@ -67,7 +74,7 @@ def seek(cursor: Any, key: bytes) -> bool:
 
 
 def prove_absent(cursor: Any, key: bytes) -> None:
-    """There is no row of that key. Raises CorruptState when one of the rows on both sides of its place is not
+    """There is no row of that key. Raises CorruptTree when one of the rows on both sides of its place is not
     the one that was put there: it could be the one; or when it is there after all, and another's key led astray."""
     if seek(cursor, key):
         check_key(cursor.key(), cursor.value())
@@ -75,8 +82,8 @@ def prove_absent(cursor: Any, key: bytes) -> None:
             raise rotten(key)
 
 
-def rotten(key: bytes) -> CorruptState:
-    return CorruptState(
-        f"the stored row of {bytes(key)[:80]!r} does not match its checksum; this replica stops: replace the node",
-        key=bytes(key),
+def rotten(key: bytes) -> CorruptTree:
+    return CorruptTree(
+        f"a key of the state, found as {bytes(key)[:80]!r}, is not what was put there, so that no key can be looked for; "
+        "this node stops: replace it, its data is on the other replicas"
     )

@@ -28,13 +28,11 @@ SLICE_BYTES: Final = 64 << 10
 PAUSE_S: Final = 30.0
 
 
-class RottenRows(NamedTuple):
-    """Rows of a table of the state (``data``, ``aux`` or ``meta``), between the intact keys ``low`` and ``high`` (empty:
-    the table's beginning or end), are not as they were put."""
+class RottenRow(NamedTuple):
+    """The value under a key of the state (table ``data``, ``aux`` or ``meta``) is not as it was put."""
 
     table: str
-    low: bytes
-    high: bytes
+    key: bytes
 
 
 class RottenBlock(NamedTuple):
@@ -64,18 +62,18 @@ class Scrub:
             await asyncio.sleep(PAUSE_S)
 
     async def one_pass(self) -> None:
-        """All of it once. What is found goes to ``Store.rotten``. Raises StorageError when the disk cannot be read."""
+        """All of it once. What is found goes to ``Store.rotten``. Raises CorruptTree, OSError."""
         for name in ("meta", "data", "aux"):
             after: bytes | None = b""
             while after is not None:
-                after, size, spans = await self._in_thread(
+                after, size, bad = await self._in_thread(
                     self.store.state.check_rows, name, after, SLICE_BYTES
                 )
-                for low, high in spans:
-                    self._found(RottenRows(name, low, high))
+                for key in bad:
+                    self._found(RottenRow(name, key))
                 await self._pace(size)
-        number = 0
-        while (segment := self._next_segment(number)) is not None:
+        number, last = 0, self.store.log.durable_end[0]  # what is written meanwhile is the next pass's
+        while (segment := self._next_segment(number)) is not None and segment.number <= last:
             number = segment.number
             await self._segment(segment)
         self.passes += 1
@@ -101,7 +99,7 @@ class Scrub:
             await self._pace(came_to - pos)
             pos = came_to
 
-    def _found(self, damage: RottenRows | RottenBlock) -> None:
+    def _found(self, damage: RottenRow | RottenBlock) -> None:
         self.damage += 1
         log.error("the scrub found damage: %s", damage)
         self.store.rotten(damage)

@@ -77,6 +77,10 @@ class SnapshotInstaller:
         """Switch: from here the partition's log begins after ``(epoch, index)``."""
         await self._store.switch_slot(self._p, self._slot, index, epoch)
 
+    async def rebuild(self, index: int, epoch: int) -> bool:
+        """Switch the state alone: the log, which is sound, stays. False when it begins above ``index``."""
+        return await self._store.rebuild_slot(self._p, self._slot, index, epoch)
+
     async def abort(self) -> None:
         if self._used:
             self._store.delete_slot(self._slot)

@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 import lmdb
 import msgpack
 
-from metastore.errors import CorruptState, NoRoom, StorageError
+from metastore.errors import CorruptState, CorruptTree, NoRoom, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
 from metastore.storage.readcache import ReadCache
@@ -360,48 +360,34 @@ class State:
                 rows.append((key[4:], unseal(key, row)))
         return rows
 
-    def check_rows(
-        self, table: str, after: bytes, max_bytes: int
-    ) -> tuple[bytes | None, int, list[tuple[bytes, bytes]]]:
+    def check_rows(self, table: str, after: bytes, max_bytes: int) -> tuple[bytes | None, int, list[bytes]]:
         """Check the rows beyond the key ``after``, about ``max_bytes`` of them: up to which key (None = the end), how many
-        bytes that was, and between which sound keys (empty = the table's border) rows are not as they were put.
-        Any thread. Raises StorageError when the table cannot be walked."""
+        bytes that was, and the keys of values that are not as they were put. Any thread. Raises CorruptTree when that is
+        so of a key, when keys are not in order, or when the table cannot be walked."""
+        bad: list[bytes] = []
+        size = 0
         try:
             with self.env.begin(buffers=True) as txn:
-                return self._check_rows(txn.cursor(db=getattr(self, table)), after, max_bytes)
+                cursor = txn.cursor(db=getattr(self, table))
+                more = seek(cursor, after)
+                while more:
+                    key, row = bytes(cursor.key()), cursor.value()
+                    if key != after:
+                        if not is_sound(key, row):
+                            bad.append(key)
+                        if key < after:
+                            raise rotten(key)
+                        size += len(key) + len(row)
+                        if size >= max_bytes:
+                            return key, size, bad
+                        after = key
+                    more = cursor.next()
         except lmdb.Error as e:
-            raise CorruptState(f"table {table} of the state cannot be read ({e}); replace the node") from None
-
-    @staticmethod
-    def _check_rows(
-        cursor: Any, after: bytes, max_bytes: int
-    ) -> tuple[bytes | None, int, list[tuple[bytes, bytes]]]:
-        spans: list[tuple[bytes, bytes]] = []
-        low, rotten, size = after, False, 0
-        more = cursor.set_range(after) if after else cursor.first()
-        if after and more and cursor.key() != after:  # deleted meanwhile: what lies at its place counts too
-            more = cursor.prev() or cursor.first()
-        while more:
-            key, row = bytes(cursor.key()), cursor.value()
-            if not is_sound(key, row):
-                rotten = True
-                size += len(key) + len(row)
-            elif key <= after:  # a rotten key on the way here led astray: what was told is told
-                rotten = False
-            else:
-                if rotten:
-                    spans.append((low, key))
-                low, rotten = key, False
-                size += len(key) + len(row)
-                if size >= max_bytes:
-                    return low, size, spans
-            more = cursor.next()
-        if rotten:
-            spans.append((low, b""))
-        return None, size, spans
+            raise CorruptTree(f"table {table} of the state cannot be read ({e}); replace the node") from None
+        return None, size, bad
 
     def slots(self) -> set[int]:
-        """Every slot that holds rows. Raises CorruptState."""
+        """Every slot that holds rows. Raises CorruptTree."""
         found: set[int] = set()
         with self.env.begin() as txn:
             for db in (self.data, self.aux):
@@ -476,7 +462,7 @@ class State:
                         txn.delete(key, db=db)
 
     def delete_step(self, rubbish: Rubbish) -> bool:
-        """Delete some of those rows; whether rows are left. Raises as ``write``."""
+        """Delete some of those rows; whether rows are left. Raises as ``write``, and CorruptTree."""
         left = DELETE_CHUNK
         self.make_room(left, 0)
         spans = (

@@ -18,7 +18,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -42,14 +42,16 @@ from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.overlay import Overlay
 from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, SealEntry
 from metastore.storage.recovery import Recovery
-from metastore.storage.scrub import RottenBlock, RottenRows, Scrub
+from metastore.storage.scrub import RottenBlock, RottenRow, Scrub
 from metastore.storage.segments import BEGINNING, Border, Segment, SegmentFiles
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
 from metastore.storage.space import Space
 from metastore.storage.state import (
     BORDER_ROW,
+    LONG,
     NODE_ROW,
     READ_CACHE_BYTES,
+    SLOT,
     Job,
     Meta,
     Row,
@@ -200,6 +202,8 @@ class Store:
         self._failed: StorageError | None = None
         self.on_compacted: Callable[[int, int], None] = lambda p, index: None
         self.on_forked: Callable[[int, int], None] = lambda child, parent: None
+        #: what is in the state of a partition is not what was put there, and why that is known
+        self.on_rotten: Callable[[int, CorruptState], None] = lambda p, error: None
         self._lock_fd = -1
 
     # --- opening ----------------------------------------------------------------------------
@@ -273,7 +277,8 @@ class Store:
         recovery.finish()
         for p, meta in metas.items():
             part = self.log.partitions[p]
-            commit = max(meta.applied, min(recovery.commits.get(p, 0), part.index.last_index))
+            known = max(recovery.commits.get(p, 0), meta.commit)
+            commit = max(meta.applied, min(known, part.index.last_index))
             self.partitions[p] = PartitionInfo(meta, part.index, commit)
             self._durable_applied[p] = meta.applied
         self._next_slot = recovery.free_slot
@@ -346,15 +351,33 @@ class Store:
         if error is not None:
             self._fail(error if isinstance(error, StorageError) else StorageError(f"scrub: {error!r}"))
 
-    def rotten(self, damage: RottenRows | RottenBlock) -> None:
-        """The scrub has found damage (R14)."""
+    def rotten(self, damage: RottenRow | RottenBlock) -> None:
+        """The scrub has found damage (R14): that of a partition goes to ``on_rotten``, any other ends the store."""
         if isinstance(damage, RottenBlock):
             path = self.log.files.path(damage.segment)
             self._fail(CorruptLog(f"{path} is corrupt at offset {damage.offset}; replace the node"))
-        else:
-            self._fail(
-                CorruptState(f"rows of the state ({damage}) do not match their checksums; replace the node")
-            )
+            return
+        error = CorruptState(
+            f"the stored row of {damage.key[:80]!r} in {damage.table} does not match its checksum"
+        )
+        if damage.table == "meta":
+            self._fail(error)
+        for p in self._owners(damage):
+            self.on_rotten(p, error)
+
+    def _owners(self, damage: RottenRow) -> list[int]:
+        """Whose a row is; nobody's when it is to be deleted."""
+        found = []
+        for p, info in self.partitions.items():
+            meta = info.meta
+            if damage.table == "aux":
+                mine = damage.key[: SLOT.size] == SLOT.pack(meta.slot)
+            else:
+                data = SLOT.pack(meta.data_slot)
+                mine = data + meta.start[:LONG] <= damage.key < data + meta.end[:LONG]
+            if mine and not meta.dropped:
+                found.append(p)
+        return found
 
     # --- partitions ---------------------------------------------------------------------------
 
@@ -833,6 +856,37 @@ class Store:
         if p not in self.partitions:
             raise StorageError(f"this store holds no replica of partition {p}")
         return SnapshotInstaller(self, p, self._take_slot())
+
+    async def rebuild_slot(self, p: int, slot: int, index: int, epoch: int) -> bool:
+        """One transaction makes the staged slot the state of a partition whose own is damaged. The log stays as it is,
+        and what it has above ``index`` is applied again. False when it does not reach down to there any more.
+        Nothing may be applied in the partition until this returns."""
+        while self.forks(p):  # what was split off stands on the old rows until it is durable (R18)
+            await self._push()
+        info = self.partitions[p]
+        self._switching.add(p)  # no flush may write the partition's old row after the new one
+        try:
+            while self._flushing is not None:
+                await self._push()
+            if not info.log.base_index <= index <= info.log.last_index:
+                return False
+            self._durable_applied[p] = index  # segments with what follows stay
+            new = replace(info.meta, slot=slot, shared=0, start=b"", end=END_OF_RING)
+            new.applied, new.applied_epoch = index, epoch
+            await self._write_meta(p, new)
+        finally:
+            self._switching.discard(p)
+        if info.meta.dropped:  # meanwhile
+            return False
+        old = self._rubbish(p, 0)
+        meta = info.meta
+        meta.slot, meta.shared, meta.applied, meta.applied_epoch = slot, 0, index, epoch
+        meta.start, meta.end = b"", END_OF_RING
+        self._active.drop(p)
+        self._dirty.add(p)
+        self.state.renew({})
+        self._garbage.append(old)
+        return True
 
     async def switch_slot(self, p: int, slot: int, index: int, epoch: int) -> None:
         """R17: one transaction makes the staged slot the partition's state. Nothing may be

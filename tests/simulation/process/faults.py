@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from metastore.coordination.interface import Compare, Delete, Op, Put, TxnResult
 from metastore.layout import Layout, MoveRecord, SplitRecord
 from metastore.namespaces import Policy
+from metastore.storage.rows import SUMS_BYTES
 from tests.chaos.mixed import NAMESPACE
 from tests.simulation.process.etcd import NAME as ETCD
 from tests.simulation.process.loop import MS
@@ -122,6 +123,19 @@ class Faults:
         victim = self.pick()
         if victim.up:
             victim.disk.cut_after = self.random.randrange(12)
+
+    def rot(self) -> None:
+        """A bit of a value of the state, on the disk of one machine: always the same one, so that what is lost is on
+        the others. (A key that rots ends the node.)"""
+        name = min(self.world.processes)
+        process = self.world.processes[name]
+        rows = [(table, key) for table in (b"data", b"aux") for key in sorted(process.env.tables[table].rows)]
+        if rows:
+            table, key = self.random.choice(rows)
+            row = bytearray(process.env.tables[table].rows[key])
+            row[self.random.randrange(len(row) - SUMS_BYTES)] ^= 1 << self.random.randrange(8)
+            process.env.tables[table].rows[key] = bytes(row)
+            self.world.tell(f"{name}: a bit of {key.hex()} in {table.decode()} rots")
 
     def fail_sync(self) -> None:
         """R14."""

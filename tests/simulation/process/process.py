@@ -33,7 +33,7 @@ STORAGE = StorageOptions(
     cache_bytes=2 << 10,
     flush_changes=40,
     flush_age_s=0.3,
-    scrub_bytes_s=64 << 10,
+    scrub_bytes_s=256 << 10,
 )
 SETTINGS: dict[str, Any] = {
     "heartbeat_ms": 60,

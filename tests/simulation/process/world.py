@@ -22,7 +22,7 @@ from metastore.layout import ConfigRecord
 from metastore.node import node as node_module
 from metastore.node import peers, snapshots, watches
 from metastore.node.node import core_settings
-from metastore.storage import state
+from metastore.storage import scrub, state
 from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.faults import Faults
 from tests.simulation.process.loop import MS, Events, SimLoop, patch_clocks
@@ -43,6 +43,7 @@ SMALL: list[tuple[Any, str, Any]] = [
     (watches, "CONGESTED_BYTES", 500),
     (watches, "SLICE_BYTES", 300),
     (state, "DELETE_CHUNK", 5),
+    (scrub, "PAUSE_S", 0.5),
     (
         node_module,
         "core_settings",
@@ -165,6 +166,9 @@ class World:
         self.faults.heal()
         self.until(self.all_led, 5, "I8: no leaders after healing")
         self.until(self.all_moved, 10, "moves: they do not end")
+        if "rot" in plan.faults:
+            passes = {q.name: q.node.store.scrub.passes + 2 for q in self.processes.values()}
+            self.until(lambda: self.all_sound(passes), 20, "R14: what has rotted is not rebuilt")
         self.workloads.finish()
         self.until(self.all_equal, 5, "I8: replicas do not catch up after healing")
         self.workloads.judge()
@@ -223,6 +227,13 @@ class World:
     def all_led(self) -> bool:
         return all(
             sum(1 for h in self.hosts(p) if h.replica.role == "active") == 1 for p in self.partitions()
+        )
+
+    def all_sound(self, passes: dict[str, int]) -> bool:
+        """So many scrubs have gone through everything, and nobody has a damaged copy."""
+        return all(
+            q.node.store.scrub.passes >= passes[q.name] and not q.node.rebuilding.why
+            for q in self.processes.values()
         )
 
     def all_moved(self) -> bool:

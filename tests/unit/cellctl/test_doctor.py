@@ -27,7 +27,8 @@ def view(name: str) -> dict[str, Any]:
         "etcd": {"connected": True, "lease": True, "lease_margin_s": 3.3},
         "stalls": 0,
         "worst_stall_ms": 0,
-        "storage": {"log_last_sync_us": 900},
+        "storage": {"log_last_sync_us": 900, "rebuilt_total": 0},
+        "partitions": [{"id": 0, "damaged": None}],
         "clients": {"refused_total": 0},
         "identity": {
             "state": "confirmed",
@@ -86,6 +87,16 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("a node stopped itself", lambda s: s["views"]["c1n1"].update(failed="disk"), "error: node c1n1: it has stopped"),
     ("no leader", lambda s: s["rows"][0].update(health="no leader"), "error: partition 0: no leader"),
     ("two replicas", lambda s: s["rows"][0].update(replicas=list(NODES[:2])), "warning: partition 0: it has 2"),
+    (
+        "rot",
+        lambda s: s["views"]["c1n2"]["partitions"][0].update(damaged="a row does not match"),
+        "error: partition 0: its copy on c1n2 is damaged: a row does not match",
+    ),
+    (
+        "rot that was mended",
+        lambda s: s["views"]["c1n2"]["storage"].update(rebuilt_total=2),
+        "warning: node c1n2: 2 damaged copies were rebuilt",
+    ),
     ("lag", lambda s: s["rows"][1].update(lag={"c1n3": 5000}), "warning: partition 1: c1n3 is 5000 entries"),
     ("flapping", lambda s: s.update(history=_elections(FLAP_ELECTIONS)), "warning: partition 1: 4 elections"),
     ("no etcd", lambda s: s["views"]["c1n1"]["etcd"].update(connected=False), "warning: node c1n1: it does not reach"),

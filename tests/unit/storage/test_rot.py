@@ -13,13 +13,16 @@ from typing import Any
 import msgpack
 import pytest
 
-from metastore.core.entry import pack_entry
+from metastore.core.entry import entry_position, pack_entry
 from metastore.core.machine import FENCE_PREFIX, digest_key
-from metastore.errors import ConfigError, CorruptLog, CorruptState
+from metastore.errors import ConfigError, CorruptLog, CorruptState, CorruptTree
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord, Fact, SealEntry
+from metastore.storage.rows import SUMS_BYTES
 from metastore.storage.scrub import RottenBlock
 from metastore.storage.segments import BLOCK_HEAD, SEGMENT_HEAD
+from metastore.storage.snapshot import AUX as AUX_ROW
+from metastore.storage.snapshot import DATA
 from metastore.storage.state import State
 from metastore.storage.store import StorageOptions, Store
 from tests.unit.storage.test_store import SMALL, open_store, segments
@@ -350,7 +353,7 @@ async def test_a_scrub_reads_everything(tmp_path: Path) -> None:
 
 
 async def test_a_scrub_finds_each_row(tmp_path: Path) -> None:
-    """Whichever row it is, key or value: between the neighbours that are sound."""
+    """Whichever it is: a value by its key; a key that has rotted says that nothing can be looked for any more."""
     made(tmp_path)
     file = tmp_path / "state" / "data.mdb"
     good = file.read_bytes()
@@ -361,21 +364,57 @@ async def test_a_scrub_finds_each_row(tmp_path: Path) -> None:
             rows[table] = list(txn.cursor(db=getattr(store.state, table)))
     store.abandon()
     for table, pairs in rows.items():
-        keys = [b"", *(key for key, _ in pairs), b""]
-        for n, (key, row) in enumerate(pairs):
-            for at in (0, len(key) - 1, len(key), len(key) + len(row) - 1):
+        for key, row in pairs:
+            value = len(key) + len(row) - SUMS_BYTES
+            for at in (0, len(key) - 1, len(key), value - 1, value, len(key) + len(row) - 1):
                 garbled = bytearray(key + row)
                 garbled[at] ^= 0x80
                 file.write_bytes(good.replace(key + row, garbled))
                 state = State.open(tmp_path / "state", False, 1 << 30)
-                _, _, spans = state.check_rows(table, b"", 1 << 30)
-                found, after = [], b""
-                while after is not None:  # and by slices of a row each
-                    after, _, some = state.check_rows(table, after, 1)
-                    found += some
+                try:
+                    _, _, bad = state.check_rows(table, b"", 1 << 30)
+                    found, after = [], b""
+                    while after is not None:  # and by slices of a row each
+                        after, _, some = state.check_rows(table, after, 1)
+                        found += some
+                except CorruptTree:
+                    assert at < len(key) or at >= value
+                else:
+                    assert bad == found == [key]
+                    assert len(key) <= at < value
                 state.close()
-                assert spans == found == [(keys[n], keys[n + 2])]
     file.write_bytes(good)
+
+
+async def test_keys_that_are_out_of_order(tmp_path: Path) -> None:
+    """What was put while another key was rotten may lie where nobody finds it, also when that one is gone."""
+    made(tmp_path / "good")
+    astray = 0
+    for at in range(12):
+        path = tmp_path / str(at)
+        shutil.copytree(tmp_path / "good", path)
+        file = path / "state" / "data.mdb"
+        state = State.open(path / "state", False, 1 << 30)
+        with state.env.begin() as txn:
+            key, row = list(txn.cursor(db=state.data))[at]
+        state.close()
+        rotten = b"\x77" + key[1:]
+        file.write_bytes(file.read_bytes().replace(key + row, rotten + row))
+        state = State.open(path / "state", False, 1 << 30)
+        state.write([], [(b"\0\0\0\x05" + KEYS[0], b"where it does not belong")])
+        state.close()
+        file.write_bytes(file.read_bytes().replace(rotten + row, key + row))
+        state = State.open(path / "state", False, 1 << 30)
+        with state.env.begin() as txn:
+            keys = [k for k, _ in txn.cursor(db=state.data)]
+        if keys != sorted(keys):
+            astray += 1
+            with pytest.raises(CorruptTree):
+                state.check_rows("data", b"", 1 << 30)
+        else:
+            assert state.check_rows("data", b"", 1 << 30)[2] == []
+        state.close()
+    assert astray
 
 
 async def test_a_scrub_finds_a_block(tmp_path: Path) -> None:
@@ -418,3 +457,104 @@ async def test_rot_that_the_scrub_finds_ends_the_store(tmp_path: Path) -> None:
     store.start(asyncio.get_running_loop(), lambda seq: None, failed.set_result)
     assert "is corrupt at offset 64; replace the node" in str(await failed)
     await store.close()
+
+
+# --- a damaged copy is rebuilt ----------------------------------------------------------------------------
+
+
+def rotten_row(path: Path, table: str, at: int) -> None:
+    """A bit in the value of a row rots."""
+    store = open_store(path, OPTIONS)
+    with store.state.env.begin() as txn:
+        key, row = list(txn.cursor(db=getattr(store.state, table)))[at]
+    store.abandon()
+    file = path / "state" / "data.mdb"
+    raw = file.read_bytes()
+    assert key + row in raw
+    file.write_bytes(raw.replace(key + row, key + bytes([row[0] ^ 8]) + row[1:]))
+
+
+@pytest.mark.parametrize(("table", "count"), [("data", 12), ("aux", 4)])
+async def test_rot_is_found_by_whose_it_is(tmp_path: Path, table: str, count: int) -> None:
+    made(tmp_path / "good")
+    for at in range(count):
+        shutil.copytree(tmp_path / "good", tmp_path / str(at))
+        rotten_row(tmp_path / str(at), table, at)
+        store = open_store(tmp_path / str(at), OPTIONS)
+        found: list[int] = []
+        store.on_rotten = lambda p, error, found=found: found.append(p)  # type: ignore[misc]
+        await store.scrub.one_pass()
+        assert found == [at // (count // 2) + 1]
+        store.abandon()
+
+
+@pytest.mark.parametrize("at", range(12))
+async def test_the_state_is_replaced_and_the_log_stays(tmp_path: Path, at: int) -> None:
+    """A snapshot as of entry 4 takes the place of a damaged state at 6; what rotted goes with the old slot, and what is
+    another's stays."""
+    made(tmp_path)
+    good = answers(tmp_path)
+    rotten_row(tmp_path, "data", at)
+    store = open_store(tmp_path, OPTIONS)
+    p = at // 6 + 1
+    installer = store.begin_install(p)
+    rows = [(DATA, key, pack_record(n, 1, b"value-%d-%d" % (p, n))) for n, key in enumerate(KEYS[:4], 1)]
+    await installer.add([*rows, *((AUX_ROW, key, row) for key, row in AUX.items())])
+    assert await installer.rebuild(4, E1)
+    info = store.partitions[p]
+    assert (info.applied_index, info.log.last_index) == (4, 6 if p == 1 else 7)
+    for n in (5, 6):
+        value = pack_record(n, 1, b"value-%d-%d" % (p, n))
+        store.apply(p, n, E1, [(KEYS[n - 1], value)], set(AUX))
+    store.run_flush()
+    for garbage in store._garbage:
+        while store.state.delete_step(garbage):
+            pass
+    await store.scrub.one_pass()
+    assert store.scrub.damage == 0, "nothing of it is left"
+    for key in KEYS:
+        for q in (1, 2):
+            assert store.get(q, key) in good
+            assert store.get(q, key) is not None
+    store.abandon()
+    again = open_store(tmp_path, OPTIONS)
+    assert [again.partitions[q].applied_index for q in (1, 2)] == [6, 6]
+    assert all(len(again.scan(q, b"", b"\xff" * 9, 100, 1 << 20)) == 6 for q in (1, 2))
+    again.abandon()
+
+
+@pytest.mark.parametrize("written", [False, True])
+async def test_killed_while_it_is_replaced(tmp_path: Path, written: bool) -> None:
+    """Before the transaction the damage is found again; after it, the log has what follows the snapshot."""
+    made(tmp_path)
+    rotten_row(tmp_path, "data", 2)
+    store = open_store(tmp_path, OPTIONS)
+    installer = store.begin_install(1)
+    await installer.add(
+        [(DATA, key, pack_record(n, 1, b"value-1-%d" % n)) for n, key in enumerate(KEYS[:4], 1)]
+    )
+    if written:
+        assert await installer.rebuild(4, E1)
+    store.abandon()
+    again = open_store(tmp_path, OPTIONS)
+    info = again.partitions[1]
+    assert info.log.last_index == 6
+    assert info.commit_index == 6, "what was applied once is known to be committed"
+    assert info.applied_index == (4 if written else 6)
+    if written:
+        assert [entry_position(b)[0] for b in again.read_entries(1, 5, 1 << 20)] == [5, 6]
+        assert len(again.scan(1, b"", b"\xff" * 9, 100, 1 << 20)) == 4
+    else:
+        with pytest.raises(CorruptState):
+            again.scan(1, b"", b"\xff" * 9, 100, 1 << 20)
+    again.abandon()
+
+
+async def test_a_snapshot_that_the_log_does_not_reach_down_to(tmp_path: Path) -> None:
+    made(tmp_path)
+    store = open_store(tmp_path, OPTIONS)
+    store.log.partitions[1].compact(5)
+    assert not await store.begin_install(1).rebuild(4, E1)
+    assert not await store.begin_install(1).rebuild(9, E1)
+    assert store.partitions[1].applied_index == 6
+    store.abandon()

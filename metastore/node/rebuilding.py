@@ -1,0 +1,81 @@
+"""A copy whose state is damaged is given up, and rebuilt from a healthy replica (R14).
+
+Rot is found by whoever reads a row, or by the scrub. The replica's log and its seal are sound: what it has acknowledged
+stays true. But nothing is read from the state any more, by clients or for a snapshot; the replica does not
+campaign, and hands leadership over if it has it (R11), or else serves nothing. It asks whoever leads for a snapshot, which
+takes the place of the state alone, and applies again what its log has above that. A crash on the way changes nothing: either
+the new slot is in its place, or the damage is found again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from metastore.core.replica import ACTIVE
+from metastore.errors import CorruptState, CorruptTree
+from metastore.logs import log_event
+
+if TYPE_CHECKING:
+    from metastore.node.host import PartitionHost
+    from metastore.node.node import Node
+
+log = logging.getLogger("metastore.rebuilding")
+
+HAND_OVER_NS: Final = 1_000_000_000
+
+
+class Rebuilding:
+    """See the module. ``why``: partitions here whose state is damaged, and how that is known."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.why: dict[int, str] = {}
+        self.rebuilt = 0
+        self._handed_over_ns: dict[int, int] = {}
+
+    def found(self, p: int, error: CorruptState) -> None:
+        """The state of a partition is not what was put there; or nothing is, and the node stops."""
+        if isinstance(error, CorruptTree):
+            self.node.fail(error)
+            return
+        host = self.node.hosts.get(p)
+        if host is None or (p in self.why and host.replica.damaged):
+            return
+        why = self.why[p] = error.message
+        host.replica.lose_state()
+        fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+        log.error(
+            "partition %d: its state is damaged (%s); it is rebuilt from another replica",
+            p,
+            why,
+            extra=fields,
+        )
+        self.node.schedule_turn()
+
+    def tick(self, now: int) -> None:
+        """Get on with it."""
+        for p in list(self.why):
+            host = self.node.hosts.get(p)
+            if host is None:
+                del self.why[p]
+            elif not host.replica.damaged:
+                del self.why[p]
+                self.rebuilt += 1
+                fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+                log_event(log, "rebuilt: its state is sound again", **fields)
+            elif host.replica.role == ACTIVE:
+                self._hand_over(now, host)
+            else:
+                host.replica.tick_damaged(now)
+
+    def _hand_over(self, now: int, host: PartitionHost) -> None:
+        """To whoever lacks least, now and then another one."""
+        term = host.replica.term
+        if term is None or now - self._handed_over_ns.get(host.p, 0) < HAND_OVER_NS:
+            return
+        self._handed_over_ns[host.p] = now
+        up = [n for n, _ in term.config.members() if n in self.node.links.connected() and n in term.others()]
+        for heir in sorted(up, key=lambda n: -term.progress[n].match):
+            if host.replica.transfer(now, heir):
+                return

@@ -1,0 +1,31 @@
+"""Rot in the state of one machine: nobody ever sees it, and its copies are rebuilt from the others (R14)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.process.plans import Plan
+from tests.simulation.process.world import World
+
+PLANS = {
+    "rot": Plan(faults={"rot": 250}, workloads={"registers": 2, "readers": 1, "counting": 1}),
+    "rot and deaths": Plan(
+        faults={"rot": 400, "kill": 1500, "power": 4000, "pause": 2500, "hand_over": 1500},
+        workloads={"registers": 2, "readers": 1, "counting": 2},
+    ),
+    "rot and divisions": Plan(
+        faults={"rot": 400, "divide": 900, "kill": 2500},
+        workloads={"registers": 2, "counting": 3},
+        partitions=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_rots_is_rebuilt(name: str) -> None:
+    rebuilt = 0
+    for seed in range(2):
+        world = World(seed, PLANS[name], name=name).play()
+        rebuilt += sum(q.node.rebuilding.rebuilt for q in world.processes.values())
+        assert sum(len(t.history) for _, t in world.workloads.traffics) > 50, "no work done"
+    assert rebuilt
