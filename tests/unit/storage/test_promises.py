@@ -292,8 +292,13 @@ def test_an_entry_that_was_taken_back_before_it_was_written_leaves_its_place_to_
     store.append(TruncateEntry(P, 5))
     store.append(entry(6, 2, b"in its stead"))
     store.append(entry(7, 2, b"and another"))
+    part = store.log.partitions[P]
+    gone = next(blob for _, p, index, blob in store.log._waiting if (p, index) == (P, 6))
+    # a round that has room for the first of them only
+    store.log._place(store.log.files.segments[-1], P, 6, gone, 12345)
+    assert part.locations[5] == 0, "the next is not written yet"
     store.run_round()
-    store.log.partitions[P].blobs.clear()
+    part.blobs.clear()
     assert store.read_entries(P, 6, 1) == [pack_entry(6, 2, b"in its stead")]
     assert store.read_entries(P, 7, 1) == [pack_entry(7, 2, b"and another")]
     store.abandon()
