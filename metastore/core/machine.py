@@ -707,7 +707,7 @@ class Machine:
         """Part with what lies at ``at`` and above. The child remembers the same requests and fences."""
         _, child, at, last, epoch, usage, members = row
         upper = Machine(self.read)
-        upper.last_version, upper.first_version = self.last_version, self.first_version
+        upper.last_version = self.last_version
         upper.dedupe, upper.fences = self.dedupe, self.fences
         for namespace, records, size in usage:
             upper.usage[namespace] = [records, size]
