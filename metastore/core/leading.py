@@ -255,7 +255,8 @@ class LeadingReplica(Replica):
         if src.node == self.ctx.me.node:
             return
         if pr.snapshotting_since_ns and msg.match >= self.log.base_index:
-            pr.snapshotting_since_ns = 0
+            # who had it all already says so, and has not heard by it what is committed
+            pr.snapshotting_since_ns = pr.sent_commit = 0
             pr.probing, pr.next = False, msg.match + 1
         if pr.probing and msg.match >= pr.next - 1:
             pr.probing = False
@@ -495,7 +496,7 @@ class LeadingReplica(Replica):
         if not pr.sealed:
             self.send_seal(now, node)
         elif term.noop_index:
-            pr.probing, pr.snapshotting_since_ns = True, 0
+            pr.probing, pr.snapshotting_since_ns, pr.sent_commit = True, 0, 0
             if pr.match:
                 pr.next = pr.match + 1
             self.send_entries(now, node, pr)

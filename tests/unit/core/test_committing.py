@@ -411,3 +411,24 @@ def test_nothing_is_sealed_while_a_snapshot_is_switched_in() -> None:
     )
     assert node.take() == []
     assert node.replica.sealed_epoch == NOW
+
+
+def test_who_is_offered_a_snapshot_of_what_it_has_hears_what_is_committed() -> None:
+    """R5, R17: its acknowledgements were lost, then its connection, and the log that it has is compacted away here. It
+    says that it lacks nothing; what it was told of the commit before may have been lost with the connection."""
+    nodes = led()
+    leader, behind = nodes["a"].replica, nodes["c"].replica
+    last = leader.propose(START, b"x")
+    deliver(nodes, START, lambda src, dst, message: src == "c")
+    later = START + 400 * MS
+    nodes["a"].core.tick(later, True)
+    deliver(nodes, later, lambda src, dst, message: "c" in (src, dst))
+    assert (leader.commit_index, behind.log.last_index, behind.commit_index) == (last, last, last - 1)
+    nodes["a"].core.log_compacted(0, last)
+    nodes["a"].core.peer_up(later, "c")
+    started = [e for e in nodes["a"].take() if isinstance(e, fx.StartSnapshot)]
+    assert [e.node for e in started] == ["c"]
+    nodes["a"].core.receive(later, process("c"), m.Appended(0, leader.sealed_epoch, last))
+    nodes["a"].core.tick(later + 20 * MS, True)
+    deliver(nodes, later + 20 * MS)
+    assert behind.commit_index == last
