@@ -34,8 +34,11 @@ class PersistSeal(NamedTuple):
 
 
 class PersistTruncate(NamedTuple):
+    """``epoch``: under which the suffix is removed; the store compares it with the one sealed (R1)."""
+
     p: int
     keep_index: int
+    epoch: int
 
 
 class PersistConfig(NamedTuple):

@@ -366,7 +366,7 @@ class Replica:
                 f"I4: partition {self.p} would truncate to {keep_index}, below commit {self.commit_index}"
             )
         self.log.truncate(keep_index)
-        self.emit(fx.PersistTruncate(self.p, keep_index))
+        self.emit(fx.PersistTruncate(self.p, keep_index, self.sealed_epoch))
 
     def advance_commit(self, index: int) -> None:
         """R6: raise ``commit_index``; it never goes down (I7)."""

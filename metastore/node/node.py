@@ -58,7 +58,7 @@ from metastore.node.rebuilding import Rebuilding
 from metastore.node.snapshots import Snapshots
 from metastore.node.spreading import Spreading
 from metastore.node.views import Views
-from metastore.storage.records import ConfigEntry, Fact, SealEntry, TruncateEntry
+from metastore.storage.records import ConfigEntry, Fact, SealEntry
 from metastore.storage.store import Store
 from metastore.topology import TopologyTable
 
@@ -472,7 +472,7 @@ class Node:
             fx.Send: self._send,
             fx.PersistEntries: self._persist_entries,
             fx.Committed: self._committed.append,
-            fx.PersistTruncate: lambda e: append(TruncateEntry(e.p, e.keep_index)),
+            fx.PersistTruncate: lambda e: self.store.truncate(e.p, e.epoch, e.keep_index),
             fx.PersistSeal: seal,
             fx.PersistConfig: lambda e: append(ConfigEntry(e.p, e.config)),
             fx.RoleChanged: lambda e: self._role_changed(e),

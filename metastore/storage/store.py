@@ -40,7 +40,7 @@ from metastore.storage.identity import (
 )
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.overlay import Overlay
-from metastore.storage.records import ConfigEntry, DropEntry, Fact, Record, SealEntry
+from metastore.storage.records import ConfigEntry, DropEntry, Fact, SealEntry, TruncateEntry
 from metastore.storage.recovery import Recovery
 from metastore.storage.scrub import RottenBlock, RottenRow, Scrub
 from metastore.storage.segments import BEGINNING, Border, Segment, SegmentFiles
@@ -71,6 +71,10 @@ HOLD_AFTER_S: Final = 10.0
 PUSH_S: Final = 0.002
 #: a slot that is never given out
 NO_SLOT: Final = 0
+
+
+Plain = SealEntry | ConfigEntry | Fact | DropEntry
+"""Records that change no partition's log: those that do name the epoch under which they do (R1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,8 +498,8 @@ class Store:
         """What is appended now waits for a later round."""
         return self.log.syncing or self.log.short
 
-    def append(self, record: Record) -> int:
-        """Buffer a record; its number. Durable once ``durable_seq`` reaches it."""
+    def append(self, record: Plain) -> int:
+        """Buffer a record that changes no log; its number. Durable once ``durable_seq`` reaches it."""
         if isinstance(record, SealEntry) and record.epoch <= self.partitions[record.p].meta.sealed:
             sealed = self.partitions[record.p].meta.sealed
             raise StorageError(
@@ -514,14 +518,23 @@ class Store:
         return seq
 
     def append_entries(self, p: int, epoch: int, commit: int, blobs: list[bytes]) -> int:
-        """Buffer entries of one partition, written under ``epoch``; the number of the last one. R1: the storage
-        write itself compares. Raises StorageError unless ``epoch`` is the one sealed."""
+        """Buffer entries of one partition, written under ``epoch``; the number of the last one. Raises StorageError
+        unless ``epoch`` is the one sealed (R1)."""
+        self._must_be_sealed(p, epoch)
+        return self.log.append_entries(p, commit, blobs)
+
+    def truncate(self, p: int, epoch: int, keep_index: int) -> int:
+        """Remove the entries above ``keep_index``, under ``epoch``; the record's number. Raises as ``append_entries``."""
+        self._must_be_sealed(p, epoch)
+        return self.log.append(TruncateEntry(p, keep_index))
+
+    def _must_be_sealed(self, p: int, epoch: int) -> None:
+        """R1: the storage write itself compares: what changes a log goes by here."""
         sealed = self.partitions[p].meta.sealed
         if epoch != sealed:
             raise StorageError(
                 f"R1: partition {p} has sealed epoch {sealed}; nothing is written under {epoch}"
             )
-        return self.log.append_entries(p, commit, blobs)
 
     def kick(self) -> None:
         self.log.kick()

@@ -58,7 +58,7 @@ def test_a_conflicting_suffix_goes_first() -> None:
     node = follower(log_of(OLD, OLD, OLD, OLD))
     new = blob(3, NOW)
     effects = append(node, (OLD, 1), blob(2, OLD), new)
-    assert effects[:2] == [fx.PersistTruncate(0, 2), fx.PersistEntries(0, [new], 0, NOW, [None])]
+    assert effects[:2] == [fx.PersistTruncate(0, 2, NOW), fx.PersistEntries(0, [new], 0, NOW, [None])]
     assert node.replica.log.last_position() == (NOW, 3)
 
 

@@ -29,7 +29,7 @@ def test_a_truncation_not_carried_out_yet_counts_already() -> None:
     store still holds the old suffix (I2)."""
     stored = {i: blob(i, 1) for i in range(1, 7)}
     core = make(stored)
-    core.emit(fx.PersistTruncate(0, 4))
+    core.emit(fx.PersistTruncate(0, 4, 1))
     core.emit(fx.PersistEntries(0, [blob(5, 2), blob(6, 3)], 4, 3))
     assert core._read_log(0, 2, BIG) == [blob(2, 1), blob(3, 1), blob(4, 1)]
     assert core._read_log(0, 5, BIG) == [blob(5, 2), blob(6, 3)]
@@ -41,7 +41,7 @@ def test_a_truncation_not_carried_out_yet_counts_already() -> None:
 def test_a_deeper_truncation_after_entries() -> None:
     core = make({i: blob(i, 1) for i in range(1, 4)})
     core.emit(fx.PersistEntries(0, [blob(4, 1), blob(5, 1)], 0, 1))
-    core.emit(fx.PersistTruncate(0, 2))
+    core.emit(fx.PersistTruncate(0, 2, 1))
     core.emit(fx.PersistEntries(0, [blob(3, 2)], 0, 2))
     assert core._read_log(0, 1, BIG) == [blob(1, 1), blob(2, 1)]
     assert core._read_log(0, 3, BIG) == [blob(3, 2)]

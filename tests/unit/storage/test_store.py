@@ -671,3 +671,23 @@ def test_a_short_scan_finds_damage(tmp_path: Path, damaged: bytes) -> None:
     with pytest.raises(CorruptState):
         store.scan(P, b"", b"\xff" * 9, 9, 1 << 20)
     store.abandon()
+
+
+def test_a_log_is_changed_under_the_sealed_epoch_only(tmp_path: Path) -> None:
+    """R1: entries come, and a suffix goes, under the very epoch that is sealed; the storage write itself compares."""
+    store = open_store(tmp_path)
+    store.add_partition(P)
+    store.append(SealEntry(P, 5, b"me", b"config"))
+    store.append_entries(P, 5, 0, [entry(1).blob, entry(2).blob])
+    for epoch in (0, 4, 6):
+        with pytest.raises(StorageError, match=f"has sealed epoch 5; nothing is written under {epoch}"):
+            store.truncate(P, epoch, 1)
+        with pytest.raises(StorageError, match=f"has sealed epoch 5; nothing is written under {epoch}"):
+            store.append_entries(P, epoch, 0, [entry(3).blob])
+    assert store.partitions[P].log.last_index == 2
+    store.truncate(P, 5, 1)
+    store.run_round()
+    store.abandon()
+    again = open_store(tmp_path)
+    assert again.partitions[P].log.last_index == 1
+    again.abandon()

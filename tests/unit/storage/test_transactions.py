@@ -1,0 +1,332 @@
+"""Killed, or without power, before and after every transaction of the state and every step of the log: a script of all
+that a store does is cut off at each of its steps in turn. What is recovered is what was promised, and a state that
+the partition once had."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from metastore.core.entry import entry_position, pack_entry
+from metastore.records import pack_record
+from metastore.storage.records import EntryRecord, SealEntry
+from metastore.storage.snapshot import AUX, DATA
+from metastore.storage.state import State
+from metastore.storage.store import Fork, StorageOptions, Store
+from tests.simulation.process.lmdb_env import MemoryEnv, _Txn
+from tests.unit.storage.simdisk import Cut, SimDisk
+
+FOLDER = Path("/sim")
+OPTIONS = StorageOptions(segment_bytes=2 << 10, log_retention_bytes=4 << 10, cache_bytes=0)
+EPOCH, LATER = 1 << 16, 2 << 16
+AT = b"\x80" + bytes(7)
+KEYS = [bytes([0x11 * n]) * 8 + b"ns\0k%d" % n for n in range(1, 15)]
+#: entry 12 of partition 1 splits off partition 2
+SPLIT = 12
+AUX_KEY = b"m"
+
+State_ = dict[bytes, bytes]
+
+
+class Steps:
+    """One count for disk and state: the process ends in step ``left``; None = it lives."""
+
+    def __init__(self, left: int | None) -> None:
+        self.left = left
+        self.done = 0
+
+    def tick(self) -> bool:
+        self.done += 1
+        if self.left is None:
+            return False
+        self.left -= 1
+        return self.left < 0
+
+
+class Disk(SimDisk):
+    def __init__(self, steps: Steps) -> None:
+        super().__init__(Random(1))
+        self.steps = steps
+
+    def _tick(self) -> bool:
+        return self.steps.tick()
+
+
+class Env(MemoryEnv):
+    def __init__(self, steps: Steps) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def begin(self, write: bool = False, buffers: bool = False) -> _Txn:
+        return Transaction(self, write)
+
+
+class Transaction(_Txn):
+    _env: Env
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._write and kind is None and self._env.steps.tick():
+            raise Cut
+        super().__exit__(kind, error, trace)
+        if self._write and kind is None and self._env.steps.tick():
+            raise Cut
+
+
+def change(p: int, index: int) -> tuple[bytes, bytes | None]:
+    """What entry ``index`` of a partition does, always the same; those of partition 2 lie above the point."""
+    key = KEYS[7 + index % 7] if p == 2 else KEYS[(3 * index) % 14]
+    if p == 1 and index > SPLIT:
+        key = KEYS[index % 7]
+    return key, None if index % 5 == 0 else pack_record(index, 1, b"%d-%d" % (p, index))
+
+
+def blob(p: int, index: int, epoch: int = EPOCH) -> bytes:
+    return pack_entry(index, epoch, b"%d-%d" % (p, index) * 12)
+
+
+def state_at(p: int, applied: int) -> State_:
+    """The records of a partition as of an entry."""
+    found: State_ = {}
+    whole = 1 if p == 2 else p
+    for index in range(1, applied + 1):
+        q = p if p == 2 and index > SPLIT else whole
+        if index != SPLIT or p == 3:
+            key, record = change(q, index)
+            if record is None:
+                found.pop(key, None)
+            else:
+                found[key] = record
+    if p == 2:
+        return {key: record for key, record in found.items() if key >= AT}
+    return {key: record for key, record in found.items() if p == 3 or applied < SPLIT or key < AT}
+
+
+class Life:
+    """One process's life on a disk, and what was promised to others so far."""
+
+    def __init__(
+        self, disk: Disk, env: Env, created: bool, promised: dict[int, int], sealed: dict[int, int]
+    ) -> None:
+        self.promised, self.sealed = promised, sealed
+        self.store = Store(FOLDER, {"store_id": "s" * 32}, not created, OPTIONS)
+        self.store.recover(disk, State(env, not created))
+        for p in self.store.partitions:
+            self.store.set_aux_source(p, self.aux(p))
+
+    def aux(self, p: int) -> Callable[[bytes], bytes | None]:
+        return lambda key: b"%d" % self.store.partitions[p].applied_index
+
+    # --- what the driver does ------------------------------------------------------------------
+
+    def seal(self, p: int, epoch: int = EPOCH) -> None:
+        self.store.add_partition(p)
+        self.store.set_aux_source(p, self.aux(p))
+        if self.store.partitions[p].sealed_epoch < epoch:
+            self.store.append(SealEntry(p, epoch, b"me", b"config"))
+            self.store.run_round()
+            self.sealed[p] = epoch
+
+    def write(self, p: int, upto: int, epoch: int = EPOCH) -> None:
+        """Entries up to ``upto``, durable, and so acknowledged."""
+        for index in range(self.store.partitions[p].log.last_index + 1, upto + 1):
+            self.store.append(EntryRecord(p, 0, blob(p, index, epoch)))
+        self.store.run_round()
+        self.promised[p] = max(self.promised.get(p, 0), upto)
+
+    def apply(self, p: int, upto: int) -> None:
+        info = self.store.partitions[p]
+        for index in range(info.applied_index + 1, upto + 1):
+            epoch = info.log.epoch_at(index)
+            if p == 1 and index == SPLIT:
+                fork = Fork(2, AT, [(AUX_KEY, b"%d" % SPLIT)], b"config")
+                self.store.apply(p, index, epoch, [], {AUX_KEY}, fork)
+                self.store.set_aux_source(2, self.aux(2))
+            else:
+                self.store.apply(p, index, epoch, [change(p, index)], {AUX_KEY})
+
+    def flush(self) -> None:
+        self.store.run_flush()
+        while self.store._garbage and self.store.durable_seq >= self.store._garbage[0].seq:
+            garbage = self.store._garbage[0]
+            if not self.store.state.delete_step(garbage):
+                self.store._garbage.remove(garbage)
+
+    def snapshot(self, p: int, index: int, *, rebuild: bool = False) -> None:
+        """One of another replica is installed; ``rebuild``: in the place of a damaged state."""
+
+        async def install() -> None:
+            installer = self.store.begin_install(p)
+            records = sorted(state_at(p, index).items())
+            for at in range(0, len(records), 3):
+                await installer.add([(DATA, key, record) for key, record in records[at : at + 3]])
+            await installer.add([(AUX, AUX_KEY, b"%d" % index)])
+            if rebuild:
+                assert await installer.rebuild(index, EPOCH)
+            else:
+                await installer.finish(index, EPOCH)
+
+        self.store.run_round()
+        asyncio.run(install())
+
+    def drop(self, p: int) -> None:
+        self.promised.pop(p, None)  # from here on nobody counts on it
+        self.store.drop_partition(p)
+        self.store.run_round()
+
+    # --- what must hold --------------------------------------------------------------------------
+
+    def check(self) -> None:
+        store = self.store
+        for p, upto in self.promised.items():
+            info = store.partitions[p]
+            assert info.log.last_index >= upto, f"partition {p}: {upto} was acknowledged"
+        for p, epoch in self.sealed.items():
+            assert store.partitions[p].sealed_epoch >= epoch, (
+                "R1, R10: a seal stays, whatever becomes of the copy"
+            )
+        for p, info in store.partitions.items():
+            if info.dropped:
+                assert info.applied_index == info.log.last_index == 0
+                continue
+            self.check_state(p)
+            first = info.log.base_index + 1
+            if first <= info.log.last_index:
+                for number, found in enumerate(store.read_entries(p, first, 1 << 30), first):
+                    assert entry_position(found) == (number, info.log.epoch_at(number))
+                    if info.log.epoch_at(number) == EPOCH:
+                        assert found == blob(p, number)
+        parent = store.partitions.get(1)
+        if parent is not None:  # S3
+            child = store.partitions.get(2)
+            there = child is not None and child.applied_index >= SPLIT
+            assert (parent.applied_index >= SPLIT) == there, "both or neither"
+
+    def check_state(self, p: int) -> None:
+        info = self.store.partitions[p]
+        found = dict(self.store.scan(p, b"", b"\xff" * 9, 10_000, 1 << 30))
+        applied = info.applied_index
+        assert found == state_at(p, applied), f"partition {p} at {applied}"
+        if applied and (p != 2 or applied > SPLIT):
+            assert dict(self.store.load_aux(p)).get(AUX_KEY) == b"%d" % applied
+
+    def finish(self) -> None:
+        """What a later life does: apply what the log has, save it, and be whole."""
+        store = self.store
+        for p, info in list(store.partitions.items()):
+            if not info.dropped and info.log.epoch_at(info.log.last_index) in (0, EPOCH):
+                self.apply(p, info.log.last_index)
+        self.flush()
+        self.flush()
+        self.check()
+
+
+def script(life: Life) -> None:
+    """Everything that a store does."""
+    life.seal(1)
+    life.write(1, 4)
+    life.apply(1, 3)
+    life.flush()
+    life.seal(3)
+    life.write(3, 3)
+    life.apply(3, 2)
+    life.write(1, 9)
+    life.apply(1, 8)
+    life.store.truncate(3, EPOCH, 2)  # a suffix that was not committed gives way
+    life.promised[3] = 2
+    life.write(3, 5)
+    life.snapshot(3, 9)
+    life.promised[3] = 9
+    life.write(3, 11)
+    life.flush()
+    life.write(1, SPLIT + 1)
+    life.apply(1, SPLIT + 1)  # and what it splits off, which is opened once it is durable
+    life.flush()
+    life.seal(2)
+    life.write(2, SPLIT + 2)
+    life.apply(2, SPLIT + 1)
+    life.flush()
+    life.write(1, SPLIT + 6)
+    life.apply(1, SPLIT + 5)
+    life.snapshot(1, SPLIT + 4, rebuild=True)
+    life.apply(1, SPLIT + 6)
+    life.drop(3)
+    life.write(1, SPLIT + 9)
+    life.flush()
+    life.seal(3, LATER)  # taken up again, empty
+    life.write(3, 6)
+    life.apply(3, 4)
+    for upto in range(SPLIT + 12, SPLIT + 42, 3):  # so that segments go, once what is in them is applied
+        if upto == SPLIT + 27:
+            life.apply(3, 6)
+        life.write(1, upto)
+        life.apply(1, upto)
+        life.write(2, upto)
+        life.apply(2, upto)
+        life.flush()
+    life.snapshot(2, SPLIT + 50)
+    life.promised[2] = SPLIT + 50
+    life.flush()
+
+
+def run(left: int | None) -> tuple[Disk, Env, bool, Life | None, int]:
+    steps = Steps(left)
+    disk, env = Disk(steps), Env(steps)
+    promised: dict[int, int] = {}
+    sealed: dict[int, int] = {}
+    life: Life | None = None
+    created = False
+    try:
+        life = Life(disk, env, False, promised, sealed)
+        created = True
+        script(life)
+    except Cut:
+        pass
+    steps.left = None
+    return disk, env, created, life, steps.done
+
+
+TOTAL = run(None)[4]
+
+
+def test_the_script_does_it_all() -> None:
+    _, _, _, life, steps = run(None)
+    assert life is not None
+    life.check()
+    assert life.store.log.files.segments[0].number > 3
+    assert steps == TOTAL > 200
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "without power"])
+@pytest.mark.parametrize("part", range(8))
+def test_cut_off_at_each_step(power: bool, part: int) -> None:
+    for left in range(part, TOTAL, 8):
+        disk, env, created, life, _ = run(left)
+        promised, sealed = (life.promised, life.sealed) if life is not None else ({}, {})
+        disk.power_loss() if power else disk.kill()
+        # the first recovery may be cut off as well
+        disk.steps.left = left % 23
+        try:
+            again = Life(disk, env, created, dict(promised), dict(sealed))
+        except Cut:
+            disk.power_loss() if power else disk.kill()
+            disk.steps.left = None
+            again = Life(disk, env, created, dict(promised), dict(sealed))
+        disk.steps.left = None
+        try:
+            again.check()
+            for p, info in again.store.partitions.items():  # what was found is promised from here on
+                if not info.dropped:
+                    promised[p] = info.log.last_index
+            disk.power_loss()
+            again = Life(disk, env, True, dict(promised), dict(sealed))
+            again.check()
+            again.finish()
+            last = Life(disk, env, True, dict(promised), dict(sealed))
+            last.check()
+        except AssertionError as e:
+            raise AssertionError(f"cut off in step {left} of {TOTAL}: {e}") from e
