@@ -135,8 +135,10 @@ def greeted(address: str, *, small_window: bool = False) -> Speaker:
     return speaker
 
 
-def peer_hello(caller: tuple[str, str, str], target: tuple[str, str]) -> bytes:
-    return frame(frames.PEER_HELLO, ["dev", *caller, *target])
+def peer_hello(caller: tuple[str, str, str], target: tuple[str, str], generation: int | None = None) -> bytes:
+    """``generation``: of the caller's store, where that has one (R13)."""
+    lineage = [] if generation is None else [generation, [caller[2]]]
+    return frame(frames.PEER_HELLO, ["dev", *caller, *target, *lineage])
 
 
 def peer(*messages: Any) -> bytes:

@@ -154,6 +154,8 @@ def test_who_is_no_peer_is_not_let_in(attacked: Cluster) -> None:
         "a known node with another store": peer_hello((first[0], STORE, first[2]), target),
         "itself": peer_hello(me, target),
         "one that this node dials": peer_hello(last, target),
+        "an old copy of a node's store": peer_hello((*first[:2], "older"), target, 1),
+        "one that tells no generation": peer_hello(first, target),
         "for another store": peer_hello(first, (target[0], STORE)),
         "for another node": peer_hello(first, (last[0], last[1])),
         "of another cluster": frame(frames.PEER_HELLO, ["other", *first, *target]),
@@ -280,7 +282,7 @@ def test_a_leader_that_makes_no_sense_is_disconnected(with_stranger: Cluster, ho
     def append(prev: int, *blobs: bytes, at: int = epoch) -> m.Append:
         return m.Append(p, epoch, at, prev, 0, list(blobs))
 
-    begin = m.SnapshotBegin(p, epoch, 1, ahead, epoch)
+    begin = m.SnapshotBegin(p, epoch, 1, ahead, epoch, [])
     elsewhere = bytes([255 - facts.lkey[0]]) + facts.lkey[1:]
     incredible = dataclasses.replace(facts.config, epoch=far)
 
@@ -315,7 +317,8 @@ def test_a_leader_that_makes_no_sense_is_disconnected(with_stranger: Cluster, ho
         "a broken record": ([begin, chunk(DATA, facts.lkey, b"\0" * 30)], "holds what cannot be"),
         "a broken session": ([begin, chunk(AUX, b"s" + b"c" * 16, b"\xc1")], "holds what cannot be"),
     }
-    hello = peer_hello(leader, process(cluster, "c1n3")[:2])
+    generation = cluster.status(name)["identity"]["generation"]
+    hello = peer_hello(leader, process(cluster, "c1n3")[:2], generation)
     rpc = str(cluster.node("c1n3")["rpc"])
     log = cluster.data / "logs" / "c1n3.log"
     for what, (sent, why) in messages.items():
