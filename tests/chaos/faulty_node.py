@@ -62,6 +62,6 @@ if __name__ == "__main__":
     Journal(folder_of(data_dir)).install()
     bug = os.environ.get("METASTORE_PLANTED")
     if bug:
-        PLANTED[bug][0]()
+        PLANTED[bug].bug()
     install(Faults(Path(data_dir + ".faults")))
     sys.exit(main())

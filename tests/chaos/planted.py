@@ -1,8 +1,10 @@
-"""Bugs to be planted into real nodes, by name (``METASTORE_PLANTED``): the runner must see each."""
+"""Bugs to be planted into real nodes, by name (``METASTORE_PLANTED``): the runner must see what each breaks, and
+no other problem counts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -30,7 +32,7 @@ def answer_before_commit() -> None:
     def propose_pending(self: Any, now: int) -> None:
         original(self, now)
         while self.waiters:
-            _, connection, op_id, tail, _ = self.waiters.popleft()
+            _, connection, op_id, tail = self.waiters.popleft()
             connection.answer([op_id, *tail])
 
     PartitionHost.propose_pending = propose_pending  # type: ignore[method-assign]
@@ -42,9 +44,9 @@ def skip_a_record() -> None:
 
     original = Store.apply
 
-    def apply(self: Any, p: int, index: int, epoch: int, changes: Any, aux: Any) -> None:
+    def apply(self: Any, p: int, index: int, epoch: int, changes: Any, *more: Any) -> None:
         lost = index % 97 == 0 and "c1n2" in str(self.folder)
-        original(self, p, index, epoch, [] if lost else changes, aux)
+        original(self, p, index, epoch, [] if lost else changes, *more)
 
     Store.apply = apply  # type: ignore[method-assign]
 
@@ -65,14 +67,27 @@ def answer_before_sync() -> None:
     Disk.sync = late  # type: ignore[method-assign]
 
 
-#: name -> (what plants it, the scenario that must see it)
-PLANTED: dict[str, tuple[Callable[[], None], str]] = {
-    f.__name__: (f, scenario)
-    for f, scenario in (
-        (read_without_grants, "leader-cut-off"),
-        (no_dedupe, "kills-in-turn"),
-        (answer_before_commit, "leader-mute"),
-        (skip_a_record, "calm"),
-        (answer_before_sync, "power-off"),
+#: how the judges begin to say that histories are not linearizable (I5), that replicas differ (I2)
+HISTORY = r"none of these can come next|nobody ever wrote what was read|belongs to two changes"
+REPLICAS = r"I2: replicas of partition \d+ differ"
+
+
+@dataclass(frozen=True)
+class Plant:
+    """``bug``: what plants it; ``scenario``: that must see it; ``breaks``: what is said then, as a pattern."""
+
+    bug: Callable[[], None]
+    scenario: str
+    breaks: str
+
+
+PLANTED: dict[str, Plant] = {
+    plant.bug.__name__: plant
+    for plant in (
+        Plant(read_without_grants, "leader-cut-off", HISTORY),
+        Plant(no_dedupe, "kills-in-turn", HISTORY),
+        Plant(answer_before_commit, "leader-mute", HISTORY),
+        Plant(skip_a_record, "calm", f"{HISTORY}|{REPLICAS}"),
+        Plant(answer_before_sync, "power-off", HISTORY),
     )
 }

@@ -43,7 +43,7 @@ MUTATIONS = {
     "R10 a swap compares what is there now": Mutation(replace(TWO, swaps=3, elections=0), "I3"),
     "R10 drops whatever it has sealed": Mutation(replace(TWO, drops=True, candidates=0b0001), "I3"),
     "R10 who drops forgets what it sealed": Mutation(
-        replace(TWO, elections=0, drops=True, claims=1, crashes=1, writes=1, candidates=FIRST), "I3"
+        replace(TWO, elections=0, drops=True, claims=1, candidates=FIRST), "I3"
     ),
     "R10 another cell's record is made before the old one goes": Mutation(
         replace(TWO, swaps=3, candidates=0b0010), "I1"

@@ -22,6 +22,8 @@ from tests.mutants.mutants import ROOT, Mutant
 
 COPIED = ("metastore", "router", "cellctl", "tests", "bench", "pyproject.toml")
 TEST_TIMEOUT_S = 150
+#: of all the tests that are named, once without any mutation
+ALL_TESTS_TIMEOUT_S = 1800
 SIMULATION_TIMEOUT_S = 300
 #: what pytest prints of an error: that of a mutation which is no weakening, but nonsense
 NONSENSE = re.compile(
@@ -70,7 +72,6 @@ class Copy:
             **os.environ,
             "PYTHONPATH": str(self.root),
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            "HYPOTHESIS_STORAGE_DIRECTORY": os.devnull,
         }
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -88,9 +89,10 @@ class Copy:
             os.killpg(process.pid, 9)
             return None, process.communicate()[0]
 
-    def pytest(self, tests: Iterable[str]) -> tuple[int | None, str]:
+    def pytest(self, tests: Iterable[str], timeout_s: float = TEST_TIMEOUT_S) -> tuple[int | None, str]:
         options = ["-x", "--tb=short", "-rfE", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin"]
-        return self.run(["pytest", *options, *tests], TEST_TIMEOUT_S)
+        options += ["-p", "tests.mutants.quiet"]
+        return self.run(["pytest", *options, *tests], timeout_s)
 
 
 def first_failure(printed: str) -> str:
@@ -137,7 +139,8 @@ def judge_all(
     code, printed = first.run(["tests.mutants.where"], 60)
     if code != 0:
         raise RuntimeError(f"a copy of the tree does not import itself:\n{printed}")
-    code, printed = first.pytest(sorted({test for mutant in mutants for test in mutant.tests}))
+    every = sorted({test for mutant in mutants for test in mutant.tests})
+    code, printed = first.pytest(every, ALL_TESTS_TIMEOUT_S)
     if code != 0:
         raise RuntimeError(f"the tests fail without any mutation:\n{printed[-3000:]}")
     copies.put(first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from metastore.core.messages import Appended, Process
@@ -29,6 +30,8 @@ class Checks:
         self.states: dict[int, bytes] = {}
         self.sealed_seen: dict[str, int] = {}
         self.history: list[Operation] = []
+        #: when something was acknowledged, and its entry or the last before it
+        self.acknowledged: tuple[list[int], list[int]] = ([], [])
 
     def saw_entry(self, node: Node, index: int, epoch: int, blob: bytes) -> None:
         log = node.replica.log
@@ -90,9 +93,30 @@ class Checks:
         """The seal of ``epoch`` is durable at ``node``."""
         self.sealed_seen[node.name] = max(self.sealed_seen.get(node.name, 0), epoch)
 
+    def saw_acknowledged(self, index: int) -> None:
+        times, entries = self.acknowledged
+        times.append(self.world.now)
+        entries.append(max(index, entries[-1] if entries else 0))
+
     def check_node(self, node: Node) -> None:
         if self.sealed_seen.get(node.name, 0) > node.replica.sealed_epoch:
             raise Violation(f"I7: the sealed epoch of {node.name} went down")
+        self.check_age(node)
+
+    def check_age(self, node: Node) -> None:
+        """R8: a replica has everything that was acknowledged longer ago than the age that it tells."""
+        now = node.now()
+        age_ns = node.replica.age_ns(now)
+        if age_ns is None:
+            return
+        moment = int((now - age_ns - node.offset) / node.rate) - 2  # in true time
+        times, entries = self.acknowledged
+        before = bisect_left(times, moment)
+        if before and node.applied < entries[before - 1]:
+            raise Violation(
+                f"stale: {node.name} ({node.replica.role}) is at entry {node.applied} and says that it is {age_ns} ns "
+                f"old; {entries[before - 1]} was acknowledged {moment - times[before - 1]} ns before that"
+            )
 
     def check_history(self, leader: Node) -> None:
         """Per key, by versions: acknowledged writes are not lost, reads are not stale (I5)."""

@@ -278,7 +278,8 @@ class Node:
             self.applied = index
             self.world.checks.saw_applied(self, index, entry_position(blob)[1], payload)
         while self.waiters and self.waiters[0][0] <= upto:
-            _, answer, tail = self.waiters.popleft()
+            index, answer, tail = self.waiters.popleft()
+            self.world.checks.saw_acknowledged(index)
             answer(tail)
 
     def role_changed(self, effect: fx.RoleChanged) -> None:

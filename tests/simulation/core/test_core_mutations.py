@@ -11,6 +11,7 @@ from metastore.core import effects as fx
 from metastore.core.leading import LeadingReplica
 from metastore.core.logindex import LogIndex
 from metastore.core.machine import Machine
+from metastore.core.messages import FRESH, HEALTHY
 from metastore.core.replica import ACTIVE, Replica
 from metastore.core.term import Term
 from tests.simulation.core import node as node_module
@@ -36,6 +37,30 @@ def forget_the_fence(patch: Planter) -> None:
 def read_without_grants(patch: Planter) -> None:
     """R8: an active leader reads whatever it holds."""
     patch.setattr(LeadingReplica, "can_read", lambda self, now: self.role == ACTIVE)
+
+
+def a_sign_of_life_is_proof(patch: Planter) -> None:
+    """R8: a heartbeat of who gets on is taken for one of who may read."""
+    grant = Replica.grant
+
+    def granted(self: Any, now: int, src: Any, epoch: int, says: int, *rest: int) -> bool:
+        return grant(self, now, src, epoch, says | (FRESH if says & HEALTHY else 0), *rest)
+
+    patch.setattr(Replica, "grant", granted)
+
+
+def a_leader_to_be_is_new(patch: Planter) -> None:
+    """R8: the age counts from a quorum's answer before the no-op is committed."""
+    age_ns = LeadingReplica.age_ns
+
+    def age(self: Any, now: int) -> int | None:
+        known, term = age_ns(self, now), self.term
+        if term is None or not term.noop_index or self.role == ACTIVE:
+            return known
+        since = now - min(now, term.quorum_acked_at_ns())
+        return since if known is None else min(known, since)
+
+    patch.setattr(LeadingReplica, "age_ns", age)
 
 
 def count_before_durable(patch: Planter) -> None:
@@ -217,6 +242,8 @@ def effects_later(patch: Planter) -> None:
 
 #: the promises that it may break; a seed that shows it now, tried first; the plans in which it shows soonest
 MUTATIONS: dict[Patch, Plant] = {
+    a_sign_of_life_is_proof: plant("stale", 17, "resets, long grants", "cuts"),
+    a_leader_to_be_is_new: plant("stale", 7, "slow disks, snapshots", "hand-offs"),
     effects_later: plant("I5 I7", 79, "hand-offs"),
     two_owners: plant("I1", 211, "calm network, crashes", "slow disks, snapshots"),
     skip_the_wait: plant("I5 I6", 107, "resets, long grants"),

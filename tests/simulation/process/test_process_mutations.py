@@ -188,24 +188,24 @@ def a_child_forgets_requests(patch: Planter) -> None:
 
 #: the promises that it may break; a seed that shows it now, tried first; the plans in which it shows soonest
 MUTATIONS: dict[Patch, Plant] = {
-    sends_before_durable: plant("I3 I5 I7", 2, "no power", "torn writes"),
+    sends_before_durable: plant("I3 I5 I7", 26, "no power", "torn writes"),
     syncs_nothing: plant("I3 I5 I7 R14", 2, "no power", "everything"),
     goes_on_after_a_failed_sync: plant("I3 I5 I7 R14", 24, "no power", "torn writes"),
-    trusts_the_cache: plant("I3 I5 I7 R14", 23, "no power"),
+    trusts_the_cache: plant("I3 I5 I7 R14", 2, "no power"),
     effects_a_turn_later: plant("I5 R7", 8, "hand-overs"),
     applies_a_turn_later: plant("I5 R7", 8, "hand-overs"),
     no_wait: plant("I5 I6", 18, "split, long grants"),
-    forgets_what_it_granted: plant("I5 I6", 18, "split, long grants"),
+    forgets_what_it_granted: plant("I5 I6", 42, "split, long grants"),
     reads_whatever_it_has: plant("I5", 37, "split, long grants"),
     retries_without_dedupe: plant("I5", 6, "bad network"),
     executes_what_is_too_old: plant("I5", 19, "bad network"),
     answers_lost_writes_with_failure: plant("I5", 39, "split, long grants"),
-    forgets_the_fence: plant("I2 I3 I5 I6", 39, "split, long grants", "cuts"),
-    new_members_alone: plant("I3 I5", 1196, "moves, split"),
+    forgets_the_fence: plant("I2 I3 I5 I6", 18, "split, long grants", "cuts"),
+    new_members_alone: plant("I3 I5", 236, "moves, split"),
     removed_forgets_its_promise: plant(
         "I7", 10, "moves and deaths", "moves between cells and deaths", "moves"
     ),
-    an_empty_child_counts: plant("I3 I5 I7", 77, "divisions"),
+    an_empty_child_counts: plant("I3 I5 I7", 14, "divisions"),
     serves_what_was_split_off: plant("I5 states usage", 15, "divisions and deaths"),
     a_child_forgets_requests: plant("I5", 15, "divisions and deaths"),
 }
