@@ -125,13 +125,15 @@ class TopologyTable:
     def split_off(self, ancestor: int, partition: int) -> int | None:
         """The entry of ``ancestor`` at which what is ``partition`` now was split off it; None when it was not."""
         at: int | None = None
-        while partition != ancestor:
+        for _ in self.partitions:
+            if partition == ancestor:
+                return at
             placement = self.partitions.get(partition)
             if placement is None or placement.parent is None:
                 return None
             partition, index = placement.parent
             at = index if at is None else min(at, index)
-        return at
+        return at if partition == ancestor else None
 
     def missing(self, placement: Placement) -> tuple[str, ...]:
         """Replicas whose node is registered with another store than the member's: they are lost (R13)."""
@@ -147,6 +149,8 @@ class TopologyTable:
         found = [placement.id]
         while placement.parent is not None and placement.parent[0] in self.partitions:
             placement = self.partitions[placement.parent[0]]
+            if placement.id in found:
+                break  # no record of ours says so
             found.append(placement.id)
         return found
 

@@ -117,6 +117,9 @@ class NodeCore:
         """R12, at start, when etcd has not said otherwise in time."""
         for replica in self.replicas.values():
             replica.resume(now)
+            if not replica.sealed_epoch and replica.config is not None and replica.config.parent is not None:
+                # it was split off here, and its first term, which follows from the entry, has not begun (R18)
+                replica.follow_config(now, "split off before the restart")
 
     def log_compacted(self, p: int, index: int) -> None:
         """The store removed log up to ``index``: who needs it gets a snapshot (R17)."""

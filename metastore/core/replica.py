@@ -38,6 +38,16 @@ RESIGNED: Final = "resigned"
 
 LEADING_ROLES: Final = frozenset({SEALING, ADOPTING, ACTIVATING, ACTIVE, RESIGNING})
 
+#: what reading something that a peer made up may raise
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    msgpack.UnpackException,
+)
 MAX_CONFIG_BYTES: Final = 64 << 10
 #: terms that may have gone by without this replica: beyond that an epoch is not credible
 MAX_TERMS_MISSED: Final = 1 << 32
@@ -66,7 +76,7 @@ def read_config(raw: bytes, p: int) -> ConfigRecord:
             raise ValueError("names that are none")
         if config.partition != p or not 0 <= config.lo < config.hi <= 1 << 64 or not config.replicas:
             raise ValueError("another partition, or no range, or no replicas")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgpack.UnpackException) as e:
+    except UNREADABLE as e:
         raise ProtocolError(f"partition {p}: not a config: {type(e).__name__}: {e}"[:200]) from None
     return config
 

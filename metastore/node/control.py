@@ -241,7 +241,7 @@ class Control:
         """R18: whether it was split off what is here, and will be here as soon as the entry that did it is applied and
         durable. That may never be: then it is opened empty, and gets what it has to hold from other replicas."""
         child, store = config.partition, self.node.store
-        if store.forks(child):
+        if store.is_forking(child):
             return True
         if config.parent is None or (child in store.partitions and not store.partitions[child].dropped):
             return False
@@ -251,11 +251,10 @@ class Control:
         return parent.replica.is_member() and now_ns() - since < PARENT_PATIENCE_NS
 
     def _entry_committed(self, parent: tuple[int, int, int]) -> None:
-        """R18: who knows what an entry split off knows that the entry is committed."""
+        """R18: who knows what an entry split off knows that the entry is committed. It is applied when the node settles."""
         host = self.node.hosts.get(parent[0])
         if host is not None:
             host.replica.learn_committed(*parent[1:])
-            self.node.settle()
 
     def sought(self, effect: fx.Sought) -> None:
         """R18: a member of what was split off a partition of this node's has begun to lead it, and etcd may not know
@@ -263,13 +262,10 @@ class Control:
         node, p, config = self.node, effect.p, effect.config
         parent = node.hosts.get(config.parent[0]) if config.parent else None
         mine = (node.me.node, node.me.store) in config.members()
-        if (
-            parent is None
-            or not mine
-            or p in self._unopened
-            or p in self._elsewhere
-            or p in node.store.partitions
-        ):
+        info = node.store.partitions.get(p)
+        is_here = p in node.hosts or p in self._unopened or node.store.is_forking(p)
+        has_left = p in self._elsewhere or (info is not None and info.dropped)
+        if parent is None or not mine or is_here or has_left:
             return
         self._config_changed(self._home(parent.p), config, 0)
 

@@ -31,7 +31,7 @@ from metastore.core.messages import (
 )
 from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
-from metastore.core.replica import Restored, unpack_config
+from metastore.core.replica import Restored, pack_config, unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.errors import InvalidRequest, MetastoreError, Moved, ProtocolError, Unavailable
 from metastore.layout import ConfigRecord, NodeRecord
@@ -175,7 +175,8 @@ class Node:
             self.store.append(Fact(FACT_LARGEST_GRANT, self.settings.grant_ns))
         now = now_ns()
         for p, info in sorted(self.store.partitions.items()):
-            if not info.dropped and info.config is not None:
+            # what an entry applied just now has split off is opened when it is durable (R18)
+            if not info.dropped and info.config is not None and not self.store.is_forking(p):
                 owner = Process(*msgpack.unpackb(info.owner)) if info.owner else None
                 restored = Restored(
                     info.log.copy(), info.sealed_epoch, owner, unpack_config(info.config), info.commit_index
@@ -224,6 +225,11 @@ class Node:
         self.store.add_partition(p)
         info = self.store.partitions[p]
         owner = Process(*msgpack.unpackb(info.owner)) if info.owner else None
+        known = unpack_config(info.config) if info.config is not None else None
+        if known is not None and known.epoch > config.epoch:
+            config = known
+        elif known != config:  # a start without etcd finds it
+            self.store.append(ConfigEntry(p, pack_config(config)))
         restored = Restored(
             info.log.copy(), info.sealed_epoch, owner, config, info.commit_index, info.sealed_epoch
         )
@@ -479,7 +485,7 @@ class Node:
             fx.Campaign: control.campaign,
             fx.ChangeConfig: control.change_config,
             fx.MoveEnded: control.move_ended,
-            fx.Sought: control.sought,
+            fx.Sought: lambda e: self._loop.call_soon(self._sought, e),
             fx.Lacking: self._lacking,
             fx.Condemned: self._is_condemned,
             fx.StartSnapshot: lambda e: snapshots.start(e.p, e.node, e.epoch),
@@ -509,6 +515,15 @@ class Node:
             self._held.append((log.last_seq, effect.node, effect.message))
         else:
             self._route(effect.node, effect.message)
+
+    def _sought(self, effect: fx.Sought) -> None:
+        """Not at once: opening a partition has effects of its own, and others are being carried out."""
+        if self.failure is None and not self.stopping:
+            try:
+                self.control.sought(effect)
+            except Exception as e:
+                self.fail_stop(e)
+            self.settle()
 
     def _persist_entries(self, effect: fx.PersistEntries) -> None:
         p, blobs, commit, epoch, entries = effect

@@ -99,9 +99,11 @@ def may_split(host: PartitionHost, wanted: SplitRecord) -> bool:
     if any(split.child == wanted.child for split in host.machine.splits):
         return False
     last = replica.log.last_index
+    connected = node.links.connected()
     return all(
-        n in node.links.connected() and term.progress[n].sealed and last - term.progress[n].match <= MAX_LAG
-        for n in term.others()
+        n in connected and pr.sealed and not pr.probing and last - pr.match <= MAX_LAG
+        for n, pr in term.progress.items()
+        if n != term.me
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from metastore.core.entry import check_entry
 from metastore.errors import CorruptLog
+from metastore.keys import END_OF_RING
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.records import (
     ConfigEntry,
@@ -94,6 +95,7 @@ class Recovery:
         """A record of a dropped partition: it was taken up again, empty."""
         if meta.dropped and seq > meta.log_from_seq:
             meta.slot, meta.shared, meta.dropped = self.free_slot, 0, False
+            meta.start, meta.end = b"", END_OF_RING
             self.free_slot += 1
 
     def _entry(self, part: PartitionLog, record: EntryRecord, location: int) -> None:

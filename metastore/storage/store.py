@@ -191,6 +191,8 @@ class Store:
         #: flushed (R18)
         self._forks: dict[int, tuple[int, list[tuple[bytes, bytes]]]] = {}
         self._forking: dict[int, int] = {}
+        #: of a partition, at an entry: rows that it parted with and nobody here needs (R18)
+        self._unneeded: list[tuple[int, int, Rubbish]] = []
         #: partitions whose staged slot is being switched in
         self._switching: set[int] = set()
         #: partition -> entries above this are kept for a while
@@ -438,7 +440,8 @@ class Store:
         if fork.config is None or (known is not None and not self._is_empty(child)):
             # the rows of a copy that came otherwise are in a slot of its own
             if known is None or known.meta.dropped or self.holds(child):
-                self._garbage.append(Rubbish(self.log.last_seq, NO_SLOT, parent.data_slot, fork.at, end))
+                rubbish = Rubbish(self.log.last_seq, NO_SLOT, parent.data_slot, fork.at, end)
+                self._unneeded.append((p, index, rubbish))
             return
         if known is None:
             part = self.log.partitions[child] = PartitionLog()
@@ -447,6 +450,7 @@ class Store:
             self._garbage.append(Rubbish(0, known.meta.slot, known.meta.slot))
         meta = known.meta
         meta.slot, meta.shared = self._take_slot(), parent.data_slot
+        meta.config = meta.config or fork.config
         meta.start, meta.end = fork.at, end
         meta.applied, meta.applied_epoch, meta.commit = index, epoch, index
         meta.log_from_seq = self.log.last_seq
@@ -457,6 +461,21 @@ class Store:
             self._active.partitions[child] = above
         self._forks[child] = p, fork.aux
         self._dirty.add(child)
+
+    def _discard_unneeded(self) -> None:
+        """R18: rows above a point may go once the state has the parent at the entry that parted with them, or has dropped
+        it: before that it would be without them at an earlier entry."""
+        later = []
+        for p, index, rubbish in self._unneeded:
+            if self.partitions[p].meta.dropped or self._durable_applied[p] >= index:
+                self._garbage.append(rubbish)
+            else:
+                later.append((p, index, rubbish))
+        self._unneeded = later
+
+    def is_forking(self, p: int) -> bool:
+        """Whether ``p`` has been split off, and no flush has made it so yet: it is not to be opened."""
+        return p in self._forks or p in self._forking
 
     def _is_empty(self, p: int) -> bool:
         """Whether this replica has had nothing yet: no entry, no snapshot, none on its way in."""
@@ -788,6 +807,7 @@ class Store:
             if self.partitions[p].meta.slot == slot:  # not dropped and taken up again meanwhile
                 self._durable_applied[p] = applied
         forked, self._forking = self._forking, {}
+        self._discard_unneeded()
         for child, parent in forked.items():
             self.on_forked(child, parent)
         shortened, removed = self.log.remove_segments(
@@ -800,7 +820,7 @@ class Store:
         self._delete_leaving()
         for p in shortened:
             self.on_compacted(p, self.log.partitions[p].index.base_index)
-        if self._active.bytes > self.options.flush_bytes or self._forks:
+        if self._active.bytes > self.options.flush_bytes or self._forks or self._unneeded:
             self._freeze()
 
     def _delete_leaving(self) -> None:
