@@ -31,7 +31,7 @@ import click
 import msgpack
 
 from cellctl.connect import Where, make_client, topology, unknown, waiting_options
-from cellctl.generations import begin_generation, known_generations
+from cellctl.generations import begin_generation, check_generation, known_generations
 from cellctl.jsonl import write
 from cellctl.leaders import node_url
 from cellctl.namespace import with_admin
@@ -292,19 +292,19 @@ def restore(
         for name, policy in policies.items():
             await _have_policy(admin, name, policy, until, replace=not only_absent)
 
+    following = None if same_history else _next_generation(where, found["generation"], generation)
     asyncio.run(with_admin(where, prepare))
-    if not same_history:
-        _new_history(where, found["generation"], generation)
+    if following is not None:
+        begin_generation(where, sorted(topology(where).partitions), following, "cellctl snapshot restore")
     sys.exit(asyncio.run(_restore(where, path, set(wanted), only_absent, concurrency)))
 
 
-def _new_history(where: Where, saved: int, wanted: int | None) -> None:
-    """All partitions begin a generation that neither the file nor this cluster has had. Raises InvalidRequest."""
-    known = known_generations(where)
-    least = max(saved, *known.values()) + 1
+def _next_generation(where: Where, saved: int, wanted: int | None) -> int:
+    """One that neither the file nor this cluster has had. Raises InvalidRequest."""
+    least = max(saved, *known_generations(where).values()) + 1
     if wanted is not None and wanted < least:
         raise InvalidRequest(f"--generation {wanted}: the file and the cluster have had {least - 1}")
-    begin_generation(where, sorted(known), wanted or least, "cellctl snapshot restore")
+    return check_generation(wanted or least)
 
 
 async def _refuse_full(admin: NamespaceAdmin, names: Iterable[str]) -> None:

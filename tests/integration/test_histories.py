@@ -165,10 +165,10 @@ async def test_a_restore(cell: Cluster, tmp_path: Path) -> None:
     other = Cluster.up(tmp_path / "other", cells=1, nodes=1, partitions=2)
     try:
         said = await asyncio.to_thread(
-            tool, other, "snapshot", "restore", "--generation", "1", str(file), code=2
+            tool, other, "snapshot", "restore", "--merge", "--generation", "1", str(file), code=2
         )
         assert "have had 1" in said
-        await asyncio.to_thread(tool, other, "snapshot", "restore", str(file))
+        await asyncio.to_thread(tool, other, "snapshot", "restore", "--merge", str(file))
         async with other.client() as client, aiohttp.ClientSession() as http:
             ns, api = client.namespace(NS), Api(other.json()["router"]["url"], http)
             await ns.put(f"{folder}/k", b"older")
