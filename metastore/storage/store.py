@@ -68,6 +68,8 @@ FACT_GENERATION: Final = "generation"
 MAX_RUNS: Final = 64
 FLUSH_INTERVAL_S: Final = 0.25
 HOLD_AFTER_S: Final = 10.0
+#: how long it may take until nothing needs a segment that has rotted
+LET_GO_S: Final = 10.0
 PUSH_S: Final = 0.002
 #: a slot that is never given out
 NO_SLOT: Final = 0
@@ -203,6 +205,8 @@ class Store:
         self._timer: asyncio.Task[None] | None = None
         self.scrub = Scrub(self, options.scrub_bytes_s)
         self._scrubbing: asyncio.Task[None] | None = None
+        #: segments up to this one go as soon as the state has what is in them
+        self._rotten_segment = 0
         self._on_durable: Callable[[int], None] = lambda seq: None
         self._on_failure: Callable[[StorageError], None] = lambda error: None
         self._failed: StorageError | None = None
@@ -361,7 +365,11 @@ class Store:
         """The scrub has found damage (R14): that of a partition goes to ``on_rotten``, any other ends the store."""
         if isinstance(damage, RottenBlock):
             path = self.log.files.path(damage.segment)
-            self._fail(CorruptLog(f"{path} is corrupt at offset {damage.offset}; replace the node"))
+            rot = CorruptLog(f"{path} is corrupt at offset {damage.offset}; replace the node")
+            if self._loop is None or damage.segment >= self.log.files.segments[-1].number:
+                self._fail(rot)
+            else:
+                self._let_go(damage.segment, rot)
             return
         error = CorruptState(
             f"the stored row of {damage.key[:80]!r} in {damage.table} does not match its checksum"
@@ -370,6 +378,22 @@ class Store:
             self._fail(error)
         for p in self._owners(damage):
             self.on_rotten(p, error)
+
+    def _let_go(self, segment: int, error: CorruptLog) -> None:
+        """R14: a segment that is not written any more has rotted. Nothing needs it once the state has all that is in it;
+        if that does not come about soon, the store ends."""
+
+        def look() -> None:
+            if self._has_rotten_segment():
+                self._fail(error)
+
+        log.error("%s; what is in it is saved in the state, and then it goes", error.message)
+        assert self._loop is not None
+        self._rotten_segment = max(self._rotten_segment, segment)
+        self._loop.call_later(LET_GO_S, look)
+
+    def _has_rotten_segment(self) -> bool:
+        return self.log.files.segments[0].number <= self._rotten_segment
 
     def _owners(self, damage: RottenRow) -> list[int]:
         """Whose a row is; nobody's when it is to be deleted."""
@@ -704,8 +728,14 @@ class Store:
                 self.log.retry()
 
     def _retention(self) -> int:
-        """How much log is kept for followers that lag: none when there is hardly room for the log itself."""
-        return 0 if self.space.critical else self.options.log_retention_bytes
+        """How much log is kept for followers that lag: none when there is hardly room for the log itself, and no segment
+        that has rotted."""
+        if self.space.critical:
+            return 0
+        files, kept = self.log.files, self.options.log_retention_bytes
+        if self._has_rotten_segment():
+            kept = min(kept, (files.segments[-1].number - self._rotten_segment) * files.segment_bytes)
+        return kept
 
     async def _delete_garbage(self) -> None:
         garbage = self._garbage[0]
@@ -722,7 +752,7 @@ class Store:
     def _needs_checkpoint(self) -> bool:
         """The log is over its retention and waits for facts or idle partitions to be saved."""
         files = self.log.files
-        return (
+        return self._has_rotten_segment() or (
             bool(self._dirty)
             and files.total_bytes() > self._retention()
             and len(files.segments) > 1
@@ -814,7 +844,7 @@ class Store:
             lambda p: self._durable_applied.get(p, 0),
             flush.seq,
             self._retention(),
-            {} if self.space.critical else self._held,
+            {} if self.space.critical or self._has_rotten_segment() else self._held,
         )
         self._leaving += removed
         self._delete_leaving()

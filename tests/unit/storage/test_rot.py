@@ -15,8 +15,9 @@ import pytest
 
 from metastore.core.entry import entry_position, pack_entry
 from metastore.core.machine import FENCE_PREFIX, digest_key
-from metastore.errors import ConfigError, CorruptLog, CorruptState, CorruptTree
+from metastore.errors import ConfigError, CorruptLog, CorruptState, CorruptTree, StorageError
 from metastore.records import pack_record
+from metastore.storage import store as store_module
 from metastore.storage.records import EntryRecord, Fact, SealEntry
 from metastore.storage.rows import SUMS_BYTES
 from metastore.storage.scrub import RottenBlock
@@ -444,6 +445,39 @@ async def test_a_scrub_finds_a_block(tmp_path: Path) -> None:
             found.clear()
         segment.path.write_bytes(raw)
     store.abandon()
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_rotten_segment_goes_once_the_state_has_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applied: bool
+) -> None:
+    """And if it cannot, since an entry in it is not committed yet, the store ends."""
+    monkeypatch.setattr(store_module, "LET_GO_S", 20.0 if applied else 0.1)
+    options = replace(OPTIONS, log_retention_bytes=1 << 20, scrub_bytes_s=1 << 20)
+    store = open_store(tmp_path, options)
+    store.add_partition(1)
+    for i in range(1, 13):
+        store.append(EntryRecord(1, 0, pack_entry(i, E1, bytes(2500))))
+        store.run_round()
+        if applied or i < 2:
+            store.apply(1, i, E1, [], set())
+    store.hold_log(1, 0)  # a follower is about to need it: it gets a snapshot
+    first = segments(tmp_path)[0]
+    raw = bytearray(first.read_bytes())
+    raw[SEGMENT_HEAD.size + 90] ^= 1
+    first.write_bytes(raw)
+    failed: list[StorageError] = []
+    store.start(asyncio.get_running_loop(), lambda seq: None, failed.append)
+    while not failed and first.exists():
+        await asyncio.sleep(0.01)
+    if applied:
+        assert not failed
+        assert store.log.files.segments[0].number == 2, "and no more than that"
+    else:
+        assert "is corrupt at offset 64; replace the node" in str(failed[0])
+    await store.close()
+    if applied:
+        open_store(tmp_path, options).abandon()
 
 
 async def test_rot_that_the_scrub_finds_ends_the_store(tmp_path: Path) -> None:
