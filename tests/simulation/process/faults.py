@@ -218,13 +218,21 @@ class Faults:
 
     def dam(self) -> None:
         """What a client who watches is told stays on the way for a while: its watches fall behind."""
+        self._dam(self.random.choice(self.world.workloads.watches).name, 1200)
+
+    def _dam(self, to: str, most_ms: int) -> None:
         world = self.world
-        names = [watch.name for watch in world.workloads.watches]
-        to = self.random.choice(names)
         links = [(a, to) for a in sorted(world.processes)]
         world.tell(f"{to} hears nothing")
         world.network.shut_links(links)
-        self.later(1200, lambda: world.network.open_links(links))
+        self.later(most_ms, lambda: world.network.open_links(links))
+
+    def divide_unseen(self) -> None:
+        """A partition is to be two while nobody who watches hears of anything, and etcd goes away soon."""
+        for watch in self.world.workloads.watches:
+            self._dam(watch.name, 900)
+        self.divide()
+        self.later(200, self.etcd)
 
     def reset(self) -> None:
         """Streams between two nodes, or a client's, break while both live."""

@@ -130,15 +130,15 @@ PLANS: dict[str, Plan] = {
     # watches are behind when their partition is split, and etcd is away then
     "watches": Plan(
         faults={
-            "divide": 600,
-            "dam": 250,
-            "etcd": 700,
+            "divide_unseen": 600,
+            "dam": 400,
+            "etcd": 2000,
             "kill": 2500,
             "move": 1500,
             "hand_over": 1200,
             "reset": 900,
         },
-        workloads={"registers": 2, "watchers": 4},
+        workloads={"registers": 2, "watchers": 5},
         nodes=5,
         partitions=1,
         keys=8,

@@ -136,7 +136,7 @@ class WatchReader:
         token: str | None = None
         while not self.stop and not self.problem:
             watcher = self.client.namespace(self.namespace).watch(
-                "", after=token, any_replica=self.any_replica, buffer=rng.choice((1, 3, 1000))
+                "", after=token, any_replica=self.any_replica, buffer=rng.choice((2, 1000, 1000, 1000))
             )
             lost = False
             try:

@@ -171,10 +171,10 @@ def what_is_gone_is_passed_over(patch: Planter) -> None:
 
 #: the judge that has to see it, a seed that shows it now, the plans in which it shows soonest
 MUTATIONS: dict[Patch, Plant] = {
-    a_sign_of_life_is_proof: plant("stale", 165, "stale reads"),
-    what_comes_late_is_new: plant("stale", 237, "stale reads"),
-    who_is_behind_is_new: plant("stale", 309, "stale reads"),
-    a_leader_to_be_is_new: plant("stale", 21, "stale reads"),
+    a_sign_of_life_is_proof: plant("stale", 21, "stale reads"),
+    what_comes_late_is_new: plant("stale", 21, "stale reads"),
+    who_is_behind_is_new: plant("stale", 21, "stale reads"),
+    a_leader_to_be_is_new: plant("stale", 45, "stale reads"),
     bounds_are_not_kept: plant("stale", 21, "stale reads"),
     versions_are_not_waited_for: plant("stale", 21, "stale reads"),
     the_parents_version_is_the_childs: plant("watch", 23, "watches"),

@@ -147,7 +147,7 @@ class Workloads:
         """Who watches: at leaders or at any replica, eagerly or slowly, by turns. To go with ``registers``."""
         loop, client = self.client()
         watch = WatchReader(
-            client, loop.name, self.world.seed + 90 + number, bool(number & 1), bool(number & 2)
+            client, loop.name, self.world.seed + 90 + number, number % 4 != 0, bool(number & 2)
         )
         self.watches.append(watch)
         self.following.append(loop.enter(lambda: loop.create_task(watch.run())))
