@@ -1,4 +1,8 @@
-"""Two more members of etcd beside the one that ``cellctl dev`` has, and verbs about whichever leads them."""
+"""Two more members of etcd beside the one that ``cellctl dev`` has, and verbs about whichever leads them.
+
+``python -m tests.chaos.etcds CLIENT PEER CLIENT PEER ETCD…`` is what the command line of dev's etcd begins with: it
+starts the other two, unless they run, and becomes the first. Their process ids are in files beside the data.
+"""
 
 from __future__ import annotations
 
@@ -7,97 +11,101 @@ import json
 import os
 import signal
 import subprocess
-import time
-import urllib.error
+import sys
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metastore.coordination.embedded import etcd_command, wait_healthy
+from metastore.coordination.embedded import etcd_command
 
 if TYPE_CHECKING:
     from tests.integration.harness import Cluster
 
-PATIENCE_S = 60.0
+
+def wrapper(ports: list[tuple[int, int]]) -> list[str]:
+    """``ports``: of the members that are added, ``(client, peer)``."""
+    return [sys.executable, "-m", __name__, *(str(port) for pair in ports for port in pair)]
 
 
-def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=5) as response:
-        found: dict[str, Any] = json.loads(response.read())
-        return found
+def _of(data: Path, number: int) -> Path:
+    """The folder of a member, beside the first's."""
+    return data.with_name(f"etcd{number}")
+
+
+def _pid(data: Path, number: int) -> int | None:
+    """Of a member that runs."""
+    try:
+        pid = int(_of(data, number).with_suffix(".pid").read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return None
+    return pid if str(_of(data, number)).encode() in command else None
+
+
+def main(ports: list[tuple[int, int]], first: list[str]) -> None:
+    flags = dict(part.split("=", 1) for part in first[1:])
+    data = Path(flags["--data-dir"])
+    members = [flags["--initial-cluster"]]
+    members += [f"etcd{n}=http://127.0.0.1:{peer}" for n, (_, peer) in enumerate(ports, 2)]
+    together = "--initial-cluster=" + ",".join(members)
+
+    def command(single: list[str]) -> list[str]:
+        return [part for part in single if not part.startswith("--initial-cluster=")] + [together]
+
+    for number, (client, peer) in enumerate(ports, 2):
+        if _pid(data, number) is None:
+            process = subprocess.Popen(
+                command(etcd_command(_of(data, number), f"etcd{number}", client, peer))
+            )
+            _of(data, number).with_suffix(".pid").write_text(str(process.pid))
+    os.execv(first[0], command(first))
 
 
 class Members:
-    """``ports``: of the members that are added, ``(client, peer)``."""
+    """Those of a running cluster."""
 
     def __init__(self, cluster: Cluster, ports: list[tuple[int, int]]) -> None:
         self.cluster = cluster
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.first = str(cluster.json()["etcd"][0]["url"])
+        self.data = cluster.data / "etcd"
         self.ports = ports
 
-    def start(self) -> None:
-        """Add them, one after the other."""
-        for number, (client, peer) in enumerate(self.ports, 2):
-            name, url = f"etcd{number}", f"http://127.0.0.1:{peer}"
-            members = self._add(url)
-            initial = ",".join(f"{m.get('name') or name}={m['peerURLs'][0]}" for m in members)
-            data = self.cluster.data / name
-            command = [
-                part
-                for part in etcd_command(Path(data), name, client, peer)
-                if not part.startswith("--initial-cluster")
-            ]
-            command += [f"--initial-cluster={initial}", "--initial-cluster-state=existing"]
-            with (self.cluster.data / "logs" / f"{name}.log").open("ab") as out:
-                self.processes[name] = subprocess.Popen(command, stdout=out, stderr=out)
-            assert wait_healthy(f"http://127.0.0.1:{client}", PATIENCE_S), f"{name} did not become healthy"
-
-    def _add(self, url: str) -> list[dict[str, Any]]:
-        """Etcd takes no new member before the last one has been well for a while."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                found: list[dict[str, Any]]
-                found = _post(self.first, "/v3/cluster/member/add", {"peerURLs": [url]})["members"]
-                return found
-            except urllib.error.HTTPError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-
-    def leader(self) -> str:
-        """``etcd`` or one of ours."""
-        urls = {"etcd": self.first}
-        urls |= {f"etcd{n}": f"http://127.0.0.1:{client}" for n, (client, _) in enumerate(self.ports, 2)}
-        for name, url in urls.items():
-            status = _post(url, "/v3/maintenance/status", {})
+    def leader(self) -> int:
+        """Its number, from 1."""
+        urls = [str(self.cluster.json()["etcd"][0]["url"])]
+        urls += [f"http://127.0.0.1:{client}" for client, _ in self.ports]
+        for number, url in enumerate(urls, 1):
+            request = urllib.request.Request(f"{url}/v3/maintenance/status", b"{}")
+            with urllib.request.urlopen(request, timeout=30) as response:
+                status: dict[str, Any] = json.loads(response.read())
             if status["leader"] == status["header"]["member_id"]:
-                return name
+                return number
         raise AssertionError("etcd has no leader")
 
-    async def signal_leader(self, verb: str) -> None:
-        """pause or kill it; what is killed is brought back by ``resume``."""
-        name = await asyncio.to_thread(self.leader)
-        if name == "etcd":
-            await asyncio.to_thread(self.cluster.verb, verb, name)
+    async def pause_leader(self) -> None:
+        number = await asyncio.to_thread(self.leader)
+        if number == 1:
+            await asyncio.to_thread(self.cluster.verb, "pause", "etcd")
         else:
-            number = signal.SIGSTOP if verb == "pause" else signal.SIGKILL
-            os.kill(self.processes[name].pid, number)
+            self._signal(number, signal.SIGSTOP)
+
+    def _signal(self, number: int, what: signal.Signals) -> None:
+        pid = _pid(self.data, number)
+        if pid is not None:
+            os.kill(pid, what)
 
     async def resume(self) -> None:
         """All run that can."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
+        for number in range(2, 2 + len(self.ports)):
+            self._signal(number, signal.SIGCONT)
         states = await asyncio.to_thread(self.cluster.processes)
         if states["etcd"] == "paused":
             await asyncio.to_thread(self.cluster.verb, "resume", "etcd")
-        elif states["etcd"] != "running":
-            await asyncio.to_thread(self.cluster.verb, "restart", "etcd")
 
     def close(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
+        for number in range(2, 2 + len(self.ports)):
+            self._signal(number, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    numbers = [int(word) for word in sys.argv[1:5]]
+    main([(numbers[0], numbers[1]), (numbers[2], numbers[3])], sys.argv[5:])

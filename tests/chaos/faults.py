@@ -257,11 +257,7 @@ class Faults(Operators, Stores):
 
     async def pause_etcd_leader(self) -> None:
         assert self.members is not None
-        await self.members.signal_leader("pause")
-
-    async def kill_etcd_leader(self) -> None:
-        assert self.members is not None
-        await self.members.signal_leader("kill")
+        await self.members.pause_leader()
 
     async def resume_etcds(self) -> None:
         assert self.members is not None

@@ -20,7 +20,7 @@ from cellctl.dev_files import Shape, pick_ports, save_shape
 from metastore.client import AsyncClient
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
-from tests.chaos.etcds import Members
+from tests.chaos.etcds import Members, wrapper
 from tests.chaos.faults import Faults
 from tests.chaos.lab import Lab
 from tests.chaos.mixed import Mixed, homes_of
@@ -76,6 +76,8 @@ def shape_of(scenario: Scenario, lab: Lab | None) -> Shape:
         clients = [shape.ports["etcd"], more["etcd2-rpc"], more["etcd3-rpc"]]
         shape.settings["etcd"] = ",".join(f"{shape.host}:{port}" for port in clients)
         shape.ports |= more
+        pairs = [(more[f"etcd{n}-rpc"], more[f"etcd{n}-peer"]) for n in (2, 3)]
+        shape.wrap["etcd"] = wrapper(pairs)
     if lab is not None:
         shape.hosts = dict(lab.hosts)
         shape.wrap = {name: lab.wrap(name) for name in lab.hosts}
@@ -97,13 +99,14 @@ async def run(scenario: Scenario, lab: Lab | None, seed: int, keep: Path | None 
         cluster = Cluster(data)
         members: Members | None = None
         try:
+            if scenario.etcds > 1:
+                lab = None  # its members are all here
             shape = shape_of(scenario, lab)
-            save_shape(data, shape)
-            await asyncio.to_thread(cellctl, "dev", "up", "--data", str(data), "--detach")
             if scenario.etcds > 1:
                 ports = [(shape.ports[f"etcd{n}-rpc"], shape.ports[f"etcd{n}-peer"]) for n in (2, 3)]
                 members = Members(cluster, ports)
-                await asyncio.to_thread(members.start)
+            save_shape(data, shape)
+            await asyncio.to_thread(cellctl, "dev", "up", "--data", str(data), "--detach")
             await _run(scenario, cluster, Faults(cluster, lab, seed, members), seed, result)
         except (AssertionError, OSError, MetastoreError) as e:
             result.problems.append(f"{type(e).__name__}: {e}")

@@ -291,7 +291,7 @@ SCENARIOS = [
             (4, "kill", "leader"),
             (7, "restart", "it"),
             (9, "resume_etcds"),
-            (11, "kill_etcd_leader"),
+            (11, "pause_etcd_leader"),
             (12, "kill", "leader"),
             (15, "restart", "it"),
         ),
