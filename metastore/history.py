@@ -26,6 +26,8 @@ COUNT_BITS: Final = 44
 MAX_GENERATIONS: Final = 512
 #: no entry is made beyond it: more than an entry can change is left up to the next generation
 LAST_COUNT: Final = (1 << COUNT_BITS) - (1 << 24)
+#: a version that there never is, of no history at all: a condition that never holds
+NO_VERSION: Final = 1 << 62
 _COUNT_MASK: Final = (1 << COUNT_BITS) - 1
 #: of a mark: an array of five, the version as it is packed from the first generation on, and four empty arrays
 _MARK_BYTES: Final = 14
@@ -35,6 +37,11 @@ _MARK_END: Final = b"\x90" * 4
 def generation_of(version: int) -> int:
     """The history that a version is of."""
     return version >> COUNT_BITS
+
+
+def is_of_another(version: int, mine: int) -> bool:
+    """Whether ``version`` is of another history than the version ``mine``. What no generation has is of none."""
+    return generation_of(version) != generation_of(mine) and generation_of(version) < MAX_GENERATIONS
 
 
 def first_version(generation: int) -> int:
@@ -66,8 +73,8 @@ def history_changed(version: int, last_version: int) -> HistoryChanged:
     now = generation_of(last_version)
     return HistoryChanged(
         f"version {version} is of generation {generation_of(version)} of its partition's history, which is in generation "
-        f"{now} since it went on without a quorum or was restored: what was read before may be undone; read again, and "
-        "take locks again",
+        f"{now}: it went on without a quorum or was restored in between, and what was read before may be undone; read "
+        "again, and take locks again",
         version=version,
         generation=now,
     )

@@ -37,6 +37,7 @@ from metastore.errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from metastore.history import NO_VERSION
 from metastore.keys import (
     END_OF_RING,
     PARENT,
@@ -52,8 +53,6 @@ from router.errors import NamespaceNotEmpty, RoutingFixed
 
 #: the namespace of the store's own probes and barriers
 RESERVED: Final = "metastore"
-#: a version that no record ever has
-NEVER: Final = (1 << 62) - 1
 MAX_TRIES: Final = 20
 POLL_S: Final = 0.1
 STATUS_TIMEOUT_S: Final = 1.0
@@ -310,7 +309,7 @@ class NamespaceAdmin:
 
         async def one(lkey: bytes) -> None:
             try:
-                await self.dispatcher.write([0, DELETE, 0, lkey, 0, 0, 0, NEVER], lkey, until)
+                await self.dispatcher.write([0, DELETE, 0, lkey, 0, 0, 0, NO_VERSION], lkey, until)
             except ConditionFailed:
                 pass  # logged and committed, as every failed condition is (R7)
 

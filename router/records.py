@@ -10,7 +10,7 @@ from aiohttp import web
 from metastore.client.namespace import Namespace
 from metastore.client.results import Fence
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
-from metastore.history import generation_of, history_changed
+from metastore.history import history_changed, is_of_another
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, is_content_type
 from router.bulkheads import CellDispatcher
 from router.calls import Call
@@ -160,7 +160,7 @@ class Records:
         match, none_match = call["if_match"], call["if_none_match"]
         wanted = None if match is None else etag_version(match)
         if wanted is not None and wanted != record.version:
-            if generation_of(wanted) != generation_of(record.version):
+            if is_of_another(wanted, record.version):
                 raise history_changed(wanted, record.version)
             raise ConditionFailed(
                 f"the record is at version {record.version}", version=record.version, current=record

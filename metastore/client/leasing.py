@@ -31,6 +31,7 @@ from metastore.errors import (
     MaybeHappened,
     MetastoreError,
 )
+from metastore.history import NO_VERSION
 from metastore.keys import encode_key
 from metastore.records import Record
 from metastore.wire.client_messages import MAX_FENCE_NAME_BYTES
@@ -48,7 +49,6 @@ CLOCK_MARGIN: Final = 2 * 500e-6
 RENEW_AFTER: Final = 1 / 3
 AT_RISK_AFTER: Final = 1 / 2
 LOOK_S: Final = 0.5
-NO_VERSION: Final = 1 << 62
 
 Callback = Callable[[], object]
 

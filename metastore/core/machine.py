@@ -47,7 +47,15 @@ from metastore.errors import (
     QuotaExceeded,
     TooLarge,
 )
-from metastore.history import LAST_COUNT, count_of, first_version, generation_of, history_changed, is_mark
+from metastore.history import (
+    LAST_COUNT,
+    count_of,
+    first_version,
+    generation_of,
+    history_changed,
+    is_mark,
+    is_of_another,
+)
 from metastore.records import (
     COUNTER,
     TTL,
@@ -438,7 +446,7 @@ class Machine:
 
     def is_other_history(self, version: int) -> bool:
         """Whether a version that a client gave is of another history than the present one."""
-        return generation_of(version) != generation_of(self.first_version)
+        return is_of_another(version, self.first_version)
 
     def is_left_behind(self, version: int, leads: bool) -> bool:
         """The same of a replica that may be behind: of a later history it may not have heard yet, unless it

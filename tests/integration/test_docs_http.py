@@ -43,6 +43,9 @@ def test_the_page_names_no_code_that_does_not_exist() -> None:
         "timeout_ms",
         "heartbeat_s",
         "drain_s",
+        "raise_fence",
+        "at_least",
+        "disk_low_mib",
     }
     bounds = {name for name in named if name.startswith("max_")}
     assert named - codes - known - bounds == set()

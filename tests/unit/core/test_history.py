@@ -22,6 +22,7 @@ from metastore.history import (
     COUNT_BITS,
     LAST_COUNT,
     MAX_GENERATIONS,
+    NO_VERSION,
     count_of,
     first_version,
     generation_of,
@@ -141,6 +142,14 @@ def test_conditions(stale: int) -> None:
     assert r.run((A, put("x", when=EXISTS)))[0][0] == OK
     assert r.run((A, put("new", when=ABSENT)))[0][0] == OK
     assert r.run((A, put("x", when=ABSENT)))[0][0] == ConditionFailed.status
+
+
+def test_what_is_no_version_at_all_is_of_no_history() -> None:
+    """A condition that never holds, in any generation: somebody wants an entry without effect."""
+    for r in (before(), changed(before())):
+        assert r.run((A, delete("x", when=NO_VERSION)))[0][0] == ConditionFailed.status
+        assert r.propose((A, touch("x", NO_VERSION)))[1][0].tail[0] == ConditionFailed.status
+        assert r.run((A, txn([[lk("x"), VERSION, GREATER, NO_VERSION]], [])))[0][:2] == (OK, False)
 
 
 @pytest.mark.parametrize("stale", [1, 99, G2])

@@ -17,13 +17,14 @@ from metastore.errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from metastore.history import NO_VERSION
 from metastore.keys import PARENT, WHOLE_KEY, PartitionMap, storage_key
 from metastore.layout import Layout, NodeRecord, to_json
 from metastore.namespaces import policy_from_json
 from metastore.topology import Placement, TopologyTable
 from metastore.wire.client_messages import DELETE, LIST
 from router.errors import NamespaceNotEmpty, RoutingFixed
-from router.namespace_admin import MAX_BARRIER_TRIES, NEVER, NamespaceAdmin, barrier_keys
+from router.namespace_admin import MAX_BARRIER_TRIES, NamespaceAdmin, barrier_keys
 
 LAYOUT = Layout("test")
 
@@ -67,7 +68,7 @@ class FakeDispatcher:
 
     async def write(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
         assert op[1] == DELETE
-        assert op[7] == NEVER
+        assert op[7] == NO_VERSION
         self.story.append(f"barrier {self.table.route(lkey).id}")
         if self.between is not None:
             self.between()
