@@ -26,6 +26,7 @@ from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
 from metastore.core.term import Term
 from metastore.errors import ProtocolError
+from metastore.history import is_mark
 from metastore.layout import ConfigRecord, term_of
 
 FOLLOWER: Final = "follower"
@@ -79,6 +80,11 @@ def read_config(raw: bytes, p: int) -> ConfigRecord:
     except UNREADABLE as e:
         raise ProtocolError(f"partition {p}: not a config: {type(e).__name__}: {e}"[:200]) from None
     return config
+
+
+def holds_data(blob: bytes) -> bool:
+    """Whether an entry is more than what a leader begins its term with: the no-op, or the mark of a generation (R19)."""
+    return len(blob) > HEAD.size and not is_mark(blob[HEAD.size :])
 
 
 class InvariantBroken(AssertionError):
@@ -338,7 +344,7 @@ class Replica:
             self.send(src.node, m.Missed(self.p, msg.epoch, *hint), durable=True)
             return
         match = prev_index + len(checked)
-        new = match > log.last_index and any(len(blob) > HEAD.size for blob in msg.entries)
+        new = match > log.last_index and any(map(holds_data, msg.entries))
         if new and self.ctx.room == m.FULL:
             return  # as if it had been lost on its way: a replica that lags lives, and one without a disk does not
         commit = min(msg.commit, match)

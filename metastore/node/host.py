@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from metastore.node.node import Node
 
 MAX_BATCH_OPS = 2048
+#: operations that are proposed and not committed: followers that do not keep up get no more than that
+MAX_PROPOSED = 16_384
 #: of partitions told with an error: beyond it the topology has to be asked for
 MAX_FAMILY = 64
 #: roles in which entries proposed here may still be uncommitted
@@ -104,6 +106,11 @@ WRITES = frozenset({PUT, DELETE, ADD, TXN})
 
 Waiting = tuple[ClientConnection, bytes, list[Any], int, int]
 """``(connection, client id, op, deadline in ns, bytes that it takes)``."""
+
+
+def end_point(hi: int) -> bytes:
+    """The storage key that a range of points ends before."""
+    return hi.to_bytes(8, "big") if hi < 1 << 64 else END_OF_RING
 
 
 def op_bytes(op: list[Any]) -> int:
@@ -149,8 +156,7 @@ class PartitionHost:
         self.node = node
         self.p = p
         #: storage keys ``lo <= lkey < hi`` are served: each begins with its point
-        self.lo, self.hi = lo.to_bytes(8, "big"), hi.to_bytes(8, "big") if hi < 1 << 64 else END_OF_RING
-        self._first_hi = self.hi
+        self.lo, self.hi = lo.to_bytes(8, "big"), end_point(hi)
         self.replica: PartitionReplica
         self.machine = Machine(partial(node.store.get, p))
         self.applied = applied
@@ -248,8 +254,11 @@ class PartitionHost:
             replica.take_fork(now_ns(), info.applied_index, info.applied_epoch)
 
     def narrow(self) -> None:
-        """R18: what was split off is not served here any more. A split that is only proposed, and forgotten, is none."""
-        self.hi = min([self._first_hi, *(split.at for split in self.machine.splits)])
+        """R18: what was split off, as the state or etcd's record says, is not served here any more. A split that is only
+        proposed, and forgotten, is none."""
+        config = self.replica.config
+        assert config is not None
+        self.hi = min([end_point(config.hi), *(split.at for split in self.machine.splits)])
         self.tell_split()
 
     def tell_split(self) -> None:
@@ -314,8 +323,10 @@ class PartitionHost:
         error = self.node.policies.refuse(self, op)
         if error is None and self.node.tight and op[1] in WRITES:
             error = self.no_room(op)
-        if error is not None and op[1] in WRITES and op[4] and self.machine.knows(client, op):
-            return None
+        if error is not None and op[1] in WRITES and op[4]:
+            waits = any(w[1] == client and w[2][1] in WRITES and w[2][4] == op[4] for w in self.pending)
+            if waits or self.machine.knows(client, op):
+                return None
         return error
 
     def no_room(self, op: list[Any]) -> MetastoreError | None:
@@ -386,6 +397,7 @@ class PartitionHost:
             self.turn_away(connection, client, op, deadline)
         elif (
             len(self.pending) >= node.config.max_pending_writes
+            or len(self.waiters) >= MAX_PROPOSED
             or node.store.overlay_full
             or node.admission.writes_full
         ):

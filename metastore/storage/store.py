@@ -344,6 +344,7 @@ class Store:
         self.log.start(loop, self._round_durable, self._fail)
         self.look()
         self._timer = loop.create_task(self._flush_forever())
+        self._timer.add_done_callback(self._timer_ended)
         if self.options.scrub_bytes_s:
             self._scrubbing = loop.create_task(self.scrub.run_forever())
             self._scrubbing.add_done_callback(self._scrub_ended)
@@ -701,6 +702,14 @@ class Store:
             self._part(p, index, epoch, fork)
         if fork or active.bytes > self.options.flush_bytes or active.changes > self._flush_changes:
             self._freeze()
+
+    def _timer_ended(self, task: asyncio.Task[None]) -> None:
+        """R14: without it nothing is saved by age, and nobody looks at the room."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(
+                error if isinstance(error, StorageError) else StorageError(f"the store's timer: {error!r}")
+            )
 
     async def _flush_forever(self) -> None:
         while True:
