@@ -47,7 +47,7 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.history import history_changed
-from metastore.keys import END_OF_RING
+from metastore.keys import end_point
 from metastore.layout import SplitRecord
 from metastore.node.clients import ClientConnection, error_result
 from metastore.node.splitting import Splitting, child_config
@@ -106,11 +106,6 @@ WRITES = frozenset({PUT, DELETE, ADD, TXN})
 
 Waiting = tuple[ClientConnection, bytes, list[Any], int, int]
 """``(connection, client id, op, deadline in ns, bytes that it takes)``."""
-
-
-def end_point(hi: int) -> bytes:
-    """The storage key that a range of points ends before."""
-    return hi.to_bytes(8, "big") if hi < 1 << 64 else END_OF_RING
 
 
 def op_bytes(op: list[Any]) -> int:

@@ -15,7 +15,7 @@ from metastore.core.machine import SPLITS_KEY, unpack_splits
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.payloads import check_aux
 from metastore.errors import CorruptState, MetastoreError, NoRoom, ProtocolError, StorageError, Unavailable
-from metastore.keys import is_storage_key
+from metastore.keys import END_OF_RING, end_point, is_storage_key
 from metastore.logs import log_event
 from metastore.node.pins import Pin
 from metastore.records import unpack_record
@@ -209,14 +209,15 @@ class Snapshots:
     def _check_rows(self, src: Process, chunk: SnapshotChunk) -> None:
         """Rows that cannot be of that partition, or cannot be read back. Raises ProtocolError."""
         host = self.node.hosts.get(chunk.p)
+        # it may be of before a split, and reach as far as all that was split off since
+        top = max([end_point(q.hi) for q in self.node.topology.family(chunk.p)], default=END_OF_RING)
         size = 0
         for kind, key, value in chunk.rows:
             size += len(key) + len(value)
             try:
                 if kind == DATA:
                     unpack_record(value)
-                    # above it may reach further than it does now: it may be of before a split
-                    good = is_storage_key(key) and (host is None or key >= host.lo)
+                    good = is_storage_key(key) and (host is None or host.lo <= key < top)
                 else:
                     good = kind == AUX and len(key) <= MAX_AUX_KEY_BYTES and check_aux(key, value)
             except (CorruptState, ValueError):
