@@ -215,7 +215,7 @@ def test_numbers_of_messages_are_never_reused() -> None:
         1: "Heartbeat", 2: "HeartbeatAck", 3: "Seal", 4: "Sealed", 5: "Refused", 6: "Append",
         7: "Appended", 8: "Missed", 9: "Pull", 10: "Pulled", 11: "PullMissed", 12: "PreVote",
         13: "PreVoteReply", 14: "HandOff", 15: "SnapshotBegin", 16: "SnapshotChunk", 17: "SnapshotAck",
-        18: "Appoint", 19: "Appointed", 20: "Recall",
+        18: "Appoint", 19: "Appointed", 20: "Recall", 21: "Rebuild",
     }  # fmt: skip
 
 
