@@ -31,14 +31,13 @@ MAX_PARTITIONS = 8192
 #: above every storage key
 END_OF_RING = b"\xff" * 9
 
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_LKEY = re.compile(rb".{8}[a-z0-9][a-z0-9._-]{0,63}\0(?=.)", re.DOTALL)
+
 
 def end_point(hi: int) -> bytes:
     """The storage key before which a range of points ends that ends before ``hi``."""
     return hi.to_bytes(8, "big") if hi < 1 << 64 else END_OF_RING
-
-
-_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
-_LKEY = re.compile(rb".{8}[a-z0-9][a-z0-9._-]{0,63}\0(?=.)", re.DOTALL)
 
 
 def check_namespace(namespace: str) -> str:

@@ -39,9 +39,9 @@ from metastore.errors import (
 )
 from metastore.history import NO_VERSION
 from metastore.keys import (
-    END_OF_RING,
     PARENT,
     check_namespace,
+    end_point,
     split_storage_key,
     storage_key,
     well_placed,
@@ -321,7 +321,7 @@ class NamespaceAdmin:
         wanted = name.encode() + b"\0"
         for placement in self.dispatcher.table.in_order():
             start: bytes | None = placement.lo.to_bytes(8, "big")
-            end = END_OF_RING if placement.hi >> 64 else placement.hi.to_bytes(8, "big")
+            end = end_point(placement.hi)
             while start is not None:
                 op = [0, LIST, 0, start, end, MAX_LIST_LIMIT, KEYS_ONLY, LINEARIZABLE, None, wanted]
                 result = await self.dispatcher.read(op, start, until)

@@ -53,10 +53,10 @@ from metastore.errors import (
     WrongRouting,
 )
 from metastore.keys import (
-    END_OF_RING,
     PARENT,
     check_namespace,
     encode_key,
+    end_point,
     hash_point,
     next_key,
     prefix_routing_key,
@@ -438,7 +438,7 @@ class AsyncNamespace(Generic[T]):
         ages: list[int | None] = [0]
         for placement in self.dispatcher.table.in_order():
             low = placement.lo.to_bytes(8, "big")
-            end = END_OF_RING if placement.hi >> 64 else placement.hi.to_bytes(8, "big")
+            end = end_point(placement.hi)
             if start_at >= end:
                 continue
             start: bytes | None = max(low, start_at)

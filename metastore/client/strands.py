@@ -29,7 +29,7 @@ from metastore.errors import (
     Unavailable,
     WrongRouting,
 )
-from metastore.keys import END_OF_RING, hash_point, next_key, prefix_routing_key, storage_key
+from metastore.keys import END_OF_RING, end_point, hash_point, next_key, prefix_routing_key, storage_key
 from metastore.wire.client_messages import WATCH_ANY
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Strands:
         """The partition that the strand begins in; what lies in others becomes strands of their own
         (a partition was split), which are where the reader is in what is in the buffer too."""
         placement = self._dispatcher.table.route(strand.start)
-        end = END_OF_RING if placement.hi >> 64 else placement.hi.to_bytes(8, "big")
+        end = end_point(placement.hi)
         if end < strand.end:
             rest = self._follow(end, strand.end, strand.version)
             rest.delivered, rest.started = strand.delivered, strand.started
