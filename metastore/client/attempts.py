@@ -209,6 +209,8 @@ class Attempts:
         that says nothing of the other; where they parted is not known, nothing does. Raises Moved,
         OutcomeUnknown: another client's, which has to know."""
         at = self.client.table.split_off(self.stamped, placement.id)
+        if at is None and not self.op[6]:
+            return  # a stamp of 0 is of no partition, whatever its client named
         if self.ids is None:
             if at is None:  # whoever numbered it knows of a split that is not known here
                 self.client.refresh_soon()
