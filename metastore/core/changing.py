@@ -63,8 +63,8 @@ class ChangingReplica(LeadingReplica):
     split: ConfigRecord | None = None
     #: whether that is durable here: etcd is told no sooner
     split_durable = False
-    #: an entry that splits it is proposed, and not applied yet
-    parting = False
+    #: the point at which a proposed entry, that is not applied yet, splits it
+    parting: int | None = None
     #: the cell whose records hold this partition
     home: str = ""
     #: when a ChangeConfig was sent out that has no answer yet
@@ -98,7 +98,7 @@ class ChangingReplica(LeadingReplica):
             self.changing_since_ns = 0
         if not self.ctx.can_elect or not self.owns_record(term) or now < self.change_again_ns:
             return
-        if (self.split is not None or self.parting) and self.role == ACTIVE:
+        if (self.split is not None or self.parting is not None) and self.role == ACTIVE:
             # before anything else: who is removed by a change has to know first what it is a member of (R18)
             if self.split is not None:
                 self.record_split(now, term, self.split)

@@ -236,8 +236,7 @@ class Control:
             self._configs[p] = mod_revision
             self._terms[p] = term_of(config.epoch)
         host.replica.on_config(now_ns(), config, mod_revision)
-        if not host.replica.parting:
-            host.narrow()
+        host.narrow()
 
     def _waits_for_parent(self, config: ConfigRecord, since: int) -> bool:
         """R18: whether it was split off what is here, and will be here as soon as the entry that did it is applied and

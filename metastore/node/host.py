@@ -147,14 +147,14 @@ def batch_length(pending: list[Waiting]) -> int:
 class PartitionHost:
     """See the module."""
 
-    def __init__(self, node: Node, p: int, lo: int, hi: int, applied: int) -> None:
+    def __init__(self, node: Node, p: int, lo: int, hi: int) -> None:
         self.node = node
         self.p = p
-        #: storage keys ``lo <= lkey < hi`` are served: each begins with its point
+        #: storage keys ``lo <= lkey < hi`` are served: each begins with its point. ``hi`` follows from what ``narrow`` says
         self.lo, self.hi = lo.to_bytes(8, "big"), end_point(hi)
+        self._held = node.store.partitions[p]
         self.replica: PartitionReplica
         self.machine = Machine(partial(node.store.get, p))
-        self.applied = applied
         self.pending: list[Waiting] = []
         #: of those: the bytes they take, whether transactions are among them, and when the first of them is
         #: no longer waited for
@@ -222,6 +222,11 @@ class PartitionHost:
     def role(self) -> str:
         return self.replica.role
 
+    @property
+    def applied(self) -> int:
+        """The last entry that the state has: the store's word, which nobody else keeps."""
+        return self._held.meta.applied
+
     def load(self) -> None:
         """Begin with what the store has: at the start, after a snapshot (R17), or as what was split off (R18)."""
         if self.load_state():
@@ -230,7 +235,6 @@ class PartitionHost:
     def load_state(self) -> bool:
         """What the state has. False when it cannot be read (R14): nothing is applied to it then either."""
         self.machine.reset()
-        self.applied = self.node.store.partitions[self.p].applied_index
         try:
             self.machine.load(self.node.store.load_aux(self.p))
         except CorruptState as e:
@@ -249,11 +253,13 @@ class PartitionHost:
             replica.take_fork(now_ns(), info.applied_index, info.applied_epoch)
 
     def narrow(self) -> None:
-        """R18: what was split off, as the state or etcd's record says, is not served here any more. A split that is only
-        proposed, and forgotten, is none."""
-        config = self.replica.config
+        """R18: where the range ends that is served here, by the word of those who know: etcd's record, the splits that the
+        state has, and the one that is proposed, above which nothing may be proposed after it. One that is
+        forgotten again is none."""
+        config, parting = self.replica.config, self.replica.parting
         assert config is not None
-        self.hi = min([end_point(config.hi), *(split.at for split in self.machine.splits)])
+        proposed = () if parting is None else (end_point(parting),)
+        self.hi = min([end_point(config.hi), *(split.at for split in self.machine.splits), *proposed])
         self.tell_split()
 
     def tell_split(self) -> None:
@@ -264,10 +270,6 @@ class PartitionHost:
             if replica.config is not None and int.from_bytes(split.at, "big") < replica.config.hi:
                 replica.split = child_config(self.p, split)
                 replica.split_durable = split.child not in self.node.store.forks(self.p)
-
-    def close_above(self, at: bytes) -> None:
-        """R18: a split is proposed: nothing above it may be proposed after it."""
-        self.hi = at
 
     def operate(
         self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int, now: int
@@ -302,7 +304,9 @@ class PartitionHost:
 
     def is_parting(self) -> bool:
         """R18: whether the upper half is on its way to be another partition, which is not open here yet."""
-        return self.role == ACTIVE and (self.replica.parting or bool(self.node.store.forks(self.p)))
+        return self.role == ACTIVE and (
+            self.replica.parting is not None or bool(self.node.store.forks(self.p))
+        )
 
     def elsewhere(self) -> MetastoreError:
         """For a key, or a range, that this partition does not hold: with what was split off it, as far as is known here."""
@@ -804,9 +808,8 @@ class PartitionHost:
             config = pack_config(child_config(self.p, split)) if mine else None
             fork = Fork(split.child, split.at, applied.forked.aux, config)
         store.apply(self.p, index, epoch, applied.changes, applied.aux, fork)
-        self.applied = index
         if fork is not None:
-            self.splitting, self.replica.parting = None, False
+            self.splitting, self.replica.parting = None, None
             self.narrow()
             self.watches.split()
         if index <= self._told:
@@ -831,7 +834,7 @@ class PartitionHost:
                 self.answer_waiting()
             return
         self.machine.abandon()
-        self.splitting, self.replica.parting = None, False
+        self.splitting, self.replica.parting = None, None
         self.narrow()
         if role in PROPOSING:
             self.deadlines.start(now_ns(), self.machine.timed)  # R15: anew, in full

@@ -181,7 +181,7 @@ class Node:
                 restored = Restored(
                     info.log.copy(), info.sealed_epoch, owner, unpack_config(info.config), info.commit_index
                 )
-                self._add_host(now, p, restored, info.applied_index)
+                self._add_host(now, p, restored)
         for record in self.topology.nodes.values():
             self.meet(record)
         self.core_started = True
@@ -208,9 +208,9 @@ class Node:
         self.store.append(Fact(key, value))
         self.schedule_turn()
 
-    def _add_host(self, now: int, p: int, restored: Restored, applied: int) -> PartitionHost:
+    def _add_host(self, now: int, p: int, restored: Restored) -> PartitionHost:
         assert restored.config is not None
-        host = PartitionHost(self, p, restored.config.lo, restored.config.hi, applied)
+        host = PartitionHost(self, p, restored.config.lo, restored.config.hi)
         self.hosts[p] = host
         self.store.set_aux_source(p, host.machine.aux)
         host.replica = self.core.add_replica(now, p, restored)
@@ -233,7 +233,7 @@ class Node:
         restored = Restored(
             info.log.copy(), info.sealed_epoch, owner, config, info.commit_index, info.sealed_epoch
         )
-        return self._add_host(now_ns(), p, restored, info.applied_index)
+        return self._add_host(now_ns(), p, restored)
 
     def on_forked(self, child: int, parent: int) -> None:
         """R18: what was split off ``parent`` is durable here: it can be opened, and etcd told."""
@@ -249,6 +249,9 @@ class Node:
         """R10: etcd's record names this store no more; its copy goes, but for the epoch it has sealed."""
         host = self.hosts.pop(p)
         host.retire()
+        for queue in (self.writing, self.parking):  # it has nothing left to propose or to answer
+            if host in queue:
+                queue.remove(host)
         self.core.remove_replica(p)
         self.snapshots.discard(p)
         self.store.drop_partition(p)

@@ -303,7 +303,7 @@ class Snapshots:
             await incoming.installer.abort()
         if node.hosts.get(p) is not host:
             return  # no member any more
-        upto = max(host.applied, host.replica.commit_index)
+        upto = host.replica.commit_index
         if done and (done := host.load_state()):
             while host.applied < upto:
                 host.apply_to(min(upto, host.applied + REBUILD_ENTRIES))

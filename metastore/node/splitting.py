@@ -61,8 +61,8 @@ class Splitting:
             index, term.epoch, self.wanted.child, term.config.hi - 1, members
         )
         host.splitting = None
-        replica.parting = True
-        host.close_above(self.at)
+        replica.parting = self.wanted.at
+        host.narrow()
         proposed = replica.propose(now, payload)
         assert proposed == index
 
@@ -110,7 +110,7 @@ def may_split(host: PartitionHost, wanted: SplitRecord) -> bool:
 def tick(host: PartitionHost, now: int) -> None:
     """Begin, or go on."""
     wanted = host.wanted_split
-    if wanted is None or host.replica.parting:
+    if wanted is None or host.replica.parting is not None:
         return
     if not may_split(host, wanted):
         if host.splitting is not None:

@@ -105,7 +105,6 @@ class PartitionInfo:
 
     meta: Meta
     log: LogIndex
-    commit_index: int = 0
 
     @property
     def sealed_epoch(self) -> int:
@@ -118,6 +117,11 @@ class PartitionInfo:
     @property
     def config(self) -> bytes | None:
         return self.meta.config or None
+
+    @property
+    def commit_index(self) -> int:
+        """A lower bound: what the store has heard of."""
+        return self.meta.commit
 
     @property
     def applied_index(self) -> int:
@@ -288,8 +292,8 @@ class Store:
         for p, meta in metas.items():
             part = self.log.partitions[p]
             known = max(recovery.commits.get(p, 0), meta.commit)
-            commit = max(meta.applied, min(known, part.index.last_index))
-            self.partitions[p] = PartitionInfo(meta, part.index, commit)
+            meta.commit = max(meta.applied, min(known, part.index.last_index))
+            self.partitions[p] = PartitionInfo(meta, part.index)
             self._durable_applied[p] = meta.applied
         self._next_slot = recovery.free_slot
         # what a crash left of one partition in a slot that others share goes with the last of them
@@ -434,7 +438,7 @@ class Store:
         meta = info.meta
         seq = self.append(DropEntry(p))
         meta.dropped = True
-        meta.applied = meta.applied_epoch = meta.commit = info.commit_index = 0
+        meta.applied = meta.applied_epoch = meta.commit = 0
         meta.log_from_seq = seq
         self._dirty.add(p)
         self._active.drop(p)
@@ -479,7 +483,6 @@ class Store:
         meta.start, meta.end = fork.at, end
         meta.applied, meta.applied_epoch, meta.commit = index, epoch, index
         meta.log_from_seq = self.log.last_seq
-        known.commit_index = index
         self.log.partitions[child].reset(index, epoch)
         self._durable_applied[child] = 0
         if above is not None:

@@ -172,7 +172,6 @@ def an_empty_child_counts(patch: Planter) -> None:
 def serves_what_was_split_off(patch: Planter) -> None:
     """R18: the parent goes on to serve the upper half."""
     patch.setattr(PartitionHost, "narrow", lambda self: self.tell_split())
-    patch.setattr(PartitionHost, "close_above", lambda self, at: None)
 
 
 def a_child_forgets_requests(patch: Planter) -> None:

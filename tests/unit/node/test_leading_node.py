@@ -181,10 +181,10 @@ async def test_nothing_is_resolved_behind_the_commit_index(tmp_path: Path) -> No
     async with Leading(tmp_path) as led:
         await led.lead()
         led.put("k")
-        led.host.applied -= 1
+        led.store.partitions[P].meta.applied -= 1
         with pytest.raises(InvariantBroken, match="R7"):
             led.host.propose_pending(now_ns())
-        led.host.applied += 1
+        led.store.partitions[P].meta.applied += 1
 
 
 async def test_a_write_whose_deadline_has_passed_is_not_proposed(tmp_path: Path) -> None:
@@ -356,9 +356,36 @@ async def test_what_a_split_took_away_does_not_expire_here(tmp_path: Path) -> No
         await led.written("k", ttl_ms=600_000)
         expire(led)
         last = led.replica.log.last_index
-        led.host.close_above(lkey("k")[:8])
+        led.replica.parting = int.from_bytes(lkey("k")[:8], "big")
+        led.host.narrow()
         led.propose()
         assert led.replica.log.last_index == last
+
+
+async def test_a_split_that_is_proposed_closes_what_is_above_whoever_asks(tmp_path: Path) -> None:
+    """R18: where the range ends follows from who knows, also when etcd's record comes once more meanwhile."""
+    async with Leading(tmp_path) as led:
+        await led.lead()
+        point = lkey("k")[:8]
+        led.replica.parting = int.from_bytes(point, "big")
+        led.host.narrow()
+        led.host.narrow()
+        assert led.host.hi == point
+        assert not led.host.covers(lkey("k"))
+        deposed(led)
+        assert led.host.covers(lkey("k")), "it is forgotten"
+
+
+async def test_what_is_applied_is_the_stores_word(tmp_path: Path) -> None:
+    """One fact, one owner: nobody can say otherwise, and nothing has to be kept in step."""
+    async with Leading(tmp_path) as led:
+        await led.lead()
+        await led.written("k")
+        with pytest.raises(AttributeError):
+            led.host.applied = 0  # type: ignore[misc]
+        led.store.partitions[P].meta.applied += 5
+        assert led.host.applied == led.store.partitions[P].applied_index
+        led.store.partitions[P].meta.applied -= 5
 
 
 async def test_deadlines_are_an_active_leaders(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ async def test_who_is_being_brought_up_says_nothing_before_it_once_had_all(
     async with Single(tmp_path) as s:
         others = (("g", "store-g"), ("h", "store-h"))
         host = s.node.open_partition(ConfigRecord(5, 0, 1 << 64, first_epoch(3), None, others))
-        host.applied = 7
+        s.store.partitions[5].meta.applied = 7
         host.replica.fresh_ns = now_ns() if complete else 0
         assert ask(host, STALE, None) == ({NOT_FOUND, OK} if complete else {TooStale.status})
-        host.applied = 0
+        s.store.partitions[5].meta.applied = 0

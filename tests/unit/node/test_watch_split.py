@@ -48,7 +48,8 @@ class Divided:
         epoch, index = host.replica.sealed_epoch, host.replica.log.last_index + 1
         members = [("f", node.store.store_id)]
         payload = host.machine.resolve_split(index, epoch, child, self.ranges[p][1] - 1, members)
-        host.close_above(point)
+        host.replica.parting = at
+        host.narrow()
         host.replica.propose(now_ns(), payload)
         node.settle()
         while host.applied < index or node.store.forks(child):
