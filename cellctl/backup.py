@@ -36,6 +36,7 @@ from cellctl.jsonl import write
 from cellctl.leaders import node_url
 from cellctl.namespace import with_admin
 from cellctl.output import note, output_option, print_data, print_table
+from cellctl.rebalance import operate
 from cellctl.status import node_views, partition_rows
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.client.codecs import BYTES
@@ -295,13 +296,15 @@ def restore(
     following = None if same_history else _next_generation(where, found["generation"], generation)
     asyncio.run(with_admin(where, prepare))
     if following is not None:
-        begin_generation(where, sorted(topology(where).partitions), following, "cellctl snapshot restore")
+        records = operate(where, lambda o: o.records())
+        begin_generation(where, records.configs, following, "cellctl snapshot restore", records)
     sys.exit(asyncio.run(_restore(where, path, set(wanted), only_absent, concurrency)))
 
 
 def _next_generation(where: Where, saved: int, wanted: int | None) -> int:
     """One that neither the file nor this cluster has had. Raises InvalidRequest."""
-    least = max(saved, *known_generations(where).values()) + 1
+    known = known_generations(where, operate(where, lambda o: o.records()))
+    least = max(saved, *known.values()) + 1
     if wanted is not None and wanted < least:
         raise InvalidRequest(f"--generation {wanted}: the file and the cluster have had {least - 1}")
     return check_generation(wanted or least)

@@ -96,9 +96,9 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> NotFound:
     )
 
 
-def unknown_partition(number: int, table: TopologyTable) -> NotFound:
+def unknown_partition(number: int, partitions: Iterable[int]) -> NotFound:
     """To be raised."""
-    known = sorted(table.partitions)
+    known = sorted(partitions)
     span = f"; there are {len(known)}, of {known[0]} to {known[-1]}" if known else ""
     return NotFound(f"there is no partition {number}{span}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,8 +41,62 @@ def survivors(
 
 
 def longest(parts: dict[str, dict[str, Any]]) -> str:
-    """Whose log is to be gone on with (R3's order); of equals the first by name."""
-    return min(parts, key=lambda n: (-parts[n]["last_epoch"], -parts[n]["last_index"], n))
+    """Whose log is to be gone on with (R3's order); of equals the first by name. A damaged copy (R14) is the last choice."""
+    return min(
+        parts,
+        key=lambda n: (bool(parts[n]["damaged"]), -parts[n]["last_epoch"], -parts[n]["last_index"], n),
+    )
+
+
+def split_off(
+    p: int, configs: Mapping[int, tuple[str, ConfigRecord]], views: dict[str, dict[str, Any] | None]
+) -> dict[int, tuple[int, int]]:
+    """Child -> (epoch, index) of the entry of partition ``p`` that split it off (R18): by etcd's records, and by what any
+    node says that has a copy of a child which etcd does not know yet."""
+    parents = {
+        part["id"]: part["parent"]
+        for view in views.values()
+        for part in (view["partitions"] if view else [])
+        if part["parent"] is not None
+    }
+    parents |= {child: config.parent for child, (_, config) in configs.items() if config.parent is not None}
+    return {child: (epoch, index) for child, (parent, epoch, index) in parents.items() if parent == p}
+
+
+def check_heir(
+    p: int,
+    config: ConfigRecord,
+    heir: str,
+    parts: dict[str, dict[str, Any]],
+    children: Mapping[int, tuple[int, int]],
+) -> None:
+    """Raises InvalidRequest when ``heir`` cannot go on alone. An entry that split the partition is not undone (R18): routers,
+    clients and nodes have parted with what is above the point for good, and the child may have acknowledged writes since.
+    A log that ends before it would go on with rows that are the child's; one that has it carries it out. Nor does a
+    child go on from a replica that has nothing of what it began with."""
+    position = _position(parts[heir])
+    at = f"{heir}'s log ends at entry {position[1]} of epoch {epoch_text(position[0])}"
+    lost = ", ".join(sorted(n for n, _ in config.members() if n not in parts)) or "the others"
+    way_out = (
+        f"start one of the nodes that have it ({lost} may), or restore a snapshot into a new cluster: "
+        "cellctl snapshot restore"
+    )
+    if parts[heir]["damaged"]:
+        raise InvalidRequest(
+            f"partition {p}: the copy on {heir} is damaged ({parts[heir]['damaged']}), and could be rebuilt from "
+            f"another one only; {way_out}"
+        )
+    if config.parent is not None and position < config.parent[1:]:
+        raise InvalidRequest(
+            f"partition {p} was split off partition {config.parent[0]}, and {heir} has nothing of what it began with: "
+            f"{at}, before entry {config.parent[2]} of epoch {epoch_text(config.parent[1])}; {way_out}"
+        )
+    for child, entry in sorted(children.items()):
+        if position < entry:
+            raise InvalidRequest(
+                f"partition {p} was split at entry {entry[1]} of epoch {epoch_text(entry[0])}, and {at}, before that: "
+                f"what lies above the point is partition {child}'s now, and a split is not undone; {way_out}"
+            )
 
 
 @click.command()
@@ -58,10 +113,13 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
     """
     table = topology(where)
     if number not in table.partitions:
-        raise unknown_partition(number, table)
+        raise unknown_partition(number, table.partitions)
     records = operate(where, lambda o: o.records())
+    if number not in records.configs:
+        raise Unavailable(f"etcd has no record of partition {number} yet: it is being split off; look again")
     cell, config = records.configs[number]
-    parts = survivors(number, config.members(), node_views(table))
+    views = node_views(table)
+    parts = survivors(number, config.members(), views)
     lost = [name for name, _ in config.members() if name not in parts]
     if any(part["role"] == "active" and part["health"] == "ok" for part in parts.values()):
         raise InvalidRequest(
@@ -81,6 +139,7 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
     if heir not in parts:
         raise InvalidRequest(f"{heir} holds no replica that answers; there are {', '.join(sorted(parts))}")
     best = longest(parts)
+    check_heir(number, config, heir, parts, split_off(number, records.configs, views))
     note(
         f"partition {number} would go on with {heir} alone, whose log ends at entry {parts[heir]['last_index']} of epoch "
         f"{epoch_text(parts[heir]['last_epoch'])}.\n"

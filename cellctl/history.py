@@ -50,7 +50,7 @@ def history(where: Where, output: str, limit: int, partitions: tuple[int, ...]) 
     table = topology(where)
     for p in partitions:
         if p not in table.partitions:
-            raise unknown_partition(p, table)
+            raise unknown_partition(p, table.partitions)
     events = [e for e in read_history(where) if not partitions or e.partition in partitions][-limit:]
     if output != "table":
         print_data(output, [plain(e) for e in events])

@@ -65,7 +65,7 @@ def switchover(where: Where, output: str, node: str | None, to: str, partitions:
     rows = {row["id"]: row for row in partition_rows(table, node_views(table))}
     for p in partitions:
         if p not in rows:
-            raise unknown_partition(p, table)
+            raise unknown_partition(p, table.partitions)
     if node is not None:
         node_url(table, node)
     chosen = partitions or tuple(p for p, row in rows.items() if row["leader"] == node)
@@ -135,7 +135,7 @@ def verify(where: Where, output: str, partitions: tuple[int, ...]) -> None:
     placements = {placement.id: placement for placement in table.in_order()}
     missing = set(partitions) - set(placements)
     if missing:
-        raise unknown_partition(min(missing), table)
+        raise unknown_partition(min(missing), table.partitions)
     rows = [compare(table, p, list(placements[p].replicas)) for p in partitions or sorted(placements)]
     states = [row["state"] for row in rows]
     if output != "table":

@@ -32,7 +32,7 @@ def show(where: Where, output: str, number: int) -> None:
     views = node_views(table)
     found = [row for row in partition_rows(table, views) if row["id"] == number]
     if not found:
-        raise unknown_partition(number, table)
+        raise unknown_partition(number, table.partitions)
     row = found[0]
     replicas = []
     for name in row["replicas"]:

@@ -296,6 +296,8 @@ class Operator:
 
         async def one(p: int) -> None:
             async with slots:
+                if p not in records.configs:
+                    raise Unavailable(f"etcd has no record of partition {p}; look again", retry_after_s=1)
                 await self._begin_generation(records.configs[p][0], p, generation, cause)
 
         await asyncio.gather(*map(one, partitions))

@@ -84,6 +84,7 @@ def partition_rows(table: TopologyTable, views: dict[str, dict[str, Any] | None]
                 "missing": missing,
                 "lag": lag,
                 "version": best["version"] if best else None,
+                "unrecorded": best["unrecorded"] if best and active else None,
                 "health": health,
             }
         )

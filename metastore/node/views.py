@@ -119,6 +119,8 @@ def node_status(node: Node) -> dict[str, Any]:
                 "lag": lag,
                 "damaged": node.rebuilding.why.get(p),
                 "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
+                "parent": r.config.parent if r.config else None,
+                "unrecorded": r.split.partition if r.split else None,
                 "move": r.move_state(),
                 "learners": learners(node, r),
             }

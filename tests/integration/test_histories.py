@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from cellctl.connect import Where
+from cellctl.generations import begin_generation
+from cellctl.rebalance import operate
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.errors import HistoryChanged, LockLost
 from metastore.history import first_version, generation_of
@@ -178,3 +183,67 @@ async def test_a_restore(cell: Cluster, tmp_path: Path) -> None:
             assert generation_of(record.version) == 2
     finally:
         other.down()
+
+
+async def test_what_is_split_off_meanwhile_is_in_the_new_generation_too(cell: Cluster) -> None:
+    """Partitions are split while all, or one of them, begin a generation: none is left behind, nor what it parted with."""
+    where = Where(None, cell.data, None, 120.0)
+    before = await asyncio.to_thread(operate, where, lambda o: o.records())
+    await asyncio.to_thread(tool, cell, "partition", "split", "0", "--yes")
+    done = await asyncio.to_thread(begin_generation, where, before.configs, 1, "test", before)
+    assert done == set(range(9)), "what was split off after it was asked for"
+    splits = (
+        asyncio.to_thread(tool, cell, "partition", "split", str(p), "--yes", "--no-wait") for p in (1, P)
+    )
+    begun = asyncio.to_thread(tool, cell, "partition", "new-generation", "--yes")
+    one = asyncio.to_thread(tool, cell, "partition", "new-generation", str(P), "--yes")
+    said = await asyncio.gather(*splits, begun, one)
+    assert all("in generation" in text for text in said[-2:])
+    await until("all are split", lambda: len(cell.leaders()) == 11)
+    for name in cell.names():
+        versions = {p["id"]: p["version"] for p in cell.status(name)["partitions"] if p["role"] == "active"}
+        assert not [p for p, version in versions.items() if generation_of(version) < 2], versions
+
+
+async def test_a_forced_failover_undoes_no_split(steady_cell: Cluster) -> None:
+    """R18: a log that ends before the entry that split goes on alone for neither half; one that has it does for both."""
+    cell = steady_cell
+    async with cell.client(deadline_s=10) as client:
+        ns = client.namespace(NS)
+        keys = keys_by_partition(client, 40, NS)
+        split = next(p for p, (leader, _) in sorted(cell.leaders().items()) if leader != "c1n3")
+        for key in keys[split]:
+            await ns.put(key, b"kept")
+        os.kill(cell.node("c1n3")["pid"], signal.SIGSTOP)  # before it is missed, it misses the entry
+        await asyncio.to_thread(tool, cell, "partition", "split", str(split), "--yes")
+        child = max(p["id"] for p in tool(cell, "partition", "list", "-o", "json"))
+        assert child == 8
+        os.kill(cell.node("c1n3")["pid"], signal.SIGKILL)
+        await until("its death is noticed", lambda: cell.node("c1n3")["pid"] is None)
+        cell.verb("kill", "c1n1", "c1n2")
+        cell.verb("restart", "c1n3")
+        await until("it is there", lambda: cell.status("c1n3")["partitions"])
+        said = await asyncio.to_thread(tool, cell, "failover", "--force", str(split), "--yes", code=2)
+        assert "a split is not undone" in said
+        assert "c1n1, c1n2" in said
+        said = await asyncio.to_thread(tool, cell, "failover", "--force", str(child), "--yes", code=2)
+        assert "nothing of what it began with" in said or "none of" in said, said
+        # who has the entry is there again: then the last one has it too, and goes on for both halves
+        cell.verb("restart", "c1n1")
+        cell.verb("restart", "c1n2")
+        await until("all are led", lambda: len(cell.leaders()) == 9)
+        await until(
+            "the last one has the child",
+            lambda: any(p["id"] == child and p["applied_index"] for p in cell.status("c1n3")["partitions"]),
+        )
+        cell.verb("kill", "c1n1", "c1n2")
+        await until(
+            "the last one serves nothing",
+            lambda: all(p["health"] != "ok" for p in cell.status("c1n3")["partitions"]),
+        )
+        for p in (split, child):
+            await asyncio.to_thread(tool, cell, "failover", "--force", str(p), "--yes")
+        for key in keys[split]:
+            record = await ns.get(key, deadline_s=60)
+            assert record is not None
+            assert record.value == b"kept"

@@ -28,6 +28,7 @@ FOLLOWER, ELECTED, ACTIVE = range(3)
 NONE, FORK, EMPTY, OVER, BORN = range(5)
 #: found to be needed for no invariant, since the entry says what the child begins with
 INTENTION = "R18 the entry before the intention"
+PAST_SPLIT = "R18 a forced failover goes on past the entry"
 NOT_RESERVED = "R18 the child's first term is not reserved, and R1 takes any owner"
 Log = tuple[int, ...]
 Owner = tuple[int, int]
@@ -54,6 +55,8 @@ class Bounds:
     moves: int = 0
     child_moves: int = 0
     compactions: int = 0
+    #: how often an operator has one replica of the parent go on alone, whose majority is down for good
+    forces: int = 0
     grants: bool = False
     #: who may win or claim the parent, as bits
     candidates: int = 0b111
@@ -106,8 +109,8 @@ class World(NamedTuple):
 
 #: indexes of ``World.left``
 BUDGETS = ("elections", "claims", "child_elections", "child_claims", "below", "above", "crashes", "deaths",
-           "outages", "moves", "child_moves", "compactions")  # fmt: skip
-(ELECTIONS, CLAIMS, CELECTIONS, CCLAIMS, BELOW, ABOVES, CRASHES, DEATHS, OUTAGES, MOVES, CMOVES, COMPACTIONS) = range(12)  # fmt: skip
+           "outages", "moves", "child_moves", "compactions", "forces")  # fmt: skip
+(ELECTIONS, CLAIMS, CELECTIONS, CCLAIMS, BELOW, ABOVES, CRASHES, DEATHS, OUTAGES, MOVES, CMOVES, COMPACTIONS, FORCES) = range(13)  # fmt: skip
 
 
 def initial(bounds: Bounds) -> World:
@@ -301,7 +304,8 @@ class Splits:
             yield f"{n} commits {index} and applies it", self.apply(world, n, index, True)
         own = node.applied and node.log[node.applied - 1] // KINDS == epoch
         if node.role == ELECTED and own and (not world.grants or n == 0):
-            yield f"{n} is active in the parent", self.set(world, n, node._replace(role=ACTIVE))
+            after = self.set(world, n, node._replace(role=ACTIVE))
+            yield f"{n} is active in the parent", self.check_parted(after, n)
         for m in SETS[replicas]:
             follower = world.nodes[m]
             if m == n or not follower.up or follower.gone or follower.sealed > epoch:
@@ -532,10 +536,34 @@ class Splits:
             if world.left[DEATHS]:
                 dead = self.crashed(node)._replace(up=False)
                 yield f"{n} goes down for good", self.set(world, n, dead, DEATHS)
+            if world.left[FORCES] and world.etcd:
+                yield from self.force(world, n, node)
         if world.etcd and world.left[OUTAGES]:
             yield "etcd goes away", self.set(world, 0, world.nodes[0], OUTAGES, etcd=False)
         if not world.etcd:
             yield "etcd is back", world._replace(etcd=True)
+
+    def force(self, world: World, n: int, node: Node) -> Iterator[tuple[str, World]]:
+        """R19: the parent goes on with ``n`` alone; what its log lacks is lost, as was said. Not past an entry that split it
+        and is known: by the child's record, or by a copy of the child somewhere. Of one that is not, nothing is
+        left, and the intention, which stands, is carried out anew."""
+        replicas = world.confs[-1]
+        if not replicas >> n & 1 or node.gone or self.has_majority(world, replicas):
+            return
+        lacks = bool(world.parted) and not split_at(node.log)
+        if lacks and self.is_known(world):
+            if not self.broken(PAST_SPLIT):
+                return
+        elif lacks:
+            world = world._replace(parted=0, told=())
+        kept = world.said[: common(world.said, node.log)]
+        forced = self.set(world, n, node, FORCES, confs=(*world.confs, 1 << n), said=kept)
+        yield f"{n} goes on alone", forced._replace(winner=(n, node.run))
+
+    @staticmethod
+    def is_known(world: World) -> bool:
+        """Whether anybody can tell an operator that the parent was split."""
+        return world.record is not None or any(x.up and x.child != NONE for x in world.nodes)
 
     @staticmethod
     def crashed(node: Node) -> Node:
@@ -563,6 +591,14 @@ class Splits:
         reads = world.grants and node.role == ACTIVE and node.sealed == RESTARTS and node.up
         if reads and not self.is_closed(node):
             raise Violation("I5: 0 still reads above the point, where the child writes")
+        return world
+
+    def check_parted(self, world: World, n: int) -> World:
+        """S3: who is active in the newest term has parted with what was split off, as everybody else has."""
+        node = world.nodes[n]
+        newest = node.sealed // RESTARTS == self.term(world)
+        if newest and world.parted and not split_at(node.log):
+            raise Violation(f"S3: {n} is active with all of the parent, part of which is the child")
         return world
 
     def check_service(self, world: World) -> None:

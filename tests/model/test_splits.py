@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.model.splits import INTENTION, NOT_RESERVED, Bounds, Splits, initial
+from tests.model.splits import INTENTION, NOT_RESERVED, PAST_SPLIT, Bounds, Splits, initial
 from tests.model.suite import Mutation, Suite
 
 BASELINES = {
@@ -18,6 +18,7 @@ BASELINES = {
     "an election": Bounds(elections=1, candidates=0b010),
     "claims of the child": Bounds(child_claims=1, crashes=1),
     "writes": Bounds(above=1),
+    "two die, and one is forced to go on": Bounds(deaths=2, forces=1),
 }
 DEEPER = {
     "an election, and grants": Bounds(elections=1, grants=True),
@@ -51,6 +52,7 @@ MUTATIONS = {
         replace(BASELINES["one dies"], crashes=1), "S2"
     ),
     NOT_RESERVED: Mutation(Bounds(), "I1"),
+    PAST_SPLIT: Mutation(Bounds(deaths=2, forces=1), "S3"),
     "R3 nobody born in the child's quorum": Mutation(Bounds(child_claims=1), "I3"),
     "R3 only born replicas count in the child's quorum": Mutation(BASELINES["one dies"], "S2"),
     "R17 a snapshot past the split takes the rows": Mutation(Bounds(compactions=1), "S1"),
