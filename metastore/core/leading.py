@@ -382,14 +382,18 @@ class LeadingReplica(Replica):
         heard = max(term.last_quorum_ns, term.quorum_acked_at_ns())
         return now - heard < 2 * self.ctx.settings.suspect_after_ns
 
-    def low_replicas(self) -> list[str]:
-        """Whose disks keep this leader from adding data: its own, or those without which there is no quorum."""
+    def short_of_room(self, level: int) -> list[str]:
+        """Whose disks, being at ``level`` (LOW or FULL) or worse, keep this leader from adding data (LOW), or from
+        logging anything at all (FULL): its own, or those without which there is no quorum."""
         term, ctx = self.term, self.ctx
-        if term is None or not (ctx.room or ctx.low_peers):
+        if term is None or not (ctx.room or ctx.peer_room):
             return []
         members = {node for node, _ in term.members}
-        low = (members & ctx.low_peers) | ({ctx.me.node} if ctx.room else set())
-        return sorted(low) if ctx.room or not is_quorum(term.config, members - low) else []
+        short = {node for node in members if ctx.peer_room.get(node, m.ROOM) >= level}
+        mine = ctx.room >= level
+        if mine:
+            short.add(ctx.me.node)
+        return sorted(short) if mine or not is_quorum(term.config, members - short) else []
 
     # --- R11 ------------------------------------------------------------------------------
 

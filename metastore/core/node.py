@@ -232,9 +232,9 @@ class NodeCore:
             return
         sent_ns, beats = sent
         if msg.room:
-            self.ctx.low_peers.add(src.node)
-        elif self.ctx.low_peers:
-            self.ctx.low_peers.discard(src.node)
+            self.ctx.peer_room[src.node] = msg.room
+        elif self.ctx.peer_room:
+            self.ctx.peer_room.pop(src.node, None)
         self._echoes[src.node] = max(msg.clock, self._echoes.get(src.node, 0))
         refused: dict[int, int] = dict(msg.refused)
         for p, epoch, *_ in beats:

@@ -110,8 +110,8 @@ class Context:
     stuck: bool = False
     #: how much room the disk has: m.ROOM, LOW (lead nothing that adds to it) or FULL (take no more entries)
     room: int = m.ROOM
-    #: peers that said that theirs is LOW or FULL
-    low_peers: set[str] = field(default_factory=set)
+    #: peer -> LOW or FULL, as it said of its own last; no word of those that have room
+    peer_room: dict[str, int] = field(default_factory=dict)
     #: no membership change goes on (cellctl pause)
     moves_paused: bool = False
     #: partitions led here that get new replicas just now, and how many may at once

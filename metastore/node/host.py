@@ -20,7 +20,7 @@ from metastore.core.dedupe import Window
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.machine import Applied, Machine, only_reads
-from metastore.core.messages import FULL
+from metastore.core.messages import FULL, LOW
 from metastore.core.quorum import is_quorum
 from metastore.core.replica import (
     ACTIVATING,
@@ -52,6 +52,7 @@ from metastore.layout import SplitRecord
 from metastore.node.clients import ClientConnection, error_result
 from metastore.node.splitting import Splitting, child_config
 from metastore.node.ttls import Deadlines
+from metastore.node.waiters import FOREVER_NS, Waiters
 from metastore.node.watches import PartitionWatches
 from metastore.records import record_versions
 from metastore.storage.store import Fork
@@ -87,7 +88,6 @@ BEGINNING = frozenset({SEALING, ADOPTING, ACTIVATING})
 #: so long an operation waits to hear who leads, or where its key went
 MAX_WAIT_NS = 300_000_000
 MAX_BATCH_BYTES = 4 << 20
-FOREVER_NS = 1 << 62
 MAX_PARKED = 4096
 MAX_LIST_BYTES = 2 << 20
 MAX_LIST_LOOKS = 20_000
@@ -164,7 +164,7 @@ class PartitionHost:
         self.parked: deque[tuple[int, Waiting]] = deque()
         #: operations that came while leadership, or the upper half, changed hands, and until when they wait
         self.waiting: deque[tuple[int, Waiting]] = deque()
-        self.waiters: deque[tuple[int, ClientConnection, int, tuple[Any, ...]]] = deque()
+        self.waiters = Waiters()
         self.watches = PartitionWatches(self)
         #: entries that came from a leader and are not applied yet: index -> their bytes, and them decoded
         self.staged: dict[int, tuple[bytes, Any]] = {}
@@ -335,10 +335,10 @@ class PartitionHost:
         if replica.role != ACTIVE or (op[1] == TXN and only_reads(op)):
             return None
         ctx, space = node.core.ctx, node.store.space
-        low = replica.low_replicas()
-        if ctx.room == FULL:
-            what = f"the disk of {node.me.node} is full, so nothing can be written: {space.text()}"
-        elif not low or not adds(op):
+        low = replica.short_of_room(LOW)
+        if replica.short_of_room(FULL):
+            return self.no_room_at_all()
+        if not low or not adds(op):
             return None
         elif ctx.room and self.heir_with_room():
             text = f"the disk of {node.me.node} is nearly full; partition {self.p} is handed to a node that has room"
@@ -348,6 +348,19 @@ class PartitionHost:
             what = f"partition {self.p} takes deletes only, since the disks of {', '.join(low)} are nearly full{own}"
         text = f"{what}; delete records, or make room on the disks: cellctl doctor"
         return DiskLow(text, nodes=low, retry_after_s=10)
+
+    def no_room_at_all(self) -> DiskLow | None:
+        """Why nothing can be logged: this leader's disk is full, or those of so many others are that no quorum can take
+        an entry. Whatever was proposed would wait, and could come true long after everybody has given up."""
+        node, full = self.node, self.replica.short_of_room(FULL)
+        if not full:
+            return None
+        ctx, space = node.core.ctx, node.store.space
+        if ctx.room == FULL:
+            what = f"the disk of {node.me.node} is full, so nothing can be written: {space.text()}"
+        else:
+            what = f"the disks of {', '.join(full)} are full, so no quorum of partition {self.p} can take a write"
+        return DiskLow(f"{what}; make room on the disks: cellctl doctor", nodes=full, retry_after_s=10)
 
     def heir_with_room(self) -> bool:
         """Whether a replica that can be led from has room (node.spreading hands over to it)."""
@@ -675,6 +688,7 @@ class PartitionHost:
             raise InvariantBroken(
                 f"R7: partition {self.p} would resolve at entry {self.applied}, {replica.commit_index} is committed"
             )
+        full = self.no_room_at_all() if self.node.tight else None
         while pending or expired:
             if replica.role != ACTIVE or replica.damaged:
                 error = self.damage() if replica.role == ACTIVE else self.not_leader()
@@ -695,6 +709,8 @@ class PartitionHost:
             self.node.admission.waiting -= taken
             if now > first_due:
                 batch = self.without_late(now, batch)
+            if full is not None:
+                batch, expired = self.without_new(batch, full), []
             over: list[tuple[bytes, int]] = []
             if expired:
                 over = [e for e in expired if self.covers(e[0]) and self.deadlines.is_over(now, *e)]
@@ -712,11 +728,13 @@ class PartitionHost:
                 proposed = replica.propose(now, payload)
                 assert proposed == index
             applied, waiters = self.applied, self.waiters
-            for (connection, _, op, _, _), (at, tail) in zip(batch, results, strict=True):
+            if first_due < waiters.until:
+                waiters.until = first_due
+            for (connection, _, op, deadline, _), (at, tail) in zip(batch, results, strict=True):
                 if op[1] == TOUCH:
                     tail = self.touched(now, op, at, tail)
                 if at > applied:
-                    waiters.append((at, connection, op[0], tail))
+                    waiters.append((at, connection, op[0], tail, deadline))
                 else:
                     connection.answer([op[0], *tail])
         self.pending, self.pending_bytes = pending, left
@@ -733,11 +751,30 @@ class PartitionHost:
     @staticmethod
     def without_late(now: int, batch: list[Waiting]) -> list[Waiting]:
         """Whoever sent these has given up; they are told that nothing was done."""
-        error = DeadlineExceeded("the deadline passed before the write was proposed")
+        error = DeadlineExceeded("the deadline passed before the write was proposed; nothing was done")
         for connection, _, op, deadline, _ in batch:
             if now > deadline:
                 connection.answer(error_result(op[0], error))
         return [w for w in batch if now <= w[3]]
+
+    def without_new(self, batch: list[Waiting], full: DiskLow) -> list[Waiting]:
+        """Those that need no entry: what changes nothing, and retries of what has its outcome (R7)."""
+        rest = []
+        for waiting in batch:
+            connection, client, op, _, _ = waiting
+            if op[1] not in WRITES or (op[4] and self.machine.knows(client, op)):
+                rest.append(waiting)
+            else:
+                connection.answer(error_result(op[0], full))
+        return rest
+
+    def drop_late(self, now: int) -> None:
+        """Those whose time is up while the log hangs hear that nothing was done."""
+        self.pending = self.without_late(now, self.pending)
+        size = sum([w[4] for w in self.pending])
+        self.node.admission.waiting -= self.pending_bytes - size
+        self.pending_bytes = size
+        self.pending_until = min((w[3] for w in self.pending), default=FOREVER_NS)
 
     def touched(self, now: int, op: list[Any], at: int, tail: tuple[Any, ...]) -> tuple[Any, ...]:
         """Renew on this leader's clock, and answer so only while it is the leader (R8, R15): a
@@ -794,10 +831,7 @@ class PartitionHost:
 
     def answer_waiters(self, upto: int) -> None:
         """Entries up to ``upto`` are committed (R6): so are the operations that were resolved into them."""
-        waiters = self.waiters
-        while waiters and waiters[0][0] <= upto:
-            _, connection, op_id, tail = waiters.popleft()
-            connection.answer([op_id, *tail])
+        self.waiters.answer(upto)
 
     def save(self, index: int, epoch: int, applied: Applied) -> None:
         """Entry ``index`` is applied: to the store, with what it splits off (R18), and to whoever follows the changes."""
@@ -853,12 +887,11 @@ class PartitionHost:
 
     def answer_proposed(self) -> None:
         """What was proposed here is not this replica's to commit any more."""
-        error = OutcomeUnknown(
-            f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
+        self.waiters.end(
+            OutcomeUnknown(
+                f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
+            )
         )
-        while self.waiters:
-            _, connection, op_id, _ = self.waiters.popleft()
-            connection.answer(error_result(op_id, error))
 
     def retire(self) -> None:
         """The partition leaves this node, whatever its role here: everybody who waits is sent elsewhere, and nothing is
@@ -913,7 +946,7 @@ class PartitionHost:
         """Let records expire; keep watches informed; answer those whose entry no quorum is there to commit."""
         if self.deadlines.running and self.deadlines:
             room = MAX_EXPIRED_AT_ONCE - len(self.expired)
-            may = self.role == ACTIVE and self.node.core.ctx.room != FULL
+            may = self.role == ACTIVE and not self.replica.short_of_room(FULL)
             over = self.deadlines.due(now, room) if room > 0 and may else []
             if over:
                 if not self.pending and not self.expired:
@@ -927,6 +960,8 @@ class PartitionHost:
         if now - self._rated[1] > RATE_NS:
             self.rate = (self.operations - self._rated[0]) * 1e9 / (now - self._rated[1])
             self._rated = self.operations, now
+        if now > self.pending_until:
+            self.drop_late(now)
         if self.waiters and (missing := self.missing(now)):
             error = OutcomeUnknown(
                 f"partition {self.p}: proposed, and no quorum has acknowledged it: "
@@ -934,6 +969,7 @@ class PartitionHost:
                 partition=self.p,
                 missing=missing,
             )
-            while self.waiters:
-                _, connection, op_id, _ = self.waiters.popleft()
-                connection.answer(error_result(op_id, error))
+            self.waiters.end(error)
+        elif now > self.waiters.until:
+            text = f"partition {self.p}: proposed, and no quorum had acknowledged it when its time was up"
+            self.waiters.end_late(now, OutcomeUnknown(text, partition=self.p))

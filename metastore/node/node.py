@@ -675,7 +675,7 @@ class Node:
         """The core, and by it the peers, know how much room the disk has."""
         space, ctx = self.store.space, self.core.ctx
         ctx.room = FULL if space.full else LOW if space.low else ROOM
-        self.tight = bool(ctx.room or ctx.low_peers)
+        self.tight = bool(ctx.room or ctx.peer_room)
 
     # --- views -----------------------------------------------------------------------------
 

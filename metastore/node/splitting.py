@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from metastore.core.machine import SplitOff
+from metastore.core.messages import FULL
 from metastore.core.replica import ACTIVE
 from metastore.errors import CorruptState
 from metastore.layout import ConfigRecord, SplitRecord, first_epoch, term_of
@@ -88,6 +89,7 @@ def may_split(host: PartitionHost, wanted: SplitRecord) -> bool:
         return False
     if (
         replica.damaged
+        or replica.short_of_room(FULL)  # who parts before the entry can be logged serves nothing above
         or replica.move is not None
         or replica.split is not None
         or term.learners

@@ -67,7 +67,7 @@ class Spreading:
         self._since = {n: self._since.get(n, now) for n in connected}
         ctx = node.core.ctx
         # who has no room for more leads nothing while others have some
-        closed = node.control.drained | ctx.low_peers | ({node.config.node} if ctx.room else set())
+        closed = node.control.drained | ctx.peer_room.keys() | ({node.config.node} if ctx.room else set())
         away = node.config.node in closed
         if not node.config.leader_spread_s and not away:
             return

@@ -32,7 +32,7 @@ def answer_before_commit() -> None:
     def propose_pending(self: Any, now: int) -> None:
         original(self, now)
         while self.waiters:
-            _, connection, op_id, tail = self.waiters.popleft()
+            _, connection, op_id, tail, _ = self.waiters.popleft()
             connection.answer([op_id, *tail])
 
     PartitionHost.propose_pending = propose_pending  # type: ignore[method-assign]

@@ -35,41 +35,46 @@ def test_a_full_follower_takes_no_entries_and_lives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "others", "low"),
+    ("own", "others", "low", "full"),
     [
-        (m.ROOM, (), []),
-        (m.ROOM, ("b",), []),
-        (m.ROOM, ("b", "c"), ["b", "c"]),
-        (m.LOW, (), ["a"]),
-        (m.FULL, ("c",), ["a", "c"]),
-        (m.ROOM, ("elsewhere",), []),
+        (m.ROOM, {}, [], []),
+        (m.ROOM, {"b": m.FULL}, [], []),
+        (m.ROOM, {"b": m.LOW, "c": m.LOW}, ["b", "c"], []),
+        (m.ROOM, {"b": m.LOW, "c": m.FULL}, ["b", "c"], []),
+        (m.ROOM, {"b": m.FULL, "c": m.FULL}, ["b", "c"], ["b", "c"]),
+        (m.LOW, {}, ["a"], []),
+        (m.LOW, {"b": m.FULL, "c": m.FULL}, ["a", "b", "c"], ["b", "c"]),
+        (m.FULL, {"c": m.LOW}, ["a", "c"], ["a"]),
+        (m.ROOM, {"elsewhere": m.FULL, "b": m.FULL}, [], []),
     ],
 )
 def test_a_leader_adds_where_it_and_a_quorum_have_room(
-    own: int, others: tuple[str, ...], low: list[str]
+    own: int, others: dict[str, int], low: list[str], full: list[str]
 ) -> None:
+    """And it logs nothing at all where it or a quorum can take no entry."""
     a = led()["a"]
     ctx = a.core.ctx
     ctx.room = own
-    ctx.low_peers = set(others)
-    assert a.replica.low_replicas() == low
+    ctx.peer_room = others
+    assert a.replica.short_of_room(m.LOW) == low
+    assert a.replica.short_of_room(m.FULL) == full
 
 
-def test_a_peer_counts_as_low_until_it_says_otherwise() -> None:
+def test_a_peer_is_short_of_room_until_it_says_otherwise() -> None:
     a = led()["a"]
 
-    def told(room: int) -> set[str]:
+    def told(room: int) -> dict[str, int]:
         a.core.heartbeat(START + 5000 * MS)
         number = a.core.last_number
         a.core.receive(START + 5000 * MS, process("b"), m.HeartbeatAck(number, 0, 900 * MS, [], room))
-        return a.core.ctx.low_peers
+        return a.core.ctx.peer_room
 
-    assert told(m.LOW) == {"b"}
-    assert told(m.FULL) == {"b"}
-    assert told(m.ROOM) == set()
+    assert told(m.LOW) == {"b": m.LOW}
+    assert told(m.FULL) == {"b": m.FULL}
+    assert told(m.ROOM) == {}
 
 
 def test_no_leader_adds_where_it_leads_nothing() -> None:
     node = follower()
     node.core.ctx.room = m.LOW
-    assert node.replica.low_replicas() == []
+    assert node.replica.short_of_room(m.LOW) == []

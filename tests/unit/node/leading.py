@@ -15,7 +15,7 @@ from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.node.node import Node
 from metastore.storage.store import Store
-from metastore.wire.client_messages import GET, LINEARIZABLE, PUT, TOUCH
+from metastore.wire.client_messages import DELETE, GET, LINEARIZABLE, PUT, TOUCH
 
 P, EPOCH = 0, first_epoch(1)
 X, Y = Process("x", "sx", "1"), Process("y", "sy", "1")
@@ -108,6 +108,15 @@ class Leading:
         self.node.on_peer_messages(X, [m.HeartbeatAck(core.last_number, 0, LONG_NS, [])])
         assert self.replica.can_read(now_ns())
 
+    async def disks(self, room: int, *peers: Process) -> None:
+        """Each of ``peers`` says how much room its disk has, and this node has heard it."""
+        core = self.node.core
+        core.heartbeat(now_ns())
+        self.node.settle()
+        for peer in peers:
+            self.node.on_peer_messages(peer, [m.HeartbeatAck(core.last_number, 0, LONG_NS, [], room)])
+        self.node.note_room()
+
     def end_grants(self) -> None:
         """All grants held are over, all at once."""
         term = self.replica.term
@@ -123,14 +132,18 @@ class Leading:
 
     # --- operations ----------------------------------------------------------------------------
 
-    def ask(self, op: list[Any], asker: Asker | None = None) -> Asker:
+    def ask(self, op: list[Any], asker: Asker | None = None, within_ns: int = LONG_NS) -> Asker:
         asker = asker or Asker()
         now = now_ns()
-        self.host.operate(asker, CLIENT, op, now + LONG_NS, now)  # type: ignore[arg-type]
+        self.host.operate(asker, CLIENT, op, now + within_ns, now)  # type: ignore[arg-type]
         return asker
 
-    def put(self, key: str, ttl_ms: int = 0, seq: int = 0) -> Asker:
-        return self.ask([1, PUT, P, storage_key("n", key), seq, seq, 0, None, b"value", "", ttl_ms])
+    def put(self, key: str, ttl_ms: int = 0, seq: int = 0, within_ns: int = LONG_NS) -> Asker:
+        op = [1, PUT, P, storage_key("n", key), seq, seq, 0, None, b"value", "", ttl_ms]
+        return self.ask(op, within_ns=within_ns)
+
+    def delete(self, key: str) -> Asker:
+        return self.ask([4, DELETE, P, storage_key("n", key), 0, 0, 0, None])
 
     def get(self, key: str) -> Asker:
         return self.ask([2, GET, P, storage_key("n", key), LINEARIZABLE, None])
