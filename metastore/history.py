@@ -28,6 +28,8 @@ MAX_GENERATIONS: Final = 512
 LAST_COUNT: Final = (1 << COUNT_BITS) - (1 << 24)
 #: a version that there never is, of no history at all: a condition that never holds
 NO_VERSION: Final = 1 << 62
+#: all versions, of whatever history, are below it
+VERSIONS: Final = MAX_GENERATIONS << COUNT_BITS
 _COUNT_MASK: Final = (1 << COUNT_BITS) - 1
 #: of a mark: an array of five, the version as it is packed from the first generation on, and four empty arrays
 _MARK_BYTES: Final = 14
@@ -52,6 +54,11 @@ def first_version(generation: int) -> int:
 def count_of(version: int) -> int:
     """How many changes of its generation there were up to a version."""
     return version & _COUNT_MASK
+
+
+def within_history(version: int, count: int) -> int:
+    """The number ``count`` of the history that ``version`` is of."""
+    return first_version(generation_of(version)) + count
 
 
 def pack_mark(generation: int) -> bytes:

@@ -35,6 +35,7 @@ from metastore.errors import (
     Unavailable,
     from_wire,
 )
+from metastore.history import within_history
 from metastore.topology import Placement
 from metastore.wire.client_messages import NOT_FOUND, OK
 
@@ -215,7 +216,7 @@ class Attempts:
             if at is None:  # whoever numbered it knows of a split that is not known here
                 self.client.refresh_soon()
             raise self.at_the_end(Moved(f"partition {self.partition} was split", partition=self.partition))
-        self.op[6] = min(self.op[6], at or 0)
+        self.op[6] = 0 if at is None else min(self.op[6], within_history(self.op[6], at))
         self.stamped = placement.id
 
     # --- where to ---------------------------------------------------------------------------

@@ -131,9 +131,11 @@ class Sessions:
         self.outcomes = 0
         self.size = 0
 
-    def begin_history(self, first: int) -> None:
-        """R19: a stamp of before says nothing of what was executed since."""
-        self.history = self.expired_below = first
+    def begin_history(self, first: int, index: int) -> None:
+        """R19: entry ``index`` begins a history. A stamp of before says nothing of what was executed since; nor does one
+        of another history of that number, which was cut where that parted from this (R18): before this entry."""
+        self.history = first
+        self.expired_below = first + index
 
     def load(self, rows: list[tuple[bytes, Session | int]], expired_below: int) -> None:
         sessions = [(client, row) for client, row in rows if isinstance(row, Session)]
@@ -185,7 +187,10 @@ class Sessions:
         touched: list[Session] = []
         changed: list[bytes] = []
         for ordinal, (client, floor) in enumerate(floors):
-            session = by_client.pop(client, None) or Session(self.expired_below)
+            session = by_client.pop(client, None)
+            if session is None:
+                session = Session(self.expired_below)
+                self.spent.pop(client, None)  # a client has a session or a mark, as in what is saved
             by_client[client] = session  # at the end: the most lately used
             self.outcomes -= len(session.outcomes)
             self.size -= session.size

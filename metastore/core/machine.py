@@ -750,7 +750,7 @@ class Machine:
         else:
             return Applied([], set(), self.last_version)
         if not rows and base and not count_of(base):
-            return self._begin_history(base)
+            return self._begin_history(index, base)
         if base != self.last_version:
             raise AssertionError(
                 f"I7: entry {index} begins at version {base}, the state is at {self.last_version}"
@@ -810,13 +810,13 @@ class Machine:
             self._version = version
         return Applied(changes, aux, base, frozenset(expired), forked)
 
-    def _begin_history(self, first: int) -> Applied:
+    def _begin_history(self, index: int, first: int) -> Applied:
         """A mark: every term of a partition whose history was changed begins with one, the first of them
         begins the generation (R19)."""
         if first <= self.last_version:
             return Applied([], set(), self.last_version)
         self.last_version = self.first_version = self._version = first
-        self.dedupe.begin_history(first)
+        self.dedupe.begin_history(first, index)
         return Applied([], {META_KEY}, first)
 
     def _remember(

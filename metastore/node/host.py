@@ -367,7 +367,7 @@ class PartitionHost:
         node, term = self.node, self.replica.term
         if term is None or node.core.ctx.moves_paused or not node.control.can_elect() or term.config.joint:
             return False
-        low = node.core.ctx.low_peers
+        low = node.core.ctx.peer_room
         return any(
             n != node.me.node and n not in low and not node.links.away_for_s(n) for n, _ in term.members
         )
@@ -887,11 +887,10 @@ class PartitionHost:
 
     def answer_proposed(self) -> None:
         """What was proposed here is not this replica's to commit any more."""
-        self.waiters.end(
-            OutcomeUnknown(
-                f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
-            )
+        error = OutcomeUnknown(
+            f"partition {self.p}: leadership was lost before the write was committed", partition=self.p
         )
+        self.waiters.end(error)
 
     def retire(self) -> None:
         """The partition leaves this node, whatever its role here: everybody who waits is sent elsewhere, and nothing is

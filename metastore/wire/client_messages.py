@@ -27,7 +27,7 @@ ttl_ms]``, ``[DELETE, lkey]`` or ``[ADD, lkey, delta]``. TOUCH starts a record's
 AT_LEAST (arg = a version). ``condition``: None, or ABSENT, or EXISTS, or the version it must have.
 ``start`` (inclusive) and ``end`` (exclusive) are lkeys; a node returns at most ``limit`` rows.
 
-Request ids (R7): ``(client_id, seq)``, ``seq`` from 1, growing; 0 = no dedupe asked for.
+Request ids (R7): ``(client_id, seq)``, ``seq`` from 1, growing, below ONE_REQUEST; 0 = no dedupe asked for.
 ``floor``: every seq of this client below it *towards this partition* is finished and never sent
 again; a floor above the op's own seq (ONE_REQUEST or above) says that the client makes this one request and
 no other, and any other is refused. ``stamp``: the highest ``index`` this client had seen from this partition when it first
@@ -102,7 +102,8 @@ MAX_OPS_PER_FRAME: Final = 4096
 MAX_LIST_LIMIT: Final = 10_000
 MAX_TIMEOUT_MS: Final = 120_000
 CLIENT_ID_BYTES: Final = 16
-#: a floor from here on says: this client makes a single request, and whoever repeats it may be another process
+#: a floor from here on says: this client makes a single request, and whoever repeats it may be another process. No
+#: request has such a number itself
 ONE_REQUEST: Final = 1 << 62
 #: what a request became is remembered at least so long (and at least of the last requests: core.dedupe)
 DEDUPE_WINDOW_S: Final = 600

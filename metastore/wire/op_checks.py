@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from metastore.errors import InvalidRequest, MetastoreError, TooLarge
+from metastore.history import VERSIONS
 from metastore.keys import (
     MAX_CONTENT_TYPE_BYTES,
     MAX_KEY_BYTES,
@@ -33,6 +34,7 @@ from metastore.wire.client_messages import (
     MAX_TIMEOUT_MS,
     MAX_TXN_BYTES,
     MAX_TXN_PARTS,
+    ONE_REQUEST,
     PUT,
     RAISE,
     TOUCH,
@@ -90,7 +92,7 @@ def is_plain(op: Any) -> bool:
         if not (
             kind == PUT
             and type(seq) is type(floor) is type(stamp) is int
-            and 0 <= seq < _I63
+            and 0 <= seq < ONE_REQUEST
             and 0 <= floor < _I63
             and 0 <= stamp < _I63
             and _check_condition(condition) is None
@@ -147,9 +149,9 @@ def check_op(op: list[Any]) -> MetastoreError | None:
         return _check_condition(op[4])
     if not is_storage_key(lkey):
         return InvalidRequest("the storage key's namespace or key is not one that can be stored")
-    for value in (op[4], op[5], op[6]):
-        if type(value) is not int or not 0 <= value < _I63:
-            return InvalidRequest(f"request id part {shown(value, 20)} is not a count below 2**63")
+    error = _check_request_id(op[4], op[5], op[6])
+    if error is not None:
+        return error
     if kind == TXN:
         return _check_txn(op)
     condition = op[7]
@@ -164,6 +166,18 @@ def check_op(op: list[Any]) -> MetastoreError | None:
     if error is None and len(op) != _LENGTHS[kind][0]:
         return _check_fence(op[-1], takes=kind == PUT)
     return error
+
+
+def _check_request_id(seq: Any, floor: Any, stamp: Any) -> MetastoreError | None:
+    for value in (seq, floor, stamp):
+        if type(value) is not int or not 0 <= value < _I63:
+            return InvalidRequest(f"request id part {shown(value, 20)} is not a count below 2**63")
+    if seq >= ONE_REQUEST:
+        return InvalidRequest(
+            f"request number {seq} is not within 0 and {ONE_REQUEST - 1}: number requests from 1 on; the others say that "
+            "a client makes a single request"
+        )
+    return None
 
 
 def _is_lkey(lkey: Any) -> bool:
@@ -222,7 +236,7 @@ def _check_fence(fence: Any, *, takes: bool = False) -> MetastoreError | None:
         return InvalidRequest("a fence is not [name, token]")
     if not fence[0] or len(fence[0].encode("utf-8", "replace")) > MAX_FENCE_NAME_BYTES:
         return InvalidRequest(f"a fence's name is not text of 1 to {MAX_FENCE_NAME_BYTES} bytes")
-    if type(fence[1]) is not int or not 0 < fence[1] < _I63:
+    if type(fence[1]) is not int or not 0 < fence[1] < VERSIONS:
         if takes and fence[1] == RAISE and type(fence[1]) is int:
             return None
         return InvalidRequest(f"fencing token {shown(fence[1], 20)} is not a version")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metastore.errors import InvalidRequest, TooLarge
+from metastore.history import VERSIONS
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, storage_key
 from metastore.namespaces import MAX_TTL_MS
 from metastore.wire.client_messages import (
@@ -23,6 +24,7 @@ from metastore.wire.client_messages import (
     MAX_OPS_PER_FRAME,
     MAX_TIMEOUT_MS,
     MAX_TXN_PARTS,
+    ONE_REQUEST,
     PUT,
     RAISE,
     TOUCH,
@@ -57,9 +59,9 @@ GOOD = [
     op(GET, consistency=1, arg=5), op(GET, consistency=AT_LEAST, arg=0),
     op(PUT, value=bytes(MAX_VALUE_BYTES)), op(PUT, type="x" * MAX_CONTENT_TYPE_BYTES),
     op(PUT, lkey=storage_key("n" * 64, "k" * MAX_KEY_BYTES)),
-    op(PUT, condition=0), op(PUT, condition=-1), op(PUT, condition=MAX - 1), op(PUT, seq=MAX - 1),
+    op(PUT, condition=0), op(PUT, condition=-1), op(PUT, condition=MAX - 1), op(PUT, seq=ONE_REQUEST - 1, floor=MAX - 1),
     op(PUT, ttl=None), op(PUT, ttl=MAX_TTL_MS), op(TOUCH), op(TOUCH, condition=3), op(TXN),
-    [*op(PUT), ["lock", 1]], [*op(PUT), ["lock", RAISE]], [*op(DELETE), ["x" * MAX_FENCE_NAME_BYTES, MAX - 1]], [*op(ADD), ["l", 1]],
+    [*op(PUT), ["lock", 1]], [*op(PUT), ["lock", RAISE]], [*op(DELETE), ["x" * MAX_FENCE_NAME_BYTES, VERSIONS - 1]], [*op(ADD), ["l", 1]],
     op(TXN, compares=[[KEY, VERSION, 0, 0], [KEY, VALUE, 3, b""]] * (MAX_TXN_PARTS // 2)),
     [*op(TXN, then=[[GET, KEY], [PUT, KEY, b"", "", None], [DELETE, KEY], [ADD, KEY, 1]]), ["l", 1]],
     op(ADD, delta=-(1 << 63)), op(ADD, delta=MAX), op(LIST, limit=MAX_LIST_LIMIT),
@@ -83,7 +85,10 @@ BAD = [
     (op(PUT, type="caf\u00e9"), "not ASCII"),
     (op(PUT, type="\ud800"), "content type"),
     (op(PUT, seq=-1), "-1 is not a count"),
-    (op(PUT, seq=MAX), "is not a count below"),
+    (op(PUT, seq=ONE_REQUEST), f"request number {ONE_REQUEST} is not within 0 and {ONE_REQUEST - 1}"),
+    (op(TXN, seq=ONE_REQUEST, floor=ONE_REQUEST), "the others say that a client makes a single request"),
+    (op(PUT, floor=MAX), "is not a count below"),
+    (op(DELETE, stamp=MAX), "is not a count below"),
     (op(PUT, floor="1"), "request id part"),
     (op(DELETE, stamp=None), "request id part"),
     (op(PUT, condition=-2), "condition -2"),
@@ -109,7 +114,7 @@ BAD = [
     ([*op(TXN), ["x", RAISE]], "fencing token 0"),
     ([*op(DELETE), ["\ud800", 0]], "fencing token 0"),
     ([*op(ADD), ["x" * (MAX_FENCE_NAME_BYTES + 1), 1]], "a fence's name"),
-    ([*op(TXN), ["x", MAX]], "fencing token"),
+    ([*op(TXN), ["x", VERSIONS]], f"fencing token {VERSIONS} is not a version"),
     (op(TXN, compares=None), "compares"),
     (op(TXN, compares=[[KEY, 0, 0, 0]] * (MAX_TXN_PARTS + 1)), f"at most {MAX_TXN_PARTS}"),
     (op(TXN, compares=[[b"k", 0, 0, 0]]), "a compare is not"),

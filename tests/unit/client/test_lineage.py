@@ -13,6 +13,7 @@ from metastore.client.dispatch import Dispatcher, RequestIds
 from metastore.client.strands import Strands
 from metastore.client.watching import Buffer, Wanted
 from metastore.errors import ClientClosed, Moved, NotLeader, RequestIdExpired
+from metastore.history import first_version
 from metastore.layout import NodeRecord
 from metastore.topology import Placement, TopologyTable
 
@@ -47,6 +48,8 @@ SPLIT = table(
         (60, 3, 40),  # of what 3 was split off at 55, 0 had parted at 40
         (90, 2, 70),
         (0, 3, 0),
+        (first_version(2) + 39, 1, first_version(2) + 39),  # a number is of its history (R19)
+        (first_version(2) + 60, 3, first_version(2) + 40),
     ],
 )
 async def test_a_stamp_goes_as_far_as_the_logs_are_one(stamp: int, to: int, left: int) -> None:

@@ -180,12 +180,13 @@ def test_fencing_tokens(stale: int) -> None:
 
 def test_a_refusal_is_remembered_as_it_was() -> None:
     r = changed(before())
-    first = r.run((A, put("x", when=1, seq=7, stamp=G1)))[0]
+    stamp = G1 + r.index
+    first = r.run((A, put("x", when=1, seq=7, stamp=stamp)))[0]
     refused(first, 1)
-    assert r.run((A, put("x", when=1, seq=7, stamp=G1)))[0] == first
+    assert r.run((A, put("x", when=1, seq=7, stamp=stamp)))[0] == first
     follower = Replica()
     follower.machine.load([(k, v) for k, v in r.saved.items()])
-    assert follower.machine.dedupe.known(A, 7, G1) == first
+    assert follower.machine.dedupe.known(A, 7, stamp) == first
 
 
 def test_a_stamp_of_before_says_nothing_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,9 @@ def test_a_stamp_of_before_says_nothing_of_now(monkeypatch: pytest.MonkeyPatch) 
     r = changed(before())
     lost = {"seq": 9, "floor": 9, "stamp": 200}
     status, _, detail = r.run((A, add("n", 1, **lost)))[0]
-    assert (status, detail["index"]) == (RequestIdExpired.status, G1), "not told apart: stamp it anew"
+    assert (status, detail["index"]) == (RequestIdExpired.status, G1 + r.index), (
+        "not told apart: stamp it anew"
+    )
     done = r.run((A, add("n", 1, seq=9, floor=9, stamp=detail["index"])))[0]
     assert done[2] == G1 + r.index
     r.run((B, put("x", seq=1, floor=1, stamp=done[2])))
@@ -304,3 +307,18 @@ def test_a_put_within_a_transaction_keeps_created_within_the_history() -> None:
     r = changed(before())
     assert r.run((A, txn([], [[PUT, lk("x"), b"t", "", None]])))[0][0] == OK
     assert unpack_record(r.state[lk("x")]).created == G1
+
+
+def test_a_stamp_that_was_cut_at_a_split_says_nothing_of_another_history_of_that_number() -> None:
+    """Parent and child part at an entry and each begins a history after that, of the same number: they are two. What
+    the client saw of the parent's is cut at the entry that parted them, and is below all of the child's."""
+    r = before()
+    parted = r.index
+    r.run((A, add("n", 1, seq=5, stamp=parted)))
+    r.machine.dedupe.by_client.clear()  # forgotten
+    changed(r)
+    cut = G1 + parted
+    status, _, detail = r.run((A, add("n", 1, seq=5, stamp=cut)))[0]
+    assert (status, detail["index"]) == (RequestIdExpired.status, r.machine.dedupe.expired_below)
+    assert cut < detail["index"] <= G1 + r.index
+    assert r.run((B, put("x", seq=1, floor=1, stamp=detail["index"])))[0][0] == OK

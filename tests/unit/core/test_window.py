@@ -76,6 +76,25 @@ def test_marks_of_single_requests_are_bounded() -> None:
     assert (payload, result.tail[0]) == (None, RequestIdExpired.status), "who is honest about its age is told"
 
 
+def test_who_comes_back_after_its_mark_has_none() -> None:
+    """Its next request was resolved while the last was remembered, and is applied when that is forgotten. All replicas
+    are to agree about it, also one that has been restarted since. (Who keeps to its word makes no other request.)"""
+    r = Replica()
+    r.run((single(0), put("x", seq=ONE_REQUEST, floor=ONE_REQUEST)))
+    first = r.index + 1
+    payload, _ = r.propose(*[once(n, r.index) for n in range(1, 7)])
+    assert payload is not None
+    for number in (7, 8):
+        r.propose((single(0), put("x", seq=ONE_REQUEST + number, floor=ONE_REQUEST)))
+    for index in range(first, r.index + 1):
+        r.apply(index, b"")
+    assert single(0) in r.machine.sessions
+    again = Machine(r.state.get)
+    again.load(list(r.saved.items()))
+    assert list(again.dedupe.spent.items()) == list(r.machine.dedupe.spent.items())
+    assert single(0) not in again.dedupe.spent
+
+
 def test_clients_that_live_on_leave_no_mark() -> None:
     r = Replica()
     for number in range(8):

@@ -12,7 +12,7 @@ import pytest
 from metastore.clock import now_ns
 from metastore.core import messages as m
 from metastore.core.messages import Process
-from metastore.errors import DeadlineExceeded, DiskLow, Overloaded, OutcomeUnknown
+from metastore.errors import DeadlineExceeded, DiskLow, OutcomeUnknown, Overloaded
 from metastore.keys import storage_key
 from metastore.layout import SplitRecord
 from metastore.node import host as hosts
