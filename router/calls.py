@@ -95,7 +95,7 @@ class Call:
     """See the module. ``values``: parameter -> value, by ``Param.key``; ``until``: the loop time by
     which the answer is due."""
 
-    __slots__ = ("hold", "operation", "request", "until", "values", "write_timeout_s")
+    __slots__ = ("began", "hold", "operation", "request", "until", "values", "write_timeout_s")
 
     def __init__(
         self,
@@ -136,7 +136,8 @@ class Call:
         timeout_ms = values.get("timeout_ms")
         if timeout_ms is not None:
             deadline_s = min(deadline_s, timeout_ms / 1000)
-        self.until = asyncio.get_running_loop().time() + deadline_s
+        self.began = asyncio.get_running_loop().time()
+        self.until = self.began + deadline_s
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
@@ -145,6 +146,11 @@ class Call:
     def left_s(self) -> float:
         """Until the answer is due."""
         return self.until - asyncio.get_running_loop().time()
+
+    @property
+    def since_s(self) -> float:
+        """How long ago its head had come."""
+        return asyncio.get_running_loop().time() - self.began
 
     # --- the body -----------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from router.calls import Call, Routes
 from router.errors import MethodNotAllowed
 from router.figures import Figures
 from router.health import Health
-from router.idempotency import is_keyed, refused
+from router.idempotency import refused, was_sent_before
 from router.namespace_admin import NamespaceAdmin
 from router.namespaces import Namespaces
 from router.problems import internal, problem
@@ -101,7 +101,7 @@ class Gateway:
         name, response = "none", None
         try:
             if self.bulkheads.full and request.raw_path.startswith(BOUNDED):
-                response = await self._send(request, self.door.refusal(is_keyed(request)))
+                response = await self._send(request, self.door.refusal(was_sent_before(request)))
                 return response
             try:
                 op, parts, query = self.routes.find(request.method, request.raw_path)

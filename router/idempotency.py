@@ -9,7 +9,7 @@ key, which has another number, is below the floor and refused.
 The window is that of all request ids (``core.dedupe``): a time and a number of keys. A key whose outcome is
 forgotten leaves a mark for a while, by which a repetition is refused (``request_id_expired``). Longer ago
 nothing tells a repetition from a first time but the client: with ``Idempotency-Age``, how long ago it first
-sent the request, it is refused as well. What was refused without being logged (503, 428, 507, …) was not
+sent the request, it is refused as well, from AGE_MARGIN_S before the end of the window on. What was refused without being logged (503, 428, 507, …) was not
 done, is not remembered, and may be sent again under the same key.
 """
 
@@ -27,6 +27,9 @@ from metastore.wire.client_messages import CLIENT_ID_BYTES, ONE_REQUEST
 
 KEY_HEADER: Final = "Idempotency-Key"
 AGE_HEADER: Final = "Idempotency-Age"
+#: where operations have keys of their own
+BATCHES: Final = "/v1/batch/"
+_KEYED: Final = "metastore.keyed"
 
 
 def _hash(size: int, *parts: Any) -> bytes:
@@ -58,15 +61,30 @@ class OneRequest(SingleRequest):
         self._router.seen(partition, index)
 
 
-def is_keyed(request: web.BaseRequest) -> bool:
-    """Whether it is a write that may have been sent before."""
-    return KEY_HEADER in request.headers and request.method not in ("GET", "HEAD", "OPTIONS")
+def aged(age_s: float | None, since_s: float) -> float | None:
+    """An age that was told ``since_s`` ago; 0 stays 0, which says that this is the first time."""
+    return age_s + since_s if age_s else age_s
+
+
+def note_batch(request: web.BaseRequest, ops: list[Any]) -> None:
+    """The operations of a batch have been read: what a refusal of the whole batch means hangs on them."""
+    request[_KEYED] = any(
+        isinstance(op, dict) and op.get("idempotency_key") is not None and op.get("idempotency_age_s") != 0
+        for op in ops
+    )
+
+
+def was_sent_before(request: web.BaseRequest) -> bool:
+    """Whether it may be: it has an Idempotency-Key, and does not say that this is the first time; or is a batch with
+    such operations, as far as is known, which is not read at once."""
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return False
+    if KEY_HEADER in request.headers:
+        return request.headers.get(AGE_HEADER, "").strip() != "0"
+    return bool(request.get(_KEYED, request.raw_path.startswith(BATCHES)))
 
 
 def refused(error: MetastoreError, request: web.BaseRequest) -> MetastoreError:
-    """The refusal of a request that the router turned away before any partition saw it, as it is of what
-    its Idempotency-Key stands for, if it has one."""
-    if not is_keyed(request):
-        return error
-    first = request.headers.get(AGE_HEADER, "").strip() == "0"
-    return SingleRequest(b"", 0.0 if first else None).about(error)
+    """The refusal of a request that the router turned away before any partition saw it, as it is of what its
+    Idempotency-Key, or those of its operations, stand for."""
+    return SingleRequest(b"").about(error) if was_sent_before(request) else error

@@ -14,7 +14,7 @@ from metastore.history import history_changed, is_of_another
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, is_content_type
 from router.bulkheads import CellDispatcher
 from router.calls import Call
-from router.idempotency import OneRequest
+from router.idempotency import OneRequest, aged
 from router.problems import item_json
 
 NO_STORE = "no-store"
@@ -125,7 +125,8 @@ class Records:
             return None
         scope = (call["namespace"], call["key"])
         request_of_key = [call.operation.id, *request]
-        return OneRequest(self.dispatcher.ids, key, scope, request_of_key, call["idempotency_age"])
+        age_s = aged(call["idempotency_age"], call.since_s)
+        return OneRequest(self.dispatcher.ids, key, scope, request_of_key, age_s)
 
     async def explained(self, call: Call, ns: Namespace, error: MetastoreError) -> MetastoreError:
         """The error of a write as it is answered."""

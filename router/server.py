@@ -64,7 +64,7 @@ class Door:
     refused must cost little, or refusing is all that there is time for."""
 
     def __init__(self, limit: int) -> None:
-        #: of requests without an Idempotency-Key, and with one
+        #: of requests that are sent for the first time, and of those that may have been sent before
         self._answers: dict[bool, list[tuple[bytes, CIMultiDict[str]]]] = {False: [], True: []}
         for keyed, seconds in itertools.product((False, True), range(1, int(RETRY_S[1]) + 1)):
             error: MetastoreError = Overloaded(

@@ -25,7 +25,7 @@ from metastore.keys import storage_key
 from metastore.records import Record
 from router.bulkheads import CellDispatcher
 from router.calls import Call
-from router.idempotency import OneRequest
+from router.idempotency import OneRequest, aged, note_batch
 from router.problems import item_json, problem_body
 from router.records import consistency, json_response, ttl_s, with_current
 
@@ -102,6 +102,7 @@ class Several:
 
     async def batch(self, call: Call) -> web.Response:
         ops = (await call.json())["ops"]
+        note_batch(call.request, ops)
         call.in_time()
         ns = self.namespace(call)
         rule = self.dispatcher.table.rule(ns.name)
@@ -170,7 +171,7 @@ class Several:
         common: dict[str, Any] = {
             **condition_of(op),
             "fence": fence_of(op),
-            "ids": self._ids(ns, op),
+            "ids": self._ids(call, ns, op),
             "deadline_s": left_s,
         }
         if kind == "put":
@@ -189,11 +190,13 @@ class Several:
             raise NotFound(f"there was no record {key!r:.200} in namespace {ns.name}; nothing was changed")
         return {"status": 200, "key": key, "version": version}
 
-    def _ids(self, ns: Namespace, op: dict[str, Any]) -> OneRequest | None:
+    def _ids(self, call: Call, ns: Namespace, op: dict[str, Any]) -> OneRequest | None:
         key, age_s = op.pop("idempotency_key", None), op.pop("idempotency_age_s", None)
         if key is None:
             return None
-        return OneRequest(self.dispatcher.ids, key, (ns.name, op["key"]), ["batch", op], age_s)
+        return OneRequest(
+            self.dispatcher.ids, key, (ns.name, op["key"]), ["batch", op], aged(age_s, call.since_s)
+        )
 
     # --- transactions -----------------------------------------------------------------------
 
@@ -206,7 +209,7 @@ class Several:
         otherwise = [self._part(op) for op in txn["otherwise"]]
         ids = None
         if call["idempotency_key"] is not None:
-            key, age_s = call["idempotency_key"], call["idempotency_age"]
+            key, age_s = call["idempotency_key"], aged(call["idempotency_age"], call.since_s)
             ids = OneRequest(self.dispatcher.ids, key, (ns.name,), ["txn", txn], age_s)
         result = await ns.txn(compares, then, otherwise, fence=fence_of(txn), ids=ids)
         branch = then if result.succeeded else otherwise

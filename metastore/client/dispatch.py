@@ -272,7 +272,10 @@ class Dispatcher:
         self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
     ) -> list[Any]:
         """A write; its request id is made here, or belongs to ``ids``."""
-        ids = ids or self.ids
+        if ids is None:
+            ids = self.ids
+        else:
+            ids.lasts(until - asyncio.get_running_loop().time())
         partition = -1
         try:
             await self.ready(until)

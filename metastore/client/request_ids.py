@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import Final
 
 from metastore.errors import ClientClosed, DiskLow, MetastoreError, OutcomeUnknown
 from metastore.wire.client_messages import CLIENT_ID_BYTES, DEDUPE_WINDOW_S, ONE_REQUEST
+
+#: what may be lost between the age that somebody tells and the partition that looks: ages in whole seconds, the way there, clocks
+#: that do not go alike for the length of the window, a process that stood still
+AGE_MARGIN_S: Final = 30.0
 
 
 class RequestIds:
@@ -36,6 +41,9 @@ class RequestIds:
     def about(self, error: MetastoreError) -> MetastoreError:
         """``error`` of an attempt, as it is of the request."""
         return error
+
+    def lasts(self, left_s: float) -> None:
+        """Attempts of the next write may go on for ``left_s`` more seconds."""
 
     def begin(self, partition: int) -> tuple[int, int]:
         """``(seq, stamp)`` for a new write."""
@@ -71,14 +79,21 @@ class SingleRequest(RequestIds):
 
     What is said of its outcome is about the request, not the attempt: that this attempt was refused before
     the partition looked whether it knows the request does not say that none before it was carried out.
-    With its age told, more can be said: at 0 it is the first attempt, and beyond the dedupe window what the
-    partition does not remember is refused with RequestIdExpired, never carried out once more.
+    With its age told, more can be said: at 0 it is the first attempt, and what would be older than the dedupe window, less
+    a margin, when its last attempt ends, is refused with RequestIdExpired if the partition does not remember it, never carried
+    out once more.
     """
 
     def __init__(self, client_id: bytes, age_s: float | None = None) -> None:
         super().__init__(client_id)
         self.first = age_s is not None and age_s <= 0
-        self.restamps = age_s is None or age_s <= DEDUPE_WINDOW_S
+        self._age_s = age_s
+        self.lasts(0.0)
+
+    def lasts(self, left_s: float) -> None:
+        # the partition may look as late as that, and what it has forgotten by then was carried out a window ago or longer
+        age_s = self._age_s
+        self.restamps = age_s is None or age_s + left_s <= DEDUPE_WINDOW_S - AGE_MARGIN_S
 
     def stamp(self, partition: int) -> int:
         return super().stamp(partition) if self.restamps else 0

@@ -127,8 +127,9 @@ IDEMPOTENCY_AGE = Param(
     "header",
     AGE_S,
     "How many seconds ago this request was first sent, by the client's own clock; 0 = this is the first time. With "
-    "it, a repetition of what is remembered no longer is always refused with 409 `request_id_expired`, and a "
-    "first attempt that did nothing is told `outcome: none`.",
+    "it, a repetition of what is remembered no longer is always refused with 409 `request_id_expired` (from 30 "
+    "seconds before the end of the ten minutes on, as of the end of `timeout_ms`), and a first attempt that did "
+    "nothing is told `outcome: none`.",
 )
 CONSISTENCY = Param(
     "consistency",

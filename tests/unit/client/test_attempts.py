@@ -22,7 +22,7 @@ from metastore.errors import (
 from metastore.keys import storage_key
 from metastore.layout import NodeRecord
 from metastore.topology import Placement, TopologyTable
-from metastore.wire.client_messages import GET, LINEARIZABLE, OK, PUT
+from metastore.wire.client_messages import GET, LINEARIZABLE, OK, ONE_REQUEST, PUT
 
 LKEY = storage_key("n", "k")
 NODES = ("n1", "n2", "n3")
@@ -207,3 +207,13 @@ async def test_a_number_is_finished_when_its_write_has_ended_however() -> None:
     with pytest.raises(InvalidRequest):
         await client.put()
     assert client.ids.floor(0) == 2
+
+
+async def test_an_age_counts_to_the_end_of_the_attempts() -> None:
+    """They may go on for a minute: 530 s is too old by then, and is sent with a stamp that says nothing."""
+    for age_s, stamp in ((500.0, 99), (530.0, 0)):
+        ids = RequestIds.named("order", age_s)
+        ids.seen(0, 99)
+        client = Scripted(DONE)
+        await client.put(ids)
+        assert client.sent == [(1, ONE_REQUEST, stamp)]

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from metastore.client.dispatch import RequestIds
+from metastore.client.request_ids import AGE_MARGIN_S
+from metastore.core import dedupe
 from metastore.core.dedupe import MAX_SESSIONS
 from metastore.core.machine import Machine
 from metastore.errors import (
     ConditionFailed,
     DiskLow,
+    InvalidRequest,
     OutcomeUnknown,
     QuotaExceeded,
     RequestIdExpired,
@@ -20,7 +24,7 @@ from metastore.errors import (
 from metastore.keys import storage_key
 from metastore.wire.client_messages import ADD, DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.wire.op_checks import check_op, op_shape
-from router.idempotency import OneRequest
+from router.idempotency import AGE_HEADER, KEY_HEADER, OneRequest, aged, note_batch, refused, was_sent_before
 
 KEY = storage_key("app", "n")
 
@@ -143,3 +147,95 @@ def test_stamps_are_the_routers() -> None:
     assert ids.begin(4)[1] == 77
     ids.seen(4, 99)
     assert router.stamp(4) == 99
+
+
+# --- at the end of the window ----------------------------------------------------------------------------------------
+
+
+def test_a_repetition_at_the_end_of_the_window_is_not_carried_out_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its client counted 599 seconds, and it takes a while until the partition looks: by then the key, and its mark,
+    have gone. Nothing but the age tells it from a first time."""
+    monkeypatch.setattr(dedupe, "MAX_SPENT", 1)
+    monkeypatch.setattr(dedupe, "MAX_SESSIONS", 1)
+    p, router = Partition(), RequestIds()
+    p.add(request("k", 1), 1)
+    p.commit()
+    p.machine.horizon = p.index + 9
+    for number in range(3):
+        p.add(OneRequest(router, f"other-{number}", ("app", "n"), 1), 1)
+        p.commit()
+        router.seen(0, p.index)
+    late = OneRequest(router, "k", ("app", "n"), 1, DEDUPE_WINDOW_S - 1.0)
+    assert p.add(late, 1)[0] == RequestIdExpired.status
+    assert p.machine.last_version == 4
+
+
+@pytest.mark.parametrize(
+    ("age_s", "left_s", "may"),
+    [
+        (DEDUPE_WINDOW_S - AGE_MARGIN_S - 10, 10, True),
+        (DEDUPE_WINDOW_S - AGE_MARGIN_S - 10, 10.1, False),
+        (0, DEDUPE_WINDOW_S, False),
+        (None, 10**9, True),
+    ],
+)
+def test_an_age_counts_to_the_end_of_the_last_attempt(age_s: float | None, left_s: float, may: bool) -> None:
+    ids = RequestIds.named("order", age_s)
+    ids.seen(0, 99)
+    ids.lasts(left_s)
+    assert (ids.restamps, ids.stamp(0)) == (may, 99 if may else 0)
+
+
+def test_what_the_request_waited_at_the_router_is_of_its_age() -> None:
+    assert aged(None, 5.0) is None
+    assert aged(0, 5.0) == 0, "it is the first time, however long it takes"
+    assert aged(0.5, 5.0) == 5.5
+
+
+# --- what is refused whole ---------------------------------------------------------------------------------------------
+
+AWAY = Unavailable("no leader", retry_after_s=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "outcome"),
+    [
+        ("PUT", "/v1/kv/app/n", {}, "none"),
+        ("PUT", "/v1/kv/app/n", {KEY_HEADER: "k"}, "unknown"),
+        ("PUT", "/v1/kv/app/n", {KEY_HEADER: "k", AGE_HEADER: "0"}, "none"),
+        ("PUT", "/v1/kv/app/n", {KEY_HEADER: "k", AGE_HEADER: "1"}, "unknown"),
+        ("GET", "/v1/kv/app/n", {KEY_HEADER: "k"}, "none"),
+        ("POST", "/v1/batch/app", {}, "unknown"),
+        ("POST", "/v1/batch/app?timeout_ms=5", {}, "unknown"),
+        ("POST", "/v1/add/batch/n", {}, "none"),
+    ],
+)
+def test_a_refusal_of_what_nobody_looked_into(
+    method: str, path: str, headers: dict[str, str], outcome: str
+) -> None:
+    """Operations of a batch may have keys, and whoever did not read it cannot know."""
+    asked = make_mocked_request(method, path, headers)
+    assert refused(AWAY, asked).outcome == outcome
+    assert was_sent_before(asked) == (outcome == "unknown")
+
+
+@pytest.mark.parametrize(
+    ("ops", "outcome"),
+    [
+        ([], "none"),
+        ([{"op": "put", "key": "a"}, InvalidRequest("no operation at all")], "none"),
+        ([{"op": "put", "key": "a"}, {"op": "add", "key": "b", "idempotency_key": "k"}], "unknown"),
+        ([{"op": "put", "key": "a", "idempotency_key": "k", "idempotency_age_s": 0}], "none"),
+        ([{"op": "put", "key": "a", "idempotency_key": "k", "idempotency_age_s": 3}], "unknown"),
+        ([{"op": "get", "key": "a"}], "none"),
+    ],
+)
+def test_a_batch_that_was_read_is_refused_by_what_is_in_it(ops: list[Any], outcome: str) -> None:
+    asked = make_mocked_request("POST", "/v1/batch/app")
+    note_batch(asked, ops)
+    said = refused(AWAY, asked)
+    assert said.outcome == outcome
+    assert "no leader" in said.message
+    assert refused(InvalidRequest("no JSON"), asked).outcome == "none"
