@@ -99,6 +99,20 @@ async def test_another_clients_stamp_is_not_guessed() -> None:
         assert bool(asked) == news
 
 
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_stamp_of_nothing_is_of_no_partition(ours: bool) -> None:
+    """What was numbered with it goes where its key is, whatever partition its client named: one that is gone, say."""
+    client = Dispatcher([])
+    client.table = SPLIT
+    client.refresh_soon = lambda: asked.append(True)  # type: ignore[method-assign]
+    asked: list[bool] = []
+    attempts = Attempts(client, [0, 1, 99, b"", 7, 0, 0], b"", 0.0)
+    attempts.partition = attempts.stamped = 99
+    attempts.ids = client.ids if ours else None
+    attempts.split_off(SPLIT.partitions[1])
+    assert (attempts.op[6], asked) == (0, [])
+
+
 def test_requests_under_way_count_for_all_that_was_split_off() -> None:
     """R7: a write that was numbered for 0 may still go to any of its descendants."""
     ids = RequestIds()

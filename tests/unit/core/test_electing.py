@@ -250,6 +250,19 @@ def test_who_owned_nothing_goes_on_with_nothing(restored: dict[str, Any]) -> Non
     assert node.replica.sealed_epoch == TERM1
 
 
+@pytest.mark.parametrize("leader", ["a", "b"])
+def test_what_was_split_off_begins_its_first_term_after_a_restart_too(leader: str) -> None:
+    """R18: that term follows from the entry, and belongs to who proposed it; etcd, which would say so, may be away."""
+    config = replace(CONFIG, epoch=TERM2, leader=leader, parent=(7, TERM1, 40))
+    node = restarted(sealed_epoch=0, owner=None, config=config)
+    node.core.resume_all(START)
+    assert node.replica.sealed_epoch == (TERM2 if leader == "a" else 0)
+    assert (node.replica.term is not None) == (leader == "a")
+    other = restarted(sealed_epoch=0, owner=None, config=replace(config, parent=None))
+    other.core.resume_all(START)
+    assert other.replica.term is None, "of others etcd has to say so"
+
+
 def test_where_others_may_have_claimed_it_a_majority_is_asked_first() -> None:
     """R16: the next restart may have been claimed meanwhile."""
     node = restarted(CoreSettings())

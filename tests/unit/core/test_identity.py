@@ -91,13 +91,17 @@ def test_one_that_has_it_all_is_not() -> None:
     assert settle(nodes, START + 400 * MS, "b") == ([], [])
 
 
-def test_a_late_message_makes_nobody_lack_anything() -> None:
-    """Networks that lose the order of messages: the follower knows best, and says so."""
+@pytest.mark.parametrize("number", range(3))
+def test_a_late_message_makes_nobody_lack_anything(number: int) -> None:
+    """Networks that lose the order of messages: the follower knows best, and says so. Each of the three that a follower may have
+    sent before it acknowledged, alone."""
     nodes = led()
     leader, b = nodes["a"], nodes["b"]
-    now = START + 400 * MS
-    leader.core.receive(now, b.me, m.Missed(0, leader.replica.sealed_epoch, TERM1, 2))
-    leader.core.receive(now, b.me, m.Refused(0, leader.replica.sealed_epoch, TERM1))
+    now, epoch = START + 400 * MS, leader.replica.sealed_epoch
+    late = m.Missed(0, epoch, TERM1, 2), m.Refused(0, epoch, TERM1), m.Sealed(0, epoch, TERM1, 2, 0, 0)
+    leader.core.receive(now, b.me, late[number])
+    recalls = [e for e in leader.core.effects if isinstance(e, fx.Send) and isinstance(e.message, m.Recall)]
+    assert recalls == []
     why, noticed = settle(nodes, now, "b")
     leader.core.tick(now + 400 * MS, False)
     why += settle(nodes, now + 400 * MS, "b")[0]

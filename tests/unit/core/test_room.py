@@ -6,6 +6,7 @@ import pytest
 
 from metastore.core import messages as m
 from metastore.core.settings import MS
+from metastore.history import pack_mark
 from metastore.wire.peer_messages import decode, encode
 from tests.unit.core.nodes import START, blob, led, process
 from tests.unit.core.test_committing import NOW, OLD, answers, append, follower, log_of
@@ -32,6 +33,15 @@ def test_a_full_follower_takes_no_entries_and_lives() -> None:
     assert answers(append(node, (OLD, 1), noop)) == [m.Appended(0, NOW, 2)], "an old one once more"
     node.core.ctx.room = m.LOW
     assert answers(append(node, (NOW, 2), blob(3, NOW, b"data"))) == [m.Appended(0, NOW, 3)]
+
+
+def test_a_full_follower_takes_the_mark_of_a_generation() -> None:
+    """R19: that is what a leader begins its term with, in the place of the no-op."""
+    node = follower(log_of(OLD))
+    node.core.ctx.room = m.FULL
+    mark = blob(2, NOW, pack_mark(3))
+    assert answers(append(node, (OLD, 1), mark)) == [m.Appended(0, NOW, 2)]
+    assert append(node, (NOW, 2), blob(3, NOW, pack_mark(3) + b"x")) == []
 
 
 @pytest.mark.parametrize(

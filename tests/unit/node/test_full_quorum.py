@@ -159,3 +159,19 @@ async def test_nothing_expires_and_nothing_is_split_while_no_quorum_can_take_it(
         await led.acknowledged()
         await asyncio.sleep(0)
         await led.until(lambda: not led.host.machine.timed)
+
+
+async def test_a_retry_of_what_waits_is_not_refused(tmp_path: Path) -> None:
+    """R7: the first attempt was let in before the disks were low, and waits for the log; its retry gets the same outcome."""
+    async with Leading(tmp_path) as led:
+        await led.lead()
+        first = led.put("k", seq=1)
+        await led.disks(m.LOW, X, Y)
+        again, other, new = led.put("k", seq=1), led.put("k", seq=2), led.put("k")
+        assert (first.results, again.results) == ([], [])
+        assert other.statuses() == new.statuses() == [DiskLow.status]
+        led.propose()
+        await led.acknowledged()
+        await led.until(lambda: first.results and again.results)
+        assert first.results == again.results
+        assert first.statuses() == [OK]

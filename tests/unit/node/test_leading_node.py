@@ -15,7 +15,7 @@ from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.messages import Process
 from metastore.core.replica import InvariantBroken, pack_config
-from metastore.errors import NotLeader, OutcomeUnknown, StorageError, Unavailable
+from metastore.errors import Moved, NotLeader, OutcomeUnknown, StorageError, Unavailable
 from metastore.keys import storage_key
 from metastore.layout import first_epoch
 from metastore.node.node import FACT_LARGEST_GRANT, Node
@@ -360,6 +360,17 @@ async def test_what_a_split_took_away_does_not_expire_here(tmp_path: Path) -> No
         led.host.narrow()
         led.propose()
         assert led.replica.log.last_index == last
+
+
+async def test_a_partition_ends_where_etcds_record_says(tmp_path: Path) -> None:
+    """R18: the state may not know it: it was opened by an older record, say."""
+    async with Leading(tmp_path) as led:
+        await led.lead()
+        point = int.from_bytes(lkey("k")[:8], "big")
+        assert led.host.covers(lkey("k"))
+        led.node.control._config_changed("c1", replace(led.record, hi=point), 5)
+        assert led.host.hi == lkey("k")[:8]
+        assert led.put("k").statuses() == [Moved.status]
 
 
 async def test_a_split_that_is_proposed_closes_what_is_above_whoever_asks(tmp_path: Path) -> None:

@@ -453,3 +453,21 @@ def test_a_snapshot_that_is_read_does_not_move_on(tmp_path: Path) -> None:
     assert sorted(rows) == sorted((1, lkey(i), record(i)) for i in range(1, 6))
     reader.close()
     store.abandon()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such attribute"), StorageError("the disk is gone")])
+async def test_a_timer_that_ends_fails_the_store(tmp_path: Path, error: Exception) -> None:
+    """R14: nothing would be saved by age any more, and nobody look at the room."""
+    store = Store.open(tmp_path, cluster="c", node="n")
+    failed: asyncio.Future[StorageError] = asyncio.get_running_loop().create_future()
+    store.start(asyncio.get_running_loop(), lambda seq: None, failed.set_result)
+
+    def look() -> None:
+        raise error
+
+    store.look = look  # type: ignore[method-assign]
+    async with asyncio.timeout(30):
+        told = await failed
+    assert type(told) is StorageError
+    assert str(error.args[0]) in told.message
+    store.abandon()
