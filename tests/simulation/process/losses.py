@@ -146,12 +146,13 @@ class Losses:
         log = other.node.store.log
         return told is not None and told.generation > generation and log.durable_seq == log.last_seq
 
-    @staticmethod
-    def _replace(process: Process, files: dict[Any, Any], tables: dict[bytes, Any]) -> None:
+    def _replace(self, process: Process, files: dict[Any, Any], tables: dict[bytes, Any]) -> None:
+        self.world.watcher.has_another_disk(process)
         process.disk.files = files
         process.env.tables = tables
 
     def _new_store(self, process: Process) -> None:
+        self.world.watcher.has_another_disk(process)
         process.stores += 1
         process.new_disk(SimDisk(self.random), MemoryEnv())
 

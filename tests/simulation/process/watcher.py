@@ -87,6 +87,10 @@ class Watcher:
                     known = "nothing" if info is None else f"{info.sealed_epoch:x}"
                     raise Violation(f"I7: {name} had sealed {epoch:x}, and knows of {known}", p)
 
+    def has_another_disk(self, process: Process) -> None:
+        """What its disk was told to keep is on another one: whoever asks it to keep that is wrong (R13)."""
+        self.sealed = {key: epoch for key, epoch in self.sealed.items() if key[0] != process.name}
+
     def has_all(self, process: Process, p: int, epoch: int) -> None:
         """I3: a new leader's log holds whatever was committed before its epoch."""
         log = process.node.hosts[p].replica.log
