@@ -138,6 +138,7 @@ class Node:
         self.links.on_lineage = self.on_peer_lineage
         self.links.on_accused = self.on_accused
         self.snapshots = Snapshots(self)
+        self.links.on_dropped = self.snapshots.dropped
         self.rebuilding = Rebuilding(self)
         self.topology = self._restored_topology()
         #: up to which of etcd's revisions this node's copy would survive a restart without etcd

@@ -150,10 +150,11 @@ class PeerConnection(asyncio.Protocol):
 
     def send(self, messages: list[Any]) -> None:
         transport = self.transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self.peer is None:
             return
         if transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
             self.links.dropped += len(messages)
+            self.links.on_dropped(self.peer.node, messages)
             return
         body: list[list[Any]] = []
         size = 0
@@ -208,6 +209,8 @@ class PeerLinks:
         )
         #: who was let in, with which lineage
         self.on_lineage: Callable[[Process, Lineage], None] = lambda peer, lineage: None
+        #: messages to a peer that takes none of the many that wait for it are not sent
+        self.on_dropped: Callable[[str, list[Any]], None] = lambda node, messages: None
         #: a peer says that this store is an old copy, and why
         self.on_accused: Callable[[str, str], None] = lambda by, why: None
         self.shut = False

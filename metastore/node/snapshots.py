@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metastore.clock import now_ns
 from metastore.core.machine import SPLITS_KEY, unpack_splits
@@ -322,13 +322,22 @@ class Snapshots:
             task = asyncio.get_running_loop().create_task(incoming.installer.abort())
             self._watched(task)
 
-    def connection_changed(self, node: str) -> None:
-        """A connection to ``node`` began or ended: what was on its way is lost, and starts anew when
-        the core asks again."""
+    def dropped(self, node: str, messages: list[Any]) -> None:
+        """Messages to ``node`` were not sent. Those of the core are sent again by itself; a stream with a gap is
+        worth nothing, and starts anew when the core asks again."""
+        if any(isinstance(message, SnapshotBegin | SnapshotChunk) for message in messages):
+            self._lost_sending(node)
+
+    def _lost_sending(self, node: str) -> None:
         for (_, to), out in self._out.items():
             if to == node:
                 out.refused = True
                 out.changed.set()
+
+    def connection_changed(self, node: str) -> None:
+        """A connection to ``node`` began or ended: what was on its way is lost, and starts anew when
+        the core asks again."""
+        self._lost_sending(node)
         for p in [p for p, i in self._in.items() if i.src.node == node]:
             self.discard(p)
 
