@@ -18,7 +18,7 @@ MS = 1_000_000
 class StaleRead:
     """What a read of one key found at some replica. ``bound_ms``, ``at_least``: what was asked for; ``age_ms``:
     what was said, None = nothing; ``value``: "" = there is no record; ``version``: of the record. ``began`` and
-    ``ended`` on the clock of the history."""
+    ``ended`` on the clock of the history. ``listed``: by a listing, which finds something, or nothing, of every key."""
 
     key: str
     began: int
@@ -28,11 +28,13 @@ class StaleRead:
     age_ms: int | None = None
     bound_ms: int | None = None
     at_least: int | None = None
+    listed: bool = False
 
     def __str__(self) -> str:
         asked = f"at least {self.at_least}" if self.at_least is not None else f"within {self.bound_ms} ms"
         found = f"{self.value} at {self.version}" if self.value else "nothing"
-        return f"{self.began}..{self.ended} read {self.key} {asked}: {found}, {self.age_ms} ms old"
+        how = "listed" if self.listed else "read"
+        return f"{self.began}..{self.ended} {how} {self.key} {asked}: {found}, {self.age_ms} ms old"
 
 
 def floor_of(read: StaleRead, ops: Iterable[Operation]) -> tuple[int, Operation | None]:

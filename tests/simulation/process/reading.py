@@ -31,7 +31,7 @@ OLD = "old"
 
 @dataclass
 class StaleReader:
-    """Reads the keys of ``registers``, and records of the beginning, at any replica."""
+    """Reads and lists the keys of ``registers``, and records of the beginning, at any replica."""
 
     client: AsyncClient
     keys: list[str]
@@ -52,8 +52,11 @@ class StaleReader:
         rng = random.Random(self.seed)
         while not self.stop:
             try:
-                if rng.random() < 0.15:
+                kind = rng.random()
+                if kind < 0.15:
                     await self.read_old(rng)
+                elif kind < 0.25:
+                    await self.list_all(rng.choice(BOUNDS), rng.choice((1, 3, 1000)))
                 else:
                     await self.read(rng)
             except MetastoreError:
@@ -88,7 +91,41 @@ class StaleReader:
             )
         )
 
+    async def list_all(self, bound_ms: int | None, limit: int) -> None:
+        """Lists everything, page by page: as old as the oldest page. Raises MetastoreError when nobody answers."""
+        began, ns = self.clock(), self.client.namespace("chaos")
+        ages: list[int | None] = []
+        found: dict[str, tuple[str, int]] = {}
+        cursor: str | None = None
+        while cursor is not None or not ages:
+            page = await ns.list(
+                limit=limit,
+                cursor=cursor,
+                consistency="stale",
+                max_staleness_ms=bound_ms,
+                deadline_s=DEADLINE_S,
+            )
+            found.update({key: (record.value.decode(), record.version) for key, record in page.items})
+            ages.append(page.age_ms)
+            cursor = page.cursor
+        known = [age for age in ages if age is not None]
+        age_ms = max(known) if len(known) == len(ages) else None
+        for key in self.keys:
+            value, version = found.get(key, ("", 0))
+            self.found.append(
+                StaleRead(key, began, self.clock(), value, version, age_ms, bound_ms, listed=True)
+            )
+
+    async def list_old(self) -> None:
+        page = await self.client.namespace(OLD).list(consistency="stale", deadline_s=DEADLINE_S)
+        lacking = self.old.keys() - {key for key, _ in page.items}
+        if lacking:
+            self.problem = f"a listing of the beginning lacks {sorted(lacking)} at {self.clock() / 1e9:.4f}"
+
     async def read_old(self, rng: random.Random) -> None:
+        if rng.random() < 0.25:
+            await self.list_old()
+            return
         key, version = rng.choice(list(self.old.items()))
         asked: dict[str, Any] = rng.choice(
             ({"consistency": "stale"}, {"consistency": "at_least", "at_least": rng.choice((0, version))})
@@ -101,6 +138,7 @@ class StaleReader:
         """All is well: whoever asks for something of the last second gets it."""
         for key in self.keys:
             await self.one(key, {"consistency": "stale", "max_staleness_ms": 1000})
+        await self.list_all(1000, 1000)
 
     def judge(self, by_key: dict[str, list[Operation]], of_key: dict[str, int]) -> None:
         if self.problem:

@@ -12,6 +12,7 @@ from metastore.core.messages import FRESH, HEALTHY
 from metastore.core.replica import ACTIVE, Replica
 from metastore.node.host import PartitionHost
 from metastore.node.watches import PartitionWatches
+from metastore.wire.client_messages import LIST, STALE
 from tests.simulation.planting import Patch, Plant, Planter, must_be_seen, plant
 from tests.simulation.process.plans import PLANS
 from tests.simulation.process.world import World, world_of
@@ -34,6 +35,8 @@ def test_stale_reads_happen() -> None:
     assert len(found) > 400
     assert min(sum(a == 0 for a in ages), sum(a is not None and a > 20 for a in ages)) > 40
     assert min(sum(r.value == "" for r in found), sum(r.at_least is not None for r in found)) > 20
+    listed = [r for r in found if r.listed and r.age_ms != 0]
+    assert min(sum(r.value == "" for r in listed), sum(r.value != "" for r in listed)) > 20
 
 
 def test_watches_happen() -> None:
@@ -120,6 +123,27 @@ def versions_are_not_waited_for(patch: Planter) -> None:
     patch.setattr(PartitionHost, "read_local", read)
 
 
+def listings_are_new(patch: Planter) -> None:
+    """R8: the age of what a replica lists is said to be nothing."""
+    list_rows = PartitionHost.list_rows
+
+    def listed(self: Any, op: list[Any], age_ms: int | None) -> list[Any]:
+        return list_rows(self, op, age_ms and 0)
+
+    patch.setattr(PartitionHost, "list_rows", listed)
+
+
+def listings_are_of_any_age(patch: Planter) -> None:
+    """R8: how old a listing may be is not asked."""
+    read_local = PartitionHost.read_local
+
+    def read(self: Any, connection: Any, op: list[Any]) -> None:
+        asked = [*op[:8], None, *op[9:]] if op[1] == LIST and op[7] == STALE else op
+        read_local(self, connection, asked)
+
+    patch.setattr(PartitionHost, "read_local", read)
+
+
 def the_parents_version_is_the_childs(patch: Planter) -> None:
     """R18: a watch that is sent on is told the latest version of the lower half."""
     send_on = PartitionWatches._send_on
@@ -171,12 +195,14 @@ def what_is_gone_is_passed_over(patch: Planter) -> None:
 
 #: the judge that has to see it, a seed that shows it now, the plans in which it shows soonest
 MUTATIONS: dict[Patch, Plant] = {
-    a_sign_of_life_is_proof: plant("stale", 21, "stale reads"),
+    a_sign_of_life_is_proof: plant("stale", 261, "stale reads"),
     what_comes_late_is_new: plant("stale", 21, "stale reads"),
     who_is_behind_is_new: plant("stale", 21, "stale reads"),
-    a_leader_to_be_is_new: plant("stale", 45, "stale reads"),
+    a_leader_to_be_is_new: plant("stale", 117, "stale reads"),
     bounds_are_not_kept: plant("stale", 21, "stale reads"),
     versions_are_not_waited_for: plant("stale", 21, "stale reads"),
+    listings_are_new: plant("stale", 21, "stale reads"),
+    listings_are_of_any_age: plant("stale", 21, "stale reads"),
     the_parents_version_is_the_childs: plant("watch", 23, "watches"),
     resumes_too_late: plant("watch", 23, "watches"),
     forgets_who_is_slow: plant("watch", 23, "watches"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +12,16 @@ import pytest
 from cellctl.bootstrap import bootstrap
 from metastore.client import AsyncClient
 from metastore.coordination.interface import Put
+from metastore.errors import MetastoreError
 from metastore.keys import storage_key
 from metastore.layout import Layout, SplitRecord
+from metastore.node.host import PartitionHost
+from tests.simulation.planting import Planter, must_be_seen, plant
 from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.loop import SimLoop
 from tests.simulation.process.plans import Plan
 from tests.simulation.process.process import Process
+from tests.simulation.process.reading import StaleReader
 from tests.simulation.process.world import SECOND, World, surroundings
 
 LAYOUT = Layout("sim")
@@ -245,3 +251,53 @@ def test_a_member_is_told_of_the_child_without_etcd(seed: int) -> None:
     schedule.put_all(s.keys, b"w")
     assert set(schedule.read_all(s.keys).values()) == {"w"}
     assert world.events.failure is None
+
+
+# --- a replica that has nothing of the child yet (R8) -------------------------------------------------------------------------
+
+
+def read_where_nothing_is(seed: int) -> None:
+    """``c`` does not get the entry that splits the partition, and opens the child empty when it has waited long enough.
+    Meanwhile a client reads and lists records of the beginning, of any age, at any replica. Raises Violation."""
+    s = Schedule(seed, nodes=3, partitions=1)
+    world, a = s.world, s.leader(0)
+    reader = StaleReader(s.client, [], seed, lambda: world.events.now, list)
+    world.await_(s.loop, lambda: reader.begin([f"k{i}/x" for i in range(20)]), 10)
+    b, c = (q for q in world.processes.values() if q is not a)
+    child, at = s.want_split(0)
+    assert any(storage_key("old", key) >= at for key in reader.old)
+    parent = a.node.hosts[0]
+    world.run(5 * SECOND, lambda: parent.replica.parting)
+    cut = [(a.name, c.name), (c.name, a.name), (b.name, c.name), (c.name, b.name)]
+    for x, y in cut:
+        world.network.reset_between(x, y)
+    world.network.shut_links(cut)
+    world.until(lambda: child in c.node.hosts, 5, "the child is not opened")
+    assert c.node.hosts[child].replica.is_empty, "(the schedule was not met)"
+
+    async def look() -> None:
+        rng = random.Random(seed)
+        for _ in range(100):
+            with contextlib.suppress(MetastoreError):
+                await reader.read_old(rng)
+
+    world.await_(s.loop, look, 60)
+    assert c.node.hosts[child].replica.is_empty, "(the schedule was not met)"
+    reader.judge({}, {})
+    world.network.open_links(cut)
+    world.until(world.all_equal, 10, "replicas differ")
+    assert world.events.failure is None
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_who_has_nothing_yet_says_nothing(seed: int) -> None:
+    read_where_nothing_is(seed)
+
+
+def nothing_is_a_state(patch: Planter) -> None:
+    """R8: a replica that has nothing yet answers as if there were no records."""
+    patch.setattr(PartitionHost, "has_state", lambda self: True)
+
+
+def test_who_has_nothing_yet_and_says_so_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    must_be_seen(nothing_is_a_state, plant("stale", 1), monkeypatch, [2, 3], read_where_nothing_is)
