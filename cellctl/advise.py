@@ -23,7 +23,7 @@ import click
 from cellctl.connect import Where, cluster_options, topology, with_etcd
 from cellctl.leaders import hand_over
 from cellctl.namespace import duration
-from cellctl.output import note, output_option, print_data, print_table
+from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.status import node_views, partition_rows
 from metastore.coordination.interface import Coordinator
 from metastore.errors import InvalidRequest, MetastoreError
@@ -230,17 +230,13 @@ def advise_(
     else:
         rows = [(name, str(value).lower()) for name, value in advice.settings.items()]
         print_table(("setting", "value"), [*rows, ("replicas", advice.replicas), ("mode", advice.mode)])
-        click.echo("\n" + "\n".join(advice.arithmetic) + "\n")
-        click.echo(
-            f"expect: {advice.failover_killed_ms / 1000:.2f} s without writes when a process is killed,"
-        )
-        click.echo(f"        {advice.failover_silent_ms / 1000:.2f} s when a machine or its network is lost")
+        say("\n" + "\n".join(advice.arithmetic) + "\n")
+        say(f"expect: {advice.failover_killed_ms / 1000:.2f} s without writes when a process is killed,")
+        say(f"        {advice.failover_silent_ms / 1000:.2f} s when a machine or its network is lost")
         if costs.handover_ms is not None:
-            click.echo(
-                f"measured here: a hand-over takes {costs.handover_ms:.0f} ms (median), and loses nothing"
-            )
+            say(f"measured here: a hand-over takes {costs.handover_ms:.0f} ms (median), and loses nothing")
         elif not measured:
-            click.echo("with a disk and a network as supposed; --measure takes this cluster's")
+            say("with a disk and a network as supposed; --measure takes this cluster's")
     for warning in advice.warnings:
         note(f"warning: {warning}")
     sys.exit(0 if advice.met else 1)

@@ -1,12 +1,4 @@
-"""``cellctl snapshot save|show|restore``: everything in one file.
-
-The file is ``metastore snapshot 1\\n`` and then frames, ``u32 length | u32 crc32 | zlib(msgpack [kind, …])``:
-
-    head   cluster, when (ms since 1970), partitions, namespaces with their policies
-    part   partition, epoch, index, version: what follows is of that moment
-    rows   [[storage key, packed record], …]
-    done   partition, records
-    end    partitions, records: what ends without it is not whole
+"""``cellctl snapshot save|show|restore``: everything in one file (cellctl.snapshot_file).
 
 Each partition is as of one moment, with every write that was answered before ``save`` asked for it; the
 partitions are of moments of their own. Restored records are written anew by their keys, so that the cluster
@@ -17,26 +9,25 @@ old versions is taken for one of the new, all partitions begin a generation abov
 from __future__ import annotations
 
 import asyncio
-import struct
+import http.client
 import sys
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import click
-import msgpack
 
 from cellctl.connect import Where, make_client, topology, unknown, waiting_options
 from cellctl.generations import begin_generation, check_generation, known_generations
 from cellctl.jsonl import write
 from cellctl.leaders import node_url
 from cellctl.namespace import with_admin
-from cellctl.output import note, output_option, print_data, print_table
+from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebalance import operate
+from cellctl.snapshot_file import MAGIC, read_frames, sent_frames, write_frame
 from cellctl.status import node_views, partition_rows
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.client.codecs import BYTES
@@ -48,62 +39,22 @@ from metastore.records import unpack_record
 from metastore.topology import TopologyTable
 from router.namespace_admin import RESERVED, NamespaceAdmin
 
-MAGIC: Final = b"metastore snapshot 1\n"
-HEAD: Final = struct.Struct(">II")
-MAX_FRAME: Final = 64 << 20
 TRIES: Final = 20
 RETRY_S: Final = 0.5
 LOOK_S: Final = 30.0
 
 
-def write_frame(out: BinaryIO, *value: Any) -> None:
-    body = zlib.compress(msgpack.packb(value), 1)
-    out.write(HEAD.pack(len(body), zlib.crc32(body)) + body)
-
-
-def read_frames(source: BinaryIO, path: Path) -> Iterator[list[Any]]:
-    """Every frame. Raises InvalidRequest where the file is damaged, of another kind, or not whole."""
-    if source.read(len(MAGIC)) != MAGIC:
-        raise InvalidRequest(f"{path} is no snapshot that this version reads")
-    first = True
-    while True:
-        at, head = source.tell(), source.read(HEAD.size)
-        length, crc = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
-        body = source.read(length) if 0 < length <= MAX_FRAME else b""
-        if not body or len(body) != length or zlib.crc32(body) != crc:
-            raise InvalidRequest(f"{path} is damaged or not whole at byte {at}")
-        frame: list[Any] = msgpack.unpackb(zlib.decompress(body))
-        if first != (frame[0] == "head"):
-            raise InvalidRequest(
-                f"{path} is damaged at byte {at}: the head of a snapshot comes first, and once"
-            )
-        first = False
-        yield frame
-        if frame[0] == "end":
-            if source.read(1):
-                raise InvalidRequest(f"{path} goes on after its end at byte {source.tell() - 1}")
-            return
-
-
 # --- save -------------------------------------------------------------------------------------------
 
 
-def partition_frames(url: str, timeout_s: float) -> Iterator[Any]:
+def partition_frames(url: str, timeout_s: float) -> Iterator[tuple[str, Any]]:
     """What a leader sends of a partition. Raises Unavailable when it does not send all of it."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as response:
-            while True:
-                length, crc = HEAD.unpack(response.read(HEAD.size))
-                body = response.read(length)
-                if len(body) != length or zlib.crc32(body) != crc:
-                    raise Unavailable(f"{url} sent what is damaged")
-                value = msgpack.unpackb(body)
-                yield value
-                if type(value) is dict and "records" in value:
-                    return
+            yield from sent_frames(response, url)
     except urllib.error.HTTPError as e:
         raise Unavailable(f"{url} answers {e.code}") from None
-    except (urllib.error.URLError, OSError, ValueError, struct.error) as e:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as e:
         raise Unavailable(f"{url} broke off: {e or type(e).__name__}") from None
 
 
@@ -112,11 +63,13 @@ def save_partition(out: BinaryIO, table: TopologyTable, leader: str, p: int, tim
     at = out.tell()
     try:
         records = 0
-        for value in partition_frames(f"{node_url(table, leader)}/v1/partitions/{p}/snapshot", timeout_s):
-            if type(value) is list:
+        for kind, value in partition_frames(
+            f"{node_url(table, leader)}/v1/partitions/{p}/snapshot", timeout_s
+        ):
+            if kind == "rows":
                 write_frame(out, "rows", value)
                 records += len(value)
-            elif "records" in value:
+            elif kind == "done":
                 if value["records"] != records:
                     raise Unavailable(f"partition {p}: {records} of {value['records']} records came")
                 write_frame(out, "done", {"partition": p, "records": records})
@@ -236,7 +189,7 @@ def show(output: str, path: Path) -> None:
         print_data(output, found)
         return
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["at_ms"] / 1000))
-    click.echo(f"cluster {found['cluster']}, {found['partitions']} partitions, saved {at}\n")
+    say(f"cluster {found['cluster']}, {found['partitions']} partitions, saved {at}\n")
     print_table(
         ("namespace", "records", "bytes", "policy"),
         [

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import orjson
 
 from cellctl.dev_files import read_json
 from metastore.client import AsyncClient
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Coordinator
+from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, MAX_RECORD_BYTES, load_json
 from metastore.errors import ConfigError, CoordinationUnavailable, InvalidRequest, NotFound, Unavailable
 from metastore.topology import TopologyTable
 
@@ -123,10 +123,11 @@ def fetch_json(url: str, timeout_s: float = 5.0, method: str = "GET") -> Any:
     try:
         request = urllib.request.Request(url, method=method)
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            return orjson.loads(response.read())
+            raw = response.read(MAX_DOCUMENT_BYTES + 1)
+            return load_json(raw, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES)
     except urllib.error.HTTPError as e:
         try:
-            detail = str(orjson.loads(e.read())["detail"])
+            detail = str(load_json(e.read(MAX_RECORD_BYTES))["detail"])
         except (ValueError, KeyError, TypeError):
             detail = f"{url} answers {e.code}"
         raise (InvalidRequest if e.code < 500 else Unavailable)(detail) from None

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 
 from cellctl.dev_files import Shape, left_over, load_shape, pick_ports, save_shape
 from cellctl.dev_supervisor import Supervisor, ask_supervisor
-from cellctl.output import note, output_option, print_data, print_table
+from cellctl.output import note, output_option, print_data, print_table, say
+from metastore.decoding import MAX_RECORD_BYTES, load_json
 from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
 
@@ -200,7 +200,7 @@ def _serves(url: str, partitions: int) -> bool:
     """Whether the router is ready and every partition has a leader that serves."""
     try:
         with urllib.request.urlopen(f"{url}/readyz?leaders=true", timeout=5) as response:
-            return int(orjson.loads(response.read())["partitions_led"]) >= partitions
+            return int(load_json(response.read(MAX_RECORD_BYTES))["partitions_led"]) >= partitions
     except (urllib.error.URLError, OSError, KeyError, ValueError):
         return False
 
@@ -246,7 +246,7 @@ def _first_record(data: Path, foreground: bool = False) -> None:
         "",
         "Ctrl-C stops it all" if foreground else f"{tool} dev down{folder}    stops it all",
     ]
-    click.echo("\n".join(lines))
+    say("\n".join(lines))
 
 
 @dev.command()

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from metastore.decoding import Undecodable, read_json_file
 from metastore.errors import ConfigError
 
 FORMAT = 1
@@ -78,10 +79,10 @@ def write_atomically(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     try:
-        return orjson.loads(path.read_bytes())
+        return read_json_file(path)
     except FileNotFoundError:
         return None
-    except orjson.JSONDecodeError as e:
+    except Undecodable as e:
         raise ConfigError(f"{path} is damaged: {e}") from None
 
 

@@ -27,6 +27,7 @@ from cellctl.bootstrap import bootstrap
 from cellctl.dev_files import Shape, port_is_free, save_shape, write_atomically
 from metastore.coordination.embedded import etcd_command, wait_healthy
 from metastore.coordination.etcd import EtcdCoordinator
+from metastore.decoding import load_json
 from metastore.errors import ConfigError, MetastoreError
 
 log = logging.getLogger("cellctl.dev")
@@ -302,7 +303,7 @@ class Supervisor:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            request = orjson.loads(await asyncio.wait_for(reader.readline(), 5))
+            request = load_json(await asyncio.wait_for(reader.readline(), 5))
             try:
                 result = await self.command(
                     request["verb"], request.get("names", []), request.get("graceful", False)
@@ -346,7 +347,7 @@ def ask_supervisor(data: Path, verb: str, names: list[str] | None = None, gracef
         ) from None
     except OSError as e:
         raise ConfigError(f"the supervisor at {path} does not answer: {e}") from None
-    answer = orjson.loads(raw or b'{"ok": false, "error": "the supervisor closed the connection"}')
+    answer = load_json(raw or b'{"ok": false, "error": "the supervisor closed the connection"}')
     if not answer["ok"]:
         raise ConfigError(answer["error"])
     return answer["result"]

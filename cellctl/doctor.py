@@ -14,7 +14,7 @@ import click
 from cellctl.connect import Where, cluster_options, fetch_json, router_url, topology
 from cellctl.history import read_history
 from cellctl.operate import Records
-from cellctl.output import note, output_option, print_data, print_table
+from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.plan import THRESHOLD, balance
 from cellctl.rebalance import operate
 from cellctl.status import node_views, partition_rows
@@ -495,10 +495,10 @@ def doctor(where: Where, output: str) -> None:
         print_data(output, [asdict(f) for f in found])
     elif found:
         for f in found:
-            click.secho(f"{f.level}: {f.about}: {f.what}", fg="red" if f.level == "error" else "yellow")
-            click.echo(f"  why  {f.why}\n  do   {f.do}")
+            say(f"{f.level}: {f.about}: {f.what}", fg="red" if f.level == "error" else "yellow")
+            say(f"  why  {f.why}\n  do   {f.do}")
     else:
-        click.echo("nothing is wrong")
+        say("nothing is wrong")
     if found and output == "table":
         print_table(
             ("errors", "warnings"), [tuple(sum(f.level == x for f in found) for x in ("error", "warning"))]

@@ -25,6 +25,7 @@ from cellctl.connect import Where, cluster_options, make_client
 from cellctl.import_tree import MAX_REPORTED, import_
 from cellctl.output import note
 from metastore.client import AsyncClient
+from metastore.decoding import Undecodable, load_json
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError
 from metastore.keys import check_namespace, encode_key
 from metastore.records import Record
@@ -54,12 +55,10 @@ def to_line(namespace: str, key: str, record: Record) -> bytes:
 
 def from_line(line: bytes, namespace: str | None) -> tuple[str, str, Record]:
     """Namespace, key and record of a line; ``namespace``: instead of the line's own. Raises InvalidRequest."""
-    if len(line) > MAX_LINE_BYTES:
-        raise InvalidRequest(f"the line has {len(line)} bytes, over {MAX_LINE_BYTES}")
     try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as e:
-        raise InvalidRequest(f"not JSON: {e}") from None
+        row = load_json(line, max_bytes=MAX_LINE_BYTES, what="the line")
+    except Undecodable as e:
+        raise InvalidRequest(str(e)) from None
     if type(row) is not dict or not FIELDS.issuperset(row):
         odd = sorted(set(row) - FIELDS)[:3] if type(row) is dict else []
         raise InvalidRequest(f"not an object with fields of {', '.join(sorted(FIELDS))}; odd: {odd}")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cellctl.connect import Where, cluster_options, make_client
-from cellctl.output import note, output_option, print_data
+from cellctl.output import note, output_option, print_data, print_value, say, visible
 from metastore.client import AsyncNamespace
 from metastore.errors import InvalidRequest
 
@@ -52,9 +52,7 @@ def get(where: Where, namespace: str, consistency: Any, output: str, key: str) -
             },
         )
     else:
-        sys.stdout.buffer.write(record.value)
-        if sys.stdout.isatty():
-            sys.stdout.write("\n")
+        print_value(record.value)
 
 
 @kv.command()
@@ -87,7 +85,7 @@ def put(
             lambda ns: ns.put(key, raw, version=if_version, absent=if_absent, content_type=content_type),
         )
     )
-    click.echo(f"version {result.version}")
+    say(f"version {result.version}")
 
 
 @kv.command()
@@ -101,7 +99,7 @@ def delete(where: Where, namespace: str, if_version: int | None, key: str) -> No
     if not version:
         note(f"{namespace}/{key}: there was no such record")
         sys.exit(1)
-    click.echo(f"version {version}")
+    say(f"version {version}")
 
 
 @kv.command("list")
@@ -136,6 +134,6 @@ def list_(
     if output != "table":
         print_data(output, [{"key": k, "version": r.version, "size": len(r.value)} for k, r in rows])
     else:
-        sys.stdout.write(
-            "".join(f"{r.version:>12} {len(r.value):>9} {k}\n" if long_ else f"{k}\n" for k, r in rows)
-        )
+        for key, record in rows:
+            name = visible(key)
+            say(f"{record.version:>12} {len(record.value):>9} {name}" if long_ else name)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cellctl.connect import Where, cluster_options, fetch_json, topology, unknown, unknown_partition
-from cellctl.output import note, output_option, print_data, print_table
+from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.status import node_views, partition_rows
 from metastore.errors import InvalidRequest, MetastoreError, Unavailable
 from metastore.logs import epoch_text
@@ -157,7 +157,7 @@ def verify(where: Where, output: str, partitions: tuple[int, ...]) -> None:
                     for node in [*row["digests"], *row["away"]]
                 ],
             )
-        click.echo(f"{states.count('same')} of {len(rows)} partitions hold the same in all their replicas")
+        say(f"{states.count('same')} of {len(rows)} partitions hold the same in all their replicas")
     sys.exit(2 if "differs" in states else 0 if set(states) <= {"same"} else 1)
 
 
@@ -181,11 +181,11 @@ def topology_(where: Where, output: str) -> None:
         print_data(output, {"cluster": table.cluster, "cells": cells})
         return
     for cell, nodes in sorted(cells.items()):
-        click.echo(f"cell {cell}")
+        say(f"cell {cell}")
         for name, held in nodes.items():
-            click.echo(f"  {name}  {table.nodes[name].rpc if name in table.nodes else ''}")
-            click.echo(f"    leads    {ranges(held['leads']) or '-'}")
-            click.echo(f"    follows  {ranges(held['follows']) or '-'}")
+            say(f"  {name}  {table.nodes[name].rpc if name in table.nodes else ''}")
+            say(f"    leads    {ranges(held['leads']) or '-'}")
+            say(f"    follows  {ranges(held['follows']) or '-'}")
 
 
 def ranges(numbers: list[int]) -> str:

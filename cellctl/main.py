@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import traceback
 
 import click
 from click import shell_completion
@@ -21,6 +22,7 @@ from cellctl.kv import kv
 from cellctl.leaders import switchover, topology_, verify
 from cellctl.moving import move, replace, show, split
 from cellctl.namespace import namespace
+from cellctl.output import note
 from cellctl.rebalance import cell, node, pause, rebalance, resume
 from cellctl.status import partition, status
 from metastore.errors import MetastoreError
@@ -43,7 +45,8 @@ class Verbs(click.Group):
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="metastore")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help="Show where a failure of cellctl itself comes from.")
+def cli(debug: bool) -> None:
     """Run, look at and operate a metastore cluster."""
 
 
@@ -89,20 +92,42 @@ for command in (
 
 def main() -> None:
     """Entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """The exit code. Whatever was read on the way, it ends in a line that says what is wrong; where in cellctl it was
+    found is of interest only if cellctl is at fault (``--debug``, anywhere among the options)."""
+    ours = args[: args.index("--")] if "--" in args else args
+    debug = "--debug" in ours
+    args = [a for a in ours if a != "--debug"] + args[len(ours) :]
     try:
-        cli(prog_name="cellctl", standalone_mode=False)
+        cli(args, prog_name="cellctl", standalone_mode=False)
+        return 0
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else 2 if e.code else 0
     except click.exceptions.Exit as e:
-        sys.exit(e.exit_code)
-    except click.Abort:
-        sys.exit(2)
+        return e.exit_code
+    except (click.Abort, BrokenPipeError):
+        return 2
     except click.ClickException as e:
         e.show()
-        sys.exit(2)
-    except MetastoreError as e:
-        click.echo(f"cellctl: {e.message}", err=True)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(2)
+        return 2
+    except Exception as e:
+        if debug:
+            traceback.print_exc()
+        note(f"cellctl: {what_failed(e)}")
+        return 2
+
+
+def what_failed(error: Exception) -> str:
+    """One line for people."""
+    if isinstance(error, MetastoreError):
+        return error.message
+    if isinstance(error, OSError):
+        return str(error)
+    text = f"{type(error).__name__}: {error}"[:500]
+    return f"something was met that cellctl does not know how to take, {text} (cellctl --debug shows where)"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import click
 
 from cellctl.connect import Where, cluster_options, topology, unknown, unknown_partition, waiting_options
 from cellctl.operate import Operator
-from cellctl.output import note, output_option, print_data, print_table
+from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebalance import operate, wait_until_done
 from cellctl.status import node_views, partition_rows
 from metastore.errors import InvalidRequest
@@ -56,7 +56,7 @@ def show(where: Where, output: str, number: int) -> None:
         "bytes",
     )
     print_table(columns, [[r.get(c) for c in columns] for r in replicas])
-    click.echo(f"\ncell {row['cell']}, led by {row['leader'] or 'nobody'}, {row['health']}")
+    say(f"\ncell {row['cell']}, led by {row['leader'] or 'nobody'}, {row['health']}")
 
 
 @click.command()

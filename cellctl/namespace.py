@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from cellctl.connect import Where, cluster_options, etcd_endpoints, fetch_json, make_client, topology
-from cellctl.output import note, output_option, print_data, print_table
+from cellctl.output import note, output_option, print_data, print_table, say
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
 from metastore.layout import Layout
@@ -211,7 +211,7 @@ def create(where: Where, routing: str | None, name: str, **members: Any) -> None
             ) from None
 
     record = asyncio.run(with_admin(where, work))
-    click.echo(f"namespace {name} made at revision {record.revision}")
+    say(f"namespace {name} made at revision {record.revision}")
 
 
 @namespace.command("set")
@@ -237,7 +237,7 @@ def set_(where: Where, name: str, **members: Any) -> None:
     if not changed:
         note(f"namespace {name} has that policy already")
         sys.exit(1)
-    click.echo(f"namespace {name} is at revision {record.revision}")
+    say(f"namespace {name} is at revision {record.revision}")
 
 
 @namespace.command()
@@ -259,4 +259,4 @@ def delete(where: Where, yes: bool, name: str) -> None:
     if not asyncio.run(with_admin(where, work)):
         note(f"namespace {name} has no policy of its own")
         sys.exit(1)
-    click.echo(f"namespace {name} has the default policy")
+    say(f"namespace {name} has the default policy")

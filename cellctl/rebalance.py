@@ -21,10 +21,11 @@ from cellctl.connect import (
     with_etcd,
 )
 from cellctl.operate import Operator, Records
-from cellctl.output import note, output_option, print_data, print_table
+from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.plan import Balance, By, Plan, make_plan, moves_from_plain, to_plain
 from cellctl.status import node_views
 from metastore.config import NodeConfig
+from metastore.decoding import Undecodable, read_json_file
 from metastore.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -71,9 +72,9 @@ def show_plan(plan: Plan) -> None:
     ]
     if rows:
         print_table(columns, rows)
-        click.echo()
+        say()
     print_table(("cell", "partitions now", "then"), _balance_rows(plan.before, plan.after))
-    click.echo(
+    say(
         f"\nfullest cell against its share: {plan.before.cell_spread:.3f} now, {plan.after.cell_spread:.3f} then; "
         f"replicas in zones apart: {plan.before.dispersion:.0%} now, {plan.after.dispersion:.0%} then"
     )
@@ -135,8 +136,8 @@ def apply(
 ) -> None:
     """Have a plan carried out, by the cluster itself. Example: cellctl rebalance apply plan.json --yes"""
     try:
-        moves = moves_from_plain(orjson.loads(plan_file.read_bytes()))
-    except orjson.JSONDecodeError as e:
+        moves = moves_from_plain(read_json_file(plan_file))
+    except Undecodable as e:
         raise InvalidRequest(f"{plan_file} is no plan: {e}") from None
     if dry_run or not moves:
         note(f"{len(moves)} moves would be asked for")
@@ -319,7 +320,7 @@ def cell_show(where: Where, output: str, name: str) -> None:
         return
     print_table(tuple(row), [tuple(row.values())])
     if nodes:
-        click.echo()
+        say()
         print_table(tuple(nodes[0]), [tuple(n.values()) for n in nodes])
 
 
@@ -440,9 +441,9 @@ def node_add(where: Where, cell_name: str, rpc: str, http: str, data_dir: str, z
         **shared,
     )
     names = ("cluster", "cell", "node", "data_dir", "rpc", "http", "etcd", "zone", *shared)
-    click.echo("[node]")
+    say("[node]")
     for key in names:
-        click.echo(f"{key} = {orjson.dumps(getattr(config, key)).decode()}")
+        say(f"{key} = {orjson.dumps(getattr(config, key)).decode()}")
     note("next: metastore-node --config FILE on the node; then: cellctl rebalance plan --out plan.json")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cellctl.connect import Where, cluster_options, fetch_json, topology
-from cellctl.output import output_option, print_data, print_table
+from cellctl.output import output_option, print_data, print_table, say
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
 from metastore.logs import epoch_text
@@ -155,12 +155,12 @@ def status(where: Where, output: str) -> None:
                 for n in nodes
             ],
         )
-        click.echo(f"\n{healthy} of {len(rows)} partitions healthy" + ("" if healthy == len(rows) else ":"))
+        say(f"\n{healthy} of {len(rows)} partitions healthy" + ("" if healthy == len(rows) else ":"))
         if healthy != len(rows):
             _print_partitions([row for row in rows if row["health"] != "ok"])
         for n in nodes:
             if n["refused"]:
-                click.echo(f"{n['node']} takes part in nothing: {n['refused']}")
+                say(f"{n['node']} takes part in nothing: {n['refused']}")
     sys.exit(0 if healthy == len(rows) and all(n["up"] and not n["refused"] for n in nodes) else 1)
 
 

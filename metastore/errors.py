@@ -324,6 +324,7 @@ BY_STATUS: dict[int, type[MetastoreError]] = _wire_classes()
 
 
 def from_wire(status: int, message: str, detail: dict[str, Any]) -> MetastoreError:
-    """The error that a result with ``status`` stands for."""
-    cls = BY_STATUS.get(status, InternalError)
-    return cls(message, **{str(k): v for k, v in detail.items() if k != "message"})
+    """The error that a result with ``status`` stands for; InternalError for a number that is not known here."""
+    error = BY_STATUS.get(status, InternalError)(message)
+    error.detail = dict(detail)
+    return error

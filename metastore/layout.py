@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import orjson
 
+from metastore.decoding import Undecodable, load_json
 from metastore.errors import InvalidRequest
 from metastore.history import check_generation
 
@@ -252,8 +253,8 @@ class LeaderRecord:
 
 def _load(raw: bytes) -> dict[str, Any]:
     try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as e:
+        value = load_json(raw)
+    except Undecodable as e:
         raise InvalidRequest(f"a control-plane record is not JSON ({e}): {raw[:80]!r}") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"a control-plane record is not an object: {raw[:80]!r}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from metastore.decoding import Undecodable, load_json
 from metastore.errors import InvalidRequest
 from metastore.keys import MAX_SEGMENTS, PARENT, WHOLE_KEY
 
@@ -98,6 +99,6 @@ def policy_from_plain(plain: Any) -> Policy:
 def policy_from_json(raw: bytes) -> Policy:
     """Raises InvalidRequest."""
     try:
-        return policy_from_plain(orjson.loads(raw))
-    except orjson.JSONDecodeError as e:
+        return policy_from_plain(load_json(raw))
+    except Undecodable as e:
         raise InvalidRequest(f"a policy is not JSON ({e}): {raw[:80]!r}") from None

@@ -2,18 +2,28 @@
 
 Right nowhere but in etcd and at the replicas: what is here is a guess that costs one hop when
 wrong. Sources in order of trust: a hint from a replica with a higher epoch, the etcd watch, a
-snapshot. A partition's epoch never goes down here (I7).
+snapshot. A partition's epoch does not go down here (I7), but where it proved wrong (``served``).
+
+How far a replica's word is believed: epochs come from etcd, which hands out terms one by one, and within a term from
+replicas that a quorum of its config has let go on. What etcd, or a whole table, has told is older than the
+present by what it takes to ask around again (some seconds), in which a partition goes through a few terms: an election is
+one, a move two to four, and elections that repeat are damped (R9). So a hint is believed up to MAX_TERMS_AHEAD terms
+beyond that. One that is further ahead is nobody's epoch, or this table is so old that it has to be asked for anew,
+which is what happens: no answer of a single node takes the table further away from what it can come back from.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.keys import PARENT, PartitionMap, PartitionRange
-from metastore.layout import ConfigRecord, LeaderRecord, NodeRecord, node_record_from_json
+from metastore.layout import ConfigRecord, LeaderRecord, NodeRecord, node_record_from_json, term_of
 from metastore.namespaces import DEFAULT, Policy, policy_from_json, policy_from_plain
+
+#: how many terms beyond what etcd or a table told a hint may be
+MAX_TERMS_AHEAD: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,8 @@ class TopologyTable:
         self._map: PartitionMap | None = None
         #: partition -> where what was split off it begins
         self._ends: dict[int, int] = {}
+        #: partition -> the highest epoch that etcd, a table, or this node's own replica told
+        self._given: dict[int, int] = {}
 
     # --- asking ---------------------------------------------------------------------------
 
@@ -167,13 +179,41 @@ class TopologyTable:
 
     # --- learning -------------------------------------------------------------------------
 
-    def apply_hint(self, partition: int, leader: str | None, epoch: int) -> bool:
-        """A replica's word: taken when its epoch is higher. Whether it was."""
+    def is_beyond(self, partition: int, epoch: int) -> bool:
+        """Whether an epoch is higher than a replica's word is believed (see the module)."""
         known = self.partitions.get(partition)
-        if known is None or epoch <= known.epoch or leader is None:
+        given = self._given.get(partition, known.epoch if known else 0)
+        return term_of(epoch) > term_of(given) + MAX_TERMS_AHEAD
+
+    def apply_hint(self, partition: int, leader: str | None, epoch: int) -> bool:
+        """A replica's word: taken when its epoch is higher, within bounds. Whether it was."""
+        known = self.partitions.get(partition)
+        if known is None or epoch <= known.epoch or leader is None or self.is_beyond(partition, epoch):
             return False
+        self._given.setdefault(partition, known.epoch)
         self.partitions[partition] = replace(known, leader=leader, epoch=epoch)
         return True
+
+    def know_leader(self, partition: int, leader: str, epoch: int) -> None:
+        """Etcd's word, or that of a replica in this very process: no bound holds for it."""
+        known = self.partitions.get(partition)
+        self._give(partition, epoch)
+        if known is not None and epoch > known.epoch:
+            self.partitions[partition] = replace(known, leader=leader, epoch=epoch)
+
+    def _give(self, partition: int, epoch: int) -> None:
+        if epoch > self._given.get(partition, -1):
+            self._given[partition] = epoch
+
+    def served(self, wrong: Placement, node: str, epoch: int) -> None:
+        """``node`` has served what only a leader serves, after the leader of ``wrong``, our word of the partition, would
+        or could not: that one does not lead, and if its epoch is one at all, it is not active. ``epoch``: what
+        replicas said of ``node``'s, 0 = nothing; any further word is believed over that."""
+        known = self.partitions.get(wrong.id)
+        if known is None or known.leader != wrong.leader or known.epoch != wrong.epoch:
+            return  # there has been news meanwhile
+        self.partitions[wrong.id] = replace(known, leader=node, epoch=epoch)
+        self._given[wrong.id] = min(epoch, self._given.get(wrong.id, epoch))
 
     def apply_kv(self, parts: tuple[str, ...], value: bytes | None, revision: int) -> None:
         """One record of etcd (metastore.layout), None = deleted. Raises InvalidRequest."""
@@ -185,7 +225,7 @@ class TopologyTable:
             self._apply_config(parts[1], ConfigRecord.from_json(value))
         elif parts[0] == "leader" and value is not None:
             leader = LeaderRecord.from_json(value)
-            self.apply_hint(int(parts[2]), leader.node, leader.epoch)
+            self.know_leader(int(parts[2]), leader.node, leader.epoch)
         elif parts[0] == "namespaces":
             self._set_policy(parts[1], None if value is None else policy_from_json(value))
 
@@ -204,6 +244,7 @@ class TopologyTable:
 
     def _apply_config(self, cell: str, config: ConfigRecord) -> None:
         known, placement = self.partitions.get(config.partition), placement_of(cell, config)
+        self._give(placement.id, placement.epoch)
         if known is not None and known.epoch >= placement.epoch:
             placement = replace(placement, leader=known.leader, epoch=known.epoch)
         self._put(placement)
@@ -234,6 +275,7 @@ class TopologyTable:
         """A replica's word of what was split off its partition. Whether it is news."""
         if placement.id in self.partitions:
             return self.apply_hint(placement.id, placement.leader, placement.epoch)
+        self._give(placement.id, placement.epoch)
         self._put(placement)
         return True
 
@@ -244,8 +286,18 @@ class TopologyTable:
             family = [placement_from_plain(p) for p in raw]
         except (LookupError, TypeError, ValueError, AttributeError):
             return False
-        news = [self.learn(placement) for placement in family]
-        return any(news) and self.complete
+        before = dict(self.partitions), dict(self._ends), dict(self._given)
+        news = [self.learn(placement) for placement in family if not self._is_far(placement)]
+        if not self.complete:  # it is not how a partition can have been split: what was known is kept
+            self.partitions, self._ends, self._given = before
+            self._map = None
+            return False
+        return any(news)
+
+    def _is_far(self, placement: Placement) -> bool:
+        """Whether what was split off a partition has an epoch that it cannot have got there."""
+        of = placement.id if placement.id in self.partitions or not placement.parent else placement.parent[0]
+        return self.is_beyond(of, placement.epoch)
 
     def merge(self, other: TopologyTable) -> None:
         """Take what ``other`` knows better: newer records, and any higher epoch."""
@@ -256,6 +308,7 @@ class TopologyTable:
                 self.nodes[name] = record
         for p, theirs in other.partitions.items():
             ours = self.partitions.get(p)
+            self._give(p, theirs.epoch)
             if ours is None or (newer and theirs != ours):
                 if ours is not None and ours.epoch > theirs.epoch:
                     theirs = replace(theirs, leader=ours.leader, epoch=ours.epoch)
@@ -297,7 +350,7 @@ class TopologyTable:
                 table._set_policy(_text(name), policy_from_plain(policy))
             for p in raw["partitions"]:
                 table._put(placement_from_plain(p))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as e:
             raise InvalidRequest(f"not a topology table: {type(e).__name__}: {e}"[:300]) from None
         return table
 
@@ -309,6 +362,6 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 1 << 63:
         raise TypeError(f"{value!r:.60} is no number")
     return value

@@ -8,11 +8,10 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import aiohttp
-import orjson
 from aiohttp import hdrs, web
 
+from metastore.decoding import MAX_ITEMS, TooMany, Undecodable, load_json, unpack_body
 from metastore.errors import DeadlineExceeded, InvalidRequest, ProtocolError, TooLarge
-from metastore.wire.frames import unpack_body
 from router.api.operation import Operation
 from router.bulkheads import Hold
 from router.errors import (
@@ -210,9 +209,11 @@ class Call:
         self._of_type(JSON_TYPES, " (curl --json sends it)")
         raw = await self.body()
         try:
-            value = orjson.loads(raw)
-        except orjson.JSONDecodeError as e:
-            raise InvalidRequest(f"the body is not JSON: {e}") from None
+            value = load_json(raw, MAX_ITEMS, len(raw), "the body")
+        except TooMany as e:
+            raise TooLarge(f"{e}: send less in one request") from None
+        except Undecodable as e:
+            raise InvalidRequest(str(e)) from None
         assert self.operation.body is not None
         assert self.operation.body.shape is not None
         return self.operation.body.shape.check(value, "body")
@@ -222,7 +223,7 @@ class Call:
         self._of_type(MSGPACK_TYPES, "")
         raw = await self.body()
         try:
-            return unpack_body(raw)
+            return unpack_body(raw, MAX_ITEMS)
         except ProtocolError as e:
             raise InvalidRequest(f"the body is not msgpack within its bounds: {e.message}") from None
 

@@ -22,6 +22,7 @@ import uvloop
 from metastore.config import RouterConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Change
+from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, read_file
 from metastore.errors import ConfigError, InvalidRequest, MetastoreError
 from metastore.layout import Layout
 from metastore.logs import setup_logging
@@ -47,13 +48,13 @@ def load_snapshot(path: str, table: TopologyTable) -> None:
     """Merge the snapshot, if there is a good one: a checksum, and then the table. One that is not whole, or
     of before there was a checksum, is dropped with a warning: an epoch in it that has rotted could hide leaders for good."""
     try:
-        crc, _, wire = Path(path).read_bytes().partition(b"\n")
+        crc, _, wire = read_file(Path(path), MAX_DOCUMENT_BYTES).partition(b"\n")
         if crc != _crc(wire):
             raise InvalidRequest("its checksum does not match")
-        table.merge(TopologyTable.from_wire(orjson.loads(wire)))
+        table.merge(TopologyTable.from_wire(load_json(wire, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES)))
     except FileNotFoundError:
         pass
-    except (OSError, orjson.JSONDecodeError, InvalidRequest) as e:
+    except (OSError, Undecodable, InvalidRequest) as e:
         log.warning("the topology snapshot %s cannot be used and is ignored: %s", path, e)
 
 

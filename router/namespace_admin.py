@@ -297,6 +297,8 @@ class NamespaceAdmin:
         except MetastoreError:
             return "does not answer"
         kept = status.get("topology_kept", 0)
+        if type(kept) is not int:
+            return f"says what is no revision: {kept!r:.40}"
         return "" if kept >= revision else f"is at revision {kept} of {revision}"
 
     async def _barrier(self, until: float) -> None:

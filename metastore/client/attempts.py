@@ -12,7 +12,13 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any, Final
 
-from metastore.client.connection import CONNECT_TIMEOUT_S, SILENT_TIMEOUT_S, AttemptTimeout, ConnectionLost
+from metastore.client.connection import (
+    CONNECT_TIMEOUT_S,
+    SILENT_TIMEOUT_S,
+    AttemptTimeout,
+    ConnectionLost,
+    error_told,
+)
 from metastore.client.limits import BACKOFF_S, backoff_s
 from metastore.client.request_ids import RequestIds
 from metastore.errors import (
@@ -22,6 +28,8 @@ from metastore.errors import (
     Fenced,
     FenceForgotten,
     HistoryChanged,
+    InternalError,
+    MaybeHappened,
     MetastoreError,
     Moved,
     NotANumber,
@@ -33,7 +41,6 @@ from metastore.errors import (
     TooLarge,
     TooStale,
     Unavailable,
-    from_wire,
 )
 from metastore.history import within_history
 from metastore.topology import Placement
@@ -81,6 +88,7 @@ class Attempts:
         "scouting",
         "spread",
         "stamped",
+        "told",
         "tried",
         "unreached",
         "until",
@@ -104,6 +112,8 @@ class Attempts:
         self.spread = False
         self.maybe_done = False
         self.tried: set[str] = set()
+        #: leader -> the epoch that a replica told it to have, without being believed
+        self.told: dict[str, int] = {}
         #: addresses where nobody listens
         self.dead: set[str] = set()
         #: addresses that did not answer when last asked
@@ -195,8 +205,30 @@ class Attempts:
                     self.ids.seen(placement.id, result[3])
                 if self.unreached and address == client.router_url:
                     client.detours.add(self.unreached)
+                if self.tried and not self.spread:
+                    self.served_by(address, placement)
                 return result  # type: ignore[no-any-return]
-            await self.on_error(address, placement, from_wire(status, result[2], result[3]))
+            await self.on_error(address, placement, self.meant(error_told(status, result[2], result[3])))
+
+    def meant(self, error: MetastoreError) -> MetastoreError:
+        """What a server's error says of this operation: a read has no outcome that could be unknown, and of a number that
+        is not known here, or a server that failed, it is not certain that nothing was done."""
+        if isinstance(error, MaybeHappened) and not self.changes:
+            return Unavailable(error.message, retry_after_s=1)
+        if isinstance(error, InternalError):
+            self.maybe_done = True
+            return OutcomeUnknown(f"a server failed, or says what is not known here: {error.message}")
+        return error
+
+    def served_by(self, address: str, placement: Placement) -> None:
+        """Another replica than the leader of our table has served this, and that one would not, or could not: then it
+        does not lead, whatever epoch it was said to have."""
+        table = self.client.table
+        named = table.address(placement.leader)
+        if named != address and (named is None or named in self.tried):
+            for node in placement.replicas:
+                if table.address(node) == address:
+                    table.served(placement, node, self.told.get(node, 0))
 
     async def know_all(self) -> None:
         """Raises Unavailable, or OutcomeUnknown, when nobody tells the whole table in time."""
@@ -284,11 +316,17 @@ class Attempts:
         client = self.client
         if isinstance(error, NotLeader):
             leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)
-            hinted = client.table.apply_hint(placement.id, leader, epoch) and self.hops < MAX_HOPS
+            news = client.table.apply_hint(placement.id, leader, epoch)
+            beyond = client.table.is_beyond(placement.id, epoch)
+            if leader is not None and not (news or beyond):
+                self.told[leader] = max(epoch, self.told.get(leader, 0))
+            hinted = news and self.hops < MAX_HOPS
             self.failed(address, error, costs=not hinted)
             if hinted:
                 self.hops += 1
                 self.tried.discard(client.table.address(leader) or "")
+            elif beyond:
+                client.refresh_soon()
             return
         if isinstance(error, Moved):
             leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)

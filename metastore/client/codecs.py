@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgpack
 import orjson
 
+from metastore.decoding import load_json_value, unpack_value
 from metastore.errors import DecodeFailed
 from metastore.records import Record
 
@@ -75,7 +76,7 @@ class _Json:
         return orjson.dumps(value)
 
     def decode(self, raw: bytes, /) -> Any:
-        return orjson.loads(raw)
+        return load_json_value(raw)
 
 
 class _Msgpack:
@@ -89,7 +90,7 @@ class _Msgpack:
         return raw
 
     def decode(self, raw: bytes, /) -> Any:
-        return msgpack.unpackb(raw, strict_map_key=False)
+        return unpack_value(raw)
 
     def decode_counter(self, raw: bytes, /) -> int:
         return int(raw)

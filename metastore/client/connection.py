@@ -8,6 +8,17 @@ from typing import Any, cast
 
 from metastore.errors import MetastoreError, Overloaded, ProtocolError, from_wire
 from metastore.wire import frames
+from metastore.wire.answer_checks import (
+    MAX_MESSAGE,
+    check_answer,
+    check_changes,
+    check_end,
+    check_events,
+    check_hello,
+    check_refusal,
+    check_told,
+    described,
+)
 from metastore.wire.client_messages import PUT, TXN
 
 CONNECT_TIMEOUT_S = 1.0
@@ -50,6 +61,13 @@ class ConnectionLost(MetastoreError):
     retryable = True
 
 
+class Malformed(ConnectionLost):
+    """The connection was given up because what came over it is not the protocol: by a server that is broken, is of
+    another version, or is none. An operation may have been carried out all the same."""
+
+    code = "malformed_answer"
+
+
 class AttemptTimeout(MetastoreError):
     """The node holds the connection open and does not answer."""
 
@@ -57,8 +75,20 @@ class AttemptTimeout(MetastoreError):
     retryable = True
 
 
+def error_told(status: int, message: str, detail: dict[Any, Any]) -> MetastoreError:
+    """The error that a server told, by parts that were checked."""
+    return from_wire(status, message[:MAX_MESSAGE], described(detail))
+
+
+def require(wrong: str) -> None:
+    """Raises ProtocolError unless ``wrong``, what a check has found, is nothing."""
+    if wrong:
+        raise ProtocolError(wrong)
+
+
 class NodeConnection(asyncio.Protocol):
-    """See the module. ``submit`` returns a future of the raw result."""
+    """See the module. ``submit`` returns a future of the result, which has the form that
+    ``wire.answer_checks`` describes for the operation."""
 
     def __init__(self, cluster: str, name: str, *, mute: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
@@ -67,13 +97,15 @@ class NodeConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.lost = False
         self.hello: list[Any] | None = None
-        self._decoder = frames.FrameDecoder()
+        self._decoder = frames.FrameDecoder(max_items=frames.MAX_ANSWER_ITEMS)
         self._next_id = 1
-        self._waiting: dict[int, tuple[asyncio.Future[Any], float]] = {}
+        #: id -> (future, until, the operation)
+        self._waiting: dict[int, tuple[asyncio.Future[Any], float, list[Any]]] = {}
         self._out: list[tuple[bytes, list[Any], float, float]] = []
         self._topology: list[asyncio.Future[Any]] = []
         self._status: list[asyncio.Future[Any]] = []
-        self._watches: dict[int, tuple[OnEvents, OnEnd]] = {}
+        #: id -> (on_events, on_end, the body without the id)
+        self._watches: dict[int, tuple[OnEvents, OnEnd, list[Any]]] = {}
         self._next_watch = 1
         self._heard_at = 0.0
         self._next_ping_at = 0.0
@@ -120,42 +152,57 @@ class NodeConnection(asyncio.Protocol):
                     self._results(body)
                 else:
                     self._other(kind, body)
-        except (ProtocolError, IndexError, TypeError) as e:
-            self._fail(ConnectionLost(f"the node's answer is not the protocol: {e}", sent=True))
+        except ProtocolError as e:
+            self._fail(Malformed(f"what the node says is not the protocol: {e.message}", sent=True))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(ConnectionLost(f"connection lost: {exc or 'closed by the node'}", sent=True))
 
     # --- answers ----------------------------------------------------------------------------
 
-    def _results(self, body: list[Any]) -> None:
+    def _results(self, body: Any) -> None:
+        """Raises ProtocolError."""
+        if type(body) is not list:
+            raise ProtocolError("a RESPONSE is not a list of results")
         waiting = self._waiting
         for result in body:
-            found = waiting.pop(result[0], None)
-            if found is not None and not found[0].done():
-                found[0].set_result(result)
+            if type(result) is not list or not result or type(result[0]) is not int:
+                raise ProtocolError("a result is not an array that begins with a number")
+            found = waiting.get(result[0])
+            if found is not None:
+                wrong = check_answer(found[2], result)
+                if wrong:
+                    raise ProtocolError(wrong)
+                del waiting[result[0]]
+                if not found[0].done():
+                    found[0].set_result(result)
 
     def _other(self, kind: int, body: Any) -> None:
+        """Raises ProtocolError."""
         if kind == frames.HELLO_OK:
+            require(check_hello(body))
             self.hello = body
         elif kind == frames.EVENTS:
+            require(check_events(body))
             found = self._watches.get(body[0])
             if found is not None:
+                require(check_changes(found[2], body[1], body[2]))
                 found[0](body[1], body[2])
         elif kind == frames.WATCH_END:
+            require(check_end(body))
             found = self._watches.pop(body[0], None)
             if found is not None:
-                found[1](from_wire(body[1], body[2], body[3]))
-        elif kind == frames.TOPOLOGY and self._topology:
-            self._answer(self._topology.pop(0), body[0])
-        elif kind == frames.STATUS and self._status:
-            self._answer(self._status.pop(0), body[0])
+                found[1](error_told(*body[1:]))
+        elif kind in (frames.TOPOLOGY, frames.STATUS):
+            require(check_told(body))
+            asking = self._topology if kind == frames.TOPOLOGY else self._status
+            if asking:
+                self._answer(asking.pop(0), body[0])
         elif kind == frames.ERROR:
-            self._fail(
-                from_wire(body[0], body[1], body[2])
-                if body[0] in (6,)
-                else ConnectionLost(body[1], sent=True)
-            )
+            require(check_refusal(body))
+            error = error_told(*body)
+            full = isinstance(error, Overloaded)
+            self._fail(error if full else ConnectionLost(error.message, sent=True))
 
     @staticmethod
     def _answer(future: asyncio.Future[Any], value: Any) -> None:
@@ -177,12 +224,12 @@ class NodeConnection(asyncio.Protocol):
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
     def _time_out(self, now: float) -> None:
-        late = [i for i, (_, until) in self._waiting.items() if until <= now]
+        late = [i for i, (_, until, _) in self._waiting.items() if until <= now]
         self._quiet = bool(self._waiting) and now - self._quiet_since > SILENT_S
         if late and not self.mute and now - self._quiet_since > SILENT_TIMEOUT_S:
             self.mute, self._mute_at = True, now
         for i in late:
-            future, _ = self._waiting.pop(i)
+            future = self._waiting.pop(i)[0]
             if not future.done():
                 future.set_exception(AttemptTimeout("the node does not answer"))
         if self._watches:
@@ -212,11 +259,11 @@ class NodeConnection(asyncio.Protocol):
             unsent = waiting.pop(op[0], None)
             if unsent is not None and not unsent[0].done():
                 unsent[0].set_exception(ConnectionLost(error.message, sent=False))
-        for future in [f for f, _ in waiting.values()] + self._topology + self._status:
+        for future in [f for f, _, _ in waiting.values()] + self._topology + self._status:
             if not future.done():
                 future.set_exception(error)
         watches, self._watches = self._watches, {}
-        for _, on_end in watches.values():
+        for _, on_end, _ in watches.values():
             on_end(error)
         self._out.clear()
         if self.transport is not None:
@@ -244,7 +291,7 @@ class NodeConnection(asyncio.Protocol):
         op_id = op[0] = self._next_id
         self._next_id = op_id + 1
         future: asyncio.Future[Any] = self.loop.create_future()
-        self._waiting[op_id] = (future, until)
+        self._waiting[op_id] = (future, until, op)
         if not self._out:
             self.loop.call_soon(self._flush)
         self._out.append((client_id, op, until, patience_s))
@@ -270,7 +317,7 @@ class NodeConnection(asyncio.Protocol):
                     until = now + patience_s
                     found = waiting.get(op[0])
                     if found is not None:
-                        waiting[op[0]] = found[0], until
+                        waiting[op[0]] = found[0], until, op
                 ops.append(op)
                 size += 64 + op_bytes(op)
                 longest = max(longest, until)
@@ -289,7 +336,7 @@ class NodeConnection(asyncio.Protocol):
         if not self._watches:
             self._heard_at = self.loop.time()
             self._first_ping_at, self._next_ping_at = -1.0, 0.0
-        self._watches[watch_id] = (on_events, on_end)
+        self._watches[watch_id] = (on_events, on_end, body)
         self.transport.write(frames.pack(frames.WATCH, [watch_id, *body]))
         return watch_id
 
@@ -302,9 +349,9 @@ class NodeConnection(asyncio.Protocol):
         """The node's topology table in wire form."""
         return await self._ask(frames.TOPOLOGY_REQUEST, [0], self._topology, timeout_s)
 
-    async def status(self, timeout_s: float) -> Any:
+    async def status(self, timeout_s: float) -> dict[str, Any]:
         """The node's own view."""
-        return await self._ask(frames.STATUS_REQUEST, [], self._status, timeout_s)
+        return await self._ask(frames.STATUS_REQUEST, [], self._status, timeout_s) or {}
 
     async def _ask(self, kind: int, body: Any, queue: list[asyncio.Future[Any]], timeout_s: float) -> Any:
         if self.lost or self.transport is None:

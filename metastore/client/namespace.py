@@ -50,6 +50,7 @@ from metastore.errors import (
     DecodeFailed,
     InvalidRequest,
     MetastoreError,
+    Unavailable,
     WrongRouting,
 )
 from metastore.keys import (
@@ -87,6 +88,17 @@ R = TypeVar("R")
 # under names of their own: the class below has a method called list
 Rows = list[list[Any]]
 Raw = list[Any]
+
+
+def read_record(key: str, packed: bytes) -> Record:
+    """A record as a node answered it. Raises Unavailable when it is not sound: what a node read wrongly, or sent
+    wrongly, another may read right."""
+    try:
+        return unpack_record(packed)
+    except CorruptState as e:
+        raise Unavailable(
+            f"a node's answer for {key!r:.200} is damaged: {e.message}", retry_after_s=1
+        ) from None
 
 
 def _oldest(ages: Sequence[int | None]) -> int | None:
@@ -182,7 +194,7 @@ class AsyncNamespace(Generic[T]):
         result = await self._routed(until, call)
         if result[1] == NOT_FOUND:
             return None, result[2]
-        return decoded(self.codec, key, unpack_record(result[2])), result[3]
+        return decoded(self.codec, key, read_record(key, result[2])), result[3]
 
     async def put(
         self,
@@ -417,9 +429,12 @@ class AsyncNamespace(Generic[T]):
         rows, following, resume, age_ms = await self._routed(until, call)
         items: list[tuple[str, Record[T]]] = []
         for lkey, packed in rows:
-            key = split_storage_key(lkey)[1]
+            try:
+                key = split_storage_key(lkey)[1]
+            except ValueError:
+                raise Unavailable(f"a node lists {lkey!r:.200}, which is no key", retry_after_s=1) from None
             record: Any = Record(packed, 0, b"")
-            items.append((key, record if keys_only else decoded(self.codec, key, unpack_record(packed))))
+            items.append((key, record if keys_only else decoded(self.codec, key, read_record(key, packed))))
         return Page(items, encode_cursor(following) if following else None, resume, age_ms)
 
     async def _rows(

@@ -7,6 +7,7 @@ import base64
 import random
 from typing import TYPE_CHECKING, Any, Final
 
+from metastore.client.connection import Malformed
 from metastore.client.positions import Position, decode_resume, encode_resume
 from metastore.errors import (
     ClientClosed,
@@ -16,8 +17,9 @@ from metastore.errors import (
     MetastoreError,
     Unavailable,
 )
-from metastore.keys import prefix_routing_key
+from metastore.keys import MAX_VALUE_BYTES, prefix_routing_key
 from metastore.records import Record
+from metastore.wire.answer_checks import is_count
 from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_KEYS
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 RETRY_S: Final = (0.05, 1.0)
 LOOK_S: Final = 1.0
+#: the watch ends when so many times in a row what the router told was not the protocol
+MAX_MALFORMED: Final = 8
 _KINDS: Final = {"put": PUT, "delete": DELETE, "expire": EXPIRE}
 
 
@@ -74,7 +78,7 @@ class RouterWatch:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _read(self) -> None:
-        pause = RETRY_S[0]
+        pause, malformed = RETRY_S[0], 0
         while not self._wanted.dispatcher.closed:
             heard = False
             try:
@@ -83,12 +87,15 @@ class RouterWatch:
                     self._begun = True
                     self._buffer.begun.set()
                     if message is not None:
-                        heard = True
                         self._take(*message)
+                        heard, malformed = True, 0
                         await self._buffer.room.wait()
             except (Compacted, HistoryChanged, InvalidRequest):
                 raise
             except MetastoreError as e:
+                malformed += isinstance(e, Malformed)
+                if malformed >= MAX_MALFORMED:
+                    raise Unavailable(f"the watch cannot go on: {e.message}", retry_after_s=1) from None
                 if self._begun and self._position is None:
                     raise Unavailable(
                         "the watch was cut off before it had a position: list, and watch again",
@@ -108,30 +115,51 @@ class RouterWatch:
             params["keys_only"] = "true"
         return params
 
-    def _take(self, token: str, event: Any) -> None:
-        """One message of the router: a change, or None, and where the watch is after it."""
-        self._position = decode_resume(token)
-        if isinstance(event, dict) and not (
-            self._wanted.exact and event["key"] != self._wanted.prefix.decode()
-        ):
+    def _take(self, token: str, message: Any) -> None:
+        """One message of the router: a change, or None, and where the watch is after it. Raises Malformed, after which
+        the watch is where it was."""
+        keys_only = bool(self._wanted.flags & WATCH_KEYS)
+        try:
+            position = decode_resume(token)
+            event = None if message is None else event_of(message, keys_only)
+        except (InvalidRequest, ValueError) as e:
+            raise Malformed(f"what the router tells of a watch is not the protocol: {e}", sent=True) from None
+        self._position = position
+        if event is not None and not (self._wanted.exact and event[1] != self._wanted.prefix.decode()):
             self._queued += 1
-            kind = _KINDS[event["kind"]]
-            record = _record(event) if kind == PUT and not self._wanted.flags & WATCH_KEYS else None
-            self._buffer.put(self, self._position, [(kind, str(event["key"]), int(event["version"]), record)])
+            self._buffer.put(self, position, [event])
             if self._buffer.full:
                 self._buffer.room.clear()
         elif not self._queued:
-            self._delivered = self._position
+            self._delivered = position
+
+
+def event_of(message: Any, keys_only: bool) -> tuple[int, str, int, Record | None]:
+    """``(kind, key, version, record)`` of an event of the stream. Raises ValueError."""
+    if type(message) is not dict:
+        raise ValueError("an event is no object")
+    word, key, version = message.get("kind"), message.get("key"), message.get("version")
+    kind = _KINDS.get(word) if type(word) is str else None
+    if kind is None or type(key) is not str or not key or not is_count(version):
+        raise ValueError("an event has no kind, key and version")
+    return kind, key, version, _record(message) if kind == PUT and not keys_only else None
 
 
 def _record(event: dict[str, Any]) -> Record:
-    raw = event.get("value")
-    value = raw.encode() if isinstance(raw, str) else base64.b64decode(event["value_base64"])
-    return Record(
-        int(event["version"]),
-        int(event["created"]),
-        value,
-        str(event.get("content_type") or ""),
-        int(event.get("ttl_ms") or 0),
-        bool(event.get("counter")),
-    )
+    """Raises ValueError."""
+    text, coded = event.get("value"), event.get("value_base64")
+    content_type, counter = event.get("content_type", ""), event.get("counter", False)
+    created, ttl_ms = event.get("created"), event.get("ttl_ms", 0)
+    if type(content_type) is not str or type(counter) is not bool:
+        raise ValueError("an event with a content type, or a counter, that is none")
+    if not is_count(created) or not is_count(ttl_ms):
+        raise ValueError("an event without numbers")
+    if type(text) is str and coded is None:
+        value = text.encode()
+    elif type(coded) is str and text is None:
+        value = base64.b64decode(coded, validate=True)
+    else:
+        raise ValueError("an event without a value")
+    if len(value) > MAX_VALUE_BYTES:
+        raise ValueError(f"the value of an event has {len(value)} bytes")
+    return Record(event["version"], created, value, content_type, ttl_ms, counter)

@@ -15,7 +15,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from metastore.client.connection import ConnectionLost, NodeConnection
+from metastore.client.connection import Malformed, NodeConnection
 from metastore.client.positions import Position
 from metastore.errors import (
     ClientClosed,
@@ -40,6 +40,8 @@ log = logging.getLogger("metastore.client")
 RETRY_S: Final = (0.02, 1.0)
 #: how long a strand goes without a word before the router, if there is one, is asked instead
 PATIENCE_S: Final = 3.0
+#: a watch ends when so many times, without a change in between, what nodes told of it was not the protocol
+MAX_MALFORMED: Final = 8
 
 
 class Mark:
@@ -65,6 +67,8 @@ class Strand:
         "end",
         "failing_since",
         "heard",
+        "malformed",
+        "malformed_at",
         "marks",
         "start",
         "started",
@@ -80,6 +84,9 @@ class Strand:
         self.started = False
         self.heard = False
         self.failing_since = 0.0
+        #: how often what was told of it was not the protocol, and at which version
+        self.malformed = 0
+        self.malformed_at: int | None = None
         self.task: asyncio.Task[None] | None = None
 
 
@@ -233,6 +240,8 @@ class Strands:
                 turn += 1
                 log.debug("watch of %s: %s", self._wanted.namespace, e.message)
                 dispatcher.refresh_soon()
+                if isinstance(e, Malformed):
+                    self._count_malformed(strand, e)
             if strand.heard:
                 pause, turn, strand.failing_since = RETRY_S[0], 0, 0.0
                 strand.heard = False
@@ -247,6 +256,19 @@ class Strands:
                 return
             await asyncio.sleep(random.uniform(0, pause))
         raise ClientClosed("the client is closed")
+
+    def _count_malformed(self, strand: Strand, error: Malformed) -> None:
+        """Nothing of a malformed frame is taken, so the strand may go on where it is, with another node. Raises
+        Unavailable when nobody tells it better."""
+        if strand.version != strand.malformed_at:
+            strand.malformed, strand.malformed_at = 0, strand.version
+        strand.malformed += 1
+        if strand.malformed >= MAX_MALFORMED:
+            raise Unavailable(
+                f"the watch of namespace {self._wanted.namespace} cannot go on: {MAX_MALFORMED} times in a row what "
+                f"nodes told was not the protocol, last: {error.message}",
+                retry_after_s=1,
+            )
 
     async def _other_rule(self, strand: Strand) -> None:
         """The namespace was created with another routing rule than was known here, so there was nothing in it
@@ -302,18 +324,25 @@ class Strands:
         partition = self._narrow(strand)
         connection = await self._connect(partition, turn)
         ended: asyncio.Future[MetastoreError | None] = asyncio.get_running_loop().create_future()
+        told = -1
 
         def on_events(version: int, raw: list[Any]) -> None:
+            nonlocal told
             if ended.done():
                 return
+            if raw and raw[0][2] <= told:  # else what comes now would be passed over, in silence
+                text = f"a change at version {raw[0][2]} was told after all up to {told}"
+                ended.set_result(Malformed(text, sent=True))
+                return
+            told = max(told, version)
             if raw and self._buffer.full:
                 self._buffer.room.clear()
                 ended.set_result(None)
                 return
             try:
                 self._take(strand, version, raw)
-            except (ValueError, TypeError, IndexError) as e:
-                ended.set_result(ConnectionLost(f"the node's events are not the protocol: {e}", sent=True))
+            except ValueError as e:
+                ended.set_result(Malformed(f"a key that is told is none: {e}", sent=True))
 
         def on_end(error: MetastoreError) -> None:
             if not ended.done():

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
-import orjson
 
 from metastore.client.connection import (
     CONNECT_TIMEOUT_S,
@@ -23,8 +22,10 @@ from metastore.client.connection import (
     MAX_OUTSTANDING,
     AttemptTimeout,
     ConnectionLost,
+    Malformed,
     op_bytes,
 )
+from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, unpack_body
 from metastore.errors import (
     BY_STATUS,
     InternalError,
@@ -35,8 +36,9 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.topology import TopologyTable
+from metastore.wire.answer_checks import DETAIL, MAX_MESSAGE, check_answer
 from metastore.wire.client_messages import MAX_TIMEOUT_MS
-from metastore.wire.frames import unpack_body
+from metastore.wire.frames import shown
 
 if TYPE_CHECKING:
     import aiohttp
@@ -58,11 +60,33 @@ Sent = tuple[list[Any], float, asyncio.Future[Any]]
 
 def error_of(problem: Any) -> MetastoreError:
     """The error that a problem document (RFC 9457) stands for."""
-    if not isinstance(problem, dict) or "code" not in problem:
-        return InternalError(f"the router's answer is no problem document: {problem!r:.200}")
-    known = {"type", "title", "status", "detail", "code", "retryable", "outcome", "message"}
-    detail = {k: v for k, v in problem.items() if k not in known}
-    return BY_CODE.get(problem["code"], InternalError)(str(problem.get("detail", "")), **detail)
+    code = problem.get("code") if isinstance(problem, dict) else None
+    if type(code) is not str:
+        return InternalError(f"the router's answer is no problem document: {shown(problem)}")
+    error = BY_CODE.get(code, InternalError)(str(problem.get("detail", ""))[:MAX_MESSAGE])
+    error.detail = {k: v for k, v in problem.items() if k in DETAIL and DETAIL[k](v)}
+    return error
+
+
+def results_of(batch: list[Sent], raw: bytes) -> list[Any]:
+    """The results in the body of an answer, each of them in the form of its operation's. Raises Malformed."""
+    try:
+        found = unpack_body(raw, MAX_ANSWER_ITEMS)
+    except ProtocolError as e:
+        raise Malformed(f"the router's answer is not the protocol: {e.message}", sent=True) from None
+    wrong = "" if type(found) is list else "it is not a list of results"
+    for result in found if not wrong else ():
+        if type(result) is not list or not result or type(result[0]) is not int:
+            wrong = "a result is not an array that begins with a number"
+        elif not 0 <= result[0] < len(batch):
+            wrong = "a result is of no operation that was sent"
+        else:
+            wrong = check_answer(batch[result[0]][0], result)
+        if wrong:
+            break
+    if wrong:
+        raise Malformed(f"the router's answer is not the protocol: {wrong}", sent=True)
+    return found  # type: ignore[no-any-return]
 
 
 class RouterTransport:
@@ -168,7 +192,7 @@ class RouterTransport:
             timeout_ms = min(MAX_TIMEOUT_MS, max(1, int(left_s * 1000)))
             body = msgpack.packb([client_id, timeout_ms, [op for op, _, _ in batch]])
             async with asyncio.timeout(max(0.001, left_s)):
-                results = await self._ask(body)
+                results = results_of(batch, await self._ask(body))
             self.silent = False
             for result in results:
                 future = batch[result[0]][2]
@@ -180,8 +204,6 @@ class RouterTransport:
             error = AttemptTimeout("the router does not answer")
         except ConnectionLost as e:
             error = e
-        except (IndexError, TypeError, ProtocolError) as e:
-            error = ConnectionLost(f"the router's answer is not the protocol: {e}", sent=True)
         except MetastoreError as e:  # of the request as a whole
             self.silent = False
             for number, (_, _, future) in enumerate(batch):
@@ -193,8 +215,8 @@ class RouterTransport:
             for _, _, future in batch:
                 _fail(future, error)
 
-    async def _ask(self, body: bytes) -> list[Any]:
-        """POST /v1/rpc. Raises ConnectionLost, or what the router says of the request as a whole."""
+    async def _ask(self, body: bytes) -> bytes:
+        """POST /v1/rpc: the body of the answer. Raises ConnectionLost, or what the router says of the request as a whole."""
         import aiohttp
 
         self.posts += 1
@@ -203,10 +225,7 @@ class RouterTransport:
             async with self.session().post(self.url + "/v1/rpc", data=body, headers=headers) as response:
                 raw = await _read(response)
                 if response.status == 200:
-                    found = unpack_body(raw)
-                    if not isinstance(found, list):
-                        raise ProtocolError("not a list of results")
-                    return found
+                    return raw
                 raise self._refusal(response.status, response.content_type, raw)
         except aiohttp.ClientConnectorError as e:
             raise ConnectionLost(f"router {self.url}: {e}", sent=False, refused=True) from None
@@ -218,8 +237,8 @@ class RouterTransport:
     def _refusal(self, status: int, content_type: str, raw: bytes) -> MetastoreError:
         if content_type == "application/problem+json":
             try:
-                return error_of(orjson.loads(raw))
-            except orjson.JSONDecodeError:
+                return error_of(load_json(raw))
+            except Undecodable:
                 pass
         if status in (404, 405, 501):
             return Unavailable(
@@ -233,8 +252,9 @@ class RouterTransport:
         """The router's table. Raises Unavailable."""
         try:
             async with asyncio.timeout(timeout_s):
-                return TopologyTable.from_wire(orjson.loads(await self._get("/v1/topology")))
-        except (TimeoutError, orjson.JSONDecodeError) as e:
+                raw = await self._get("/v1/topology")
+                return TopologyTable.from_wire(load_json(raw, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES))
+        except (TimeoutError, Undecodable) as e:
             raise Unavailable(f"router {self.url} does not tell the topology: {e!r}") from None
 
     async def alive(self) -> bool:
@@ -269,22 +289,28 @@ class RouterTransport:
                 if response.status != 200:
                     raise self._refusal(response.status, response.content_type, await _read(response))
                 yield None
-                token, data = "", []
+                token, word, data = "", "", []
                 async for line in self._lines(response):
                     name, _, value = line.partition(":")
                     value = value.removeprefix(" ")
                     if name == "id":
                         token = value
+                    elif name == "event":
+                        word = value
                     elif name == "data":
                         data.append(value)
                     elif not line:
-                        event = orjson.loads("\n".join(data)) if data else None
-                        data = []
-                        if isinstance(event, dict) and "kind" not in event:
+                        event = (
+                            load_json("\n".join(data).encode(), max_bytes=MAX_LINE_BYTES) if data else None
+                        )
+                        if word == "error" or (isinstance(event, dict) and "code" in event):
                             raise error_of(event)
                         if token:
-                            yield token, event
-        except (aiohttp.ClientError, OSError, RuntimeError, orjson.JSONDecodeError) as e:
+                            yield token, None if word == "started" else event
+                        word, data = "", []
+        except Undecodable as e:
+            raise Malformed(f"router {self.url}: {e}", sent=True) from None
+        except (aiohttp.ClientError, OSError, RuntimeError) as e:
             raise ConnectionLost(f"router {self.url}: {str(e) or type(e).__name__}", sent=True) from None
 
     async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[str]:

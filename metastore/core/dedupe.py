@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import msgpack
 
+from metastore.decoding import MAX_ITEMS, unpack_body
 from metastore.errors import RequestIdExpired
 from metastore.wire.client_messages import DEDUPE_WINDOW_S, ONE_REQUEST
 
@@ -78,7 +79,7 @@ class Session:
     @classmethod
     def unpack(cls, raw: bytes) -> Session | int:
         """A session, or the mark that one has left (``Sessions.spent``)."""
-        row = msgpack.unpackb(raw)
+        row = unpack_body(raw, MAX_ITEMS, max_array=MAX_ITEMS)
         if type(row) is int:
             return row
         guard, floor, last_index, ordinal, outcomes = row

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgpack
 
+from metastore.decoding import unpack_own
 from metastore.errors import Fenced, FenceForgotten
 
 MAX_FENCES: Final = 65_536
@@ -74,7 +75,7 @@ class Fences:
         """Start from saved aux rows, in any order."""
         fences: list[tuple[bytes, tuple[int, int]]] = []
         for key, raw in rows:
-            row = msgpack.unpackb(raw)
+            row = unpack_own(raw)
             if key[:1] == FENCE_PREFIX:
                 fences.append((key[1:], (row[0], row[1])))
             else:

@@ -38,6 +38,7 @@ import msgpack
 
 from metastore.core.dedupe import Session, Sessions, Tail
 from metastore.core.fences import FENCE_PREFIX, FLOOR_PREFIX, Fences, fence_digest
+from metastore.decoding import first_number, unpack_own
 from metastore.errors import (
     ConditionFailed,
     Fenced,
@@ -143,7 +144,7 @@ class Applied(NamedTuple):
 
 def unpack_splits(raw: bytes | None) -> list[SplitOff]:
     """The aux row SPLITS_KEY; None when there is none."""
-    rows: list[Any] = msgpack.unpackb(raw) if raw else []
+    rows: list[Any] = unpack_own(raw) if raw else []
     return [
         SplitOff(child, at, last, epoch, entry, tuple((node, store) for node, store in members))
         for child, at, last, epoch, entry, members in rows
@@ -167,7 +168,7 @@ def changes_of(payload: bytes) -> Applied:
     """The changes of an entry without applying it (for watches)."""
     if not payload or is_mark(payload):
         return Applied([], set())
-    base, _, rows, _, _ = msgpack.unpackb(payload, use_list=True)
+    base, _, rows, _, _ = unpack_own(payload)
     changes: list[Change] = []
     expired: list[int] = []
     for row in rows:
@@ -187,10 +188,7 @@ def base_version(payload: bytes) -> int | None:
     """The version before an entry's first change, without decoding the rest; None when it has none."""
     if not payload or is_mark(payload):
         return None
-    head = msgpack.Unpacker()
-    head.feed(payload[:16])
-    head.read_array_header()
-    return int(head.unpack())
+    return first_number(payload)
 
 
 def only_reads(op: list[Any]) -> bool:
@@ -317,13 +315,13 @@ class Machine:
         for key, raw in rows:
             kind = key[:1]
             if key == META_KEY:
-                self.last_version, expired_below = msgpack.unpackb(raw)
+                self.last_version, expired_below = unpack_own(raw)
             elif kind == SESSION_PREFIX:
                 sessions.append((key[1:], Session.unpack(raw)))
             elif kind == USAGE_PREFIX:
-                self.usage[key[1:]] = msgpack.unpackb(raw)
+                self.usage[key[1:]] = unpack_own(raw)
             elif kind == TTL_PREFIX:
-                lkey, version, ttl_ms = msgpack.unpackb(raw)
+                lkey, version, ttl_ms = unpack_own(raw)
                 self.timed[lkey], self._timed_names[key] = (version, ttl_ms), lkey
             elif kind in (FENCE_PREFIX, FLOOR_PREFIX):
                 fences.append((key, raw))
@@ -745,7 +743,7 @@ class Machine:
             base, floors, rows, usage, fences = own
         elif entry:
             if type(entry) is bytes:
-                entry = msgpack.unpackb(entry, use_list=True)
+                entry = unpack_own(entry)
             base, floors, rows, usage, fences = entry
         else:
             return Applied([], set(), self.last_version)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import msgpack
-
 from metastore.core.dedupe import Session
 from metastore.core.fences import BUCKET_BYTES, BUCKETS, DIGEST_BYTES, FENCE_PREFIX, FLOOR_PREFIX
 from metastore.core.machine import (
@@ -25,11 +23,15 @@ from metastore.core.machine import (
     USAGE_PREFIX,
     digest_key,
 )
+from metastore.decoding import MAX_ITEMS, unpack_body
+from metastore.errors import ProtocolError
 from metastore.history import MAX_GENERATIONS, count_of, generation_of
 from metastore.records import COUNTER, is_sound, record_versions, unpack_record
 from metastore.wire.client_messages import ADD, DELETE, EXPIRE, GET, PUT, TXN
 
-_UNREADABLE: Final = (ValueError, TypeError, RecursionError, msgpack.UnpackException)
+_UNREADABLE: Final = (ProtocolError, ValueError, TypeError, RecursionError)
+#: entries up to this size may become as many objects as they can: few enough
+UNCOUNTED_PAYLOAD: Final = 256 << 10
 _MIN_LKEY: Final = 11
 POINT_BYTES: Final = 8
 #: what a partition's number is below
@@ -40,7 +42,7 @@ def read_payload(payload: bytes | memoryview) -> list[Any]:
     """``payload`` decoded, if it is one that ``Machine.resolve`` makes: it can be applied, but for the version
     at which it begins. Raises ValueError with the reason when it is not."""
     try:
-        entry = msgpack.unpackb(payload, use_list=True)
+        entry = unpack_body(payload, MAX_ITEMS, UNCOUNTED_PAYLOAD, MAX_ITEMS)
     except _UNREADABLE as e:
         raise ValueError(f"the payload does not parse: {type(e).__name__}") from None
     if type(entry) is not list or len(entry) != 5:
@@ -178,7 +180,7 @@ def check_aux(key: bytes, raw: bytes) -> bool:
                 return _is_count(session)
             counts = (session.guard, session.floor, session.last_index, session.ordinal, *session.outcomes)
             return all(map(_is_count, counts)) and all(session.outcomes.values())
-        row = msgpack.unpackb(raw)
+        row = unpack_body(raw, MAX_ITEMS, max_array=MAX_ITEMS)
     except _UNREADABLE:
         return False
     if type(row) is not list:

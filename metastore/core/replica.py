@@ -25,6 +25,7 @@ from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
 from metastore.core.term import Term
+from metastore.decoding import unpack_own
 from metastore.errors import ProtocolError
 from metastore.history import is_mark
 from metastore.layout import ConfigRecord, term_of
@@ -63,7 +64,7 @@ def pack_config(config: ConfigRecord) -> bytes:
 
 
 def unpack_config(raw: bytes) -> ConfigRecord:
-    return ConfigRecord.from_plain(msgpack.unpackb(raw))
+    return ConfigRecord.from_plain(unpack_own(raw))
 
 
 def read_config(raw: bytes, p: int) -> ConfigRecord:

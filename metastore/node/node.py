@@ -33,6 +33,7 @@ from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
 from metastore.core.replica import Restored, pack_config, unpack_config
 from metastore.core.settings import MS, CoreSettings
+from metastore.decoding import unpack_own
 from metastore.errors import InvalidRequest, MetastoreError, Moved, ProtocolError, Unavailable
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
@@ -178,7 +179,7 @@ class Node:
         for p, info in sorted(self.store.partitions.items()):
             # what an entry applied just now has split off is opened when it is durable (R18)
             if not info.dropped and info.config is not None and not self.store.is_forking(p):
-                owner = Process(*msgpack.unpackb(info.owner)) if info.owner else None
+                owner = Process(*unpack_own(info.owner)) if info.owner else None
                 restored = Restored(
                     info.log.copy(), info.sealed_epoch, owner, unpack_config(info.config), info.commit_index
                 )
@@ -225,7 +226,7 @@ class Node:
         p = config.partition
         self.store.add_partition(p)
         info = self.store.partitions[p]
-        owner = Process(*msgpack.unpackb(info.owner)) if info.owner else None
+        owner = Process(*unpack_own(info.owner)) if info.owner else None
         known = unpack_config(info.config) if info.config is not None else None
         if known is not None and known.epoch > config.epoch:
             config = known

@@ -10,8 +10,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
+from metastore.decoding import load_json
 from metastore.errors import ConditionRequired, MetastoreError, QuotaExceeded, Unavailable, WrongRouting
 from metastore.keys import PARENT, hash_point, prefix_routing_key, well_placed
 from metastore.namespaces import Policy
@@ -173,7 +172,7 @@ class Policies:
         if raw is None:
             self.others.pop(node, None)
         elif node != self.node.me.node:
-            self.others[node] = {str(k): [int(v[0]), int(v[1])] for k, v in dict(orjson.loads(raw)).items()}
+            self.others[node] = {str(k): [int(v[0]), int(v[1])] for k, v in dict(load_json(raw)).items()}
 
     def recount(self) -> Usage:
         """Which namespaces are full now; also what to publish."""

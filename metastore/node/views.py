@@ -61,7 +61,7 @@ def topology_wire(node: Node) -> dict[str, Any]:
     for p, host in node.hosts.items():
         replica = host.replica
         if replica.owner is not None and replica.sealed_epoch:
-            node.topology.apply_hint(p, replica.owner.node, replica.sealed_epoch)
+            node.topology.know_leader(p, replica.owner.node, replica.sealed_epoch)
     return node.topology.to_wire()
 
 

@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-import orjson
-
+from metastore.decoding import Undecodable, read_json_file
 from metastore.errors import ConfigError
 from metastore.storage.disk import Disk
 from metastore.storage.identity import lock_folder
@@ -43,10 +42,10 @@ def discard(path: str | Path, *, cluster: str, node: str) -> Path:
 def _identity(path: Path, cluster: str, node: str) -> str:
     """The store's id. Raises ConfigError when it is another node's; what cannot be read is no obstacle."""
     try:
-        found = orjson.loads(path.read_bytes())
+        found = read_json_file(path)
         owner = (found.get("cluster"), found.get("node"))
         name = str(found.get("store_id"))[:32]
-    except (OSError, orjson.JSONDecodeError, AttributeError):
+    except (OSError, Undecodable, AttributeError):
         return "unknown"
     if owner != (cluster, node):
         raise ConfigError(

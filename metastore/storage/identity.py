@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 
+from metastore.decoding import Undecodable, read_json_file
 from metastore.errors import ConfigError, CorruptLog, CorruptState
 from metastore.storage.disk import Disk
 
@@ -57,8 +58,8 @@ def read_identity(folder: Path, cluster: str, node: str) -> dict[str, Any] | Non
     if not path.exists():
         return None
     try:
-        found: Any = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as e:
+        found: Any = read_json_file(path)
+    except Undecodable as e:
         raise CorruptLog(f"{path} is damaged ({e}); replace the node") from None
     if type(found) is not dict:
         raise CorruptLog(f"{path} is damaged (it holds no object); replace the node")

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from metastore.decoding import unpack_own
 from metastore.errors import CorruptLog
 
 HEAD: Final = struct.Struct("<IB")
@@ -115,7 +116,7 @@ def unpack_records(body: bytes) -> Iterator[tuple[int, Record]]:
             if cls is None:
                 raise CorruptLog(f"log record kind {kind} is not known: written by a later version?")
             try:
-                record: Record = cls(*msgpack.unpackb(body[pos + HEAD.size : stop], strict_map_key=False))
+                record: Record = cls(*unpack_own(body[pos + HEAD.size : stop], strict_map_key=False))
             except (ValueError, TypeError, msgpack.UnpackException) as e:
                 raise CorruptLog(f"a log record of kind {kind} cannot be read: {e}") from None
             yield pos, record

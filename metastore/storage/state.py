@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 import lmdb
 import msgpack
 
+from metastore.decoding import unpack_own
 from metastore.errors import CorruptState, CorruptTree, NoRoom, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
@@ -107,7 +108,7 @@ class Meta:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Meta:
-        return cls(*msgpack.unpackb(raw))
+        return cls(*unpack_own(raw))
 
 
 def meta_key(p: int) -> bytes:
@@ -330,14 +331,14 @@ class State:
                 if key == NODE_ROW:
                     node = value
                 elif key == BORDER_ROW:
-                    border = Border(*msgpack.unpackb(value))
+                    border = Border(*unpack_own(value))
                 else:
                     metas[SLOT.unpack(key[1:])[0]] = Meta.unpack(value)
         if node is None and border is None and not metas:
             return None
         if node is None or border is None:
             raise CorruptState("the state lacks the node's own rows; replace the node")
-        return Saved(dict(msgpack.unpackb(node, strict_map_key=False)), border, metas)
+        return Saved(dict(unpack_own(node, strict_map_key=False)), border, metas)
 
     def meta_in(self, p: int, txn: Any) -> Meta | None:
         """A partition's row, in that transaction."""

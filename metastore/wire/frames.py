@@ -14,22 +14,16 @@ from typing import Any, Final
 
 import msgpack
 
+from metastore.decoding import MAX_ANSWER_ITEMS, MAX_ARRAY, MAX_ITEMS, MAX_MAP, UNCOUNTED_BYTES, unpack_body
 from metastore.errors import ProtocolError
+
+__all__ = ["MAX_ANSWER_ITEMS", "MAX_ARRAY", "MAX_ITEMS", "MAX_MAP", "UNCOUNTED_BYTES", "unpack_body"]
 
 WIRE_VERSION: Final = 1
 HEADER: Final = struct.Struct(">IBB")
 MAX_FRAME_BYTES: Final = 16 << 20
 #: before the sender has said who it is
 MAX_HELLO_BYTES: Final = 4096
-MAX_ARRAY: Final = 16384
-MAX_MAP: Final = 4096
-"""msgpack allocates an array when it reads its header, up to 1,024 levels deep: the element
-bound keeps a hostile frame below about 130 MB, and that only until it fails to parse."""
-#: A byte of msgpack may become an object of 72: of a small frame that is no harm, in a large one the
-#: elements are counted. Values are what makes honest frames large, not their number.
-UNCOUNTED_BYTES: Final = 64 << 10
-MAX_ITEMS: Final = 300_000
-
 # client <-> node
 HELLO: Final = 1
 HELLO_OK: Final = 2
@@ -57,44 +51,6 @@ def pack(kind: int, body: Any) -> bytes:
     if len(raw) + 2 > MAX_FRAME_BYTES:
         raise ProtocolError(f"frame of {len(raw)} bytes is over the limit of {MAX_FRAME_BYTES}")
     return HEADER.pack(len(raw) + 2, WIRE_VERSION, kind) + raw
-
-
-class _Items:
-    """Counts the elements of what is being parsed; raises ValueError beyond ``left`` of them."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def __call__(self, made: Any) -> Any:
-        self.left -= 1 + len(made)
-        if self.left < 0:
-            raise ValueError("too many elements")
-        return made
-
-
-#: as it decodes by default: lists, text as str, keys of maps bytes or str
-_unpackb = msgpack.unpackb
-
-
-def unpack_body(raw: bytes | memoryview, max_items: int = 0) -> Any:
-    """The msgpack value in ``raw``, within the limits; ``max_items``: elements in all, 0 = any."""
-    size = len(raw)
-    try:
-        if size <= MAX_MAP:  # nearly always
-            return _unpackb(raw, max_ext_len=0)  # no array or map may claim more elements than bytes
-        hook = _Items(max_items) if max_items and size > UNCOUNTED_BYTES else None
-        return _unpackb(
-            raw,
-            list_hook=hook,
-            object_hook=hook,
-            max_array_len=min(MAX_ARRAY, size),
-            max_map_len=MAX_MAP,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, RecursionError, UnicodeDecodeError, msgpack.UnpackException) as e:
-        raise ProtocolError(f"frame body does not parse: {type(e).__name__}: {e}") from None
 
 
 def shown(value: Any, limit: int = 40) -> str:
