@@ -66,7 +66,10 @@ def print_value(value: bytes) -> None:
 def print_data(form: str, value: Any) -> None:
     """``value``, plain, as ``json`` or ``yaml``."""
     if form == "yaml":
-        sys.stdout.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+        if _lines(text) != text:  # marks that turn text around are letters to YAML
+            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False)
+        sys.stdout.write(text)
     else:
         text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
         # what JSON lets stand as it is; within texts only, so that it says the same

@@ -216,7 +216,6 @@ class Attempts:
         if isinstance(error, MaybeHappened) and not self.changes:
             return Unavailable(error.message, retry_after_s=1)
         if isinstance(error, InternalError):
-            self.maybe_done = True
             return OutcomeUnknown(f"a server failed, or says what is not known here: {error.message}")
         return error
 

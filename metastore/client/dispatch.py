@@ -170,6 +170,8 @@ class Dispatcher:
 
     async def _open(self, address: str) -> NodeConnection:
         host, _, port = address.rpartition(":")
+        if not (host and port.isascii() and port.isdigit() and int(port) < 65536):  # as a table said
+            raise ConnectionLost(f"{address!r:.100} is no address", sent=False, refused=True)
         loop = asyncio.get_running_loop()
         before = self._connections.get(address)
         mute = before is not None and before.mute
@@ -180,9 +182,9 @@ class Dispatcher:
                 )
         except TimeoutError:
             raise ConnectionLost(f"{address} does not answer", sent=False) from None
-        except OSError as e:
+        except (OSError, ValueError) as e:  # ValueError: a host that is no name, as UnicodeError
             refused = isinstance(e, ConnectionRefusedError)
-            text = f"{address}: {e.strerror or e}"
+            text = f"{address}: {getattr(e, 'strerror', None) or e}"
             raise ConnectionLost(text, sent=False, refused=refused) from None
         self._connections[address] = connection
         return connection

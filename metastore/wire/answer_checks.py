@@ -118,8 +118,9 @@ def check_answer(op: list[Any], result: list[Any]) -> str:
     status = result[1]
     if status == OK:
         return _OK[op[1]](op, result)
-    if status == NOT_FOUND and op[1] in (GET, TOUCH):
-        return "" if len(result) == 3 and _is_age(result[2]) else "not found, without an age"
+    if status == NOT_FOUND:
+        good = op[1] in (GET, TOUCH) and len(result) == 3 and _is_age(result[2])
+        return "" if good else "not found, where nothing is looked for, or without an age"
     if len(result) != 4:
         return f"an answer of status {shown(status)} with {len(result)} elements"
     return check_error(status, result[2], result[3])
