@@ -710,7 +710,9 @@ class PartitionHost:
             if now > first_due:
                 batch = self.without_late(now, batch)
             if full is not None:
-                batch, expired = self.without_new(batch, full), []
+                batch = self.without_new(batch, full)
+                self.deadlines.put_back(expired)
+                expired = []
             over: list[tuple[bytes, int]] = []
             if expired:
                 over = [e for e in expired if self.covers(e[0]) and self.deadlines.is_over(now, *e)]

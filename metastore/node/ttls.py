@@ -88,6 +88,13 @@ class Deadlines:
                 found.append((lkey, at[0]))
         return found
 
+    def put_back(self, found: list[tuple[bytes, int]]) -> None:
+        """They were due, and could not go: ``due`` tells them once more."""
+        for lkey, version in found:
+            at = self._until.get(lkey)
+            if at is not None and at[0] == version:
+                heapq.heappush(self._heap, (at[1], lkey))
+
     def is_over(self, now: int, lkey: bytes, version: int) -> bool:
         """Whether it is so still: nothing changed or touched the record since it was due."""
         at = self._until.get(lkey)

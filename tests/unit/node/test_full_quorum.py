@@ -142,18 +142,20 @@ async def test_nothing_expires_and_nothing_is_split_while_no_quorum_can_take_it(
         term.progress["y"].match = led.replica.log.last_index
         led.replica.owns_record = lambda _: True  # type: ignore[method-assign]
         assert may_split(led.host, wanted)
+        await led.written("l", ttl_ms=600_000)
+        led.host.deadlines.add_time(-LONG_NS)
+        led.host.expired = led.host.deadlines.due(now_ns(), 1)
+        assert len(led.host.expired) == 1, "due before it was known"
         await led.disks(m.FULL, X, Y)
         assert not may_split(led.host, wanted)
         last = led.replica.log.last_index
-        led.host.sweep(now_ns() + LONG_NS)
-        led.propose()
-        assert (led.host.expired, led.replica.log.last_index) == ([], last)
-        led.host.expired = [(KEY, 1)]
-        led.host.deadlines.add_time(-LONG_NS)
-        led.propose()
-        assert led.replica.log.last_index == last, "what was due before it was known"
+        for _ in range(2):
+            led.host.sweep(now_ns())
+            led.propose()
+            assert (led.host.expired, led.replica.log.last_index) == ([], last)
         await led.disks(m.ROOM, X)
         led.host.sweep(now_ns())
+        assert len(led.host.expired) == 2, "none is forgotten"
         led.propose()
         assert led.replica.log.last_index == last + 1
         await led.acknowledged()
