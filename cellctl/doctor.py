@@ -178,7 +178,7 @@ def copies_that_rot(seen: Seen) -> Iterator[Finding]:
                     "error",
                     f"partition {row['id']}",
                     f"its copy on {name} is damaged: {row['damaged']}",
-                    "what is on that disk is not what was written; the copy serves nothing, and its log still counts",
+                    "what is on that disk is not what was written; the copy serves nothing, and leads nothing",
                     "nothing, if others hold it: it is rebuilt from them; watch for more of it, and replace the disk",
                 )
         if view["storage"]["rebuilt_total"]:

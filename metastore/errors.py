@@ -270,6 +270,13 @@ class CorruptLog(StorageError):
     code = "corrupt_log"
 
 
+class RottenEntry(CorruptLog):
+    """An entry of one partition's log, read back while the node runs, is not as it was written. ``detail``: ``partition``,
+    ``index``, and where it lies: ``segment`` and ``offset``."""
+
+    code = "rotten_entry"
+
+
 class CorruptState(StorageError):
     """A stored record does not match its checksum."""
 

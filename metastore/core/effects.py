@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from metastore.core.messages import Process
+from metastore.errors import RottenEntry
 from metastore.layout import ConfigRecord
 
 
@@ -118,6 +119,13 @@ class Lacking(NamedTuple):
     what: str
 
 
+class Rotten(NamedTuple):
+    """R14: an entry of this replica's log cannot be read back any more."""
+
+    p: int
+    error: RottenEntry
+
+
 class Condemned(NamedTuple):
     """R13: this store has less than it acknowledged: it is an old copy, and is to take part in nothing."""
 
@@ -160,6 +168,7 @@ Effect = (
     | MoveEnded
     | Sought
     | Lacking
+    | Rotten
     | Condemned
     | StartSnapshot
     | InstallSnapshot

@@ -226,9 +226,13 @@ class LeadingReplica(Replica):
                 self.emit(fx.StartSnapshot(self.p, node, term.epoch))
                 return
             prev_index = pr.next - 1
-            blobs: list[bytes] = []
+            blobs: list[bytes] | None = []
             if pr.next <= log.last_index:
-                blobs = self.ctx.read_log(self.p, pr.next, settings.max_append_bytes)
+                blobs = self.read_log(pr.next)
+            if blobs is None:
+                pr.snapshotting_since_ns = now
+                self.emit(fx.StartSnapshot(self.p, node, term.epoch))
+                return
             self.send(
                 node,
                 m.Append(self.p, term.epoch, log.epoch_at(prev_index), prev_index, self.commit_index, blobs),
@@ -292,6 +296,9 @@ class LeadingReplica(Replica):
             return
         if msg.sealed > term.epoch or (msg.sealed == term.epoch and self.role == SEALING):
             self.step_down(f"{src.node} has sealed epoch {msg.sealed}")
+            return
+        if msg.sealed == term.epoch and self.role == ADOPTING and src.node == term.pull_from:
+            self.stop_pulling(term)
             return
         if msg.sealed == term.epoch:
             self.on_rival_claim(now, src)
@@ -459,18 +466,23 @@ class LeadingReplica(Replica):
         if self.log.last_position() == term.pull_target:
             self.finish_adoption(now, term)
         elif term.pull_from in self.ctx.down:
-            # The others may be a quorum without it. What was pulled is ours now: say so.
-            del term.answers[term.pull_from]
-            term.progress[term.pull_from].sealed = False
-            own = term.answers[self.ctx.me.node]
-            last_epoch, last_index = self.log.last_position()
-            term.answers[self.ctx.me.node] = own._replace(last_epoch=last_epoch, last_index=last_index)
-            term.pull_from = None
-            self.set_role(SEALING, "the replica it pulled from is gone")
+            self.stop_pulling(term)
             if term.sealed_quorum():
                 self.adopt(now, term)
         elif now - term.pull_sent_ns >= self.ctx.settings.retry_ns:
             self.send_pull(now, term, self.floor_position(*term.pull_target))
+
+    def stop_pulling(self, term: Term) -> None:
+        """The replica whose log was to be adopted is gone, or has it no more (R14). The others may be a quorum without
+        it. What was pulled is ours now: say so."""
+        assert term.pull_from is not None
+        del term.answers[term.pull_from]
+        term.progress[term.pull_from].sealed = False
+        own = term.answers[self.ctx.me.node]
+        last_epoch, last_index = self.log.last_position()
+        term.answers[self.ctx.me.node] = own._replace(last_epoch=last_epoch, last_index=last_index)
+        term.pull_from = None
+        self.set_role(SEALING, "the replica it pulled from is gone")
 
     def tick_progress(self, now: int, node: str, pr: Progress) -> None:
         settings = self.ctx.settings

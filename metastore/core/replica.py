@@ -26,7 +26,7 @@ from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
 from metastore.core.term import Term
 from metastore.decoding import unpack_own
-from metastore.errors import ProtocolError
+from metastore.errors import ProtocolError, RottenEntry
 from metastore.history import is_mark
 from metastore.layout import ConfigRecord, term_of
 
@@ -158,6 +158,9 @@ class Replica:
         #: the state here is damaged (R14), the log is not: nothing is served, led or sent from it until a snapshot
         #: has taken its place
         self.damaged = False
+        #: R14: the first entry that this log turned out to lack, 0 = none. It answers no SEAL and acknowledges nothing
+        #: while one is lacking: what that says is that everything up to there is here
+        self.lost_index = 0
         self.rebuild_asked_ns = 0
         self.contact_ns = now
         self.leader_commit = 0
@@ -250,6 +253,8 @@ class Replica:
             if msg.resigned and msg.resigned == self.sealed_epoch and self.owner is not None:
                 self.resigner = msg.resigned, self.owner
             self.seal(now, msg.epoch, src, msg.config, handed_over=bool(msg.resigned))
+        if self.lost_index:
+            return  # R14: it promises, and counts in no quorum
         last_epoch, last_index = self.log.last_position()
         left = self.remaining_grant_ns(now, src, msg.resigned)
         answer = m.Sealed(self.p, msg.epoch, last_epoch, last_index, self.commit_index, left)
@@ -307,6 +312,9 @@ class Replica:
         """R3: serve the new owner; only a replica sealed at that very epoch may."""
         if not self.obeys(now, src, msg.epoch):
             return
+        if self.lost_index:  # the answer to SEAL that brought the owner here holds no more
+            self.send(src.node, m.Refused(self.p, msg.epoch, self.sealed_epoch), durable=True)
+            return
         prev_epoch, prev_index = msg.prev_epoch, msg.prev_index
         log = self.log
         if prev_index < log.base_index:
@@ -319,15 +327,27 @@ class Replica:
                 return
             self.send(src.node, m.PullMissed(self.p, msg.epoch, *hint), durable=True)
             return
-        blobs: list[bytes] = []
+        blobs: list[bytes] | None = []
         if prev_index < log.last_index:
-            blobs = self.ctx.read_log(self.p, prev_index + 1, self.ctx.settings.max_append_bytes)
+            blobs = self.read_log(prev_index + 1)
+        if blobs is None:
+            self.emit(fx.StartSnapshot(self.p, src.node, msg.epoch))
+            return
         self.send(src.node, m.Pulled(self.p, msg.epoch, prev_epoch, prev_index, blobs), durable=True)
+
+    def read_log(self, first: int) -> list[bytes] | None:
+        """What a message takes of the log from entry ``first`` on; None when that entry has rotted (R14): whoever needs it
+        gets a snapshot, as if the log had been compacted to there, unless the state here lacks it too."""
+        try:
+            return self.ctx.read_log(self.p, first, self.ctx.settings.max_append_bytes)
+        except RottenEntry as e:
+            self.emit(fx.Rotten(self.p, e))
+            return None
 
     # --- R5, receiving side -----------------------------------------------------------
 
     def on_append(self, now: int, src: Process, msg: m.Append) -> None:
-        if self.installing or not self.obeys(now, src, msg.epoch):
+        if self.installing or self.lost_index or not self.obeys(now, src, msg.epoch):
             return
         prev_index, log = msg.prev_index, self.log
         read = self.ctx.read_payload
@@ -472,7 +492,8 @@ class Replica:
         has = index <= self.commit_index or (
             log.base_index <= index <= log.last_index and log.epoch_at(index) == index_epoch
         )
-        if self.damaged and log.base_index <= index <= log.last_index and log.epoch_at(index) == index_epoch:
+        whole = log.base_index <= index <= log.last_index and log.epoch_at(index) == index_epoch
+        if self.damaged and whole and index >= self.lost_index:
             self.advance_commit(index)  # the sender has applied it, and our log is equal up to it (I2)
             self.installing = True
             self.emit(fx.InstallSnapshot(self.p, index, index_epoch, keep_log=True))
@@ -490,6 +511,7 @@ class Replica:
         if not self.installing or index < self.commit_index:
             raise InvariantBroken(f"R17: partition {self.p}: snapshot at {index} was not asked for")
         self.installing = self.damaged = False
+        self.lost_index = 0
         self.log.reset(index, index_epoch)
         self.commit_index = index
         self.heard(now)
@@ -501,6 +523,15 @@ class Replica:
     def lose_state(self) -> None:
         """The state here has turned out to be damaged."""
         self.damaged = True
+
+    def lose_entry(self, index: int) -> None:
+        """An entry that the state does not have yet has turned out to be lost, and with it what was promised by
+        acknowledging it: leads no more, counts in no quorum, until a snapshot of what is behind it has come."""
+        self.damaged = True
+        if not self.lost_index or index < self.lost_index:
+            self.lost_index = index
+        if self.term is not None:
+            self.step_down(f"entry {index} of its log has rotted")
 
     def tick_damaged(self, now: int) -> None:
         """Ask whoever leads for a snapshot, again and again until one has come."""
@@ -518,6 +549,8 @@ class Replica:
             raise InvariantBroken(f"R14: partition {self.p} was not being rebuilt")
         self.installing = False
         self.damaged = not done
+        if done:
+            self.lost_index = 0
         if self.owner is not None and self.owner != self.ctx.me:
             # what came meanwhile was let pass; the last of it may have said no more than what is committed
             position = self.log.last_position()

@@ -41,6 +41,7 @@ from metastore.errors import (
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    RottenEntry,
     ShuttingDown,
     StorageError,
     TooStale,
@@ -819,7 +820,12 @@ class PartitionHost:
             if entry is not None or machine.proposed(index):
                 self.save(index, self.replica.log.epoch_at(index), machine.apply(index, entry))
                 continue
-            for blob in store.read_entries(self.p, index, APPLY_READ_BYTES):
+            try:
+                blobs = store.read_entries(self.p, index, APPLY_READ_BYTES)
+            except RottenEntry as e:
+                node.rebuilding.lost(e)
+                break
+            for blob in blobs:
                 index, epoch = entry_position(blob)
                 if index > upto:
                     break

@@ -23,8 +23,10 @@ from metastore.core.messages import (
     FULL,
     LOW,
     ROOM,
+    Appended,
     Lineage,
     Process,
+    Sealed,
     SnapshotAck,
     SnapshotBegin,
     SnapshotChunk,
@@ -171,6 +173,7 @@ class Node:
         self.store.start(self._loop, self.on_durable, self.fail)
         self.store.on_compacted = self.core.log_compacted
         self.store.on_rotten = self.rebuilding.found
+        self.store.is_rebuilding = lambda: bool(self.rebuilding.why)
         self.store.on_forked = self.on_forked
         if self.settings.grant_ns > self._largest_grant_ns:
             # durable before the first grant leaves: heartbeat answers wait for the log (R8)
@@ -493,6 +496,7 @@ class Node:
             fx.Sought: lambda e: self._loop.call_soon(self._sought, e),
             fx.Lacking: self._lacking,
             fx.Condemned: self._is_condemned,
+            fx.Rotten: lambda e: self.rebuilding.lost(e.error),
             fx.StartSnapshot: lambda e: snapshots.start(e.p, e.node, e.epoch),
             fx.InstallSnapshot: lambda e: snapshots.install(e.p, e.at_index, e.at_epoch, e.keep_log),
             fx.DiscardSnapshot: lambda e: snapshots.discard(e.p),
@@ -520,6 +524,12 @@ class Node:
             self._held.append((log.last_seq, effect.node, effect.message))
         else:
             self._route(effect.node, effect.message)
+
+    def hold_back(self, p: int) -> None:
+        """R14: what waits to leave and says what the log of a partition has is not true any more."""
+        self._held = deque(
+            held for held in self._held if not (isinstance(held[2], Appended | Sealed) and held[2].p == p)
+        )
 
     def _sought(self, effect: fx.Sought) -> None:
         """Not at once: opening a partition has effects of its own, and others are being carried out."""

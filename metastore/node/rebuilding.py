@@ -1,7 +1,9 @@
-"""A copy whose state is damaged is given up, and rebuilt from a healthy replica (R14).
+"""A copy whose state, or whose log, is damaged is given up, and rebuilt from a healthy replica (R14).
 
-Rot is found by whoever reads a row, or by the scrub. The replica's log and its seal are sound: what it has acknowledged
-stays true. But nothing is read from the state any more, by clients or for a snapshot; the replica does not
+Rot is found by whoever reads a row or an entry, or by the scrub. An entry that the state has is missed by those only who
+are told of the past, and they get a snapshot, or list anew. One that the state lacks is worse: this replica has
+acknowledged what it has not, so it leads nothing and counts in no quorum until a snapshot of what is behind that entry
+has come. Where the state alone is damaged, the replica's log and its seal are sound: what it has acknowledged stays true. But nothing is read from the state any more, by clients or for a snapshot; the replica does not
 campaign, and hands leadership over if it has it (R11), or else serves nothing. It asks whoever leads for a snapshot, which
 takes the place of the state alone, and applies again what its log has above that. A crash on the way changes nothing: either
 the new slot is in its place, or the damage is found again.
@@ -13,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from metastore.core.replica import ACTIVE
-from metastore.errors import CorruptState, CorruptTree
+from metastore.errors import CorruptState, CorruptTree, RottenEntry
 from metastore.logs import log_event
 
 if TYPE_CHECKING:
@@ -51,6 +53,21 @@ class Rebuilding:
             why,
             extra=fields,
         )
+        self.node.schedule_turn()
+
+    def lost(self, error: RottenEntry) -> None:
+        """An entry of a partition's log is not what was written. Where the state has it, it is gone as if by compaction;
+        where it does not, this copy lacks what it has acknowledged, and is rebuilt from a snapshot that has it."""
+        self.node.store.rotten_entry(error)
+        p, index = error.detail["partition"], error.detail["index"]
+        host = self.node.hosts.get(p)
+        if host is None or index <= host.applied or (p in self.why and host.replica.lost_index == index):
+            return
+        self.why[p] = error.message
+        fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+        log.error("partition %d: %s; it is rebuilt from another replica", p, error.message, extra=fields)
+        host.replica.lose_entry(index)
+        self.node.hold_back(p)
         self.node.schedule_turn()
 
     def tick(self, now: int) -> None:

@@ -305,8 +305,10 @@ class Snapshots:
             return  # no member any more
         upto = host.replica.commit_index
         if done and (done := host.load_state()):
-            while host.applied < upto:
-                host.apply_to(min(upto, host.applied + REBUILD_ENTRIES))
+            while done and host.applied < upto:
+                before = host.applied
+                host.apply_to(min(upto, before + REBUILD_ENTRIES))
+                done = host.applied > before  # else the log has rotted meanwhile
                 await asyncio.sleep(0)
                 if node.hosts.get(p) is not host:
                     return

@@ -20,7 +20,14 @@ from metastore.clock import now_ns
 from metastore.core.entry import entry_payload
 from metastore.core.machine import Applied, base_version, changes_of
 from metastore.core.replica import ACTIVE, RESIGNING
-from metastore.errors import Compacted, InvalidRequest, MetastoreError, Overloaded, Unavailable
+from metastore.errors import (
+    Compacted,
+    InvalidRequest,
+    MetastoreError,
+    Overloaded,
+    RottenEntry,
+    Unavailable,
+)
 from metastore.history import history_changed
 from metastore.wire import frames
 from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
@@ -126,9 +133,17 @@ class PartitionWatches:
         if host.node.listing_ns > MAX_SEEKING_NS:
             return Overloaded("too many watches from the past at once", retry_after_s=0.1)
         began = now_ns()
-        error = self._seek(watch, after)
+        try:
+            error = self._seek(watch, after)
+        except RottenEntry as e:
+            error = self._rotten(e, after)
         host.node.listing_ns += now_ns() - began
         return error
+
+    def _rotten(self, error: RottenEntry, after: int) -> MetastoreError:
+        """R14: the log here cannot tell what followed ``after``."""
+        self.host.node.rebuilding.lost(error)
+        return self._not_kept(after, self.host.machine.last_version)
 
     def _seek(self, watch: Watch, after: int) -> MetastoreError | None:
         """Stand before the first entry that may have a change above version ``after``."""
@@ -165,10 +180,11 @@ class PartitionWatches:
 
     def _too_old(self, after: int) -> MetastoreError:
         """What follows ``after`` is not kept here. Of another replica the leader may still have it."""
+        oldest = self._base_at_or_after(self.host.log_base + 1)
+        return self._not_kept(after, self.host.machine.last_version if oldest is None else oldest)
+
+    def _not_kept(self, after: int, oldest: int) -> MetastoreError:
         host = self.host
-        oldest = self._base_at_or_after(host.log_base + 1)
-        if oldest is None:
-            oldest = host.machine.last_version
         text = (
             f"partition {host.p}: changes after version {after} are no longer kept, those after {oldest} are"
         )
@@ -268,7 +284,11 @@ class PartitionWatches:
             if now_ns() > until:
                 return True
             self._behind[watch] = self._behind.pop(watch)  # the others have their turn before it
-            more |= self._feed(watch)
+            try:
+                more |= self._feed(watch)
+            except RottenEntry as e:
+                self.remove(watch.connection, watch.id)
+                watch.connection.watch_ended(watch.id, self._rotten(e, watch.version))
         return more
 
     def _feed(self, watch: Watch) -> bool:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from metastore.core.entry import MAX_READ_ENTRIES, check_entry, entry_position
 from metastore.core.logindex import LogIndex
-from metastore.errors import CorruptLog, StorageError
+from metastore.errors import CorruptLog, RottenEntry, StorageError
 from metastore.storage.records import (
     ENTRY_HEAD,
     MAX_RECORD_BYTES,
@@ -121,6 +121,8 @@ class NodeLog:
         self.durable_end = (0, 0)
         self._round_end = (0, 0)
         self._next_segment: Segment | None = None
+        #: nothing more is written to segments up to this one
+        self._left = 0
         #: the disk has no room for the segment that is needed: it is tried again (``retry``)
         self.no_room = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -247,7 +249,7 @@ class NodeLog:
         """Where a block of ``size`` goes; None while the segment for it is being made, which takes
         as long as the disk does and is nothing for the loop's thread to wait for."""
         segments = self.files.segments
-        if segments[-1].end + size <= self.files.segment_bytes:
+        if segments[-1].end + size <= self.files.segment_bytes and segments[-1].number > self._left:
             return segments[-1]
         if SEGMENT_HEAD.size + size > self.files.segment_bytes:
             raise StorageError(
@@ -266,6 +268,10 @@ class NodeLog:
         if self._thread is not None:
             self._prepare_soon(number + 1, needed=False)
         return segment
+
+    def leave(self, number: int) -> None:
+        """What is logged from here on goes to segments after this one."""
+        self._left = max(self._left, number)
 
     def _prepare_soon(self, number: int, needed: bool) -> None:
         if self._preparing:
@@ -439,7 +445,8 @@ class NodeLog:
     # --- reading ------------------------------------------------------------------------------
 
     def read(self, p: int, first: int, max_bytes: int) -> list[bytes]:
-        """Entry blobs of ``p`` from ``first`` on, at least one. Raises CorruptLog, IndexError."""
+        """Entry blobs of ``p`` from ``first`` on, at least one, up to one that has rotted. Raises RottenEntry when that is
+        the first, CorruptLog, IndexError."""
         part = self.partitions[p]
         index = part.index
         if not index.base_index < first <= index.last_index:
@@ -448,7 +455,12 @@ class NodeLog:
         while first <= index.last_index and (max_bytes > 0 or not blobs) and len(blobs) < MAX_READ_ENTRIES:
             blob = part.blobs.get(first)
             if blob is None:
-                blob = self._read_one(part.locations[first - index.base_index - 1], p, first)
+                try:
+                    blob = self._read_one(part.locations[first - index.base_index - 1], p, first)
+                except RottenEntry:
+                    if blobs:
+                        return blobs
+                    raise
             blobs.append(blob)
             max_bytes -= len(blob)
             first += 1
@@ -473,9 +485,16 @@ class NodeLog:
             for _, record in unpack_records(data[:stop]):
                 if type(record) is EntryRecord and record.p == p and check_entry(record.blob) == wanted:
                     return record.blob
+            what = "is another one"
         except CorruptLog as e:
-            raise CorruptLog(f"{segment.path} offset {offset}, entry {index} of partition {p}: {e}") from None
-        raise CorruptLog(f"{segment.path} offset {offset}: not entry {index} of partition {p}")
+            what = str(e)
+        raise RottenEntry(
+            f"{segment.path} offset {offset}: entry {index} of partition {p} has rotted: {what}",
+            partition=p,
+            index=index,
+            segment=number,
+            offset=offset,
+        )
 
     # --- removal ------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ import msgpack
 
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Lineage
-from metastore.errors import CorruptLog, CorruptState, NoRoom, StorageError
+from metastore.errors import CorruptLog, CorruptState, NoRoom, RottenEntry, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
 from metastore.storage.identity import (
@@ -65,6 +65,8 @@ log = logging.getLogger("metastore.store")
 
 #: a durable fact: how many processes have run on the store, and which, the newest first (R13)
 FACT_GENERATION: Final = "generation"
+#: a fact that is logged so that a segment which has rotted is the last one no more
+FACT_LEFT: Final = "left_segment"
 MAX_RUNS: Final = 64
 FLUSH_INTERVAL_S: Final = 0.25
 HOLD_AFTER_S: Final = 10.0
@@ -218,6 +220,8 @@ class Store:
         self.on_forked: Callable[[int, int], None] = lambda child, parent: None
         #: what is in the state of a partition is not what was put there, and why that is known
         self.on_rotten: Callable[[int, CorruptState], None] = lambda p, error: None
+        #: whether some partition's state is on its way from another replica: what needs that may take long
+        self.is_rebuilding: Callable[[], bool] = lambda: False
         self._lock_fd = -1
 
     # --- opening ----------------------------------------------------------------------------
@@ -370,11 +374,10 @@ class Store:
         """The scrub has found damage (R14): that of a partition goes to ``on_rotten``, any other ends the store."""
         if isinstance(damage, RottenBlock):
             path = self.log.files.path(damage.segment)
-            rot = CorruptLog(f"{path} is corrupt at offset {damage.offset}; replace the node")
-            if self._loop is None or damage.segment >= self.log.files.segments[-1].number:
-                self._fail(rot)
-            else:
-                self._let_go(damage.segment, rot)
+            self._let_go(
+                damage.segment,
+                CorruptLog(f"{path} is corrupt at offset {damage.offset}; replace the node"),
+            )
             return
         error = CorruptState(
             f"the stored row of {damage.key[:80]!r} in {damage.table} does not match its checksum"
@@ -384,18 +387,34 @@ class Store:
         for p in self._owners(damage):
             self.on_rotten(p, error)
 
+    def rotten_entry(self, error: RottenEntry) -> None:
+        """A read has found what the scrub had not come to yet (R14)."""
+        self.scrub.damage += 1
+        self._let_go(error.detail["segment"], error)
+
     def _let_go(self, segment: int, error: CorruptLog) -> None:
-        """R14: a segment that is not written any more has rotted. Nothing needs it once the state has all that is in it;
-        if that does not come about soon, the store ends."""
+        """R14: a segment has rotted. Nothing needs it once it is written no more and the state has all that is in it; if that
+        does not come about soon, or when the copies that lack something have been rebuilt, the store ends."""
+        if segment <= self._rotten_segment or self._failed is not None:
+            return
+        if self._loop is None:
+            self._fail(error)
+            return
+        log.error("%s; what is in its segment is saved in the state, and then that goes", error.message)
+        self._rotten_segment = segment
+        if segment >= self.log.files.segments[-1].number:
+            self.log.leave(segment)
+            self.keep_fact(FACT_LEFT, segment)
+        self._loop.call_later(LET_GO_S, self._look_for_rotten, error)
 
-        def look() -> None:
-            if self._has_rotten_segment():
-                self._fail(error)
-
-        log.error("%s; what is in it is saved in the state, and then it goes", error.message)
-        assert self._loop is not None
-        self._rotten_segment = max(self._rotten_segment, segment)
-        self._loop.call_later(LET_GO_S, look)
+    def _look_for_rotten(self, error: CorruptLog) -> None:
+        if not self._has_rotten_segment() or self._failed is not None:
+            return
+        if self.is_rebuilding():
+            assert self._loop is not None
+            self._loop.call_later(LET_GO_S, self._look_for_rotten, error)
+        else:
+            self._fail(error)
 
     def _has_rotten_segment(self) -> bool:
         return self.log.files.segments[0].number <= self._rotten_segment

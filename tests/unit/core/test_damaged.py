@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.replica import InvariantBroken, Restored
 from metastore.core.settings import MS, CoreSettings
-from tests.unit.core.nodes import CONFIG, START, TERM1, Node, deliver, led, log_of, process
+from metastore.errors import RottenEntry
+from tests.unit.core.nodes import CONFIG, START, TERM1, Node, blob, deliver, led, log_of, process, seal
 from tests.unit.core.test_electing import campaigns, prevotes, replica, ticks
 
 OWNER = process("a")
@@ -137,3 +142,161 @@ def test_it_acknowledges_as_before() -> None:
     index = nodes["a"].replica.propose(START, b"")
     deliver(nodes, START)
     assert nodes["a"].replica.commit_index == index
+
+
+# --- an entry of the log is lost ------------------------------------------------------------------------------
+
+
+def rotten(index: int) -> RottenEntry:
+    return RottenEntry("rot", partition=0, index=index, segment=1, offset=64)
+
+
+def without(node: Node, index: int) -> Node:
+    """Its log has everything but that entry, which it acknowledged."""
+    whole = node.core._read_store
+
+    def read(p: int, first: int, max_bytes: int) -> list[bytes]:
+        if first == index:
+            raise rotten(index)
+        return whole(p, first, max_bytes)[: index - first if first < index else None]
+
+    node.core._read_store = read
+    return node
+
+
+def lacking(index: int = 3) -> Node:
+    """A follower whose log had three entries, two of them committed."""
+    node = Node(process("b"), Restored(log_of(TERM1, TERM1, TERM1), TERM1, OWNER, CONFIG, 2))
+    node.take()
+    node.replica.lose_entry(index)
+    return node
+
+
+def test_who_lacks_what_it_acknowledged_counts_in_no_quorum() -> None:
+    """It promises (R1), so that it can be brought up by whoever leads; it says nothing of its log, and takes no more in."""
+    node = lacking()
+    owner, epoch = process("c"), TERM1 + (1 << 16)
+    config = dataclasses.replace(CONFIG, epoch=epoch, leader="c")
+    node.core.receive(START, owner, seal(epoch, config))
+    assert not node.sent(m.Sealed)
+    assert node.replica.sealed_epoch == epoch
+    node.core.receive(START, owner, m.Append(0, epoch, TERM1, 3, 3, [blob(4, epoch)]))
+    assert not node.sent(m.Appended)
+    assert node.replica.log.last_index == 3
+    assert node.replica.commit_index == 2
+    node.core.receive(START, owner, m.Pull(0, epoch, TERM1, 1))
+    assert node.sent(m.Refused) == [m.Refused(0, epoch, epoch)]
+    node.replica.tick_damaged(START)
+    assert node.sent(m.Rebuild) == [m.Rebuild(0, epoch)]
+
+
+def test_a_leader_that_lacks_an_entry_leads_no_more() -> None:
+    nodes = led()
+    nodes["a"].replica.lose_entry(1)
+    assert nodes["a"].replica.term is None
+    assert nodes["a"].replica.role == "follower"
+    assert not campaigns(ticks(nodes["a"], 0, 6000))
+
+
+def test_only_a_snapshot_of_what_is_behind_the_entry_makes_it_whole() -> None:
+    node = lacking(3)
+    assert staged(node, 2) == [fx.DiscardSnapshot(0)]
+    assert node.replica.lost_index == 3
+    node.take()
+    assert staged(node, 3) == [fx.InstallSnapshot(0, 3, TERM1, keep_log=True)]
+    node.replica.on_rebuilt(START, False)
+    assert node.replica.lost_index == 3
+    node.take()
+    staged(node, 3)
+    node.replica.on_rebuilt(START, True)
+    assert (node.replica.lost_index, node.replica.damaged) == (0, False)
+    node.take()
+    node.core.receive(START, OWNER, m.Append(0, TERM1, TERM1, 3, 3, [blob(4, TERM1)]))
+    assert node.sent(m.Appended) == [m.Appended(0, TERM1, 4)]
+
+
+def test_a_snapshot_that_takes_the_logs_place_makes_it_whole_too() -> None:
+    node = lacking(3)
+    assert staged(node, 9) == [fx.InstallSnapshot(0, 9, TERM1)]
+    node.replica.on_snapshot_installed(START, 9, TERM1)
+    assert (node.replica.lost_index, node.replica.damaged) == (0, False)
+
+
+def test_the_first_entry_that_is_lost_counts() -> None:
+    node = lacking(3)
+    node.replica.lose_entry(2)
+    node.replica.lose_entry(3)
+    assert node.replica.lost_index == 2
+
+
+def test_a_follower_that_needs_what_has_rotted_at_its_leader_gets_a_snapshot() -> None:
+    """And the driver is told."""
+    nodes = led()
+    a = nodes["a"]
+    nodes["c"].up = False
+    for _ in range(3):
+        a.replica.propose(START, b"")
+        deliver(nodes, START)
+    assert a.replica.commit_index == 4
+    without(a, 3)
+    nodes["c"].up = True
+    a.core.peer_up(START, "c")
+    found: list[Any] = []
+    for ms in range(0, 3000, 50):
+        a.core.tick(START + ms * MS, True)
+        for effect in a.take():
+            found.append(effect)
+            if isinstance(effect, fx.Send) and effect.node == "c":
+                nodes["c"].core.receive(START + ms * MS, a.me, effect.message)
+        for message in (e for e in nodes["c"].take() if isinstance(e, fx.Send) and e.node == "a"):
+            a.core.receive(START + ms * MS, nodes["c"].me, message.message)
+    assert [e.error.detail["index"] for e in found if isinstance(e, fx.Rotten)][:1] == [3]
+    assert fx.StartSnapshot(0, "c", a.replica.sealed_epoch) in found
+    assert a.replica.role == "active", "what its state has it has"
+    assert nodes["c"].replica.log.last_index == 2, "and what comes before the entry was sent"
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_who_adopts_gets_a_snapshot_or_looks_elsewhere(has_it: bool) -> None:
+    """R3: the replica whose log is to be adopted cannot read it. If its state has the entry, so does its snapshot; if not,
+    its answer to SEAL is void, and the others may be a quorum without it."""
+    nodes = led()
+    nodes["c"].up = False
+    nodes["a"].replica.propose(START, b"")
+    deliver(nodes, START)
+    nodes["a"].up, nodes["c"].up = False, True
+    b, c = without(nodes["b"], 2), nodes["c"]
+    epoch = b.replica.sealed_epoch + 1
+    c.replica.claim(START, "test")
+    found = list(pump(nodes))
+    assert c.replica.role == "adopting"
+    assert fx.StartSnapshot(0, "c", epoch) in found
+    if has_it:
+        return
+    b.replica.lose_entry(2)
+    for ms in range(0, 3000, 100):
+        c.core.tick(START + ms * MS, False)
+        list(pump(nodes, START + ms * MS))
+    assert c.replica.role != "active", "nobody else has what may be committed"
+    assert b.replica.log.last_index == 2
+    nodes["a"].up = True
+    for ms in range(3000, 9000, 100):
+        for node in nodes.values():
+            node.core.tick(START + ms * MS, False)
+        list(pump(nodes, START + ms * MS))
+    active = [n for n in nodes.values() if n.replica.role == "active"]
+    assert active, "a has it still"
+    assert all(n.replica.log.last_index >= 2 and n is not b for n in active)
+
+
+def pump(nodes: dict[str, Node], now: int = START) -> Iterator[Any]:
+    """Deliver until nobody has anything to say; every effect there was."""
+    moved = True
+    while moved:
+        moved = False
+        for node in nodes.values():
+            for e in node.take():
+                yield e
+                if isinstance(e, fx.Send) and node.up and e.node in nodes and nodes[e.node].up:
+                    moved = True
+                    nodes[e.node].core.receive(now, node.me, e.message)

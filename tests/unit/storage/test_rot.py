@@ -15,7 +15,14 @@ import pytest
 
 from metastore.core.entry import entry_position, pack_entry
 from metastore.core.machine import FENCE_PREFIX, digest_key
-from metastore.errors import ConfigError, CorruptLog, CorruptState, CorruptTree, StorageError
+from metastore.errors import (
+    ConfigError,
+    CorruptLog,
+    CorruptState,
+    CorruptTree,
+    RottenEntry,
+    StorageError,
+)
 from metastore.records import pack_record
 from metastore.storage import store as store_module
 from metastore.storage.records import EntryRecord, Fact, SealEntry
@@ -480,7 +487,11 @@ async def test_a_rotten_segment_goes_once_the_state_has_what_is_in_it(
         open_store(tmp_path, options).abandon()
 
 
-async def test_rot_that_the_scrub_finds_ends_the_store(tmp_path: Path) -> None:
+async def test_rot_that_the_scrub_finds_ends_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry in it is not committed, and nowhere else."""
+    monkeypatch.setattr(store_module, "LET_GO_S", 0.2)
     made(tmp_path)
     store = open_store(tmp_path, replace(OPTIONS, scrub_bytes_s=1 << 20))
     file = segments(tmp_path)[0]
@@ -592,3 +603,55 @@ async def test_a_snapshot_that_the_log_does_not_reach_down_to(tmp_path: Path) ->
     assert not await store.begin_install(1).rebuild(9, E1)
     assert store.partitions[1].applied_index == 6
     store.abandon()
+
+
+# --- a segment that is written still ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_a_read", [True, False])
+async def test_a_segment_that_is_written_still_is_left(tmp_path: Path, by_a_read: bool) -> None:
+    """Whoever finds that it has rotted: what is logged from then on goes to the next one, and it goes itself. Killed at
+    any moment the store has what it had, or says that it is damaged."""
+    options = replace(OPTIONS, log_retention_bytes=1 << 20, scrub_bytes_s=0 if by_a_read else 1 << 20)
+    store = open_store(tmp_path / "store", options)
+    store.add_partition(1)
+    for i in range(1, 4):
+        store.append(EntryRecord(1, 0, pack_entry(i, E1, b"payload-%d" % i)))
+        store.run_round()
+        store.apply(1, i, E1, [(KEYS[i], pack_record(i, 1, b"v%d" % i))], set())
+    assert len(store.log.files.segments) == 1
+    first = segments(tmp_path / "store")[0]
+    raw = bytearray(first.read_bytes())
+    raw[(store.log.partitions[1].locations[1] & 0xFFFFFFFF) + 40] ^= 1
+    first.write_bytes(raw)
+    failed: list[StorageError] = []
+    store.start(asyncio.get_running_loop(), lambda seq: None, failed.append)
+    if by_a_read:
+        with pytest.raises(RottenEntry) as e:
+            store.read_entries(1, 2, 1)
+        assert store.read_entries(1, 1, 1 << 20) == [pack_entry(1, E1, b"payload-1")], "what comes before it"
+        store.rotten_entry(e.value)
+        store.rotten_entry(e.value)
+    moments = 0
+    while not failed and first.exists():
+        moments += 1
+        killed = tmp_path / f"killed-{moments}"
+        shutil.copytree(tmp_path / "store", killed)
+        again = asked(lambda killed=killed: open_store(killed, options))  # type: ignore[misc]
+        if again is not TOLD:
+            assert {r for _, r in again.scan(1, b"", b"\xff" * 9, 10, 1 << 20)} <= {
+                pack_record(i, 1, b"v%d" % i) for i in range(1, 4)
+            }
+            assert again.partitions[1].log.last_index == 3, "nothing that was durable is missed in silence"
+            again.abandon()
+        shutil.rmtree(killed)
+        await asyncio.sleep(0.01)
+    assert not failed
+    assert moments > 1
+    assert store.log.files.segments[0].number == 2
+    store.append(EntryRecord(1, 0, pack_entry(4, E1, b"on")))
+    await store.close()
+    again = open_store(tmp_path / "store", options)
+    assert again.partitions[1].log.last_index == 4
+    assert len(again.scan(1, b"", b"\xff" * 9, 10, 1 << 20)) == 3
+    again.abandon()
