@@ -389,8 +389,10 @@ class Store:
 
     def rotten_entry(self, error: RottenEntry) -> None:
         """A read has found what the scrub had not come to yet (R14)."""
-        self.scrub.damage += 1
-        self._let_go(error.detail["segment"], error)
+        segment = error.detail["segment"]
+        if segment > self._rotten_segment:  # else it is known, and read again
+            self.scrub.damage += 1
+        self._let_go(segment, error)
 
     def _let_go(self, segment: int, error: CorruptLog) -> None:
         """R14: a segment has rotted. Nothing needs it once it is written no more and the state has all that is in it; if that

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from metastore.coordination.interface import Compare, Delete, Op, Put, TxnResult
 from metastore.layout import Layout, MoveRecord, SplitRecord
 from metastore.namespaces import Policy
+from metastore.storage.records import ENTRY_HEAD
 from metastore.storage.rows import SUMS_BYTES
 from tests.chaos.mixed import NAMESPACE
 from tests.simulation.process.etcd import NAME as ETCD
@@ -136,6 +137,31 @@ class Faults:
             row[self.random.randrange(len(row) - SUMS_BYTES)] ^= 1 << self.random.randrange(8)
             process.env.tables[table].rows[key] = bytes(row)
             self.world.tell(f"{name}: a bit of {key.hex()} in {table.decode()} rots")
+
+    def rot_log(self) -> None:
+        """A bit of an entry of the log, on the disk of that one machine, that is not in its memory."""
+        process = self.world.processes[min(self.world.processes)]
+        if not process.runs:
+            return
+        log = process.node.store.log
+        end = log.durable_end[0] << 32 | log.durable_end[1]
+        places = [
+            (p, index, location)
+            for p, part in sorted(log.partitions.items())
+            for index, location in enumerate(part.locations, part.index.base_index + 1)
+            # older ones are needed by nobody
+            if 0 < location < end and index not in part.blobs and index > part.index.last_index - 40
+        ]
+        if places:
+            p, index, location = self.random.choice(places)
+            file = process.disk.files[log.files.path(location >> 32)]
+            at, bit = (
+                (location & 0xFFFFFFFF) + ENTRY_HEAD.size + self.random.randrange(20),
+                1 << self.random.randrange(8),
+            )
+            file.cache[at] ^= bit
+            file.durable[at] ^= bit
+            self.world.tell(f"{process.name}: a bit of entry {index} of partition {p} rots")
 
     def fail_sync(self) -> None:
         """R14."""
