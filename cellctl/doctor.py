@@ -20,6 +20,7 @@ from cellctl.rebalance import operate
 from cellctl.status import node_views, partition_rows
 from metastore.errors import MetastoreError
 from metastore.layout import HistoryRecord
+from metastore.namespaces import MAX_NAMESPACES, NEARLY_FULL
 
 FLAP_WINDOW_MS = 600_000
 FLAP_ELECTIONS = 4
@@ -59,6 +60,8 @@ class Seen:
     records: Records | None = None
     history: Sequence[HistoryRecord] | None = None
     router_error: str = ""
+    #: that have a policy
+    namespaces: int = 0
 
     def up(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, view in sorted(self.views.items()):
@@ -440,6 +443,17 @@ def routers(seen: Seen) -> Iterator[Finding]:
         )
 
 
+def crowding(seen: Seen) -> Iterator[Finding]:
+    if seen.namespaces >= NEARLY_FULL * MAX_NAMESPACES:
+        yield Finding(
+            "warning",
+            "cluster",
+            f"{seen.namespaces} namespaces have a policy; at {MAX_NAMESPACES} no more are made",
+            "every node, router and client knows all of them, so their number is bounded (max_namespaces of the routers)",
+            "remove those that are not needed (cellctl namespace list, delete), or use prefixes within one",
+        )
+
+
 CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     routers,
     nodes_that_are_down,
@@ -455,6 +469,7 @@ CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     balances,
     left_over,
     memory,
+    crowding,
 )
 
 
@@ -482,7 +497,8 @@ def look(where: Where) -> Seen:
     except MetastoreError as e:
         router_error = e.message
     cells = {name: record.cell for name, record in table.nodes.items()}
-    return Seen(views, cells, partition_rows(table, views), asked, records, events, router_error)
+    rows, namespaces = partition_rows(table, views), len(table.namespaces)
+    return Seen(views, cells, rows, asked, records, events, router_error, namespaces)
 
 
 @click.command()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from metastore.errors import ConfigError
+from metastore.namespaces import MAX_NAMESPACES, MOST_NAMESPACES
 
 T = TypeVar("T", bound="BaseConfig")
 
@@ -193,6 +194,9 @@ class RouterConfig(BaseConfig):
     max_watches: int = setting(4096, "open watches; beyond it 503", 1, 1 << 20)
     max_watches_per_cell: int = setting(
         2048, "open watches that follow one cell, those of whole namespaces too; beyond it 503", 1, 1 << 20
+    )
+    max_namespaces: int = setting(
+        MAX_NAMESPACES, "namespaces with a policy; beyond it 507 for a new one", 1, MOST_NAMESPACES
     )
     client_patience_s: float = setting(
         20.0, "time for a request's head, and for the end of a connection", 0.1, 3600

@@ -17,6 +17,11 @@ from metastore.keys import MAX_SEGMENTS, PARENT, WHOLE_KEY
 
 MAX_TTL_MS = 10 * 365 * 86_400_000
 MAX_QUOTA = 1 << 53
+#: that have a policy: every node and client knows them all, so the cluster has a bound; and how many a topology can tell
+MAX_NAMESPACES = 10_000
+MOST_NAMESPACES = 16_000
+#: from this part of the bound on it is told that it comes near
+NEARLY_FULL = 0.8
 
 
 @dataclass(frozen=True, slots=True)

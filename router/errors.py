@@ -47,6 +47,13 @@ class RoutingFixed(MetastoreError):
     code, http_status = "routing_fixed", 409
 
 
+class TooManyNamespaces(MetastoreError):
+    """The cluster has as many namespaces with a policy as it may have; nothing was done. Those without one, and what is
+    in them, are not counted. ``detail["limit"]``."""
+
+    code, http_status = "too_many_namespaces", 507
+
+
 class NamespaceNotEmpty(MetastoreError):
     """The namespace holds records that another routing rule would not find. ``detail["record_key"]``: one."""
 

@@ -33,6 +33,8 @@ class _Held(Collector):
             ("watches", "Open watches", b.watches),
             ("topology_revision", "etcd's revision that the topology is of", table.revision),
             ("partitions", "Partitions known", len(table.partitions)),
+            ("namespaces", "Namespaces with a policy", len(table.namespaces)),
+            ("namespaces_limit", "How many there may be (max_namespaces)", b.config.max_namespaces),
         ):
             yield GaugeMetricFamily(f"metastore_router_{name}", text, value=value)
         for name, text in (

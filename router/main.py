@@ -118,7 +118,7 @@ class Router:
         )
         self._forget = loop.create_task(self._forget_removed(table))
         await self.dispatcher.start(0, required=False)
-        admin = NamespaceAdmin(self.coordinator, self.layout, self.dispatcher)
+        admin = NamespaceAdmin(self.coordinator, self.layout, self.dispatcher, config.max_namespaces)
         self.gateway = Gateway(config, self.dispatcher, admin)
         await self.gateway.server.start(config.http, BACKLOG)
         if config.snapshot_path:

@@ -47,9 +47,9 @@ from metastore.keys import (
     well_placed,
 )
 from metastore.layout import Layout, node_record_from_json
-from metastore.namespaces import DEFAULT, Policy, policy_from_json, policy_from_plain
+from metastore.namespaces import DEFAULT, MAX_NAMESPACES, Policy, policy_from_json, policy_from_plain
 from metastore.wire.client_messages import DELETE, KEYS_ONLY, LINEARIZABLE, LIST, MAX_LIST_LIMIT
-from router.errors import NamespaceNotEmpty, RoutingFixed
+from router.errors import NamespaceNotEmpty, RoutingFixed, TooManyNamespaces
 
 #: the namespace of the store's own probes and barriers
 RESERVED: Final = "metastore"
@@ -85,8 +85,15 @@ class NamespaceAdmin:
     """See the module. ``until`` is a loop time. All calls raise Unavailable or OutcomeUnknown when
     etcd or a node does not answer."""
 
-    def __init__(self, coordinator: Coordinator, layout: Layout, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        layout: Layout,
+        dispatcher: Dispatcher,
+        max_namespaces: int = MAX_NAMESPACES,
+    ) -> None:
         self.coordinator = coordinator
+        self.max_namespaces = max_namespaces
         self.layout = layout
         self.dispatcher = dispatcher
 
@@ -119,11 +126,13 @@ class NamespaceAdmin:
     ) -> tuple[NamespaceRecord, bool]:
         """The record with the members ``wanted`` of a Policy, all others at their defaults and the
         routing rule as it is; whether it was made. Raises ConditionFailed, RoutingFixed,
-        NamespaceNotEmpty, InvalidRequest."""
+        NamespaceNotEmpty, TooManyNamespaces, InvalidRequest."""
         self._check_name(name)
         for _ in range(MAX_TRIES):
             found = await self.get(name)
             self._check_condition(name, found, revision, absent, exists)
+            if found is None:
+                self._check_room()
             routing = wanted.get("routing") or (DEFAULT if found is None else found.policy).routing
             policy = policy_from_plain({**wanted, "routing": routing})
             if found is not None and routing != found.policy.routing:
@@ -154,6 +163,17 @@ class NamespaceAdmin:
             elif await self._unmake(found, until):
                 return
         raise Unavailable(f"namespace {name} is being changed by others all the time", retry_after_s=1)
+
+    def _check_room(self) -> None:
+        """One more may be made. Counted in the copy that is at hand: those that are made in the same moment may pass
+        the bound by themselves."""
+        known = len(self.dispatcher.table.namespaces)
+        if known >= self.max_namespaces:
+            raise TooManyNamespaces(
+                f"the cluster has {known} namespaces with a policy of their own, the limit (max_namespaces = "
+                f"{self.max_namespaces}); remove some (cellctl namespace delete), use prefixes in one, or raise it",
+                limit=self.max_namespaces,
+            )
 
     @staticmethod
     def _check_name(name: str) -> None:

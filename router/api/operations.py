@@ -272,7 +272,7 @@ NAMESPACES = (
             Answer(200, "Changed.", b.NAMESPACE, headers={"ETag": "The policy's revision."}),
             Answer(201, "Made.", b.NAMESPACE, headers={"ETag": "The policy's revision."}),
         ),
-        (400, 409, 412, 413, 415, 500, 503, 504),
+        (400, 409, 412, 413, 415, 500, 503, 504, 507),
         """curl -X PUT --json '{"default_ttl_ms":60000,"max_records":1000000}' URL/v1/namespaces/sessions""",
     ),
     Operation(

@@ -132,6 +132,7 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("lacking", lambda s: s["views"]["c1n1"]["identity"].update(lacking={"c1n3": "entry 7"}), "error: node c1n3: as c1n1 sees it, it has less"),
     ("another store", lambda s: s["rows"][1].update(missing=["c1n3"]), "warning: node c1n3: it has another store than 1 partitions"),
     ("router", lambda s: s.update(router_error="it is away"), "error: router: it is away"),
+    ("namespaces", lambda s: s.update(namespaces=8000), "warning: cluster: 8000 namespaces have a policy; at 10000 no more"),
 ]  # fmt: skip
 
 

@@ -20,10 +20,10 @@ from metastore.errors import (
 from metastore.history import NO_VERSION
 from metastore.keys import PARENT, WHOLE_KEY, PartitionMap, storage_key
 from metastore.layout import Layout, NodeRecord, to_json
-from metastore.namespaces import policy_from_json
+from metastore.namespaces import DEFAULT, policy_from_json
 from metastore.topology import Placement, TopologyTable
 from metastore.wire.client_messages import DELETE, LIST
-from router.errors import NamespaceNotEmpty, RoutingFixed
+from router.errors import NamespaceNotEmpty, RoutingFixed, TooManyNamespaces
 from router.namespace_admin import MAX_BARRIER_TRIES, NamespaceAdmin, barrier_keys
 
 LAYOUT = Layout("test")
@@ -321,3 +321,26 @@ def test_every_partition_has_a_barrier_key() -> None:
     keys = barrier_keys(dispatcher)  # type: ignore[arg-type]
     assert {dispatcher.table.route(lkey).id for lkey in keys.values()} == set(range(256))
     assert len(keys) < MAX_BARRIER_TRIES
+
+
+@pytest.mark.parametrize("routing", ["parent", "key"])
+async def test_there_is_a_bound_of_namespaces(routing: str) -> None:
+    """A new one beyond it is refused before anything is done; those that are there can be changed and removed."""
+    w = World()
+    w.admin.max_namespaces = 3
+    made, _ = await w.put({"routing": routing})
+    known = w.dispatcher.table.namespaces
+    known.update({"x": made.policy, "y": DEFAULT, "z": DEFAULT})
+    w.dispatcher.story.clear()
+    with pytest.raises(
+        TooManyNamespaces, match=r"has 3 namespaces .* \(max_namespaces = 3\); remove some"
+    ) as refused:
+        await w.put({"routing": routing}, "new")
+    assert (refused.value.http_status, refused.value.outcome) == (507, "none")
+    assert w.stored("new") is None
+    assert w.dispatcher.story == []
+    _, new = await w.put({"max_records": 5})
+    assert not new
+    await w.delete()
+    del known["x"]
+    assert (await w.put({"routing": routing}, "new"))[1]
