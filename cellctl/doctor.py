@@ -113,9 +113,9 @@ def stores(seen: Seen) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 f"node {name}",
-                f"etcd has confirmed its store, and {identity['accused']}",
-                "either etcd was restored from a backup, or the store was",
-                "find out which before anything else; that peer takes nothing from this node",
+                f"peers do not let it in: {identity['accused']}",
+                "what they know of its store may be out of date, or older than what the store remembers of itself",
+                "if it does not end once they reach etcd, stop the node, set its store aside (--discard-store) and start it",
             )
         for peer, what in sorted(identity["lacking"].items()):
             yield Finding(

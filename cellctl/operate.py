@@ -171,7 +171,8 @@ class Operator:
         if held:
             raise InvalidRequest(f"cell {cell} holds {len(held)} partitions; drain it first")
         ops = [Delete(self.layout.cell(cell))]
-        ops += [Delete(self.layout.node(n.node)) for n in records.nodes.values() if n.cell == cell]
+        layout, gone = self.layout, [n.node for n in records.nodes.values() if n.cell == cell]
+        ops += [Delete(key) for node in gone for key in (layout.node(node), layout.mark(node))]
         await self.etcd.txn([], ops)
 
     async def set_drained(self, node: str, drained: bool) -> None:
@@ -188,7 +189,8 @@ class Operator:
         held = [p for p, (_, c) in records.configs.items() if node in {n for n, _ in c.members()}]
         if held:
             raise InvalidRequest(f"node {node} holds replicas of {len(held)} partitions; drain it first")
-        await self.etcd.txn([], [Delete(self.layout.node(node)), Delete(self.layout.drained(node))])
+        keys = (self.layout.node(node), self.layout.mark(node), self.layout.drained(node))
+        await self.etcd.txn([], [Delete(key) for key in keys])
 
     # --- moves --------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@
 /metastore/{cluster}/paused                   {}               no move goes on while it is there
 /metastore/{cluster}/nodes/{node}             NodeRecord       durable registration
 /metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
+/metastore/{cluster}/marks/{node}             MarkRecord       how far its store was durable lately (R13)
 /metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
 /metastore/{cluster}/leader/{cell}/{p:05d}    LeaderRecord     on the leader's lease
 /metastore/{cluster}/moves/{p:05d}            MoveRecord       until the move has ended
@@ -80,6 +81,28 @@ class NodeRecord:
             raise ValueError(f"not a node's record: {d!r:.200}")
         node, cell, store_id, rpc, http, zone = texts
         return cls(node, cell, store_id, rpc, http, zone, generation, incarnation)
+
+
+@dataclass(frozen=True, slots=True)
+class MarkRecord:
+    """R13: how far the log of a node's store was durable, as the process ``incarnation``, its run ``generation``, told."""
+
+    store_id: str
+    generation: int
+    incarnation: str
+    mark: int
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> MarkRecord:
+        """What it has besides is of a later version, and passed over. Raises InvalidRequest, ValueError."""
+        d = _load(raw)
+        texts, counts = (d.get("store_id"), d.get("incarnation")), (d.get("generation"), d.get("mark"))
+        if not all(type(t) is str for t in texts) or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError(f"not a mark: {d!r:.200}")
+        return cls(d["store_id"], d["generation"], d["incarnation"], d["mark"])
 
 
 Member = tuple[str, str]
@@ -328,6 +351,9 @@ class Layout:
 
     def namespace(self, namespace: str) -> str:
         return f"{self.root}namespaces/{namespace}"
+
+    def mark(self, node: str) -> str:
+        return f"{self.root}marks/{node}"
 
     def usage(self, node: str) -> str:
         return f"{self.root}usage/{node}"

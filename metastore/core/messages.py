@@ -18,20 +18,91 @@ class Process(NamedTuple):
     incarnation: str
 
 
+class Seen(NamedTuple):
+    """R13: what somebody knows of a store: ``incarnation`` ran on it as its ``generation``, and told that its log was
+    durable up to its record ``mark``."""
+
+    generation: int
+    incarnation: str
+    mark: int = 0
+
+
+#: a run and etcd: it has not asked to be registered; it may have been; it was
+UNASKED, ASKED, CONFIRMED = 0, 1, 2
+#: how many runs a store remembers, the present one included
+MAX_RUNS: Final = 64
+
+
+class Run(NamedTuple):
+    """R13: a process that ran on a store. ``end``: the last record of its log, as the next run found it; ``asked``: UNASKED,
+    ASKED or CONFIRMED."""
+
+    generation: int
+    incarnation: str
+    end: int = 0
+    asked: int = UNASKED
+
+
 class Lineage(NamedTuple):
-    """R13: the generation of a store, which is how many processes have run on it, and the last of those, the
-    newest first. Only a store that descends from what is known of it has all of that in its own lineage: a copy
-    of its folder parts from it with the first process that runs on either."""
+    """R13: the runs of a store that it remembers, the newest first, which is the present one. Only a store that descends
+    from what is known of it has that in its own lineage: a copy of its folder parts from it with the first process that runs
+    on either, and falls short of what the process that ran when it was taken told later.
 
-    generation: int = 0
-    runs: tuple[str, ...] = ()
+    The oldest are forgotten beyond MAX_RUNS, but never one that etcd's record may name: the last that etcd
+    confirmed, and those that asked it since. What is not remembered is not passed over: it counts as never seen."""
 
-    def descends_from(self, generation: int, incarnation: str) -> bool:
-        """Whether ``incarnation`` may be the process that ran on this very store as its ``generation``."""
-        back = self.generation - generation
-        if back < 0:
-            return False
-        return not incarnation or back >= len(self.runs) or self.runs[back] == incarnation
+    runs: tuple[Run, ...] = ()
+
+    @property
+    def generation(self) -> int:
+        """How many processes have run on the store."""
+        return self.runs[0].generation if self.runs else 0
+
+    def begun(self, incarnation: str, end: int) -> Lineage:
+        """With one run more; ``end``: the last record of the log that the one before left."""
+        before = list(self.runs)
+        if before:
+            before[0] = before[0]._replace(end=end)
+        runs = [Run(self.generation + 1, incarnation), *before]
+        if len(runs) > MAX_RUNS:
+            older = range(1, len(runs))
+            confirmed = next((at for at in older if runs[at].asked == CONFIRMED), len(runs))
+            spare = [at for at in older if at > confirmed or not runs[at].asked]
+            # nothing is, where etcd's answers were lost time and again
+            del runs[spare[-1] if spare else max(at for at in older if at != confirmed)]
+        return Lineage(tuple(runs))
+
+    def noted(self, asked: int) -> Lineage:
+        """With what the present run knows of etcd's record."""
+        return Lineage((self.runs[0]._replace(asked=asked), *self.runs[1:]))
+
+    def has(self, seen: Seen) -> bool:
+        """Whether this store descends from what was ``seen`` of it. Records of versions that had no runs name none."""
+        if not seen.incarnation:
+            return seen.generation <= self.generation
+        return self._find(seen) is not None and not self.lacks(seen)
+
+    def lacks(self, seen: Seen) -> bool:
+        """Whether a run of this very store told more than it left here: what is here was copied while it ran."""
+        run = self._find(seen)
+        return run is not None and run is not self.runs[0] and run.end < seen.mark
+
+    def contradicts(self, seen: Seen) -> bool:
+        """Whether this store cannot descend from what was ``seen``, whatever it has forgotten: another run was its generation of
+        that number, or that told more, or there have not been so many."""
+        if not seen.incarnation:
+            return seen.generation > self.generation
+        remembered = any(run.generation == seen.generation for run in self.runs)
+        return self.lacks(seen) or (remembered and not self.has(seen)) or seen.generation > self.generation
+
+    def end_of(self, seen: Seen) -> int:
+        """The last record that the run left here, 0 when it is not known here."""
+        run = self._find(seen)
+        return run.end if run is not None else 0
+
+    def _find(self, seen: Seen) -> Run | None:
+        wanted = seen.generation, seen.incarnation
+        return next((run for run in self.runs if (run.generation, run.incarnation) == wanted), None)
 
 
 #: R9, a sign of life: the leader gets on, so it is not to be replaced. It proves nothing about its copy

@@ -601,6 +601,9 @@ class Control:
             if await self.registration.register(session) != "done":
                 return
             self._registered = True
+        if not await self.registration.tell_mark():
+            self._registered = False
+            return
         await self._publish(usage, session)
         if self.ready.is_set():
             for p, host in list(self.node.hosts.items()):

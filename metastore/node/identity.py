@@ -1,24 +1,29 @@
-"""Whether the store of this node is the one that its name and generation say (R13).
+"""Whether the store of this node is the one that its name and its runs say (R13).
 
-A store has a generation: a counter of the processes that ran on it, raised and durable before a process's
-first message, and it knows which those were. etcd's record of the node has the last that registered (by
-compare-and-swap), and peers remember what they heard, for when etcd is away. A store whose own lineage does
-not have that process at that generation is no descendant of what it acknowledged then: an old copy that was
-put back, or a clone. (The number alone would not do: an old copy that is started often enough passes it.)
+A store knows which processes ran on it (its lineage), the present one durably before that one's first message, and how far
+its log had come when each of them ended. Others know the newest of them, and how far it told that its log was durable (its
+mark): etcd, whose record of the node is compared and swapped, and peers, who remember what they heard, for when
+etcd is away. A store whose own lineage does not have that is no descendant of what it acknowledged then: an old copy that was
+put back, or a clone. (A number of starts alone would not do: an old copy that is started often enough passes it.)
 The judgements are pure.
 
-    starting     nothing is sent, answered or served: etcd's word comes first
+    starting     nothing is sent or served: etcd's word comes first
     provisional  etcd does not answer, and a restarted owner must go on (R12): peers refuse an old copy
     confirmed    etcd's record names this very process
     refused      an old copy, a clone or a replaced store: it takes part in nothing, and says so
+
+A process is refused for what it has compared with its own lineage itself: etcd's record, which it has read, and a run that a
+peer has met, which the peer names. That another process ran as the same generation of the store, or told more than it left
+here, does not become false. All else that a peer says (that its table has another store, that a run is too long
+ago to be known here) may be out of date: it costs the connection, and is tried again.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final, Literal, NamedTuple
 
-from metastore.core.messages import Lineage, Process
-from metastore.layout import NodeRecord
+from metastore.core.messages import Lineage, Process, Seen
+from metastore.layout import MarkRecord, NodeRecord
 from metastore.storage.store import Store
 
 FACT_GENERATIONS: Final = "peer_generations"
@@ -36,11 +41,18 @@ OTHER_NAME: Final = "stop it; to run one more node, give it a name and an empty 
 
 
 class Known(NamedTuple):
-    """The newest process known to have run on a store, and the generation that it told."""
+    """The newest process known to have run on a store, the generation that it told, and its mark; ``vouched``: it was etcd's,
+    so that all that etcd confirms later descends from it."""
 
     store: str
     generation: int
     incarnation: str
+    mark: int = 0
+    vouched: bool = False
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.generation, self.incarnation, self.mark)
 
 
 class Verdict(NamedTuple):
@@ -54,36 +66,57 @@ class Verdict(NamedTuple):
 
 
 class PeerRefusal(NamedTuple):
-    """Why a process is no peer. ``copy``: because its store is an old copy, or was replaced."""
+    """Why a process is no peer. ``seen``: what it is to compare with its own lineage; None = this says nothing of its store
+    that it could compare, and it is to try again."""
 
     why: str
-    copy: bool = False
+    seen: Seen | None = None
 
 
-def judge(mine: NodeRecord, lineage: Lineage, known: NodeRecord | None, present: str, fresh: bool) -> Verdict:
+def judge(
+    mine: NodeRecord,
+    lineage: Lineage,
+    known: NodeRecord | None,
+    present: str,
+    fresh: bool,
+    mark: MarkRecord | None = None,
+) -> Verdict:
     """Whether ``mine`` may replace ``known``, etcd's record. ``lineage``: of this store; ``present``: the process whose lease holds the
-    node's presence, "" = none; ``fresh``: this store has never been registered and holds nothing.
+    node's presence, "" = none; ``fresh``: this store has never been registered and holds nothing; ``mark``: the last
+    that etcd was told by a process of the node.
 
-    Whoever has bound the address of ``known`` itself knows that no other process serves there any more.
+    Whoever listens at the address of ``known`` itself knows that no other process serves there any more. But of another
+    store, which may be on another machine whose address has the same name, only the lease says so.
     """
+    told = Seen(mark.generation, mark.incarnation, mark.mark) if mark is not None else Seen(0, "")
+    if mark is not None and mark.store_id == mine.store_id and lineage.lacks(told):
+        return Verdict("refused", behind(lineage, told), WAY_OUT, True)
     if known is None or (known.store_id, known.incarnation) == (mine.store_id, mine.incarnation):
         return Verdict("good")
-    elsewhere = known.rpc != mine.rpc
     holder = f"process {known.incarnation or 'unknown'} at {known.rpc}"
-    if known.store_id == mine.store_id and not lineage.descends_from(known.generation, known.incarnation):
+    same_store = known.store_id == mine.store_id
+    if same_store and not lineage.has(Seen(known.generation, known.incarnation)):
         why = (
             f"{holder} ran on this store as its generation {known.generation}, of which this folder, at "
             f"{mine.generation}, knows nothing: it is an old copy, and lacks what was acknowledged since"
         )
         return Verdict("refused", why, WAY_OUT, True)
-    if known.store_id != mine.store_id and not fresh:
+    if not same_store and not fresh:
         why = (
             f"node {mine.node} has store {known.store_id} now: this one ({mine.store_id}) was replaced by it"
         )
         return Verdict("refused", why, WAY_OUT, True)
-    if elsewhere and present not in ("", mine.incarnation):
+    if (known.rpc != mine.rpc or not same_store) and present not in ("", mine.incarnation):
         return Verdict("wait", f"{holder} may still run as node {mine.node}")
     return Verdict("good")
+
+
+def behind(lineage: Lineage, seen: Seen) -> str:
+    """Why a store that lacks what was ``seen`` is an old copy."""
+    return (
+        f"process {seen.incarnation}, which ran on this store as its generation {seen.generation}, told that its log was durable "
+        f"up to record {seen.mark}, and in this folder it ends at {lineage.end_of(seen)}: it is an old copy, made while that ran"
+    )
 
 
 def judge_living(mine: NodeRecord, known: NodeRecord) -> Verdict:
@@ -96,21 +129,27 @@ def judge_living(mine: NodeRecord, known: NodeRecord) -> Verdict:
 
 
 def judge_peer(
-    peer: Process, lineage: Lineage, known: Known | None, current: bool, rival: Process | None
+    peer: Process, lineage: Lineage, known: list[Known], current: bool, rival: Process | None
 ) -> PeerRefusal | None:
     """Whether ``peer``, whose store has the ``lineage``, descends from what is ``known`` of it. ``current``: etcd
     answers, and its record names this very process; ``rival``: another process of the node that is connected, and
-    was heard lately."""
-    if current:
-        return None
-    told = known is not None and known.store == peer.store
-    if told and known is not None and not lineage.descends_from(known.generation, known.incarnation):
-        return PeerRefusal(
-            f"process {known.incarnation} ran on that store as its generation {known.generation}, of which this one, "
-            f"at {lineage.generation}, knows nothing: it is an old copy",
-            True,
-        )
-    if rival is not None and rival != peer:
+    was heard lately.
+
+    What etcd confirms descends from what it confirmed before, however long ago. But not from a run that came and went
+    while etcd was away; nor need it have what a run told."""
+    for one in known:
+        if one.store != peer.store:
+            continue
+        if lineage.lacks(one.seen):
+            return PeerRefusal(behind(lineage, one.seen), one.seen)
+        implied = one.vouched and (current or one is not known[0])
+        if not implied and not lineage.has(one.seen):
+            return PeerRefusal(
+                f"process {one.incarnation} ran on that store as its generation {one.generation}, of which this one, "
+                f"at {lineage.generation}, knows nothing: it is an old copy",
+                one.seen,
+            )
+    if not current and rival is not None and rival != peer:
         return PeerRefusal(
             f"process {rival.incarnation} of that node is connected here, and alive: if it goes on, this is a clone"
         )
@@ -123,11 +162,10 @@ class Identity:
     def __init__(self, store: Store, me: Process) -> None:
         self._store = store
         self.me = me
-        self.lineage = store.lineage
         self.state: State = "starting"
         self.why = self.do = ""
-        #: what peers say against it, which etcd contradicts
-        self.accused = ""
+        #: peers that do not let it in, and why: what they say of its store may be out of date
+        self._accusers: dict[str, str] = {}
         #: peers whose stores have less than they acknowledged, as leaders here noticed: node -> what
         self.lacking: dict[str, str] = {}
         self._peers = {
@@ -138,38 +176,83 @@ class Identity:
             self.refuse(str(refused[0]), str(refused[1]))
 
     @property
+    def lineage(self) -> Lineage:
+        return self._store.lineage
+
+    @property
     def refused(self) -> bool:
         return self.state == "refused"
 
     @property
     def fresh(self) -> bool:
-        """Whether the store has never been registered, and holds nothing."""
+        """Whether the store has never been registered, for all it knows, and holds nothing."""
         return not self._store.facts.get(FACT_REGISTERED) and not self._store.partitions
 
     def refuse(self, why: str, do: str) -> None:
         self.state, self.why, self.do = "refused", why, do
 
-    def known(self, node: str, record: NodeRecord | None) -> Known | None:
-        """The newest that etcd's record (as last seen) or a hello told of the node's store."""
+    def known(self, node: str, record: NodeRecord | None) -> list[Known]:
+        """What the node's store must descend from, the newest first: etcd's record, as last seen, and what a process told here."""
         told = self._peers.get(node)
         if record is None:
-            return told
-        if told is not None and told.store == record.store_id and told.generation > record.generation:
-            return told
-        return Known(record.store_id, record.generation, record.incarnation)
+            return [told] if told is not None else []
+        found = Known(record.store_id, record.generation, record.incarnation, vouched=True)
+        if told is None or told.store != found.store:
+            return [found]
+        if told[:3] == found[:3]:
+            return [told._replace(vouched=True)]
+        if told.generation > found.generation:
+            return [told]
+        return [found, told]
+
+    def vouch(self, record: NodeRecord) -> bool:
+        """etcd has this record; whether that says something new of a process that is remembered."""
+        told = self._peers.get(record.node)
+        if (
+            told is None
+            or told.vouched
+            or told[:3] != (record.store_id, record.generation, record.incarnation)
+        ):
+            return False
+        self._peers[record.node] = told._replace(vouched=True)
+        return True
 
     def remember(self, peer: Process, generation: int, nodes: dict[str, NodeRecord]) -> dict[str, Any] | None:
         """Keep what ``peer``, who was let in, told; what is to be made durable, None = nothing new. Stores
         that were replaced and nodes that are gone are forgotten."""
-        new = Known(peer.store, generation, peer.incarnation)
-        if not generation or self._peers.get(peer.node) == new:
+        record = nodes.get(peer.node)
+        vouched = record is not None and (record.store_id, record.incarnation) == peer[1:]
+        new = Known(peer.store, generation, peer.incarnation, vouched=vouched)
+        old = self._peers.get(peer.node)
+        if not generation or (old is not None and old[:3] == new[:3]):
             return None
         self._peers[peer.node] = new
         for node in [n for n in self._peers if n not in nodes and n != peer.node]:
             del self._peers[node]
         for node in list(self._peers)[: max(0, len(self._peers) - MAX_REMEMBERED)]:
             del self._peers[node]
+        return self.memory()
+
+    def memory(self) -> dict[str, Any]:
+        """What is remembered of peers, as it is kept."""
         return {node: list(known) for node, known in self._peers.items()}
+
+    def note_mark(self, peer: Process, mark: int) -> bool:
+        """``peer``, who was let in, tells its mark; whether that is new."""
+        known = self._peers.get(peer.node)
+        if known is None or (known.store, known.incarnation) != peer[1:] or mark <= known.mark:
+            return False
+        self._peers[peer.node] = known._replace(mark=mark)
+        return True
+
+    def accuse(self, by: str, why: str) -> bool:
+        """A peer does not let this process in, ``why``; "" = it does. Whether that is news."""
+        news = self._accusers.get(by, "") != why
+        if why:
+            self._accusers[by] = why
+        else:
+            self._accusers.pop(by, None)
+        return news
 
     def view(self) -> dict[str, Any]:
         """For status."""
@@ -178,6 +261,6 @@ class Identity:
             "generation": self.lineage.generation,
             "why": self.why,
             "do": self.do,
-            "accused": self.accused,
+            "accused": "; ".join(self._accusers.values()),
             "lacking": dict(self.lacking),
         }

@@ -27,6 +27,7 @@ from metastore.process import open_files_limit
 from metastore.storage.discarding import discard
 from metastore.storage.space import SLACK_BYTES
 from metastore.storage.store import StorageOptions, Store
+from metastore.web import WebServer
 
 log = logging.getLogger("metastore.main")
 
@@ -69,13 +70,31 @@ def within_open_files(config: NodeConfig) -> NodeConfig:
     return dataclasses.replace(config, max_connections=allowed)
 
 
+async def listen(node: Node) -> tuple[asyncio.Server, WebServer]:
+    """The node's addresses are its own from here on, and nobody is let in yet (R13). Two processes can both bind one
+    address, as long as neither listens. Raises OSError, with the store closed as it was found: no other process ran on it."""
+    config = node.config
+    host, _, port = config.rpc.rpartition(":")
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(node), host, int(port), backlog=1024
+        )
+    except OSError:
+        node.store.abandon()
+        raise
+    try:
+        return server, await serve_http(node)
+    except OSError:
+        server.close()
+        node.store.abandon()
+        raise
+
+
 async def serve(config: NodeConfig) -> int:
     """Run until a signal (0) or a failure (1)."""
     config = within_open_files(config)
     store = open_store(config)
-    incarnation = secrets.token_hex(8)
-    store.raise_generation(incarnation)  # R13: before the first message
-    node = Node(config, store, incarnation)
+    node = Node(config, store, secrets.token_hex(8))
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[int] = loop.create_future()
 
@@ -85,12 +104,7 @@ async def serve(config: NodeConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled, number)
-    host, _, port = config.rpc.rpartition(":")
-    # bound before it is registered: from here on no other process serves there (R13)
-    server = await loop.create_server(
-        lambda: ClientConnection(node), host, int(port), backlog=1024, start_serving=False
-    )
-    http = await serve_http(node)
+    server, http = await listen(node)
     coordinator = EtcdCoordinator(
         config.etcd,
         known_cluster_id=store.facts.get(FACT_CLUSTER_ID),
@@ -98,9 +112,11 @@ async def serve(config: NodeConfig) -> int:
     )
 
     async def begin() -> None:
-        if await take_part(node, coordinator, server.start_serving):
+        if await take_part(node, coordinator):
             log.info("node %s of cell %s serves on %s", config.node, config.cell, config.rpc)
             node.collector.tune()
+        else:
+            server.close()
 
     beginning = loop.create_task(begin())
     beginning.add_done_callback(node.ended)

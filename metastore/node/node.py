@@ -27,6 +27,7 @@ from metastore.core.messages import (
     Lineage,
     Process,
     Sealed,
+    Seen,
     SnapshotAck,
     SnapshotBegin,
     SnapshotChunk,
@@ -70,6 +71,8 @@ log = logging.getLogger("metastore.node")
 FACT_LARGEST_GRANT = "largest_grant_ns"
 FACT_TOPOLOGY = "topology"
 STALL_NS = 500 * MS
+#: how often what peers told of their marks is made durable (R13)
+KEEP_MARKS_NS = 10_000 * MS
 #: effects that have nothing to do with the state: what is committed before them may be applied after them
 STATELESS = frozenset({fx.Send, fx.PersistEntries, fx.Committed})
 
@@ -127,7 +130,6 @@ class Node:
             read_payload,
         )
         self.core.ctx.max_moves = config.max_moves
-        self.core.ctx.runs = store.lineage.runs
         self.identity = Identity(store, self.me)
         self.links = PeerLinks(
             config.cluster,
@@ -140,6 +142,9 @@ class Node:
         self.links.refusal = self.why_no_peer
         self.links.on_lineage = self.on_peer_lineage
         self.links.on_accused = self.on_accused
+        self.links.mark = lambda: store.mark
+        self.links.on_mark = self.on_peer_mark
+        self._know_lineage()
         self.snapshots = Snapshots(self)
         self.links.on_dropped = self.snapshots.dropped
         self.rebuilding = Rebuilding(self)
@@ -152,6 +157,7 @@ class Node:
         self.spreading = Spreading(self)
         self.collector = Collector()
         self._largest_grant_ns = largest
+        self._marks_kept_ns = 0
         self._held: deque[tuple[int, str, Any]] = deque()
         self._inbox: deque[tuple[Process, Any]] = deque()
         #: entries that are committed and not applied yet
@@ -166,6 +172,16 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- start and stop ---------------------------------------------------------------------
+
+    def begin_run(self) -> None:
+        """R13: this process is one that ran on the store, durably, from here on. To be called before ``start`` and before its
+        first message, and not before its addresses are bound: a process that cannot listen is none. Raises StorageError."""
+        self.store.raise_generation(self.me.incarnation)
+        self._know_lineage()
+
+    def _know_lineage(self) -> None:
+        self.links.lineage = lineage = self.store.lineage
+        self.core.ctx.runs = tuple(run.incarnation for run in lineage.runs)
 
     def start(self) -> None:
         """Load the replicas from the store and begin to tick. The loop is running."""
@@ -189,6 +205,7 @@ class Node:
                 self._add_host(now, p, restored)
         for record in self.topology.nodes.values():
             self.meet(record)
+        self.links.not_yet = ""
         self.core_started = True
         ticking = self._loop.create_task(self._tick_forever())
         ticking.add_done_callback(self.ended)
@@ -313,22 +330,30 @@ class Node:
         if self.core_started:
             self._shutting_out = self._loop.create_task(self._take_no_part())
 
-    def on_accused(self, by: str, why: str) -> None:
-        """A peer says that this store is an old copy. It counts while etcd has not said otherwise: what etcd
-        compared and swapped, a peer's word does not undo; that peer goes on to refuse this node."""
+    def on_accused(self, by: str, why: str, seen: Seen | None) -> None:
+        """A peer does not let this process in. What it has ``seen`` of this store is compared with the store's own lineage:
+        what contradicts that is so whatever etcd says, and for good. Anything else may be out of date: the peer
+        goes on to refuse this node until it knows better, and this node goes on to try."""
         text = f"{by} says: {why}"
-        if self.identity.state == "provisional":
-            self.condemn(Verdict("refused", text, WAY_OUT))
-        elif self.identity.accused != text:
-            self.identity.accused = text
-            log.error("etcd has confirmed this store, and %s", text, extra={"node": self.config.node})
+        if seen is not None and self.store.lineage.contradicts(seen):
+            self.condemn(Verdict("refused", text, WAY_OUT, True))
+        elif self.identity.accuse(by, text):
+            log.error("a peer does not let this node in: %s", text, extra={"node": self.config.node})
 
     def on_peer_lineage(self, peer: Process, lineage: Lineage) -> None:
         """Durable before anything that is acknowledged to that process from here on: the log is in order."""
         self.identity.lacking.pop(peer.node, None)
+        self.identity.accuse(peer.node, "")
         found = self.identity.remember(peer, lineage.generation, self.topology.nodes)
         if found is not None:
             self.remember_fact(FACT_GENERATIONS, found)
+
+    def on_peer_mark(self, peer: Process, mark: int) -> None:
+        """In memory at once, and durable now and then: a copy that is put back meets some peer that did not restart since, or
+        is older than what is kept here."""
+        if self.identity.note_mark(peer, mark) and now_ns() - self._marks_kept_ns >= KEEP_MARKS_NS:
+            self._marks_kept_ns = now_ns()
+            self.remember_fact(FACT_GENERATIONS, self.identity.memory())
 
     def _lacking(self, effect: fx.Lacking) -> None:
         known = self.identity.lacking.get(effect.node)
@@ -380,7 +405,10 @@ class Node:
     # --- turns ------------------------------------------------------------------------------
 
     def schedule_turn(self) -> None:
-        if not self._turn_scheduled and self.core_started:
+        if not self.core_started:
+            self.client_ns = 0
+            self._answer_committed()  # there are no turns yet, and nothing but refusals to send
+        elif not self._turn_scheduled:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
 
@@ -589,7 +617,7 @@ class Node:
         if record is None and certain:
             return PeerRefusal("no such node is registered")
         if record is not None and record.store_id != peer.store:
-            return PeerRefusal(f"its store is {record.store_id}", copy=True)
+            return PeerRefusal(f"its store is {record.store_id}")
         told = (lineage.generation, peer.incarnation)
         current = certain and record is not None and told == (record.generation, record.incarnation)
         return judge_peer(peer, lineage, self.identity.known(peer.node, record), current, rival)
@@ -639,6 +667,8 @@ class Node:
 
     def meet(self, record: NodeRecord) -> None:
         """Know a node's address; connect when it is of this cell, or shares a partition."""
+        if self.identity.vouch(record):
+            self.remember_fact(FACT_GENERATIONS, self.identity.memory())
         near = record.cell == self.config.cell or record.node in self.control.related
         if near and record.node != self.config.node:
             self.links.set_peer(record.node, record.store_id, record.rpc)
@@ -695,6 +725,8 @@ class Node:
         """Where it is, as far as is known here: who has just moved away knows before others ask around."""
         if self.identity.refused:
             return Moved(f"this node takes part in nothing: {self.identity.why}", partition=p)
+        if not self.core_started:
+            return Unavailable("this node is starting", retry_after_s=0.2, partition=p)
         if self.store.forks(p):
             return Unavailable(f"partition {p} is being opened here", retry_after_s=0.05, partition=p)
         placement = self.topology.partitions.get(p)

@@ -4,7 +4,8 @@ Messages of one loop turn to one peer leave in one write. A peer that does not r
 messages dropped beyond a bound (the core repeats what matters), so a paused peer costs
 neither memory nor time. A refused or reset connection is told to the core at once (R9).
 Each side pings, and ends a connection on which nothing came for long: when the other machine
-loses its power no reset ever tells, and whoever has nothing to send would wait for ever.
+loses its power no reset ever tells, and whoever has nothing to send would wait for ever. A ping
+tells its sender's mark: how far its log is durable (R13).
 """
 
 from __future__ import annotations
@@ -15,12 +16,22 @@ import random
 from collections.abc import Callable
 from typing import Any, cast
 
-from metastore.core.messages import Lineage, Process
+from metastore.core.messages import Lineage, Process, Seen
 from metastore.errors import ProtocolError
 from metastore.node.identity import PeerRefusal
 from metastore.wire import frames
 from metastore.wire.frames import shown
-from metastore.wire.peer_messages import bulk, decode, encode, hello, hello_ok, read_hello, read_hello_ok
+from metastore.wire.peer_messages import (
+    MAX_COUNT,
+    bulk,
+    decode,
+    encode,
+    hello,
+    hello_ok,
+    read_hello,
+    read_hello_ok,
+    read_seen,
+)
 
 log = logging.getLogger("metastore.peers")
 
@@ -76,7 +87,7 @@ class PeerConnection(asyncio.Protocol):
             self.abort()
             return
         if self.peer is not None and self.transport is not None:
-            self.transport.write(PING_FRAME)
+            self.transport.write(frames.pack(frames.PING, self.links.mark()))
         self._ping_later()
 
     def data_received(self, data: bytes) -> None:
@@ -97,6 +108,8 @@ class PeerConnection(asyncio.Protocol):
 
     def handle(self, kind: int, body: Any) -> None:
         if self.peer is not None and kind == frames.PING:
+            if type(body) is int and 0 < body < MAX_COUNT:
+                self.links.on_mark(self.peer, body)
             return
         if kind == frames.ERROR and (self.peer is not None or self.target is not None):
             self.refused(
@@ -124,9 +137,10 @@ class PeerConnection(asyncio.Protocol):
 
     def refused(self, by: str, body: Any) -> None:
         """The other side does not take this process for a peer. Raises ProtocolError."""
-        text = shown(body[1] if type(body) is list and len(body) > 1 else body, 400)
-        if type(body) is list and len(body) > 2 and type(body[2]) is dict and body[2].get("copy") is True:
-            self.links.on_accused(by, text)
+        said = body if type(body) is list else [body]
+        text = shown(said[1] if len(said) > 1 else body, 400)
+        detail = said[2] if len(said) > 2 and type(said[2]) is dict else {}
+        self.links.on_accused(by, text, read_seen(detail.get("seen")))
         raise ProtocolError(f"{by} refused: {text}")
 
     def accept(self, body: Any) -> None:
@@ -211,8 +225,13 @@ class PeerLinks:
         self.on_lineage: Callable[[Process, Lineage], None] = lambda peer, lineage: None
         #: messages to a peer that takes none of the many that wait for it are not sent
         self.on_dropped: Callable[[str, list[Any]], None] = lambda node, messages: None
-        #: a peer says that this store is an old copy, and why
-        self.on_accused: Callable[[str, str], None] = lambda by, why: None
+        #: a peer does not let this process in; why, and what it has seen of the store that this is to descend from
+        self.on_accused: Callable[[str, str, Seen | None], None] = lambda by, why, seen: None
+        #: how far this node's log is durable, and what a peer tells of its own
+        self.mark: Callable[[], int] = lambda: 0
+        self.on_mark: Callable[[Process, int], None] = lambda peer, mark: None
+        #: why nobody is let in yet, "" = they are
+        self.not_yet = "is starting"
         self.shut = False
         self._open: dict[str, PeerConnection] = {}
         self._began = asyncio.get_running_loop().time()
@@ -263,6 +282,8 @@ class PeerLinks:
                     connection.abort()
                 if connection.peer is not None:
                     pause = DIAL_PAUSE_MIN_S
+                elif node not in self._open:  # it is there, and lets nobody in
+                    self.on_down(node)
             except TimeoutError:
                 pass  # silence is not a refusal: suspicion takes its time (R9)
             except OSError:
@@ -285,14 +306,14 @@ class PeerLinks:
         copy that it is one."""
         if self.shut:
             raise ProtocolError(f"node {self.me.node!r} takes part in nothing: see its /v1/status")
+        if self.not_yet:
+            raise ProtocolError(f"node {self.me.node!r} {self.not_yet}")
         old = self._open.get(peer.node)
         rival = old.peer if old is not None and old.alive else None
         refusal = self.refusal(peer, lineage, rival)
         if refusal is not None:
             text = f"{peer.node!r} with store {peer.store!r} is no peer here: {refusal.why}"
-            if refusal.copy:
-                raise ProtocolError(text, copy=True)
-            raise ProtocolError(text)
+            raise ProtocolError(text, seen=list(refusal.seen)) if refusal.seen else ProtocolError(text)
 
     def opened(self, peer: Process, lineage: Lineage, connection: PeerConnection) -> None:
         self.on_lineage(peer, lineage)

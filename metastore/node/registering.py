@@ -6,9 +6,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from metastore.clock import now_ns
 from metastore.coordination.interface import KV, Compare, Get, Put, Session
+from metastore.core.messages import ASKED, CONFIRMED, UNASKED
 from metastore.errors import CoordinationError, InvalidRequest, ProtocolError
-from metastore.layout import NodeRecord, node_record_from_json, to_json
+from metastore.layout import MarkRecord, NodeRecord, node_record_from_json, to_json
 from metastore.logs import log_event
 from metastore.node.identity import FACT_REGISTERED, Verdict, judge, judge_living
 from metastore.wire import frames
@@ -23,6 +25,10 @@ PROBE_S: Final = 1.0
 LEASE_POLL_S: Final = 0.01
 AGAIN_S: Final = 0.05
 WAIT_S: Final = 0.2
+#: how often etcd is told the store's mark, if it is another (R13)
+MARK_NS: Final = 5_000_000_000
+#: how long a note about etcd may take to be durable
+NOTE_S: Final = 1.0
 
 Outcome = Literal["done", "refused", "wait", "no lease"]
 
@@ -34,6 +40,7 @@ class Registration:
         self.control = control
         self.node = control.node
         self._waits = ""
+        self._told_mark = self._told_at_ns = 0
 
     def record(self) -> NodeRecord:
         c, me = self.node.config, self.node.me
@@ -71,12 +78,13 @@ class Registration:
         control, mine = self.control, self.record()
         key, presence = control.layout.node(mine.node), control.layout.presence(mine.node)
         for _ in range(SWAPS):
-            found = await control.coordinator.txn([], [Get(key), Get(presence)])
-            kv, present = found.kvs
+            asked = [Get(key), Get(presence), Get(control.layout.mark(mine.node))]
+            kv, present, told = (await control.coordinator.txn([], asked)).kvs
             known = self._read(kv)
             holder = present.value.decode(errors="replace") if present is not None else ""
             identity = self.node.identity
-            verdict = judge(mine, identity.lineage, known, holder, identity.fresh)
+            mark = self._read_mark(told)
+            verdict = judge(mine, identity.lineage, known, holder, identity.fresh, mark)
             if known is not None and await self._answers(known):
                 verdict = judge_living(mine, known)
             if verdict.kind == "refused":
@@ -85,7 +93,7 @@ class Registration:
             if verdict.kind == "wait":
                 self._say_wait(verdict)
                 return "wait"
-            if not session.alive or not session.lease_id:
+            if not await self._note_asked() or not session.alive or not session.lease_id:
                 return "no lease"
             swapped = await control.coordinator.txn(
                 [_unchanged(key, kv), _unchanged(presence, present)],
@@ -107,6 +115,45 @@ class Registration:
             log.error("the node's record in etcd is not understood, and is replaced: %s", e)
             return None
 
+    @staticmethod
+    def _read_mark(kv: KV | None) -> MarkRecord | None:
+        try:
+            return MarkRecord.from_json(kv.value) if kv is not None else None
+        except (InvalidRequest, ValueError, TypeError) as e:
+            log.error("the mark of the node's store in etcd is not understood, and is passed over: %s", e)
+            return None
+
+    async def _note_asked(self) -> bool:
+        """What etcd may have from here on the store never forgets, whatever becomes of the answer (R13). Whether that is
+        durable."""
+        store = self.node.store
+        if store.lineage.runs[0].asked != UNASKED:
+            return True
+        seq = store.note_asked(ASKED)
+        try:
+            async with asyncio.timeout(NOTE_S):
+                while store.durable_seq < seq:
+                    await asyncio.sleep(LEASE_POLL_S)
+        except TimeoutError:
+            return False
+        return True
+
+    async def tell_mark(self) -> bool:
+        """Tell etcd how far the store is durable, now and then; False = etcd's record is another's. Raises CoordinationError."""
+        now, store, mine = now_ns(), self.node.store, self.record()
+        mark = store.mark
+        if mark <= self._told_mark or now - self._told_at_ns < MARK_NS:
+            return True
+        layout = self.control.layout
+        record = MarkRecord(mine.store_id, mine.generation, mine.incarnation, mark)
+        result = await self.control.coordinator.txn(
+            [Compare.value_is(layout.node(mine.node), to_json(mine))],
+            [Put(layout.mark(mine.node), record.to_json())],
+        )
+        if result.succeeded:
+            self._told_mark, self._told_at_ns = mark, now
+        return result.succeeded
+
     def _say_wait(self, verdict: Verdict) -> None:
         self.node.identity.why = verdict.why
         if self._waits != verdict.why:
@@ -118,6 +165,8 @@ class Registration:
         if identity.refused:
             return
         identity.state, identity.why = "confirmed", ""
+        if node.store.lineage.runs[0].asked != CONFIRMED:
+            node.store.note_asked(CONFIRMED)
         if not node.store.facts.get(FACT_REGISTERED):
             node.store.keep_fact(FACT_REGISTERED, True)
         if known is not None and known.store_id != mine.store_id:

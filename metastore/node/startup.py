@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from metastore.clock import now_ns
@@ -17,14 +16,15 @@ log = logging.getLogger("metastore.startup")
 ETCD_PATIENCE_S: Final = 1.5
 
 
-async def take_part(node: Node, coordinator: Coordinator, listen: Callable[[], Awaitable[object]]) -> bool:
-    """Whether the node takes part from here on; when it does not, ``node.identity`` says why. The store's
-    generation has been raised, and the node's address is bound; ``listen`` begins to serve on it.
+async def take_part(node: Node, coordinator: Coordinator) -> bool:
+    """Whether the node takes part from here on; when it does not, ``node.identity`` says why. The node listens on its
+    addresses already, and lets nobody in: whoever asks who is there is answered, and no other process can have them.
 
-    Nothing is sent to peers, answered or served before etcd has said that this process may, or has not answered for
+    Nothing is sent to peers or served before etcd has said that this process may, or has not answered for
     ETCD_PATIENCE_S: a restarted owner must go on without it (R12).
     """
     if not node.identity.refused:
+        node.begin_run()
         node.control.connect(coordinator)
         await node.control.registration.admit(ETCD_PATIENCE_S)
     if node.identity.refused:
@@ -32,7 +32,6 @@ async def take_part(node: Node, coordinator: Coordinator, listen: Callable[[], A
         await node.control.close()
         return False
     node.start()
-    await listen()
     node.control.follow()
     if node.identity.state == "confirmed":
         try:

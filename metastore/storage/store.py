@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from metastore.core.logindex import LogIndex
-from metastore.core.messages import Lineage
+from metastore.core.messages import Lineage, Run
 from metastore.errors import CorruptLog, CorruptState, NoRoom, RottenEntry, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
@@ -63,11 +63,10 @@ from metastore.storage.state import (
 
 log = logging.getLogger("metastore.store")
 
-#: a durable fact: how many processes have run on the store, and which, the newest first (R13)
-FACT_GENERATION: Final = "generation"
+#: a durable fact: which processes have run on the store, the newest first (R13)
+FACT_RUNS: Final = "runs"
 #: a fact that is logged so that a segment which has rotted is the last one no more
 FACT_LEFT: Final = "left_segment"
-MAX_RUNS: Final = 64
 FLUSH_INTERVAL_S: Final = 0.25
 HOLD_AFTER_S: Final = 10.0
 #: how long it may take until nothing needs a segment that has rotted
@@ -193,6 +192,8 @@ class Store:
         self._dirty: set[int] = set()
         self._durable_applied: dict[int, int] = {}
         self._checkpoint_seq = 0
+        #: the newest record that is more than a fact (``mark``)
+        self._data_seq = 0
         self._next_slot = 1
         self._garbage: list[Rubbish] = []
         #: partitions split off that no flush has yet: of which, and their aux rows; and those that are being
@@ -323,19 +324,36 @@ class Store:
     @property
     def lineage(self) -> Lineage:
         """R13: which processes have run on the store."""
-        generation, runs = self.facts.get(FACT_GENERATION, (0, ()))
-        return Lineage(generation, tuple(runs))
+        return Lineage(tuple(Run(*run) for run in self.facts.get(FACT_RUNS, ())))
+
+    @property
+    def mark(self) -> int:
+        """R13: the newest record that is durable and may have been answered for: a copy of the folder that ends before it is
+        an old one, whoever runs on it next. What the node notes of others is not counted, or two that tell each other their
+        marks would never come to rest."""
+        return min(self._data_seq, self.log.durable_seq)
 
     def raise_generation(self, incarnation: str) -> None:
         """One process more runs on the store (R13). Durable when this returns; to be called before ``start``, and
         before the process's first message. Raises StorageError."""
-        generation, runs = self.lineage
-        self.append(Fact(FACT_GENERATION, [generation + 1, [incarnation, *runs][:MAX_RUNS]]))
+        self._note_lineage(self.lineage.begun(incarnation, self.log.last_seq))
         self.run_round()
+
+    def note_asked(self, asked: int) -> int:
+        """What the present run knows of etcd's record of it (R13); the record's number. Durable as ``keep_fact``."""
+        seq = self._note_lineage(self.lineage.noted(asked))
+        self._save_soon()
+        return seq
+
+    def _note_lineage(self, lineage: Lineage) -> int:
+        return self.append(Fact(FACT_RUNS, [list(run) for run in lineage.runs]))
 
     def keep_fact(self, key: str, value: Any) -> None:
         """A durable fact: durable when this returns if the store has not been started, else soon."""
         self.append(Fact(key, value))
+        self._save_soon()
+
+    def _save_soon(self) -> None:
         if self._loop is None:
             self.run_round()
         else:
@@ -583,18 +601,22 @@ class Store:
             self._dirty.add(record.p)
         elif isinstance(record, Fact):
             self.facts[record.key] = record.value
+            return seq
+        self._data_seq = seq
         return seq
 
     def append_entries(self, p: int, epoch: int, commit: int, blobs: list[bytes]) -> int:
         """Buffer entries of one partition, written under ``epoch``; the number of the last one. Raises StorageError
         unless ``epoch`` is the one sealed (R1)."""
         self._must_be_sealed(p, epoch)
-        return self.log.append_entries(p, commit, blobs)
+        self._data_seq = seq = self.log.append_entries(p, commit, blobs)
+        return seq
 
     def truncate(self, p: int, epoch: int, keep_index: int) -> int:
         """Remove the entries above ``keep_index``, under ``epoch``; the record's number. Raises as ``append_entries``."""
         self._must_be_sealed(p, epoch)
-        return self.log.append(TruncateEntry(p, keep_index))
+        self._data_seq = seq = self.log.append(TruncateEntry(p, keep_index))
+        return seq
 
     def _must_be_sealed(self, p: int, epoch: int) -> None:
         """R1: the storage write itself compares: what changes a log goes by here."""
@@ -1013,6 +1035,8 @@ class Store:
         self.state.renew({})
         self.log.partitions[p].reset(index, epoch)
         self._durable_applied[p] = index
+        if meta.config:  # what came by snapshot is acknowledged like any entry: the mark says so too (R13)
+            self.append(ConfigEntry(p, meta.config))
         if self._forks:
             self._freeze()
         self._garbage.append(old)

@@ -7,9 +7,21 @@ happens. What a value means in the state that the replica is in, the core judges
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Final, get_type_hints
 
-from metastore.core.messages import KINDS, NUMBERS, Append, Lineage, Process, Pulled, SnapshotChunk
+from metastore.core.messages import (
+    KINDS,
+    MAX_RUNS,
+    NUMBERS,
+    Append,
+    Lineage,
+    Process,
+    Pulled,
+    Run,
+    Seen,
+    SnapshotChunk,
+)
 from metastore.errors import ProtocolError
 from metastore.wire.frames import shown
 
@@ -18,7 +30,6 @@ MAX_COUNT: Final = 1 << 62
 MAX_PARTITIONS: Final = 1 << 16
 #: of a hello: what a later version may say besides is passed over
 MAX_HELLO_FIELDS: Final = 16
-MAX_LINEAGE: Final = 64
 #: ten times what may be configured (grant_ms): a grant without end would be a licence for stale reads
 MAX_GRANT_NS: Final = 600 * 1_000_000_000
 _BOUNDS: Final = {"p": MAX_PARTITIONS, "grant_ns": MAX_GRANT_NS, "remaining_grant_ns": MAX_GRANT_NS}
@@ -98,16 +109,26 @@ def _check_int_rows(rows: list[Any], width: int) -> None:
             raise ProtocolError(f"{shown(row)} where {width} counts were due")
 
 
-def hello(
-    cluster: str, me: Process, target_node: str, target_store: str, lineage: Lineage
-) -> list[str | int | list[str]]:
+def hello(cluster: str, me: Process, target_node: str, target_store: str, lineage: Lineage) -> list[Any]:
     """PEER_HELLO: who calls, the very store it means to reach, and the lineage of its own (R13)."""
-    return [cluster, *me, target_node, target_store, lineage.generation, list(lineage.runs)]
+    return [cluster, *me, target_node, target_store, _told(lineage)]
 
 
-def hello_ok(me: Process, lineage: Lineage) -> list[str | int | list[str]]:
+def hello_ok(me: Process, lineage: Lineage) -> list[Any]:
     """PEER_HELLO_OK: who answers, and the lineage of its store (R13)."""
-    return [*me, lineage.generation, list(lineage.runs)]
+    return [*me, _told(lineage)]
+
+
+def _told(lineage: Lineage) -> list[list[str | int]]:
+    """Each run, but what it knows of etcd, which is its own affair."""
+    return [[run.generation, run.incarnation, run.end] for run in lineage.runs]
+
+
+def read_seen(raw: Any) -> Seen | None:
+    """What a refusal says that was seen of the store that is refused (R13); None when that is malformed, or not said."""
+    if type(raw) is not list or len(raw) != 3:
+        return None
+    return Seen(*raw) if _is_run(raw) else None
 
 
 def _is_text(value: Any) -> bool:
@@ -115,7 +136,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _lineage(body: Any, texts: int, what: str) -> Lineage:
-    """The lineage behind so many texts; generation 0 when none is told. What follows it is of a later version, and
+    """The lineage behind so many texts; no runs when none is told. What follows it is of a later version, and
     passed over. Raises ProtocolError."""
     if (
         type(body) is not list
@@ -123,12 +144,19 @@ def _lineage(body: Any, texts: int, what: str) -> Lineage:
         or not all(map(_is_text, body[:texts]))
     ):
         raise ProtocolError(f"malformed {what}")
-    generation, runs = body[texts : texts + 2] if len(body) >= texts + 2 else (0, [])
-    if type(generation) is not int or not 0 <= generation < MAX_COUNT:
-        raise ProtocolError(f"malformed {what}: generation {shown(generation)}")
-    if type(runs) is not list or len(runs) > min(MAX_LINEAGE, generation) or not all(map(_is_text, runs)):
-        raise ProtocolError(f"malformed {what}: {shown(runs)} as the processes of generation {generation}")
-    return Lineage(generation, tuple(runs))
+    runs = body[texts] if len(body) > texts else []
+    if type(runs) is not list or len(runs) > MAX_RUNS or not all(map(_is_run, runs)):
+        raise ProtocolError(f"malformed {what}: {shown(runs)} as the runs of a store")
+    if any(newer[0] <= older[0] for newer, older in pairwise(runs)):
+        raise ProtocolError(f"malformed {what}: the runs {shown(runs)} are not in order")
+    return Lineage(tuple(Run(*run) for run in runs))
+
+
+def _is_run(raw: Any) -> bool:
+    """``[generation, incarnation, record]``."""
+    if type(raw) is not list or len(raw) != 3 or not _is_text(raw[1]):
+        return False
+    return all(type(count) is int and 0 <= count < MAX_COUNT for count in (raw[0], raw[2])) and raw[0] > 0
 
 
 def read_hello(body: Any, cluster: str, me: Process) -> tuple[Process, Lineage]:

@@ -137,8 +137,8 @@ def greeted(address: str, *, small_window: bool = False) -> Speaker:
 
 def peer_hello(caller: tuple[str, str, str], target: tuple[str, str], generation: int | None = None) -> bytes:
     """``generation``: of the caller's store, where that has one (R13)."""
-    lineage = [] if generation is None else [generation, [caller[2]]]
-    return frame(frames.PEER_HELLO, ["dev", *caller, *target, *lineage])
+    runs = [] if generation is None else [[[generation, caller[2], 0]]]
+    return frame(frames.PEER_HELLO, ["dev", *caller, *target, *runs])
 
 
 def peer(*messages: Any) -> bytes:

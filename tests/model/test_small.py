@@ -15,6 +15,12 @@ STORES = Suite(
         "copies": stores.Bounds(),
         "wipes": stores.Bounds(wipes=1, copies=0, boots=3),
         "restarts, etcd away": stores.Bounds(copies=0, boots=3, outages=1, writes=1),
+        "few runs remembered": stores.Bounds(boots=2, writes=1, window=1),
+        "few runs remembered, restarts, etcd away": stores.Bounds(
+            copies=0, boots=4, outages=1, writes=0, elections=0, window=1
+        ),
+        "marks": stores.Bounds(boots=1, writes=1, marks=1),
+        "marks, restarts": stores.Bounds(copies=0, marks=2, writes=1),
     },
     {
         "R13 generations are not compared": Mutation(stores.Bounds(), "I5"),
@@ -23,10 +29,23 @@ STORES = Suite(
         "R13 peers do not remember": Mutation(stores.Bounds(outages=1), "I5"),
         "R13 an empty folder takes the name's old place": Mutation(stores.Bounds(wipes=1), "I5"),
         "R13 a run is told before it is durable": Mutation(stores.Bounds(copies=0, boots=3), "S2"),
+        "R13 etcd's word is put above what peers met": Mutation(stores.Bounds(outages=1, writes=1), "I5"),
+        "R13 what is beyond the runs remembered passes": Mutation(
+            stores.Bounds(boots=4, writes=1, window=1), "I5"
+        ),
+        "R13 the run that etcd confirmed is forgotten like others": Mutation(
+            stores.Bounds(copies=0, boots=3, outages=1, writes=0, elections=0, window=1), "S2"
+        ),
+        "R13 only what is known to be confirmed is kept": Mutation(
+            stores.Bounds(copies=0, boots=3, outages=1, writes=0, elections=0, window=1), "S2"
+        ),
+        "R13 marks are not compared": Mutation(stores.Bounds(boots=1, marks=1), "I5"),
         stores.SAME_RUN: Mutation(stores.Bounds(), "I5"),
     },
     {
         "copies, etcd away": stores.Bounds(outages=1, boots=3, writes=1),
+        "few runs remembered, more restarts": stores.Bounds(boots=3, writes=1, window=1),
+        "marks, two writes": stores.Bounds(boots=1, marks=1),
         "two copies": stores.Bounds(copies=2, boots=3, writes=1),
     },
 )

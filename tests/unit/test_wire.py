@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metastore.core import messages as m
-from metastore.core.messages import KINDS, Lineage, Process
+from metastore.core.messages import KINDS, Lineage, Process, Run
 from metastore.errors import ProtocolError
 from metastore.wire import frames, peer_messages
 from metastore.wire.frames import (
@@ -222,7 +222,7 @@ def test_numbers_of_messages_are_never_reused() -> None:
 def test_hello_names_the_very_store() -> None:
     """R13: a caller that means another cluster, node or store is told, and nothing else."""
     me, caller = Process("n1", "s1", "a"), Process("n2", "s2", "b")
-    lineage = Lineage(7, ("b", "old"))
+    lineage = Lineage((Run(7, "b"), Run(4, "old", 90)))
     body = peer_messages.hello("c", caller, "n1", "s1", lineage)
     assert peer_messages.read_hello(body, "c", me) == (caller, lineage)
     assert peer_messages.read_hello([*body, "what", {"a later": "version says"}], "c", me) == (
@@ -237,7 +237,20 @@ def test_hello_names_the_very_store() -> None:
             peer_messages.read_hello(wrong, "c", me)
     bad: list[Any] = [[], None, body[:5], [*body[:5], 5], [*body[:5], "x" * 300], [*body, *range(20)]]
     bad += [
-        [*body[:6], *tail] for tail in ([-1, []], ["7", []], [1 << 62, []], [1, ["a", "b"]], [7, [1]], [7, 7])
+        [*body[:6], runs]
+        for runs in (
+            7,
+            ["b"],
+            [[0, "b", 0]],
+            [["7", "b", 0]],
+            [[1 << 62, "b", 0]],
+            [[7, "b", -1]],
+            [[7, 7, 0]],
+            [[7, "b"]],
+            [[7, "b", 0], [7, "a", 0]],
+            [[7, "b", 0], [8, "a", 0]],
+            [[99 - n, "b", 0] for n in range(65)],
+        )
     ]
     for wrong in bad:
         with pytest.raises(ProtocolError, match="malformed"):
@@ -245,7 +258,7 @@ def test_hello_names_the_very_store() -> None:
 
 
 def test_the_answer_to_a_hello_names_the_very_store_too() -> None:
-    me, lineage = Process("n1", "s1", "a"), Lineage(2, ("a", "z"))
+    me, lineage = Process("n1", "s1", "a"), Lineage((Run(2, "a"), Run(1, "z", 5)))
     body = peer_messages.hello_ok(me, lineage)
     assert peer_messages.read_hello_ok(body) == (me, lineage)
     assert peer_messages.read_hello_ok(body[:3]) == (me, Lineage())

@@ -144,7 +144,7 @@ class Losses:
             return False
         told = other.node.identity.known(victim.config.node, None)
         log = other.node.store.log
-        return told is not None and told.generation > generation and log.durable_seq == log.last_seq
+        return any(known.generation > generation for known in told) and log.durable_seq == log.last_seq
 
     def _replace(self, process: Process, files: dict[Any, Any], tables: dict[bytes, Any]) -> None:
         self.world.watcher.has_another_disk(process)

@@ -135,10 +135,8 @@ class Process:
         store = Store(FOLDER, {"store_id": self.store_id}, not self.created, options)
         store.recover(self.disk, State(self.env, not self.created))
         self.created = True
-        incarnation = f"{self.name}/{self.lives}"
-        store.raise_generation(incarnation)
         store.log.writer = self._write
-        node = self.node = Node(self.config, store, incarnation)
+        node = self.node = Node(self.config, store, f"{self.name}/{self.lives}")
         world.watcher.watch(self, node)
         coordinator = SimCoordinator(
             world.network,
@@ -147,11 +145,8 @@ class Process:
             store.facts.get(FACT_CLUSTER_ID),
             int(store.facts.get(FACT_REVISION, 0)),
         )
-
-        async def listen() -> None:
-            await self.loop.create_server(lambda: ClientConnection(node), self.name, 1)
-
-        await take_part(node, coordinator, listen)
+        await self.loop.create_server(lambda: ClientConnection(node), self.name, 1)
+        await take_part(node, coordinator)
         await node.failed.wait()
 
     def _write(self, pieces: Any) -> None:

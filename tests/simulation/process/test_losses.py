@@ -49,7 +49,7 @@ def generations_are_not_compared(patch: pytest.MonkeyPatch) -> None:
 def generations_are_numbers_only(patch: pytest.MonkeyPatch) -> None:
     """Which processes ran on a store is not looked at: an old copy passes what is known of its store once it has
     been started once or twice."""
-    patch.setattr(Lineage, "descends_from", lambda self, generation, _: self.generation >= generation)
+    patch.setattr(Lineage, "has", lambda self, seen: self.generation >= seen.generation)
     patch.setattr(PartitionReplica, "on_recall", lambda *_: None)
 
 

@@ -128,7 +128,7 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("refused", lambda s: s["views"]["c1n1"]["clients"].update(refused_total=7), "node c1n1: 7 connections"),
     ("an old copy", lambda s: s["views"]["c1n2"]["identity"].update(state="refused", why="an old copy", do="x"), "error: node c1n2: it takes part in nothing: an old copy"),
     ("it waits", lambda s: s["views"]["c1n2"]["identity"].update(state="starting", why="who?"), "error: node c1n2: it waits: who?"),
-    ("accused", lambda s: s["views"]["c1n2"]["identity"].update(accused="c1n1 says"), "error: node c1n2: etcd has confirmed its store, and c1n1"),
+    ("accused", lambda s: s["views"]["c1n2"]["identity"].update(accused="c1n1 says"), "error: node c1n2: peers do not let it in: c1n1"),
     ("lacking", lambda s: s["views"]["c1n1"]["identity"].update(lacking={"c1n3": "entry 7"}), "error: node c1n3: as c1n1 sees it, it has less"),
     ("another store", lambda s: s["rows"][1].update(missing=["c1n3"]), "warning: node c1n3: it has another store than 1 partitions"),
     ("router", lambda s: s.update(router_error="it is away"), "error: router: it is away"),
