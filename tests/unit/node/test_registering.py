@@ -53,7 +53,9 @@ async def start(etcd: MemoryEtcd, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         host, _, port = rpc.rpartition(":")
         server = await loop.create_server(lambda: ClientConnection(node), host, int(port))
         rpc = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        config = NodeConfig(cell="c", node=name, data_dir=str(folder), rpc=rpc, http="127.0.0.1:1")
+        config = NodeConfig(
+            cell="c", node=name, data_dir=str(folder), rpc=rpc, http="127.0.0.1:1", lease_ttl_s=600
+        )
         node = Node(config, store, run)
         NODES.append(node)
         SERVERS[node] = server
@@ -129,7 +131,7 @@ async def test_starting_an_old_copy_often_does_not_make_it_newer(
     assert states(old) == ["refused"]
 
 
-@pytest.mark.parametrize("starts", [1, MAX_RUNS - 1, MAX_RUNS, MAX_RUNS + 3])
+@pytest.mark.parametrize("starts", [1, MAX_RUNS + 3])
 async def test_however_often_an_old_copy_was_started(
     start: Start, etcd: MemoryEtcd, tmp_path: Path, starts: int
 ) -> None:
