@@ -98,7 +98,7 @@ async def test_an_old_copy_is_refused_and_knows_it_for_good(
 ) -> None:
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
-    shutil.copytree(live, copy)
+    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
     await end(await start(live, "run2"), etcd, presence_stays=True)
     before = dict(etcd.kvs)
     old = await start(copy, "run3")
@@ -120,7 +120,7 @@ async def test_starting_an_old_copy_often_does_not_make_it_newer(
     """It dies each time before it has heard of etcd."""
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
-    shutil.copytree(live, copy)
+    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
     await end(await start(live, "run2"), etcd)
     for number in range(5):
         store = Store.open(copy, cluster="metastore", node="n")
@@ -138,7 +138,7 @@ async def test_however_often_an_old_copy_was_started(
     """What it does not remember it never had, for all that anybody can know."""
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
-    shutil.copytree(live, copy)
+    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
     await end(await start(live, "run2"), etcd)
     crash_at_start(copy, starts)
     assert states(await start(copy, "run3")) == ["refused"]
@@ -323,7 +323,7 @@ async def test_without_etcd_it_goes_on_and_etcds_word_counts_when_it_is_back(
     monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.3)
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
-    shutil.copytree(live, copy)
+    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
     await end(await start(live, "run2"), etcd)
     etcd.up = False
     true = await start(live, "run3")
@@ -481,7 +481,7 @@ async def test_a_run_that_came_and_went_while_etcd_was_away(
     """etcd never heard of it, so what it confirms need not descend from it: the peer that met it knows better."""
     node, peer = await pair(start, tmp_path, etcd, "run1")
     await end(node, etcd)
-    shutil.copytree(tmp_path / "n", tmp_path / "copy")
+    shutil.copytree(tmp_path / "n", tmp_path / "copy", ignore=shutil.ignore_patterns("LOCK", "*.new"))
     monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.2)
     etcd.up = False
     node = await start(tmp_path / "n", "run2", node.config.rpc)
