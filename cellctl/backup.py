@@ -232,6 +232,9 @@ def restore(
     All partitions of the cluster begin a new generation of versions: ETags, resume tokens and lock tokens of the saved
     cluster, and of this one so far, are refused.
     """
+    if generation is not None:
+        check_generation(generation)
+    topology(where)  # what is told of no cluster should not be told after the whole file was read
     found = survey(path)  # the whole file is checked before anything is written
     held = found["namespaces"]
     for name in only:

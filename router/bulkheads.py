@@ -199,6 +199,11 @@ class Hold:
 
     def take(self, size: int) -> None:
         """Hold ``size`` bytes more. Raises Overloaded when the router holds too many."""
+        self.look(size)
+        self.force(size)
+
+    def look(self, size: int) -> None:
+        """Whether ``size`` bytes more could be held now, before the work for them is done. Raises Overloaded."""
         bulkheads = self._all
         bound = bulkheads.config.max_held_mib * MIB
         if self.bytes + size > SMALL_BYTES:
@@ -209,7 +214,6 @@ class Hold:
                 f"bodies and answers of {bulkheads.bytes} bytes are in memory; "
                 f"the limit for one of {self.bytes + size} is {bound}",
             )
-        self.force(size)
 
     def force(self, size: int) -> None:
         """Hold what is there anyway and cannot be dropped, such as the answer to a write."""

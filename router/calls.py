@@ -161,6 +161,8 @@ class Call:
         length = request.content_length
         if length is not None and length > declared.limit:
             raise TooLarge(f"a body of {length} bytes is over the limit of {declared.limit} bytes")
+        if length:
+            self.hold.look(length)  # else it would be refused when most of it is here
         await self._expected()
         if request.content.is_eof() and request.content.exception() is None:
             # all of it is here already, as small ones are

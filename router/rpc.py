@@ -18,7 +18,7 @@ from metastore.wire.client_messages import GET, LIST, TXN
 from metastore.wire.op_checks import check_op, check_request, op_shape
 from router.bulkheads import CellDispatcher
 from router.calls import Call
-from router.several import MAX_ANSWER_BYTES, spread
+from router.several import MAX_ANSWER_BYTES, AnswerRoom, spread
 
 POINT_BYTES = 8
 
@@ -72,7 +72,7 @@ class Rpc:
     async def rpc(self, call: Call) -> web.Response:
         client_id, timeout_ms, ops = checked(await call.msgpack())
         until = min(call.until, asyncio.get_running_loop().time() + timeout_ms / 1000)
-        answer = [0]
+        answer = AnswerRoom(call.hold, answer_is_full)
 
         async def work(op: list[Any]) -> list[Any]:
             op_id = op[0]
@@ -82,8 +82,10 @@ class Rpc:
                     error = InvalidRequest("the start of a list is no storage key")
                 if error is not None:
                     raise error
+                if op[1] in (GET, LIST):
+                    answer.look()
                 found = await self.dispatcher.relay(client_id, op, until)
-                self._room(call, answer, op, answer_bytes(op, found))
+                take_room(answer, op, answer_bytes(op, found))
             except MetastoreError as e:
                 return error_result(op_id, e)
             return [op_id, *found[1:]]
@@ -92,14 +94,16 @@ class Rpc:
         headers = {"Cache-Control": "no-store"}
         return web.Response(body=body, content_type="application/x-msgpack", headers=headers)
 
-    @staticmethod
-    def _room(call: Call, answer: list[int], op: list[Any], size: int) -> None:
-        """Room for what an operation has read. Raises Overloaded, which clients try again; of a
-        transaction, which is done, OutcomeUnknown: the same request id gets the same outcome."""
-        try:
-            if answer[0] + size > MAX_ANSWER_BYTES:
-                raise Overloaded(f"an answer holds {MAX_ANSWER_BYTES} bytes of records", retry_after_s=0)
-            call.hold.take(size)
-        except Overloaded as e:
-            raise OutcomeUnknown(e.message, **e.detail) if op[1] == TXN else e from None
-        answer[0] += size
+
+def answer_is_full() -> Overloaded:
+    """Which clients try again."""
+    return Overloaded(f"an answer holds {MAX_ANSWER_BYTES} bytes of records", retry_after_s=0)
+
+
+def take_room(answer: AnswerRoom, op: list[Any], size: int) -> None:
+    """Room for what an operation has read. Raises Overloaded; of a transaction, which is done, OutcomeUnknown: the same
+    request id gets the same outcome."""
+    try:
+        answer.take(size)
+    except Overloaded as e:
+        raise OutcomeUnknown(e.message, **e.detail) if op[1] == TXN else e from None

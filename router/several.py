@@ -23,7 +23,7 @@ from metastore.client.results import (
 from metastore.errors import MetastoreError, NotFound, TooLarge
 from metastore.keys import storage_key
 from metastore.records import Record
-from router.bulkheads import CellDispatcher
+from router.bulkheads import CellDispatcher, Hold
 from router.calls import Call
 from router.idempotency import OneRequest, aged, note_batch
 from router.problems import item_json, problem_body
@@ -89,6 +89,37 @@ def condition_of(op: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+class AnswerRoom:
+    """What the records in one answer to many operations may hold. Once one has found no room, what has not been read
+    yet is not read: it would be refused all the same, after the work. ``refusal`` makes the error."""
+
+    def __init__(self, hold: Hold, refusal: Callable[[], MetastoreError]) -> None:
+        self.hold = hold
+        self.refusal = refusal
+        self.used = 0
+        self.full = False
+
+    def look(self) -> None:
+        """Before something is read for it. Raises ``refusal``."""
+        if self.full:
+            raise self.refusal()
+
+    def take(self, size: int) -> None:
+        """Room for what was read. Raises ``refusal``, Overloaded."""
+        if self.used + size > MAX_ANSWER_BYTES:
+            self.full = True
+            raise self.refusal()
+        self.hold.take(size)
+        self.used += size
+
+
+def answer_is_full() -> TooLarge:
+    return TooLarge(
+        f"the answers of a batch hold {MAX_ANSWER_BYTES} bytes of records, and others have used them up: "
+        "get this record in another request"
+    )
+
+
 class Several:
     """See the module."""
 
@@ -106,7 +137,7 @@ class Several:
         call.in_time()
         ns = self.namespace(call)
         rule = self.dispatcher.table.rule(ns.name)
-        answer = [0]
+        answer = AnswerRoom(call.hold, answer_is_full)
 
         def cell_of(op: Any) -> str:
             try:
@@ -127,36 +158,26 @@ class Several:
 
         return json_response({"results": await spread(ops, cell_of, work)})
 
-    @staticmethod
-    def _room(call: Call, answer: list[int], size: int) -> None:
-        """Room for a record in the answer. Raises TooLarge, Overloaded."""
-        if answer[0] + size > MAX_ANSWER_BYTES:
-            raise TooLarge(
-                f"the answers of a batch hold {MAX_ANSWER_BYTES} bytes of records, and others have used them up: "
-                "get this record in another request"
-            )
-        call.hold.take(size)
-        answer[0] += size
-
     async def _explained(
-        self, call: Call, ns: Namespace, key: str, error: MetastoreError, answer: list[int]
+        self, call: Call, ns: Namespace, key: str, error: MetastoreError, answer: AnswerRoom
     ) -> MetastoreError:
         error = await with_current(error, ns, key, call.left_s)
         held = error.detail.get("current") or error.detail.get("record")
         try:
-            self._room(call, answer, 0 if held is None else len(getattr(held, "value", held)))
+            answer.take(0 if held is None else len(getattr(held, "value", held)))
         except MetastoreError:
             error.detail.pop("current", None)
             error.detail.pop("record", None)
         return error
 
-    async def _one(self, call: Call, ns: Namespace, op: dict[str, Any], answer: list[int]) -> dict[str, Any]:
+    async def _one(self, call: Call, ns: Namespace, op: dict[str, Any], answer: AnswerRoom) -> dict[str, Any]:
         kind, key, left_s = op["op"], op["key"], max(0.0, call.left_s)
         if kind == "get":
+            answer.look()
             record, _ = await ns.get_with_age(key, **consistency(op), deadline_s=left_s)
             if record is None:
                 raise NotFound(f"there is no record {key!r:.200} in namespace {ns.name}")
-            self._room(call, answer, len(record.value))
+            answer.take(len(record.value))
             return {"status": 200, **item_json(key, record)}
         if kind == "touch":
             touched = await ns.touch(key, version=op.get("if_version"), deadline_s=left_s)

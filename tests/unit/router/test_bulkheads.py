@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from metastore.client.dispatch import Dispatcher
 from metastore.config import RouterConfig
-from metastore.errors import Overloaded
+from metastore.errors import Overloaded, TooLarge
 from metastore.topology import Placement
 from router.bulkheads import MIB, SMALL_BYTES, Bulkheads, CellDispatcher, Hold
+from router.several import MAX_ANSWER_BYTES, AnswerRoom, answer_is_full, spread
 
 
 def test_each_bound() -> None:
@@ -94,3 +96,42 @@ async def test_an_operation_that_fails_gives_back_its_share_and_its_turn(
         await dispatcher.read([], b"k", dispatcher._loop.time() + 1)
     assert seen == [(1, 1)]
     assert (share.ops, share.bytes, dispatcher._lines[0].active) == (0, 0, 0)
+
+
+def test_what_could_not_be_held_is_refused_before_it_is_there() -> None:
+    """``look`` says what ``take`` would, and holds nothing."""
+    bulkheads = Bulkheads(RouterConfig(max_held_mib=16, max_cell_mib=16))
+    with Hold(bulkheads) as hold:
+        for size in (1, 64 << 10, 1 << 20, 12 << 20, 13 << 20, 17 << 20):
+            try:
+                hold.look(size)
+            except Overloaded:
+                assert bulkheads.bytes == 0
+                with pytest.raises(Overloaded):
+                    hold.take(size)
+                assert size > 12 << 20
+            else:
+                assert bulkheads.bytes == 0
+                hold.take(size)
+                hold.release()
+
+
+async def test_an_answer_that_is_full_has_nothing_more_read_for_it() -> None:
+    read: list[int] = []
+    with Hold(Bulkheads(RouterConfig())) as hold:
+        room = AnswerRoom(hold, answer_is_full)
+
+        async def work(number: int) -> str:
+            try:
+                room.look()
+                read.append(number)
+                await asyncio.sleep(0)
+                room.take(1 << 20)
+            except TooLarge:
+                return "too large"
+            return "read"
+
+        found = await spread(range(1000), lambda n: f"{n % 4}", work)
+    assert found.count("read") == MAX_ANSWER_BYTES >> 20
+    assert len(read) < 600, "at most those that were under way"
+    room.take(0)
