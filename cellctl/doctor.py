@@ -24,6 +24,8 @@ from metastore.namespaces import MAX_NAMESPACES, NEARLY_FULL
 
 FLAP_WINDOW_MS = 600_000
 FLAP_ELECTIONS = 4
+#: of one node, as others remember: fewer may be one bad moment
+LAPSES = 2
 LAG_ENTRIES = 1000
 #: of the lease's time to live, when it was renewed
 MARGIN_PART = 0.25
@@ -207,6 +209,28 @@ def flapping(seen: Seen) -> Iterator[Finding]:
                 f"{times} elections in ten minutes, the last because: {last.cause}",
                 "each stops writes for up to a second",
                 f"cellctl history {p}; if nodes are just slow, raise suspect_after_ms: cellctl advise --pause …",
+            )
+
+
+def lapses(seen: Seen) -> Iterator[Finding]:
+    worst: dict[str, list[int]] = {}
+    for _, view in seen.up():
+        for node, (times, seconds) in view.get("lapses", {}).items():
+            worst[node] = max(worst.get(node, [0, 0]), [times, seconds])
+    for node, (times, seconds) in sorted(worst.items()):
+        if times >= LAPSES:
+            yield Finding(
+                "warning",
+                f"node {node}",
+                f"it was silent for so long that others took its leaders, {times} times lately",
+                "each time its partitions wait for an election; "
+                + (
+                    f"it is the last to get leaders for {seconds} s"
+                    if seconds
+                    else "it may get leaders again"
+                ),
+                "look at its processor, disk and network; if it is just slow, raise suspect_after_ms: cellctl advise "
+                "--measure",
             )
 
 
@@ -461,6 +485,7 @@ CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     partitions_that_ail,
     copies_that_rot,
     flapping,
+    lapses,
     leases,
     stalls,
     disks,

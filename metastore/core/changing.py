@@ -198,7 +198,7 @@ class ChangingReplica(LeadingReplica):
         else:
             # somebody else leads from here: hand over first, so that there are no grants to wait for (R11)
             to = None
-            heir = self.successor(term, members)
+            heir = self.successor(now, term, members)
             self.change_again_ns = now + CHANGE_RETRY_NS
             if heir is not None:
                 self.transfer(now, heir)
@@ -208,9 +208,9 @@ class ChangingReplica(LeadingReplica):
             )
             self.change(now, final, None, "goes back to the old replicas" if back else "has its new replicas")
 
-    def successor(self, term: Term, members: tuple[Member, ...]) -> str | None:
+    def successor(self, now: int, term: Term, members: tuple[Member, ...]) -> str | None:
         """The first of ``members`` that has nearly everything."""
-        for node, _ in members:
+        for node in self.ctx.lapses.steady(now, [node for node, _ in members]):
             pr = term.progress.get(node)
             up = pr is not None and pr.sealed and node not in self.ctx.down and node != self.ctx.me.node
             if pr is not None and up and self.log.last_index - pr.match <= MAX_LEARNER_LAG:

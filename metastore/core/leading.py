@@ -230,7 +230,7 @@ class LeadingReplica(Replica):
             if pr.next <= log.last_index:
                 blobs = self.read_log(pr.next)
             if blobs is None:
-                pr.snapshotting_since_ns = now
+                pr.snapshotting_since_ns, pr.gap = now, pr.next
                 self.emit(fx.StartSnapshot(self.p, node, term.epoch))
                 return
             self.send(
@@ -258,7 +258,7 @@ class LeadingReplica(Replica):
                 self.maybe_commit(now, term)
         if src.node == self.ctx.me.node:
             return
-        if pr.snapshotting_since_ns and msg.match >= self.log.base_index:
+        if pr.snapshotting_since_ns and msg.match >= max(self.log.base_index, pr.gap):
             # who had it all already says so, and has not heard by it what is committed
             pr.snapshotting_since_ns = pr.sent_commit = 0
             pr.probing, pr.next = False, msg.match + 1

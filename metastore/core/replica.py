@@ -21,6 +21,7 @@ import msgpack
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.entry import HEAD, Checked, check_entries
+from metastore.core.lapses import Lapses
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
@@ -122,6 +123,8 @@ class Context:
     runs: tuple[str, ...] = ()
     #: peers whose connection was reset or refused, and not yet back (R9)
     down: set[str] = field(default_factory=set)
+    #: nodes that lost leaders by silence
+    lapses: Lapses = field(default_factory=Lapses)
 
 
 @dataclass(slots=True)
@@ -216,6 +219,7 @@ class Replica:
             raise InvariantBroken(f"I7: partition {self.p} would lower {self.sealed_epoch} to {epoch}")
         if self.term is not None:
             self.step_down(f"epoch {epoch} of {owner.node} is sealed")
+        deposed = self.owner
         self.sealed_epoch, self.owner, self.resuming = epoch, owner, False
         self.emit(fx.PersistSeal(self.p, epoch, owner, config))
         known = self.config
@@ -228,6 +232,15 @@ class Replica:
         self.heard(now)
         if not handed_over:
             self.elections_ns = [*self.elections_ns[-31:], now]
+            self.note_lapse(now, deposed, owner)
+
+    def note_lapse(self, now: int, deposed: Process | None, owner: Process) -> None:
+        """R9: another node has taken the place of the last leader, unplanned. Where that one's connection is well, or this
+        is that very process, it was silent; who has died, or was started anew, has not lapsed."""
+        if deposed is None or deposed.node == owner.node or deposed.node in self.ctx.down:
+            return
+        if deposed.node != self.ctx.me.node or deposed == self.ctx.me:
+            self.ctx.lapses.note(now, deposed.node)
 
     def step_down(self, reason: str) -> None:
         self.term = None

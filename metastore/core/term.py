@@ -37,6 +37,9 @@ class Progress:
     next: int = 0
     probing: bool = True
     snapshotting_since_ns: int = 0
+    #: an entry that cannot be sent any more though it is above the log's base: it has rotted (R14). A snapshot has to
+    #: bring it, whatever before it is acknowledged meanwhile
+    gap: int = 0
     sent_commit: int = 0
     last_send_ns: int = 0
     last_ack_ns: int = 0

@@ -129,6 +129,7 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
         (n for n, _ in term.config.members() if n != me and n in node.links.connected()),
         key=lambda n: -term.progress[n].match,
     )
+    heirs.sort(key=lambda n: bool(node.core.ctx.lapses.waits_ns(now_ns(), n)))
     if to and to not in heirs:
         raise InvalidRequest(
             f"{to} cannot lead partition {partition}; connected replicas: {', '.join(heirs) or 'none'}"

@@ -379,6 +379,7 @@ class Node:
                     ]
                     if not up:
                         return
+                    up = self.core.ctx.lapses.steady(now_ns(), up)
                     r.transfer(now_ns(), up[r.p % len(up)])
             self.settle()
             await asyncio.sleep(0.02)

@@ -93,6 +93,7 @@ class Rebuilding:
             return
         self._handed_over_ns[host.p] = now
         up = [n for n, _ in term.config.members() if n in self.node.links.connected() and n in term.others()]
-        for heir in sorted(up, key=lambda n: -term.progress[n].match):
+        steady = self.node.core.ctx.lapses.steady(now, up)
+        for heir in sorted(up, key=lambda n: (n not in steady, -term.progress[n].match)):
             if host.replica.transfer(now, heir):
                 return

@@ -2,7 +2,7 @@
 
 Every node minds its own: now and then the one that leads at least two more than another replica of one of
 its partitions hands that one over. It goes by the topology's leaders, which may be a moment old: at worst a
-partition changes hands once too often.
+partition changes hands once too often. A node that lost leaders by silence gets none for a while (core.lapses).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Spreading:
 
     def _led(self, now: int, away: bool) -> list[Led]:
         steady_ns = 0 if away else int(self.node.config.leader_spread_s * 1e9)
-        led = []
+        led, lapses = [], self.node.core.ctx.lapses
         for p, host in self.node.hosts.items():
             replica, term = host.replica, host.replica.term
             if replica.role != ACTIVE or term is None or replica.move is not None or term.config.joint:
@@ -98,6 +98,7 @@ class Spreading:
                 for n, _ in term.config.members()
                 if n in self._since
                 and now - self._since[n] >= steady_ns
+                and (away or not lapses.waits_ns(now, n))
                 and term.progress[n].sealed
                 and last - term.progress[n].match <= 64
             )

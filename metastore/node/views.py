@@ -138,6 +138,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "identity": node.identity.view(),
         "partitions": partitions,
         "etcd": node.control.status(),
+        "lapses": node.core.ctx.lapses.view(now),
         "topology_revision": node.topology.revision,
         "topology_kept": node.topology_kept,
         "watches": node.watch_count(),

@@ -88,6 +88,10 @@ class Faults:
         """SIGSTOP, SIGCONT."""
         self._stop(self.pick(), self.random.randrange(1500 * MS), tell=True)
 
+    def flap(self) -> None:
+        """A machine, always the same one, that stands still again and again for as long as it takes to be missed."""
+        self._stop(self.world.processes[max(self.world.processes)], 700 * MS, tell=True)
+
     def stutter(self) -> None:
         """A starved process: for a while it runs by fits and starts."""
         victim, world = self.pick(), self.world

@@ -166,8 +166,9 @@ class World:
         self.faults.heal()
         self.until(self.all_led, 5, "I8: no leaders after healing")
         self.until(self.all_moved, 10, "moves: they do not end")
-        if "rot" in plan.faults:
-            passes = {q.name: q.node.store.scrub.passes + 2 for q in self.processes.values()}
+        if not plan.faults.keys().isdisjoint({"rot", "rot_log"}):
+            more = 2 if "rot" in plan.faults else 0
+            passes = {q.name: q.node.store.scrub.passes + more for q in self.processes.values()}
             self.until(lambda: self.all_sound(passes), 20, "R14: what has rotted is not rebuilt")
         self.workloads.finish()
         self.until(self.all_equal, 5, "I8: replicas do not catch up after healing")

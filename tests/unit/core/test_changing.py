@@ -281,11 +281,11 @@ def test_an_heir_is_near_the_end_of_the_log() -> None:
         pr.match = 0
     for _ in range(MAX_LEARNER_LAG):
         a.replica.propose(START, b"")
-    assert a.replica.successor(a.replica.term, TARGET) is None
+    assert a.replica.successor(START, a.replica.term, TARGET) is None
     a.replica.term.progress["c"].match = 2
-    assert a.replica.successor(a.replica.term, TARGET) == "c"
+    assert a.replica.successor(START, a.replica.term, TARGET) == "c"
     a.core.ctx.down.add("c")
-    assert a.replica.successor(a.replica.term, TARGET) is None
+    assert a.replica.successor(START, a.replica.term, TARGET) is None
 
 
 # --- who is appointed ---------------------------------------------------------------------------------------------

@@ -254,6 +254,16 @@ def test_a_follower_that_needs_what_has_rotted_at_its_leader_gets_a_snapshot() -
     assert fx.StartSnapshot(0, "c", a.replica.sealed_epoch) in found
     assert a.replica.role == "active", "what its state has it has"
     assert nodes["c"].replica.log.last_index == 2, "and what comes before the entry was sent"
+    for match in (1, 2, 2):
+        a.core.receive(START, nodes["c"].me, m.Appended(0, a.replica.sealed_epoch, match))
+    sent = [e for e in a.take() if isinstance(e, fx.Send) and e.node == "c"]
+    assert not [e for e in sent if isinstance(e.message, m.Append)], (
+        "it waits for the snapshot, whatever it says before"
+    )
+    a.core.receive(START, nodes["c"].me, m.Appended(0, a.replica.sealed_epoch, 3))
+    assert [
+        e for e in a.take() if isinstance(e, fx.Send) and isinstance(e.message, m.Append) and e.node == "c"
+    ]
 
 
 @pytest.mark.parametrize("has_it", [True, False])
