@@ -22,13 +22,15 @@ class RealEtcd:
     port: int
     peer_port: int
     process: subprocess.Popen[bytes] | None = None
+    #: beside the usual ones; the last of two counts
+    flags: tuple[str, ...] = ()
 
     @property
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = etcd_command(self.data, "test", self.port, self.peer_port)
+        command = [*etcd_command(self.data, "test", self.port, self.peer_port), *self.flags]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         assert wait_healthy(f"http://{self.endpoint}", 120), "etcd did not become healthy"
 

@@ -10,40 +10,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-import aetcd
-from aetcd import rpc
-
 from metastore.clock import now_ns
+from metastore.coordination.etcd_calls import (
+    CALL_TIMEOUT_S,
+    RETRY_S,
+    aetcd,
+    compare_of,
+    kv_of,
+    op_of,
+    prefix_end,
+    rpc,
+)
+from metastore.coordination.etcd_watch import EtcdWatch
 from metastore.coordination.interface import (
     KV,
-    Change,
+    QUIET_S,
     Compare,
-    Delete,
     Get,
     OnChange,
     Op,
-    Put,
     Session,
     TxnResult,
 )
-from metastore.coordination.mirror import Mirror
+from metastore.coordination.troubles import trouble_of
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 
 log = logging.getLogger("metastore.etcd")
 
-CALL_TIMEOUT_S = 2.0
 FAIL_FAST_S = (0.05, 0.2)
-RETRY_S = (0.2, 1.0)
-WATCH_SILENCE_S = 3.0
 RANGE_PAGE = 2000
 CHANNEL_OPTIONS = {
+    #: what lay in between while a watch was away comes in one piece, and a page of records too
+    "grpc.max_receive_message_length": -1,
     "grpc.keepalive_time_ms": 2000,
     "grpc.keepalive_timeout_ms": 2000,
     "grpc.keepalive_permit_without_calls": 1,
@@ -57,30 +59,19 @@ CHANNEL_OPTIONS = {
 #: gRPC says UNAVAILABLE both for "never connected" and for "the connection broke under it"
 NOT_SENT = ("failed to connect", "connection refused", "connections to all backends failing")
 
-
-def _prefix_end(prefix: bytes) -> bytes:
-    return prefix[:-1] + bytes([prefix[-1] + 1])
-
-
-def _kv(raw: Any) -> KV:
-    return KV(raw.key.decode(), raw.value, raw.mod_revision, raw.create_revision, raw.lease)
-
-
-def _compare(c: Compare) -> Any:
-    if c.what == "mod":
-        return rpc.Compare(
-            result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=c.key.encode(), mod_revision=c.revision
-        )
-    return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.VALUE, key=c.key.encode(), value=c.value)
-
-
-def _op(op: Op) -> Any:
-    if isinstance(op, Put):
-        put = rpc.PutRequest(key=op.key.encode(), value=op.value, lease=op.lease)
-        return rpc.RequestOp(request_put=put)
-    if isinstance(op, Delete):
-        return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=op.key.encode()))
-    return rpc.RequestOp(request_range=rpc.RangeRequest(key=op.key.encode()))
+#: certainly without effect
+REFUSALS = frozenset(
+    {
+        rpc.StatusCode.INVALID_ARGUMENT,
+        rpc.StatusCode.NOT_FOUND,
+        rpc.StatusCode.FAILED_PRECONDITION,
+        rpc.StatusCode.RESOURCE_EXHAUSTED,
+        rpc.StatusCode.PERMISSION_DENIED,
+        rpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+#: so long after a write was refused the next one is expected to be refused too
+REFUSED_S = 3.0
 
 
 class EtcdCoordinator:
@@ -98,9 +89,12 @@ class EtcdCoordinator:
         self.revision = known_revision
         self.connected = False
         self.untrusted = ""
+        #: what ails it, by what it was asked for: "read", "write", "member HOST:PORT"
+        self._troubles: dict[str, str] = {}
         self._clients: dict[str, aetcd.Client] = {}
         self._current = 0
         self._closed_until = 0.0
+        self._write_refused = -REFUSED_S
         self._watches: list[EtcdWatch] = []
         self._sessions: list[EtcdSession] = []
 
@@ -115,6 +109,10 @@ class EtcdCoordinator:
             self._clients[endpoint] = client
             await client.connect()  # makes the channel and the stubs; does not wait for a server
         return client
+
+    def endpoint_of(self, client: aetcd.Client) -> str:
+        """``host:port`` of a client that ``client`` gave."""
+        return next((endpoint for endpoint, known in self._clients.items() if known is client), "?")
 
     def next_endpoint(self, failed: aetcd.Client) -> None:
         """Pass over the endpoint of ``failed``, unless another caller has done so already."""
@@ -137,7 +135,7 @@ class EtcdCoordinator:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     response = await make(client)
-                if not self._see(response.header, before if check else 0):
+                if not self.see(response.header, before if check else 0):
                     error = (
                         CoordinationUnknown(self.untrusted)
                         if write
@@ -145,6 +143,7 @@ class EtcdCoordinator:
                     )
                     break
                 self._set_connected(True)
+                self.note_trouble("write" if write else "read", "")
                 return response
             except TimeoutError:
                 error = (
@@ -154,6 +153,9 @@ class EtcdCoordinator:
                 )
             except rpc.AioRpcError as e:
                 error = self._classify(e, write)
+                self.note_trouble("write" if write else "read", trouble_of(e.details() or ""))
+                if e.code() in REFUSALS:
+                    raise error from e  # it is there, and has answered
             self.next_endpoint(client)
             if write and isinstance(error, CoordinationUnknown):
                 break
@@ -167,12 +169,7 @@ class EtcdCoordinator:
         details = (e.details() or "").lower()
         if not write or (e.code() == rpc.StatusCode.UNAVAILABLE and any(t in details for t in NOT_SENT)):
             return CoordinationUnavailable(f"etcd: {e.details()}")
-        if e.code() in (
-            rpc.StatusCode.INVALID_ARGUMENT,
-            rpc.StatusCode.NOT_FOUND,
-            rpc.StatusCode.FAILED_PRECONDITION,
-            rpc.StatusCode.RESOURCE_EXHAUSTED,
-        ):
+        if e.code() in REFUSALS:
             return CoordinationUnavailable(f"etcd refused: {e.details()}")
         return CoordinationUnknown(f"etcd: {e.details()}")
 
@@ -182,7 +179,28 @@ class EtcdCoordinator:
             log.critical("%s", self.untrusted)
         self._set_connected(False)
 
-    def _see(self, header: Any, at_least: int) -> bool:
+    @property
+    def trouble(self) -> str:
+        return self.untrusted or next(iter(self._troubles.values()), "")
+
+    @property
+    def takes_writes(self) -> bool:
+        refused_s = asyncio.get_running_loop().time() - self._write_refused
+        return not self.untrusted and ("write" not in self._troubles or refused_s > REFUSED_S)
+
+    def note_trouble(self, about: str, trouble: str) -> None:
+        """What is known to ail ``about``; "" = nothing, any more."""
+        known = self._troubles.pop(about, "")
+        if trouble:
+            if about == "write":
+                self._write_refused = asyncio.get_running_loop().time()
+            self._troubles[about] = trouble
+            if not known:
+                log.warning("%s", trouble)
+        elif known:
+            log.info("over: %s", known)
+
+    def see(self, header: Any, at_least: int) -> bool:
         """R13: note etcd's identity and revision; False when they contradict what is known."""
         if self.cluster_id is None:
             self.cluster_id = header.cluster_id
@@ -207,7 +225,7 @@ class EtcdCoordinator:
     async def get(self, key: str) -> KV | None:
         request = rpc.RangeRequest(key=key.encode())
         r = await self.call(lambda c: c.kvstub.Range(request, timeout=CALL_TIMEOUT_S), write=False)
-        return _kv(r.kvs[0]) if r.kvs else None
+        return kv_of(r.kvs[0]) if r.kvs else None
 
     async def range(self, prefix: str) -> tuple[int, list[KV]]:
         raw = prefix.encode()
@@ -215,7 +233,7 @@ class EtcdCoordinator:
         found: list[KV] = []
         while True:  # pages of one revision: an answer has a size limit
             request = rpc.RangeRequest(
-                key=start, range_end=_prefix_end(raw), limit=RANGE_PAGE, revision=revision
+                key=start, range_end=prefix_end(raw), limit=RANGE_PAGE, revision=revision
             )
 
             def ask(c: aetcd.Client, request: Any = request) -> Awaitable[Any]:
@@ -223,7 +241,7 @@ class EtcdCoordinator:
 
             r = await self.call(ask, write=False)
             revision = revision or r.header.revision
-            found += [_kv(kv) for kv in r.kvs]
+            found += [kv_of(kv) for kv in r.kvs]
             if not r.more:
                 return revision, found
             start = r.kvs[-1].key + b"\0"
@@ -232,14 +250,14 @@ class EtcdCoordinator:
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
     ) -> TxnResult:
         request = rpc.TxnRequest(
-            compare=[_compare(c) for c in compares],
-            success=[_op(o) for o in then],
-            failure=[_op(o) for o in otherwise],
+            compare=[compare_of(c) for c in compares],
+            success=[op_of(o) for o in then],
+            failure=[op_of(o) for o in otherwise],
         )
         r = await self.call(lambda c: c.kvstub.Txn(request, timeout=CALL_TIMEOUT_S), write=True)
         taken = then if r.succeeded else otherwise
         kvs = [
-            _kv(response.response_range.kvs[0]) if response.response_range.kvs else None
+            kv_of(response.response_range.kvs[0]) if response.response_range.kvs else None
             for op, response in zip(taken, r.responses, strict=True)
             if isinstance(op, Get)
         ]
@@ -252,8 +270,8 @@ class EtcdCoordinator:
         self._sessions.append(session)
         return session
 
-    def watch(self, prefix: str, on_change: OnChange) -> EtcdWatch:
-        watch = EtcdWatch(self, prefix, on_change)
+    def watch(self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S) -> EtcdWatch:
+        watch = EtcdWatch(self, prefix, on_change, quiet_s)
         self._watches.append(watch)
         return watch
 
@@ -353,103 +371,3 @@ class EtcdSession:
                     await self._etcd.call(
                         lambda c: c.leasestub.LeaseRevoke(request, timeout=1.0), write=True, check=False
                     )
-
-
-class EtcdWatch(Mirror):
-    """Implements Watch: a reading of the prefix, then the stream from the next revision on; after
-    a compaction, or in any doubt, a reading again, of which only the differences count."""
-
-    def __init__(self, coordinator: EtcdCoordinator, prefix: str, on_change: OnChange) -> None:
-        super().__init__()
-        self._etcd = coordinator
-        self._prefix = prefix
-        self._on_change = on_change
-        self.ready = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def close(self) -> None:
-        self._task.cancel()
-
-    async def _run(self, reread: bool = True) -> None:
-        while True:
-            try:
-                if reread:
-                    revision, content = await self._etcd.range(self._prefix)
-                    self._deliver(revision, self.snapshot(revision, content))
-                    self.ready.set()
-                reread = await self._stream()
-            except CoordinationError as e:
-                log.debug("watch: %s", e)
-            except rpc.AioRpcError as e:
-                log.debug("watch: %s", e.details())
-            except Exception:
-                log.exception("the watch failed; it begins again")
-                reread = True
-            await asyncio.sleep(random.uniform(*RETRY_S) / 2)
-
-    def _deliver(self, revision: int, changes: list[Change]) -> None:
-        if changes or not self.ready.is_set():
-            try:
-                self._on_change(revision, changes)
-            except Exception:
-                log.exception("a watch's consumer failed")
-
-    async def _stream(self) -> bool:
-        """Follow events until the stream ends; whether the prefix must be read again."""
-        client = await self._etcd.client()
-        # a member cut off from its leader ends the stream instead of keeping it without news
-        call = rpc.WatchStub(client.channel).Watch(metadata=(("hasleader", "true"),))
-        raw = self._prefix.encode()
-        create = rpc.WatchCreateRequest(
-            key=raw, range_end=_prefix_end(raw), start_revision=self.revision + 1, progress_notify=True
-        )
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                await call.write(rpc.WatchRequest(create_request=create))
-            while True:
-                response = await self._read(call)
-                if response is None:
-                    self._etcd.next_endpoint(client)
-                    return False
-                if response.canceled or response.compact_revision:
-                    return True
-                if not self._etcd._see(response.header, self.revision if response.created else 0):
-                    raise CoordinationUnavailable(self._etcd.untrusted)
-                if response.created or not response.events:
-                    continue
-                events = [
-                    (e.kv.key.decode(), _kv(e.kv) if e.type == rpc.Event.PUT else None)
-                    for e in response.events
-                ]
-                revision = max(e.kv.mod_revision for e in response.events)
-                self._etcd.revision = max(self._etcd.revision, revision)
-                self._deliver(revision, self.events(revision, events))
-        except (
-            TimeoutError,
-            rpc.AioRpcError,
-            asyncio.InvalidStateError,
-        ) as e:  # the last: it ended as we wrote
-            log.debug("watch: %s", e)
-            self._etcd.next_endpoint(client)
-            return False
-        finally:
-            call.cancel()
-
-    @staticmethod
-    async def _read(call: Any) -> Any:
-        """The next response; None when the stream ended or stays dead silent when asked."""
-        reading = asyncio.ensure_future(call.read())
-        try:
-            done, _ = await asyncio.wait({reading}, timeout=WATCH_SILENCE_S)
-            if not done:
-                progress = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
-                async with asyncio.timeout(CALL_TIMEOUT_S):
-                    await call.write(progress)
-                done, _ = await asyncio.wait({reading}, timeout=CALL_TIMEOUT_S)
-            if not done:
-                return None
-            response = reading.result()
-            return response if response else None
-        finally:
-            if not reading.done():
-                reading.cancel()

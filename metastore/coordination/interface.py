@@ -110,12 +110,21 @@ class Session(Protocol):
         ...
 
 
+#: how long a watch may be silent before it is asked whether it is alive
+QUIET_S = 3.0
+
+
 class Watch(Protocol):
     """A mirror of a prefix. ``ready`` is set once its first content was delivered."""
 
     ready: asyncio.Event
     kvs: dict[str, KV]
     revision: int
+
+    @property
+    def silent_s(self) -> float:
+        """How long ago it was known to have delivered all that there was; since it began, when it never was."""
+        ...
 
     def close(self) -> None: ...
 
@@ -138,6 +147,21 @@ class Coordinator(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def untrusted(self) -> str:
+        """Why no call is made any more (R13); "" = it is trusted."""
+        ...
+
+    @property
+    def takes_writes(self) -> bool:
+        """False while it refuses them for a reason of its own, as when it is full; seconds later one is tried again."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """What ails the service, as far as its answers say, distrust included; "" = nothing."""
+        ...
+
     async def get(self, key: str) -> KV | None: ...
 
     async def range(self, prefix: str) -> tuple[int, list[KV]]: ...
@@ -152,9 +176,10 @@ class Coordinator(Protocol):
 
     def session(self, ttl_s: float) -> Session: ...
 
-    def watch(self, prefix: str, on_change: OnChange) -> Watch:
+    def watch(self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S) -> Watch:
         """Mirror ``prefix``; every net change is delivered once, in order, deletes too, across
-        disconnects and compaction. The first delivery is the content found (maybe none)."""
+        disconnects and compaction. The first delivery is the content found (maybe none). When nothing came
+        for ``quiet_s`` it looks whether it is still told of changes."""
         ...
 
     async def close(self) -> None: ...

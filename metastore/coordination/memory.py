@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from metastore.coordination.interface import (
     KV,
+    QUIET_S,
     Change,
     Compare,
     Get,
@@ -24,6 +25,7 @@ from metastore.coordination.mirror import Mirror
 from metastore.errors import CoordinationUnavailable, CoordinationUnknown
 
 POLL_S = 0.005
+FULL = "the service is full (alarm NOSPACE)"
 
 
 class MemoryEtcd:
@@ -34,6 +36,10 @@ class MemoryEtcd:
         self.revision = 1
         self.up = True
         self.lose_next_answer = False
+        #: watches hear nothing, while all else goes on
+        self.blind = False
+        #: readings and leases go on, and nothing is written
+        self.full = False
         self.kvs: dict[str, KV] = {}
         self.leases: dict[int, tuple[float, float]] = {}
         self.history: list[tuple[int, str, KV | None]] = []
@@ -77,6 +83,8 @@ class MemoryEtcd:
         if any(isinstance(op, Put) and op.lease and op.lease not in self.leases for op in ops):
             raise CoordinationUnavailable("requested lease not found")
         if any(not isinstance(op, Get) for op in ops):
+            if self.full:
+                raise CoordinationUnavailable(FULL)
             self.revision += 1
         found: list[KV | None] = []
         for op in ops:
@@ -142,6 +150,14 @@ class MemoryCoordinator:
         self.revision = service.revision
         return service
 
+    @property
+    def trouble(self) -> str:
+        return self.untrusted or ("" if self.takes_writes else FULL)
+
+    @property
+    def takes_writes(self) -> bool:
+        return not self.service.full
+
     def distrust(self, why: str) -> None:
         self.untrusted = self.untrusted or why
         self.connected = False
@@ -172,7 +188,7 @@ class MemoryCoordinator:
         self._tasks.append(session)
         return session
 
-    def watch(self, prefix: str, on_change: OnChange) -> MemoryWatch:
+    def watch(self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S) -> MemoryWatch:
         watch = MemoryWatch(self, prefix, on_change)
         self._tasks.append(watch)
         return watch
@@ -241,16 +257,23 @@ class MemoryWatch(Mirror):
         self._c = coordinator
         self._prefix = prefix
         self._on_change = on_change
+        self._heard_s = coordinator.clock()
         self.ready = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def close(self) -> None:
         self._task.cancel()
 
+    @property
+    def silent_s(self) -> float:
+        return self._c.clock() - self._heard_s
+
     async def _run(self) -> None:
         while True:
             try:
                 service = self._c.reach()
+                if service.blind:
+                    raise CoordinationUnavailable("it hears nothing")
                 if not self.ready.is_set() or self.revision < service.compacted:
                     revision, content = await self._c.range(self._prefix)
                     changes: list[Change] = self.snapshot(revision, content)
@@ -261,6 +284,7 @@ class MemoryWatch(Mirror):
                 if changes or not self.ready.is_set():
                     self._on_change(self.revision, changes)
                 self.ready.set()
+                self._heard_s = self._c.clock()
             except CoordinationUnavailable:
                 pass
             await asyncio.sleep(self._c.poll_s)

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from metastore.clock import now_ns
-from metastore.coordination.interface import KV, Change, Compare, Coordinator, Delete, Get, Op, Put, Session
+from metastore.coordination.interface import (
+    KV,
+    QUIET_S,
+    Change,
+    Compare,
+    Coordinator,
+    Delete,
+    Get,
+    Op,
+    Put,
+    Session,
+)
 from metastore.core import effects as fx
 from metastore.core.replica import ACTIVE
 from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest, StorageError
@@ -111,7 +122,8 @@ class Control:
 
     def follow(self) -> None:
         """Follow the cluster's records, and keep this node's own there. The node has started."""
-        self._watch = self.coordinator.watch(self.layout.root, self._on_change)
+        quiet_s = min(QUIET_S, self.node.config.lease_ttl_s / 3)
+        self._watch = self.coordinator.watch(self.layout.root, self._on_change, quiet_s)
         self._spawn(self._wait_ready())
         self._spawn(self._reconcile_forever())
 
@@ -696,14 +708,26 @@ class Control:
         return self.ready.is_set() and self.can_elect()
 
     def can_elect(self) -> bool:
-        """Whether an election could be run from here now; not before etcd has this very process registered (R13)."""
-        return self._registered and self.coordinator.connected and self.session.alive
+        """Whether an election could be run from here now; not before etcd has this very process registered (R13), and
+        not while it is full.
+        A watch that heard nothing for as long as a lease lives counts as etcd away (R9, R16): by the lease, nobody
+        else may take over, and without the watch this node knows of nothing to take over."""
+        return (
+            self._registered
+            and self.coordinator.connected
+            and self.coordinator.takes_writes
+            and self.session.alive
+            and self._watch.silent_s < self.node.config.lease_ttl_s
+        )
 
     def status(self) -> dict[str, Any]:
         if not hasattr(self, "coordinator"):
-            return {"connected": False}
+            return {"connected": False, "trouble": "", "untrusted": "", "watch_silent_s": 0.0}
         return {
             "connected": self.coordinator.connected,
+            "trouble": self.coordinator.trouble,
+            "untrusted": self.coordinator.untrusted,
+            "watch_silent_s": round(self._watch.silent_s, 3) if hasattr(self, "_watch") else 0.0,
             "lease": bool(self.session.alive and self.session.lease_id),
             "lease_margin_s": round(self.session.margin_s, 3),
             "revision": self.coordinator.revision,

@@ -245,6 +245,75 @@ async def test_a_watch_survives_compaction(backend: Backend) -> None:
     await writer.close()
 
 
+async def test_a_watch_takes_more_than_a_message_holds(real_etcd: RealEtcd) -> None:
+    """What it missed comes in parts, and each is larger than what gRPC takes by itself."""
+    c, writer, seen = EtcdCoordinator([real_etcd.endpoint]), EtcdCoordinator([real_etcd.endpoint]), Seen()
+    watch = c.watch("/w/", seen)
+    await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
+    watch.close()
+    for i in range(12):
+        await writer.txn([], [Put(f"/w/{i}", bytes(1 << 20))])
+    watch._task = asyncio.create_task(watch._run(reread=False))
+    await until("all of it", lambda: len(seen.content) == 12)
+    await until("it hears", lambda: watch.silent_s < 1 and not c.trouble)
+    await c.close()
+    await writer.close()
+
+
+async def test_a_watch_knows_for_how_long_it_has_heard_nothing(backend: Backend) -> None:
+    c = backend.connect()
+    watch = c.watch("/w/", Seen(), quiet_s=0.2)
+    await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
+    await until("it hears", lambda: watch.silent_s < 1)
+    backend.away()
+    await until("it hears nothing", lambda: watch.silent_s > 3)
+    backend.back()
+    await until("it hears again", lambda: watch.silent_s < 1)
+    await c.close()
+
+
+async def test_a_full_etcd_is_told_as_full(tmp_path: Path) -> None:
+    """Alarm NOSPACE: readings, watches and leases go on. It is over once somebody has made room."""
+    from aetcd import rpc
+
+    ports = pick_ports("127.0.0.1", ["client", "peer"], set())
+    quota = ("--quota-backend-bytes=8388608",)
+    etcd = RealEtcd(tmp_path / "etcd", ports["client"], ports["peer"], flags=quota)
+    etcd.start()
+    c = EtcdCoordinator([etcd.endpoint])
+    try:
+        await c.txn([], [Put("/f/a", b"small")])
+        session = c.session(TTL_S)
+        session.start()
+        await until("a lease", lambda: session.alive)
+        refused = None
+        for _ in range(40):
+            try:
+                await c.txn([], [Put("/f/b", bytes(1 << 20))])
+            except CoordinationUnavailable as e:
+                refused = e
+                break
+        assert refused is not None
+        assert not c.takes_writes
+        assert "alarm NOSPACE" in c.trouble
+        assert await c.get("/f/a") is not None
+        await asyncio.sleep(1.5 * TTL_S)
+        assert session.alive
+        assert "etcdctl alarm disarm" in c.trouble, "a reading that went well says nothing of writes"
+        client = await c.client()
+        await client.kvstub.Compact(rpc.CompactionRequest(revision=c.revision, physical=True))
+        await client.maintenancestub.Defragment(rpc.DefragmentRequest())
+        for alarm in (await client.maintenancestub.Alarm(rpc.AlarmRequest())).alarms:
+            disarm = rpc.AlarmRequest(action=2, memberID=alarm.memberID, alarm=alarm.alarm)
+            await client.maintenancestub.Alarm(disarm)
+        await eventually(lambda: c.txn([], [Put("/f/a", b"again")]))
+        assert c.takes_writes
+        assert not c.trouble
+    finally:
+        await c.close()
+        etcd.kill()
+
+
 async def test_away_is_told_apart_from_unknown(backend: Backend) -> None:
     """A request that certainly had no effect is Unavailable; one that was sent is Unknown."""
     c = backend.connect()
