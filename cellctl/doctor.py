@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -11,13 +13,14 @@ from typing import Any, Literal
 
 import click
 
-from cellctl.connect import Where, cluster_options, fetch_json, router_url, topology
+from cellctl.connect import Where, cluster_options, etcd_endpoints, fetch_json, router_url, topology
 from cellctl.history import read_history
 from cellctl.operate import Records
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.plan import THRESHOLD, balance
 from cellctl.rebalance import operate
 from cellctl.status import node_views, partition_rows
+from metastore.coordination.etcd_members import EtcdMember, ailments, ask_members
 from metastore.errors import MetastoreError
 from metastore.layout import HistoryRecord
 from metastore.namespaces import MAX_NAMESPACES, NEARLY_FULL
@@ -64,6 +67,7 @@ class Seen:
     router_error: str = ""
     #: that have a policy
     namespaces: int = 0
+    members: Sequence[EtcdMember] = ()
 
     def up(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, view in sorted(self.views.items()):
@@ -237,13 +241,37 @@ def lapses(seen: Seen) -> Iterator[Finding]:
 def leases(seen: Seen) -> Iterator[Finding]:
     for name, view in seen.up():
         etcd, ttl = view["etcd"], float(view["settings"]["lease_ttl_s"])
-        if not etcd.get("connected"):
+        if etcd["untrusted"]:
+            yield Finding(
+                "error",
+                f"node {name}",
+                f"it does not trust etcd: {etcd['untrusted']}",
+                "reads and writes go on, and elections by claims (R16); nothing else can be changed any more",
+                "if etcd was replaced or restored: cellctl control rebuild; if not, give back the one that was there",
+            )
+        elif etcd["trouble"]:
+            yield Finding(
+                "error",
+                f"node {name}",
+                etcd["trouble"],
+                "reads and writes go on; changes of the cluster do not, or late",
+                "what it says; the members one by one are below",
+            )
+        elif not etcd.get("connected"):
             yield Finding(
                 "warning",
                 f"node {name}",
                 "it does not reach etcd",
                 "reads and writes go on; it hears of no change, and takes part in no election by etcd",
                 "look at etcd and at the network between them",
+            )
+        elif etcd["watch_silent_s"] > ttl:
+            yield Finding(
+                "error",
+                f"node {name}",
+                f"its watch of etcd has heard nothing for {etcd['watch_silent_s']:.0f} s, though etcd answers",
+                "it knows of no change since, and counts etcd as away (R16)",
+                "look at the member of etcd that it follows, and at its own log",
             )
         elif not etcd["lease"]:
             yield Finding(
@@ -261,6 +289,11 @@ def leases(seen: Seen) -> Iterator[Finding]:
                 "one slower answer, and its leader keys go",
                 "raise lease_ttl_s, or give etcd a disk of its own",
             )
+
+
+def etcd_members(seen: Seen) -> Iterator[Finding]:
+    for about, what, why, do in ailments(seen.members):
+        yield Finding("error", about, what, why, do)
 
 
 def stalls(seen: Seen) -> Iterator[Finding]:
@@ -487,6 +520,7 @@ CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     flapping,
     lapses,
     leases,
+    etcd_members,
     stalls,
     disks,
     clocks,
@@ -516,6 +550,9 @@ def look(where: Where) -> Seen:
         events = read_history(where)
     except MetastoreError as e:
         note(f"etcd: {e.message}")
+    members: list[EtcdMember] = []
+    with contextlib.suppress(MetastoreError):  # nobody says where it is
+        members = asyncio.run(ask_members(etcd_endpoints(where)))
     try:
         fetch_json(router_url(where) + "/livez", 2.0)
         router_error = ""
@@ -523,7 +560,7 @@ def look(where: Where) -> Seen:
         router_error = e.message
     cells = {name: record.cell for name, record in table.nodes.items()}
     rows, namespaces = partition_rows(table, views), len(table.namespaces)
-    return Seen(views, cells, rows, asked, records, events, router_error, namespaces)
+    return Seen(views, cells, rows, asked, records, events, router_error, namespaces, members)
 
 
 @click.command()

@@ -109,6 +109,15 @@ def _print_partitions(rows: list[dict[str, Any]]) -> None:
     )
 
 
+def etcd_state(etcd: dict[str, Any]) -> str:
+    """How a node stands with etcd, in a word; ``cellctl doctor`` says more."""
+    if etcd["untrusted"]:
+        return "distrusted"
+    if not etcd["connected"]:
+        return "away"
+    return "in trouble" if etcd["trouble"] else "connected"
+
+
 @click.command()
 @cluster_options
 @output_option
@@ -132,7 +141,7 @@ def status(where: Where, output: str) -> None:
                 else None,
                 "partitions": len(parts),
                 "leading": sum(1 for p in parts if p["role"] == "active"),
-                "etcd": bool(view and view["etcd"]["connected"]),
+                "etcd": etcd_state(view["etcd"]) if view else None,
                 "stalls": view["stalls"] if view else None,
             }
         )
@@ -150,7 +159,7 @@ def status(where: Where, output: str) -> None:
                     "refused" if n["refused"] else "up" if n["up"] else "down",
                     n["partitions"],
                     n["leading"],
-                    ("connected" if n["etcd"] else "away") if n["up"] else None,
+                    n["etcd"],
                 )
                 for n in nodes
             ],

@@ -56,6 +56,17 @@ def _metrics(node: Node) -> str:
             max((pin["seconds"] for pin in status["snapshots"]), default=0),
         ),
         ("metastore_snapshots_ended_total", "snapshots broken off for being slow", node.pins.ended),
+        ("metastore_etcd_connected", "whether etcd answers", int(status["etcd"]["connected"])),
+        (
+            "metastore_etcd_trouble",
+            "whether etcd says that it is not well, or is not trusted",
+            int(bool(status["etcd"]["trouble"])),
+        ),
+        (
+            "metastore_etcd_watch_silent_seconds",
+            "for how long the watch of etcd has heard nothing",
+            status["etcd"]["watch_silent_s"],
+        ),
         ("metastore_elections_won_total", "terms won", node.control.elections_won),
     ]
     rows += [

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cellctl.doctor import FLAP_ELECTIONS, Seen, findings
 from cellctl.operate import Records
+from metastore.coordination.etcd_members import EtcdMember
 from metastore.layout import CellRecord, ConfigRecord, HistoryRecord, NodeRecord
 
+MEMBER = EtcdMember("b:1", "", "3.5.1", 1, leader=7, index=20_000, size=1 << 20, in_use=1 << 20)
 NOW = 1_700_000_000_000
 NODES = ("c1n1", "c1n2", "c1n3")
 MEMBERS = tuple((n, f"store-{n}") for n in NODES)
@@ -24,7 +27,14 @@ def view(name: str) -> dict[str, Any]:
         "failed": None,
         "settings": {"heartbeat_ms": 150, "lease_ttl_s": 5.0},
         "disk": {"free_bytes": 50, "total_bytes": 100, "state_bytes": 1, "state_limit_bytes": 100},
-        "etcd": {"connected": True, "lease": True, "lease_margin_s": 3.3},
+        "etcd": {
+            "connected": True,
+            "lease": True,
+            "lease_margin_s": 3.3,
+            "untrusted": "",
+            "trouble": "",
+            "watch_silent_s": 0.1,
+        },
         "lapses": {"c1n2": [1, 9]},
         "stalls": 0,
         "worst_stall_ms": 0,
@@ -66,6 +76,7 @@ def well() -> dict[str, Any]:
         "asked_ms": (NOW, NOW + 10),
         "records": records,
         "history": [],
+        "members": [MEMBER],
     }
 
 
@@ -106,6 +117,16 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         "warning: node c1n3: it was silent for so long that others took its leaders, 3 times lately",
     ),
     ("no etcd", lambda s: s["views"]["c1n1"]["etcd"].update(connected=False), "warning: node c1n1: it does not reach"),
+    ("distrust", lambda s: s["views"]["c1n1"]["etcd"].update(untrusted="it went back"), "error: node c1n1: it does not trust etcd: it went back"),
+    ("full etcd", lambda s: s["views"]["c1n1"]["etcd"].update(trouble="alarm NOSPACE"), "error: node c1n1: alarm NOSPACE"),
+    ("blind", lambda s: s["views"]["c1n1"]["etcd"].update(watch_silent_s=9.0), "error: node c1n1: its watch of etcd has heard nothing for 9 s"),
+    ("member gone", lambda s: s.update(members=[EtcdMember("a:1", "no answer"), MEMBER]), "error: etcd a:1: it does not answer: no answer"),
+    ("member alone", lambda s: s.update(members=[replace(MEMBER, leader=0)]), "error: etcd b:1: it has no leader"),
+    ("member behind", lambda s: s.update(members=[replace(MEMBER, index=9_000), MEMBER]), "error: etcd b:1: it is 11000 entries behind"),
+    ("two etcds", lambda s: s.update(members=[replace(MEMBER, cluster_id=9), MEMBER]), "error: etcd: the members are of 2 different"),
+    ("free pages", lambda s: s.update(members=[replace(MEMBER, size=1 << 30)]), "error: etcd b:1: 1023 of the 1024 MiB"),
+    ("NOSPACE", lambda s: s.update(members=[replace(MEMBER, alarms=("NOSPACE",))]), "error: etcd: alarm NOSPACE"),
+    ("CORRUPT", lambda s: s.update(members=[replace(MEMBER, alarms=("CORRUPT",))]), "error: etcd: alarm CORRUPT"),
     ("no lease", lambda s: s["views"]["c1n1"]["etcd"].update(lease=False), "warning: node c1n1: it has no lease"),
     ("margin", lambda s: s["views"]["c1n1"]["etcd"].update(lease_margin_s=1.0), "warning: node c1n1: its lease of 5 s"),
     ("stalls", lambda s: s["views"]["c1n2"].update(stalls=3), "warning: node c1n2: its loop stood still 3 times"),
