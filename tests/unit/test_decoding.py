@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metastore import decoding
+from metastore.core.payloads import read_payload
 from metastore.decoding import (
     TooMany,
     Undecodable,
@@ -180,3 +181,19 @@ def test_inflate_takes_what_is_whole_and_nothing_else(raw: bytes, cut: int) -> N
     if raw:
         with pytest.raises(TooMany):
             inflate(packed, len(raw) - 1)
+
+
+# --- what the doors are for -------------------------------------------------------------------------
+
+
+def test_an_entry_of_a_peer_does_not_become_more_than_an_entry_can_be() -> None:
+    """It lies within a frame as bytes, so the elements of the frame say nothing of it."""
+    hollow = b"\x95\x00\x90\xdd\x00\x00\x00\x80" + (b"\xdc\xff\xff" + b"\x90" * 0xFFFF) * 128 + b"\x90\x90"
+    assert len(hollow) > 8 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="does not parse"):
+            read_payload(hollow)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()

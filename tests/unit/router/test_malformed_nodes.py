@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -112,6 +113,32 @@ async def test_every_mutation_of_an_answer(name: str) -> None:
 
         await asyncio.gather(*(case(number) for number in range(len(mutated))))
     assert sum(n for status, n in statuses.items() if status in (503, 504)) > 0.4 * len(mutated), statuses
+
+
+HOLLOW = {
+    "/v1/rpc": (
+        b"\xdd\x00\x00\x01\x90" + (b"\xdc\x3f\xfd" + b"\x90" * 0x3FFD) * 400,
+        "application/msgpack",
+        400,
+    ),
+    "/v1/batch/n": (b'{"ops":[' + b"[]," * 2_700_000 + b"1]}", "application/json", 413),
+    "/v1/txn/n": (b"{" + b",".join(b'"%d":0' % i for i in range(300_000)) + b"}", "application/json", 413),
+}
+
+
+@pytest.mark.parametrize("path", HOLLOW)
+async def test_a_body_that_would_become_many_objects_is_refused_before_it_does(path: str) -> None:
+    raw, kind, status = HOLLOW[path]
+    async with FakeNode() as node, router(node, 60) as (_, session):
+        tracemalloc.start()
+        try:
+            async with session.post(path, data=raw, headers={"Content-Type": kind}) as response:
+                told = orjson.loads(await response.read())
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert (response.status, told["outcome"]) == (status, "none"), told
+    assert peak < 80 << 20, "the body, some copies of it, and no objects"
 
 
 async def test_a_watch_through_a_router_begins() -> None:
