@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 
+from metastore import schema
 from metastore.coordination.interface import Compare, Coordinator, Put
 from metastore.errors import ConfigError, CoordinationError
+from metastore.fields import BadRecord
 from metastore.keys import HASH_NAME
 from metastore.layout import (
     FORMAT,
@@ -14,17 +17,20 @@ from metastore.layout import (
     ClusterMeta,
     Layout,
     NodeRecord,
-    meta_from_json,
-    node_record_from_json,
     to_json,
 )
 from router.ring import RING, plan_initial
 
 
 async def registered_nodes(coordinator: Coordinator, layout: Layout) -> dict[str, NodeRecord]:
-    """Nodes that have registered, by name."""
+    """Nodes that have registered, by name; without those whose records make no sense."""
     _, kvs = await coordinator.range(layout.node(""))
-    return {r.node: r for r in (node_record_from_json(kv.value) for kv in kvs)}
+    found = {}
+    for kv in kvs:
+        with contextlib.suppress(BadRecord):
+            record = schema.read_record(layout.parse(kv.key), kv.value, NodeRecord)
+            found[record.node] = record
+    return found
 
 
 async def wait_for_nodes(
@@ -61,7 +67,7 @@ async def bootstrap(
     layout = Layout(cluster)
     existing = await coordinator.get(layout.meta)
     if existing is not None:
-        meta = meta_from_json(existing.value)
+        meta = ClusterMeta.from_json(existing.value)
         if meta.partitions != partitions:
             raise ConfigError(
                 f"cluster {cluster} has {meta.partitions} partitions, not {partitions}; that is fixed"

@@ -476,6 +476,50 @@ def left_over(seen: Seen) -> Iterator[Finding]:
             )
 
 
+def records_in_etcd(seen: Seen) -> Iterator[Finding]:
+    """What etcd has that makes no sense, by itself or together."""
+    bad: dict[str, str] = {}
+    for _, view in seen.up():
+        bad |= view["etcd"].get("records", {}).get("bad", {})
+    records = seen.records
+    for key, why in sorted((bad if records is None else records.bad).items()):
+        yield Finding(
+            "error",
+            f"record {key}",
+            f"it makes no sense: {why}",
+            "it is left out, and what was known of it before holds; who has known nothing of it does without",
+            f"mend it, or remove it if nothing needs it: etcdctl del $'{key}'",
+        )
+    if records is None:
+        return
+    for p in records.misfits():
+        cell, config = records.configs[p]
+        yield Finding(
+            "error",
+            f"partition {p}",
+            f"its record, in cell {cell}, has the range {config.lo:016x} to {config.hi:016x}, which is others'",
+            "nodes and routers go by the others, and nothing is held or looked for in this one",
+            f"remove its record if it should not be there (config/{cell}/{p:05d}), or mend the others'",
+        )
+    for lo, hi in records.gaps():
+        yield Finding(
+            "error",
+            "cluster",
+            f"no partition's record covers the points from {lo:016x} to {hi:016x}",
+            "whoever knew the partition goes on with it; who starts anew finds nobody for those keys, and nobody can be "
+            "elected",
+            "put the record back as it was (a node's /v1/topology tells)",
+        )
+    for name, partitions in records.missing_nodes().items():
+        yield Finding(
+            "error",
+            f"node {name}",
+            f"{len(partitions)} partitions name it, and there is no record of it",
+            "whoever knew where it is goes on with that; who starts anew does not find it",
+            "restart it: it registers itself",
+        )
+
+
 def memory(seen: Seen) -> Iterator[Finding]:
     for name, view in seen.up():
         clients = view["clients"]
@@ -527,6 +571,7 @@ CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     mixtures,
     balances,
     left_over,
+    records_in_etcd,
     memory,
     crowding,
 )

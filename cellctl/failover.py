@@ -115,9 +115,9 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
     if number not in table.partitions:
         raise unknown_partition(number, table.partitions)
     records = operate(where, lambda o: o.records())
-    if number not in records.configs:
+    if number not in records.configs and not records.bad:
         raise Unavailable(f"etcd has no record of partition {number} yet: it is being split off; look again")
-    cell, config = records.configs[number]
+    cell, config = records.config(number)
     views = node_views(table)
     parts = survivors(number, config.members(), views)
     lost = [name for name, _ in config.members() if name not in parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import asdict
@@ -12,16 +13,22 @@ import click
 from cellctl.connect import Where, cluster_options, topology, unknown_partition, with_etcd
 from cellctl.output import output_option, print_data, print_table
 from metastore.coordination.interface import Coordinator
+from metastore.fields import BadRecord
 from metastore.layout import HistoryRecord, Layout
 from metastore.logs import epoch_text
 
 
 def read_history(where: Where) -> list[HistoryRecord]:
-    """The oldest first; of one moment by partition and epoch. Raises CoordinationUnavailable."""
+    """The oldest first; of one moment by partition and epoch; without records that make no sense. Raises
+    CoordinationUnavailable."""
 
     async def work(etcd: Coordinator, cluster: str) -> list[HistoryRecord]:
         _, kvs = await etcd.range(Layout(cluster).history_root)
-        return [HistoryRecord.from_json(kv.value) for kv in kvs]
+        found = []
+        for kv in kvs:
+            with contextlib.suppress(BadRecord):
+                found.append(HistoryRecord.from_json(kv.value))
+        return found
 
     return sorted(with_etcd(where, work), key=lambda e: (e.at_ms, e.partition, e.epoch))
 

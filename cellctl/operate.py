@@ -11,13 +11,16 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cellctl.connect import unknown
 from cellctl.plan import MAX_REPLICAS, CellView, ClusterView, NodeView, PartitionView, PlannedMove
+from metastore import schema
 from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Op, Put
+from metastore.covering import Piece, finest
 from metastore.errors import InvalidRequest, NotFound, Unavailable
+from metastore.fields import BadRecord
 from metastore.keys import MAX_PARTITIONS
 from metastore.layout import (
     CellRecord,
@@ -28,7 +31,6 @@ from metastore.layout import (
     NodeRecord,
     SplitRecord,
     first_epoch,
-    node_record_from_json,
     term_of,
 )
 
@@ -52,6 +54,51 @@ class Records:
     #: partition -> (move, mod revision)
     moves: dict[int, tuple[MoveRecord, int]]
     paused: bool
+    #: keys of records that make no sense, as they can be printed -> why; they are in nothing above
+    bad: Mapping[str, str] = field(default_factory=dict)
+
+    def misfits(self) -> list[int]:
+        """Partitions whose ranges overlap others'; nodes and routers go by the other ones. Empty where nothing covers all keys."""
+        pieces = [Piece(p, c.lo, c.hi) for p, (_, c) in self.configs.items()]
+        found = finest(pieces, 1 << 64)
+        fitting = self.configs.keys() if found is None else {piece.id for piece in found}
+        return sorted(self.configs.keys() - fitting)
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """Ranges of points that no partition's record covers."""
+        found, at = [], 0
+        for lo, hi in sorted((c.lo, c.hi) for _, c in self.configs.values()):
+            if lo > at:
+                found.append((at, lo))
+            at = max(at, hi)
+        return found + ([(at, 1 << 64)] if at < 1 << 64 else [])
+
+    def missing_nodes(self) -> dict[str, list[int]]:
+        """Nodes that partitions name and that have no record -> those partitions."""
+        found: dict[str, list[int]] = {}
+        for p, (_, config) in sorted(self.configs.items()):
+            for name, _ in config.members():
+                if name not in self.nodes:
+                    found.setdefault(name, []).append(p)
+        return found
+
+    def config(self, partition: int) -> tuple[str, ConfigRecord]:
+        """A partition's cell and record. Raises NotFound, and InvalidRequest when its record makes no sense."""
+        found = self.configs.get(partition)
+        if found is not None:
+            return found
+        for key, why in self.bad.items():
+            if "/config/" in key and key.endswith(f"/{partition:05d}"):
+                raise InvalidRequest(f"the record {key} in etcd makes no sense ({why}); mend it first")
+        raise NotFound(f"there is no partition {partition}")
+
+    def check_configs(self) -> None:
+        """Raises InvalidRequest when a partition's record makes no sense: who holds it is not known then."""
+        for key in self.bad:
+            if "/config/" in key:
+                raise InvalidRequest(
+                    f"the record {key} in etcd makes no sense, and what it names is not known; mend or remove it first"
+                )
 
     def held(self, config: ConfigRecord) -> tuple[str, ...]:
         """The replicas whose nodes have the member's very store still: health counts stores, not names (R13)."""
@@ -113,25 +160,34 @@ class Operator:
         moves: dict[int, tuple[MoveRecord, int]] = {}
         drained, present = set(), set()
         paused = False
+        bad: dict[str, str] = {}
         for kv in kvs:
             parts = self.layout.parse(kv.key)
-            if parts[0] == "cells":
-                cells[parts[1]] = CellRecord.from_json(kv.value)
-            elif parts[0] == "nodes":
-                nodes[parts[1]] = node_record_from_json(kv.value)
-            elif parts[0] == "drained":
-                drained.add(parts[1])
-            elif parts[0] == "presence":
-                present.add(parts[1])
-            elif parts[0] == "config":
-                configs[int(parts[2])] = parts[1], ConfigRecord.from_json(kv.value)
-            elif parts[0] == "moves":
-                moves[int(parts[1])] = MoveRecord.from_json(kv.value), kv.mod_revision
-            elif parts[0] == "paused":
-                paused = True
+            try:
+                record = schema.read(parts, kv.value)
+            except BadRecord as e:
+                bad[schema.shown(kv.key)] = e.message
+                continue
+            match record:
+                case CellRecord():
+                    cells[parts[1]] = record
+                case NodeRecord():
+                    nodes[parts[1]] = record
+                case ConfigRecord():
+                    configs[record.partition] = parts[1], record
+                case MoveRecord():
+                    moves[record.partition] = record, kv.mod_revision
+                case schema.Presence():
+                    present.add(parts[1])
+                case schema.Mark() if parts[0] == "drained":
+                    drained.add(parts[1])
+                case schema.Mark():
+                    paused = True
         if not configs:
             raise Unavailable(f"etcd has no cluster called {self.layout.cluster!r}")
-        return Records(revision, cells, nodes, frozenset(drained), frozenset(present), configs, moves, paused)
+        return Records(
+            revision, cells, nodes, frozenset(drained), frozenset(present), configs, moves, paused, bad
+        )
 
     # --- cells and nodes ----------------------------------------------------------------------
 
@@ -167,6 +223,7 @@ class Operator:
     async def remove_cell(self, cell: str) -> None:
         """Forget an empty cell and its nodes. Raises InvalidRequest while it holds anything."""
         records = await self.records()
+        records.check_configs()
         held = [p for p, (c, _) in records.configs.items() if c == cell]
         if held:
             raise InvalidRequest(f"cell {cell} holds {len(held)} partitions; drain it first")
@@ -186,6 +243,7 @@ class Operator:
     async def remove_node(self, node: str) -> None:
         """Forget a node that holds nothing. Raises InvalidRequest while it does."""
         records = await self.records()
+        records.check_configs()
         held = [p for p, (_, c) in records.configs.items() if node in {n for n, _ in c.members()}]
         if held:
             raise InvalidRequest(f"node {node} holds replicas of {len(held)} partitions; drain it first")
@@ -197,8 +255,7 @@ class Operator:
     async def request_move(self, partition: int, cell: str, nodes: Sequence[str], cause: str) -> MoveRecord:
         """Ask for a partition's replicas to be ``nodes``. Raises NotFound, InvalidRequest."""
         records = await self.records()
-        if partition not in records.configs:
-            raise NotFound(f"there is no partition {partition}")
+        records.config(partition)
         if not 1 <= len(nodes) <= 7 or len(set(nodes)) != len(nodes):
             raise InvalidRequest(f"{len(nodes)} nodes: name 1 to 7, each once")
         target = []
@@ -259,9 +316,7 @@ class Operator:
         """Ask for a partition to be two from the point ``at`` on, None = the middle of its range. Raises
         NotFound, InvalidRequest, Unavailable."""
         records = await self.records()
-        if partition not in records.configs:
-            raise NotFound(f"there is no partition {partition}")
-        _, config = records.configs[partition]
+        _, config = records.config(partition)
         point = (config.lo + config.hi) // 2 if at is None else at
         if not config.lo < point < config.hi:
             raise InvalidRequest(
@@ -274,7 +329,8 @@ class Operator:
         records.check_leadable(partition)
         key, counter = self.layout.split(partition), self.layout.next_partition
         known = await self.etcd.get(counter)
-        child = max(int(known.value) if known else 0, max(records.configs) + 1)
+        told = schema.read(self.layout.parse(counter), known.value) if known is not None else 0
+        child = max(told, max(records.configs) + 1)
         if child >= MAX_PARTITIONS:
             raise InvalidRequest(f"there have been {child} partitions; {MAX_PARTITIONS} is the most")
         split = SplitRecord(partition, child, point, cause)

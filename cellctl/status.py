@@ -167,6 +167,11 @@ def status(where: Where, output: str) -> None:
         say(f"\n{healthy} of {len(rows)} partitions healthy" + ("" if healthy == len(rows) else ":"))
         if healthy != len(rows):
             _print_partitions([row for row in rows if row["health"] != "ok"])
+        bad = max(
+            (view["etcd"].get("records", {}).get("bad_now", 0) for view in views.values() if view), default=0
+        )
+        if bad:
+            click.echo(f"{bad} records in etcd make no sense; cellctl doctor names them")
         for n in nodes:
             if n["refused"]:
                 say(f"{n['node']} takes part in nothing: {n['refused']}")

@@ -12,12 +12,14 @@ import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
 
 from metastore.errors import ConfigError
 from metastore.namespaces import MAX_NAMESPACES, MOST_NAMESPACES
 
 T = TypeVar("T", bound="BaseConfig")
+#: the most that grant_ms may be, in any configuration there was
+MAX_GRANT_MS: Final = 60_000
 
 
 def setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -65,7 +67,7 @@ class NodeConfig(BaseConfig):
     lease_ttl_s: float = setting(5.0, "time to live of the node's etcd lease, in seconds", 1, 600)
     heartbeat_ms: int = setting(150, "how often a leader sends heartbeats to each peer", 10, 10_000)
     grant_ms: int = setting(
-        900, "how long an acknowledged heartbeat lets a leader read locally (R8)", 30, 60_000
+        900, "how long an acknowledged heartbeat lets a leader read locally (R8)", 30, MAX_GRANT_MS
     )
     suspect_after_ms: int = setting(1000, "silence after which a leader counts as lost (R9)", 30, 60_000)
     settle_ms: int = setting(50, "step between replicas that would campaign, by their order (R9)", 1, 10_000)

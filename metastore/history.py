@@ -85,10 +85,3 @@ def history_changed(version: int, last_version: int) -> HistoryChanged:
         version=version,
         generation=now,
     )
-
-
-def check_generation(generation: int) -> int:
-    """Raises ValueError with the reason."""
-    if type(generation) is not int or not 0 <= generation < MAX_GENERATIONS:
-        raise ValueError(f"generation {generation!r:.20} is not within 0 and {MAX_GENERATIONS - 1}")
-    return generation

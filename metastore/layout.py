@@ -1,4 +1,7 @@
-"""Where things are in etcd, and their JSON forms. Pure.
+"""Where things are in etcd, and what is there: every kind of record, its fields, their types and bounds. Pure.
+
+What comes in is read by a shape (metastore.fields), here and in ``namespaces``; ``metastore.schema`` says which kind of record a
+key has.
 
 /metastore/{cluster}/meta                     ClusterMeta      made once
 /metastore/{cluster}/cells/{cell}             CellRecord       absent: weight 1, not draining
@@ -10,26 +13,34 @@
 /metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
 /metastore/{cluster}/leader/{cell}/{p:05d}    LeaderRecord     on the leader's lease
 /metastore/{cluster}/moves/{p:05d}            MoveRecord       until the move has ended
+/metastore/{cluster}/splits/{p:05d}           SplitRecord      until the split has ended
+/metastore/{cluster}/next_partition           a number         the lowest that no partition has had
 /metastore/{cluster}/namespaces/{namespace}   namespaces.Policy
 /metastore/{cluster}/usage/{node}             {namespace: [records, bytes]} of what it leads, on its lease
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import orjson
 
-from metastore.decoding import Undecodable, load_json
-from metastore.errors import InvalidRequest
-from metastore.history import check_generation
+from metastore import fields
+from metastore.fields import Field, Shape
+from metastore.history import MAX_GENERATIONS
 
 FORMAT: Final = 1
 RESTART_BITS: Final = 16
 #: of each partition's history: terms, and of each the owners that went on in it without etcd
 HISTORY_TERMS: Final = 32
 HISTORY_RESTARTS: Final = 4
+#: what the records below may say at most
+MAX_PARTITION: Final = 99_999
+MAX_MEMBERS: Final = 16
+MAX_WEIGHT: Final = 1000
+MAX_EPOCH: Final = (1 << 62) - 1
 
 
 def term_of(epoch: int) -> int:
@@ -42,6 +53,12 @@ def first_epoch(term: int) -> int:
     return term << RESTART_BITS
 
 
+MEMBER = fields.row(fields.name, fields.name)
+#: the most that an epoch, an index or a revision may be: msgpack and JSON of others hold no more
+_COUNT = fields.whole()
+_PARTITION = fields.whole(0, MAX_PARTITION)
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterMeta:
     """Fixed when the cluster is made."""
@@ -52,11 +69,16 @@ class ClusterMeta:
     hash: str
     ring: dict[str, Any]
 
+    @classmethod
+    def from_json(cls, raw: bytes) -> ClusterMeta:
+        """Raises BadRecord."""
+        return META.read_json(raw)
+
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """A node: its store (R13) and addresses (``host:port``). ``generation``: of the store, as the process
-    ``incarnation`` registered it; 0 = of a version that has none."""
+    ``incarnation`` registered it; 0 = of a version that has none. Only the node itself writes it."""
 
     node: str
     cell: str
@@ -68,19 +90,9 @@ class NodeRecord:
     incarnation: str = ""
 
     @classmethod
-    def from_plain(cls, d: dict[str, Any]) -> NodeRecord:
-        """What it has besides is of a later version, and passed over. Raises ValueError."""
-        try:
-            names = ("node", "cell", "store_id", "rpc", "http")
-            texts = [*(d[name] for name in names), d.get("zone", "")]
-            generation, incarnation = d.get("generation", 0), d.get("incarnation", "")
-        except (KeyError, TypeError, AttributeError) as e:
-            raise ValueError(f"not a node's record: {type(e).__name__}: {e}"[:200]) from None
-        good = all(type(text) is str for text in (*texts, incarnation))
-        if not good or type(generation) is not int or generation < 0:
-            raise ValueError(f"not a node's record: {d!r:.200}")
-        node, cell, store_id, rpc, http, zone = texts
-        return cls(node, cell, store_id, rpc, http, zone, generation, incarnation)
+    def from_plain(cls, d: Any) -> NodeRecord:
+        """What it has besides is of a later version, and passed over. Raises BadRecord."""
+        return NODE.read(d)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +109,8 @@ class MarkRecord:
 
     @classmethod
     def from_json(cls, raw: bytes) -> MarkRecord:
-        """What it has besides is of a later version, and passed over. Raises InvalidRequest, ValueError."""
-        d = _load(raw)
-        texts, counts = (d.get("store_id"), d.get("incarnation")), (d.get("generation"), d.get("mark"))
-        if not all(type(t) is str for t in texts) or not all(type(n) is int and n >= 0 for n in counts):
-            raise ValueError(f"not a mark: {d!r:.200}")
-        return cls(d["store_id"], d["generation"], d["incarnation"], d["mark"])
+        """Raises BadRecord."""
+        return MARK.read_json(raw)
 
 
 Member = tuple[str, str]
@@ -114,7 +122,8 @@ class ConfigRecord:
     """``config(p)``: epoch, its owner, and the replicas that make its quorums.
 
     ``lo``/``hi``: the range of points, so that a table can be made from these records alone.
-    ``leader`` is a node name, None before the first election.
+    ``leader`` is a node name, None before the first election. ``more``: what a later version has in it, as JSON; every
+    record that follows keeps it.
     """
 
     partition: int
@@ -130,6 +139,7 @@ class ConfigRecord:
     #: of its history, at least (R19): every leader begins its term with a mark of it. What was split off has its
     #: parent's in its state
     generation: int = 0
+    more: bytes = b""
 
     def members(self) -> tuple[Member, ...]:
         """Replicas of both sets, without doubles, in preference order."""
@@ -141,43 +151,37 @@ class ConfigRecord:
 
     def to_plain(self) -> dict[str, Any]:
         plain = asdict(self)
+        more = plain.pop("more")
         plain["lo"], plain["hi"] = f"{self.lo:016x}", f"{self.hi:016x}"
-        return plain
+        return fields.with_more(plain, more)
 
     @classmethod
-    def from_plain(cls, d: dict[str, Any]) -> ConfigRecord:
-        joint, parent = d.get("joint"), d.get("parent")
-        return cls(
-            int(d["partition"]),
-            int(d["lo"], 16),
-            int(d["hi"], 16),
-            int(d["epoch"]),
-            d["leader"],
-            tuple((n, s) for n, s in d["replicas"]),
-            tuple((n, s) for n, s in joint) if joint else None,
-            (int(parent[0]), int(parent[1]), int(parent[2])) if parent else None,
-            check_generation(int(d.get("generation", 0))),
-        )
+    def from_plain(cls, d: Any) -> ConfigRecord:
+        """Raises BadRecord."""
+        return CONFIG.read(d)
 
     @classmethod
     def from_json(cls, raw: bytes) -> ConfigRecord:
-        return cls.from_plain(_load(raw))
+        """Raises BadRecord."""
+        return CONFIG.read_json(raw)
 
 
 @dataclass(frozen=True, slots=True)
 class CellRecord:
-    """``weight``: its share of the partitions; ``draining``: it is to hold none."""
+    """``weight``: its share of the partitions; ``draining``: it is to hold none; ``more``: of a later version."""
 
     weight: float = 1.0
     draining: bool = False
+    more: bytes = b""
 
     def to_json(self) -> bytes:
-        return orjson.dumps(asdict(self))
+        plain: dict[str, Any] = {"weight": self.weight, "draining": self.draining}
+        return orjson.dumps(fields.with_more(plain, self.more))
 
     @classmethod
     def from_json(cls, raw: bytes) -> CellRecord:
-        d = _load(raw)
-        return cls(float(d.get("weight", 1.0)), bool(d.get("draining", False)))
+        """Raises BadRecord."""
+        return CELL.read_json(raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +189,7 @@ class MoveRecord:
     """A change of a partition's replicas that the cluster is to carry out (R10).
 
     ``target``: the replicas it is to have, in order of preference; ``cell``: where they are. ``cancel``:
-    go back to the replicas it had. ``cause``: who asked for it, for history.
+    go back to the replicas it had. ``cause``: who asked for it, for history; ``more``: of a later version.
     """
 
     partition: int
@@ -193,17 +197,16 @@ class MoveRecord:
     target: tuple[Member, ...]
     cancel: bool = False
     cause: str = ""
+    more: bytes = b""
 
     def to_json(self) -> bytes:
-        return orjson.dumps(asdict(self))
+        plain = asdict(self)
+        return orjson.dumps(fields.with_more(plain, plain.pop("more")))
 
     @classmethod
     def from_json(cls, raw: bytes) -> MoveRecord:
-        d = _load(raw)
-        target = tuple((str(n), str(s)) for n, s in d["target"])
-        if not target or len({n for n, _ in target}) != len(target):
-            raise InvalidRequest(f"a move to {target!r:.200} names no node, or one twice")
-        return cls(int(d["partition"]), str(d["cell"]), target, bool(d["cancel"]), str(d["cause"]))
+        """Raises BadRecord."""
+        return MOVE.read_json(raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +223,8 @@ class SplitRecord:
 
     @classmethod
     def from_json(cls, raw: bytes) -> SplitRecord:
-        d = _load(raw)
-        return cls(int(d["partition"]), int(d["child"]), int(d["at"], 16), str(d["cause"]))
+        """Raises BadRecord."""
+        return SPLIT.read_json(raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,17 +247,8 @@ class HistoryRecord:
 
     @classmethod
     def from_json(cls, raw: bytes) -> HistoryRecord:
-        d = _load(raw)
-        return cls(
-            int(d["partition"]),
-            int(d["epoch"]),
-            str(d["cell"]),
-            d["leader"],
-            tuple(d["replicas"]),
-            str(d["kind"]),
-            str(d["cause"]),
-            int(d["at_ms"]),
-        )
+        """Raises BadRecord."""
+        return HISTORY.read_json(raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,30 +264,138 @@ class LeaderRecord:
 
     @classmethod
     def from_json(cls, raw: bytes) -> LeaderRecord:
-        d = _load(raw)
-        return cls(d["node"], d["incarnation"], int(d["epoch"]))
+        """Raises BadRecord."""
+        return LEADER.read_json(raw)
 
 
-def _load(raw: bytes) -> dict[str, Any]:
-    try:
-        value = load_json(raw)
-    except Undecodable as e:
-        raise InvalidRequest(f"a control-plane record is not JSON ({e}): {raw[:80]!r}") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"a control-plane record is not an object: {raw[:80]!r}")
-    return value
+def check_members(members: tuple[Member, ...] | None) -> None:
+    """Raises ValueError when a node is among them twice."""
+    if members is not None and len({node for node, _ in members}) != len(members):
+        raise ValueError(f"{members!r:.200} names a node twice")
+
+
+def _config(**read: Any) -> ConfigRecord:
+    config = ConfigRecord(**{**read, "joint": read["joint"] or None})
+    if not config.lo < config.hi:
+        raise ValueError(f"its range, from {config.lo:016x} to {config.hi:016x}, is empty")
+    check_members(config.replicas)
+    check_members(config.joint)
+    return config
+
+
+def _move(**read: Any) -> MoveRecord:
+    check_members(read["target"])
+    return MoveRecord(**read)
+
+
+_MEMBERS = fields.several(MEMBER, 1, MAX_MEMBERS)
+META: Final = Shape(
+    "the cluster's record",
+    ClusterMeta,
+    {
+        "format": Field(_COUNT),
+        "cluster": Field(fields.name),
+        "partitions": Field(fields.whole(1, MAX_PARTITION + 1)),
+        "hash": Field(fields.name),
+        "ring": Field(fields.mapping(fields.text, fields.anything, 64)),
+    },
+)
+NODE: Final = Shape(
+    "a node's record",
+    NodeRecord,
+    {
+        "node": Field(fields.name),
+        "cell": Field(fields.name),
+        "store_id": Field(fields.name),
+        "rpc": Field(fields.address),
+        "http": Field(fields.address),
+        "zone": Field(fields.text, ""),
+        "generation": Field(_COUNT, 0),
+        "incarnation": Field(fields.text, ""),
+    },
+)
+CONFIG: Final = Shape(
+    "a partition's record",
+    _config,
+    {
+        "partition": Field(_PARTITION),
+        "lo": Field(fields.point),
+        "hi": Field(fields.point),
+        "epoch": Field(fields.whole(0, MAX_EPOCH)),
+        "leader": Field(fields.maybe(fields.name)),
+        "replicas": Field(_MEMBERS),
+        "joint": Field(fields.maybe(fields.several(MEMBER, 0, MAX_MEMBERS)), None),
+        "parent": Field(fields.maybe(fields.row(_PARTITION, fields.whole(0, MAX_EPOCH), _COUNT)), None),
+        "generation": Field(fields.whole(0, MAX_GENERATIONS - 1), 0),
+    },
+    keeps=True,
+)
+CELL: Final = Shape(
+    "a cell's record",
+    CellRecord,
+    {"weight": Field(fields.real(0, MAX_WEIGHT), 1.0), "draining": Field(fields.flag, False)},
+    keeps=True,
+)
+MOVE: Final = Shape(
+    "a move's record",
+    _move,
+    {
+        "partition": Field(_PARTITION),
+        "cell": Field(fields.name),
+        "target": Field(_MEMBERS),
+        "cancel": Field(fields.flag, False),
+        "cause": Field(fields.text, ""),
+    },
+    keeps=True,
+)
+MARK: Final = Shape(
+    "a store's mark",
+    MarkRecord,
+    {
+        "store_id": Field(fields.name),
+        "generation": Field(_COUNT),
+        "incarnation": Field(fields.text),
+        "mark": Field(_COUNT),
+    },
+)
+SPLIT: Final = Shape(
+    "a split's record",
+    SplitRecord,
+    {
+        "partition": Field(_PARTITION),
+        "child": Field(_PARTITION),
+        "at": Field(fields.point),
+        "cause": Field(fields.text, ""),
+    },
+)
+LEADER: Final = Shape(
+    "a leader's record",
+    LeaderRecord,
+    {
+        "node": Field(fields.name),
+        "incarnation": Field(fields.text),
+        "epoch": Field(fields.whole(0, MAX_EPOCH)),
+    },
+)
+HISTORY: Final = Shape(
+    "a record of history",
+    HistoryRecord,
+    {
+        "partition": Field(_PARTITION),
+        "epoch": Field(fields.whole(0, MAX_EPOCH)),
+        "cell": Field(fields.text),
+        "leader": Field(fields.maybe(fields.text)),
+        "replicas": Field(fields.several(fields.text)),
+        "kind": Field(fields.text),
+        "cause": Field(fields.text),
+        "at_ms": Field(_COUNT),
+    },
+)
 
 
 def node_record_from_json(raw: bytes) -> NodeRecord:
-    try:
-        return NodeRecord.from_plain(_load(raw))
-    except ValueError as e:
-        raise InvalidRequest(str(e)) from None
-
-
-def meta_from_json(raw: bytes) -> ClusterMeta:
-    d = _load(raw)
-    return ClusterMeta(int(d["format"]), d["cluster"], int(d["partitions"]), d["hash"], d["ring"])
+    """Raises BadRecord."""
+    return NODE.read_json(raw)
 
 
 def to_json(record: ClusterMeta | NodeRecord) -> bytes:
@@ -361,3 +463,7 @@ class Layout:
     def parse(self, key: str) -> tuple[str, ...]:
         """``("config", cell, "00001")`` and the like; the parts below the cluster's root."""
         return tuple(key[len(self.root) :].split("/"))
+
+    def key(self, parts: Iterable[str]) -> str:
+        """The key of ``parse``'s parts."""
+        return self.root + "/".join(parts)

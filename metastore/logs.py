@@ -12,6 +12,7 @@ import orjson
 from metastore.errors import ConfigError
 
 FIELDS = ("node", "partition", "epoch")
+LINES_PER_S = 5
 
 
 class HumanFormatter(logging.Formatter):
@@ -80,3 +81,24 @@ def setup_logging(level: str = "info", style: str = "human", *, node: str = "") 
 def log_event(logger: logging.Logger, message: str, **fields: Any) -> None:
     """An INFO line with the fields node, partition and epoch."""
     logger.info(message, extra=fields)
+
+
+class Ration:
+    """Log lines about what others send, a few a second: they shall not fill the disk either. ``more``: what is said, with a
+    number, of those left out."""
+
+    def __init__(self, logger: logging.Logger, more: str) -> None:
+        self._log = logger
+        self._more = more
+        self._second = 0
+        self._count = 0
+
+    def line(self, level: int, text: str, *args: object) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._count > LINES_PER_S:
+                self._log.log(level, self._more, self._count - LINES_PER_S)
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count <= LINES_PER_S:
+            self._log.log(level, text, *args)

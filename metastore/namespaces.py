@@ -6,13 +6,14 @@ namespace is fixed when it is created, since it says where its records are; all 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
+from typing import Any, Final
 
 import orjson
 
-from metastore.decoding import Undecodable, load_json
 from metastore.errors import InvalidRequest
+from metastore.fields import Field, Shape, anything, with_more
 from metastore.keys import MAX_SEGMENTS, PARENT, WHOLE_KEY
 
 MAX_TTL_MS = 10 * 365 * 86_400_000
@@ -41,6 +42,8 @@ class Policy:
     max_bytes: int = 0
     require_condition: bool = False
     ready: bool = True
+    #: what a later version has in the record, as JSON: kept by whoever writes it again, and told to nobody
+    more: bytes = b""
 
     def __post_init__(self) -> None:
         _rule(self.routing)
@@ -66,10 +69,12 @@ class Policy:
         return bool(self.max_records or self.max_bytes)
 
     def to_plain(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = asdict(self)
+        del plain["more"]
+        return plain
 
     def to_json(self) -> bytes:
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(with_more(self.to_plain(), self.more))
 
 
 def _rule(routing: Any) -> int:
@@ -86,24 +91,23 @@ def _rule(routing: Any) -> int:
 
 
 DEFAULT = Policy()
+#: of what a user may say of a policy, and of what a record of etcd says: the bounds are the Policy's own
+_MEMBERS: Final = {f.name: Field(anything, f.default) for f in dataclass_fields(Policy) if f.name != "more"}
+POLICY: Final = Shape("a policy", Policy, _MEMBERS, keeps=True)
 
 
 def policy_from_plain(plain: Any) -> Policy:
-    """Raises InvalidRequest."""
+    """What a user wants: a member that is not known is refused. Raises InvalidRequest."""
     if not isinstance(plain, dict):
         raise InvalidRequest(f"a policy is an object, not {plain!r:.80}")
-    known = {f.name for f in fields(Policy)}
     for name in plain:
-        if name not in known:
+        if name not in _MEMBERS:
             raise InvalidRequest(
-                f"unknown member {name!r:.60} of a policy; known: {', '.join(sorted(known))}"
+                f"unknown member {name!r:.60} of a policy; known: {', '.join(sorted(_MEMBERS))}"
             )
     return Policy(**plain)
 
 
 def policy_from_json(raw: bytes) -> Policy:
-    """Raises InvalidRequest."""
-    try:
-        return policy_from_plain(load_json(raw))
-    except Undecodable as e:
-        raise InvalidRequest(f"a policy is not JSON ({e}): {raw[:80]!r}") from None
+    """A record: what is not known is of a later version, and kept. Raises BadRecord."""
+    return POLICY.read_json(raw)

@@ -10,18 +10,40 @@ present by what it takes to ask around again (some seconds), in which a partitio
 one, a move two to four, and elections that repeat are damped (R9). So a hint is believed up to MAX_TERMS_AHEAD terms
 beyond that. One that is further ahead is nobody's epoch, or this table is so old that it has to be asked for anew,
 which is what happens: no answer of a single node takes the table further away from what it can come back from.
+
+A table is of a revision of etcd: it has what etcd had then, all of it, and nothing else. So what another table lacks
+that is of a later revision was removed since (``merge``), unless that one says that it could not read it
+(``unreadable``). Beside it stands what only replicas have told as yet: what was split off (``learned``).
+
+``partitions`` always covers the ring, once it did: records that overlap or leave a gap are put aside (``aside``), and the last
+good map holds. A node's record that was removed is kept for as long as a partition names the node.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from metastore import fields, schema
+from metastore.covering import Piece, finest
 from metastore.errors import InvalidRequest, Unavailable
-from metastore.keys import PARENT, PartitionMap, PartitionRange
-from metastore.layout import ConfigRecord, LeaderRecord, NodeRecord, node_record_from_json, term_of
-from metastore.namespaces import DEFAULT, Policy, policy_from_json, policy_from_plain
+from metastore.fields import BadRecord, Field, Shape
+from metastore.keys import PARENT, PartitionMap, PartitionRange, check_namespace
+from metastore.layout import (
+    MAX_EPOCH,
+    MAX_MEMBERS,
+    MAX_PARTITION,
+    ConfigRecord,
+    LeaderRecord,
+    NodeRecord,
+    term_of,
+)
+from metastore.namespaces import DEFAULT, POLICY, Policy
+from metastore.schema import Parts
 
+#: so many keys that could not be read are told on
+MAX_UNREADABLE: Final = 1000
 #: how many terms beyond what etcd or a table told a hint may be
 MAX_TERMS_AHEAD: Final = 64
 
@@ -68,22 +90,35 @@ def placement_to_plain(p: Placement) -> dict[str, Any]:
     }
 
 
-def placement_from_plain(p: Any) -> Placement:
-    """Raises LookupError, TypeError, ValueError or AttributeError when it is none."""
-    placement = Placement(
-        _number(p["id"]),
-        int(p["lo"], 16),
-        int(p["hi"], 16),
-        _text(p["cell"]),
-        tuple(map(_text, p["replicas"])),
-        None if p["leader"] is None else _text(p["leader"]),
-        _number(p["epoch"]),
-        (_number(p["parent"][0]), _number(p["parent"][1])) if p.get("parent") else None,
-        tuple(map(_text, p.get("stores", ()))),
-    )
-    if not 0 <= placement.lo < placement.hi <= 1 << 64:
-        raise ValueError(f"partition {placement.id} from {placement.lo} to {placement.hi}")
+def _placement(**read: Any) -> Placement:
+    placement = Placement(**read)
+    if not placement.lo < placement.hi:
+        raise ValueError(f"from {placement.lo:016x} to {placement.hi:016x} there is nothing")
     return placement
+
+
+_NUMBER = fields.whole(0, MAX_PARTITION)
+_NAMES = fields.several(fields.name, 0, 2 * MAX_MEMBERS)
+PLACEMENT: Final = Shape(
+    "a placement",
+    _placement,
+    {
+        "id": Field(_NUMBER),
+        "lo": Field(fields.point),
+        "hi": Field(fields.point),
+        "cell": Field(fields.name),
+        "replicas": Field(_NAMES),
+        "leader": Field(fields.maybe(fields.name)),
+        "epoch": Field(fields.whole(0, MAX_EPOCH)),
+        "parent": Field(fields.maybe(fields.row(_NUMBER, fields.whole())), None),
+        "stores": Field(_NAMES, ()),
+    },
+)
+
+
+def placement_from_plain(p: Any) -> Placement:
+    """Raises BadRecord."""
+    return PLACEMENT.read(p)
 
 
 class TopologyTable:
@@ -95,12 +130,23 @@ class TopologyTable:
         self.nodes: dict[str, NodeRecord] = {}
         self.partitions: dict[int, Placement] = {}
         self.namespaces: dict[str, Policy] = {}
+        #: keys (below the cluster's root) of records that make no sense: what is here of them is older
+        self.unreadable: set[str] = set()
+        #: rows that made no sense when this table was read (from_wire), by key
+        self.left_out: list[str] = []
+        #: partitions whose records, as etcd has them, fit into no map: not in ``partitions``, or otherwise
+        self.aside: dict[int, Placement] = {}
         self._rules: dict[str, int] = {}
         self._map: PartitionMap | None = None
-        #: partition -> where what was split off it begins
-        self._ends: dict[int, int] = {}
         #: partition -> the highest epoch that etcd, a table, or this node's own replica told
         self._given: dict[int, int] = {}
+        #: what etcd says of each partition; and what replicas say of those that it does not know
+        self._records: dict[int, Placement] = {}
+        self._learned: dict[int, Placement] = {}
+        #: nodes that etcd has no record of any more, while a partition names them
+        self._gone: set[str] = set()
+        #: whether a partition has come, gone, or has another range, since ``partitions`` was made
+        self._unsettled = False
 
     # --- asking ---------------------------------------------------------------------------
 
@@ -213,21 +259,68 @@ class TopologyTable:
         if known is None or known.leader != wrong.leader or known.epoch != wrong.epoch:
             return  # there has been news meanwhile
         self.partitions[wrong.id] = replace(known, leader=node, epoch=epoch)
+        for told in (self._records, self._learned):
+            if wrong.id in told:
+                told[wrong.id] = replace(told[wrong.id], leader=node, epoch=epoch)
         self._given[wrong.id] = min(epoch, self._given.get(wrong.id, epoch))
 
-    def apply_kv(self, parts: tuple[str, ...], value: bytes | None, revision: int) -> None:
-        """One record of etcd (metastore.layout), None = deleted. Raises InvalidRequest."""
+    def apply_kv(self, parts: Parts, value: bytes | None, revision: int) -> None:
+        """One record of etcd, None = deleted. Raises BadRecord, and keeps what was known."""
+        try:
+            record = None if value is None else schema.read(parts, value)
+        except BadRecord:
+            self.unreadable.add("/".join(parts))
+            raise
+        self.apply([(parts, record)], revision)
+
+    def apply(self, records: Iterable[tuple[Parts, Any]], revision: int) -> None:
+        """Records of etcd as metastore.schema reads them, None = deleted, in their order. The revision is etcd's when they
+        were there, and of all that was applied before."""
         self.revision = max(self.revision, revision)
-        if parts[0] == "nodes" and value is not None:
-            record = node_record_from_json(value)
-            self.nodes[record.node] = record
-        elif parts[0] == "config" and value is not None:
-            self._apply_config(parts[1], ConfigRecord.from_json(value))
-        elif parts[0] == "leader" and value is not None:
-            leader = LeaderRecord.from_json(value)
-            self.know_leader(int(parts[2]), leader.node, leader.epoch)
+        for parts, record in records:
+            self.unreadable.discard("/".join(parts))
+            match record:
+                case NodeRecord():
+                    self.nodes[record.node] = record
+                    self._gone.discard(record.node)
+                case ConfigRecord():
+                    self._set_record(placement_of(parts[1], record))
+                case LeaderRecord():
+                    self.know_leader(int(parts[2]), record.node, record.epoch)
+                case Policy():
+                    self._set_policy(parts[1], record)
+                case None:
+                    self._removed(parts)
+        self._settle()
+
+    def _removed(self, parts: Parts) -> None:
+        if parts[0] == "nodes" and parts[1] in self.nodes:
+            self._gone.add(parts[1])
         elif parts[0] == "namespaces":
-            self._set_policy(parts[1], None if value is None else policy_from_json(value))
+            self._set_policy(parts[1], None)
+        elif parts[0] == "config" and parts[2].isdigit():
+            known = self._records.get(int(parts[2]))
+            if known is not None and known.cell == parts[1]:  # else it has moved, and this was its old home's
+                del self._records[known.id]
+                self._unsettled = True
+
+    def begin(self, present: Collection[Parts], revision: int) -> None:
+        """``present``: the keys of all records that etcd has at this revision. What is not among them was removed
+        while nobody here followed etcd."""
+        self.revision = revision
+        here = set(present)
+        known: list[Parts] = [("nodes", name) for name in self.nodes]
+        known += [("namespaces", name) for name in self.namespaces]
+        homes = {(parts[1], int(parts[2])) for parts in here if parts[0] == "config" and is_config(parts)}
+        for parts in known:
+            if parts not in here:
+                self._removed(parts)
+        for placement in list(self._records.values()):
+            if (placement.cell, placement.id) not in homes:
+                del self._records[placement.id]
+                self._unsettled = True
+        self.unreadable &= {"/".join(parts) for parts in here}
+        self._settle()
 
     def _set_policy(self, namespace: str, policy: Policy | None) -> None:
         if policy is None:
@@ -237,35 +330,79 @@ class TopologyTable:
             self.namespaces[namespace] = policy
             self._rules[namespace] = policy.rule
 
-    def keep_namespaces(self, present: set[str]) -> None:
-        """Forget policies that etcd does not have any more."""
-        for name in [n for n in self.namespaces if n not in present]:
-            self._set_policy(name, None)
-
-    def _apply_config(self, cell: str, config: ConfigRecord) -> None:
-        known, placement = self.partitions.get(config.partition), placement_of(cell, config)
-        self._give(placement.id, placement.epoch)
+    def _set_record(self, placement: Placement) -> None:
+        """etcd's word of a partition; what is known of its leader with a higher epoch stays."""
+        p, known = placement.id, self.partitions.get(placement.id)
+        self._give(p, placement.epoch)
         if known is not None and known.epoch >= placement.epoch:
+            if known == placement and p in self._records and p not in self.aside:
+                return
             placement = replace(placement, leader=known.leader, epoch=known.epoch)
-        self._put(placement)
+        self._records[p] = placement
+        if self._learned.pop(p, None) is None and p not in self.aside and _same_range(known, placement):
+            self.partitions[p] = placement
+        else:
+            self._unsettled = True
 
-    def _put(self, placement: Placement) -> None:
-        """A partition that was split ends where what was split off it begins, whatever an older word says (R18)."""
-        end = self._ends.get(placement.id, placement.hi)
-        if end < placement.hi:
-            placement = replace(placement, hi=end)
-        known = self.partitions.get(placement.id)
-        if known is None or (known.lo, known.hi) != (placement.lo, placement.hi):
-            self._map = None
-        self.partitions[placement.id] = placement
-        if placement.parent is None:
-            return
-        ancestor = placement.parent[0]
-        if placement.lo < self._ends.get(ancestor, 1 << 64):
-            self._ends[ancestor] = placement.lo
-            parent = self.partitions.get(ancestor)
-            if parent is not None:
-                self._put(parent)
+    # --- the map --------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Make ``partitions`` of what is known, where a range is another than before."""
+        if self._unsettled:
+            self._unsettled = False
+            fitting = self._fitting({**self._learned, **self._records})
+            for p, placement in fitting.items():
+                known = self.partitions.get(p)
+                if known is not None and known.epoch > placement.epoch:
+                    fitting[p] = replace(placement, leader=known.leader, epoch=known.epoch)
+            self.aside = {p: q for p, q in self._records.items() if not _same_range(fitting.get(p), q)}
+            self.partitions, self._map = fitting, None
+        self._forget_nodes()
+
+    def _fitting(self, candidates: dict[int, Placement]) -> dict[int, Placement]:
+        """Of what is known, what covers the ring: all of it where that fits; what did so before, as it is now; else
+        what makes most pieces. Where nothing does, what covered it before."""
+        complete = self.complete
+        if not self._learned:
+            if _covers(candidates.values()):
+                return candidates
+            kept = {p: candidates[p] for p in self.partitions if p in candidates} if complete else {}
+            if kept and all(_same_range(kept.get(p), q) for p, q in self.partitions.items()):
+                return kept
+        found = finest(self._pieces(candidates), 1 << 64)
+        if found is not None:
+            return {
+                piece.id: replace(candidates[piece.id], hi=piece.hi)
+                if candidates[piece.id].hi != piece.hi
+                else candidates[piece.id]
+                for piece in found
+            }
+        if not complete:
+            return candidates
+        return {
+            p: replace(candidates[p], lo=q.lo, hi=q.hi) if p in candidates else q
+            for p, q in self.partitions.items()
+        }
+
+    def _pieces(self, candidates: Mapping[int, Placement]) -> list[Piece]:
+        """The ranges that partitions may have. One that was split ends where what was split off it begins, whatever an older
+        word says (R18)."""
+        pieces = [Piece(q.id, q.lo, q.hi) for q in candidates.values()]
+        for child in self._learned.values():
+            parent = candidates.get(child.parent[0]) if child.parent is not None else None
+            if parent is not None and parent.lo < child.lo < parent.hi:
+                pieces.append(Piece(parent.id, parent.lo, child.lo))
+        return pieces
+
+    def _forget_nodes(self) -> None:
+        """Let go of nodes that were removed, once no partition names them."""
+        if self._gone:
+            named = {node for q in self.partitions.values() for node in q.replicas}
+            for node in self._gone - named:
+                self.nodes.pop(node, None)
+            self._gone &= named
+
+    # --- what replicas and other tables say -----------------------------------------------------------
 
     def family(self, partition: int) -> list[Placement]:
         """A partition and all that was split off it, and off that."""
@@ -273,26 +410,33 @@ class TopologyTable:
 
     def learn(self, placement: Placement) -> bool:
         """A replica's word of what was split off its partition. Whether it is news."""
-        if placement.id in self.partitions:
-            return self.apply_hint(placement.id, placement.leader, placement.epoch)
-        self._give(placement.id, placement.epoch)
-        self._put(placement)
-        return True
+        return self._learn([placement])
+
+    def _learn(self, placements: list[Placement]) -> bool:
+        """Whether there is news. What cannot be how a partition was split, since it does not fit, is not kept."""
+        new = {q.id: q for q in placements if q.id not in self.partitions}
+        before, complete = dict(self._learned), self.complete
+        if new:
+            self._learned.update(new)
+            self._unsettled = True
+            self._settle()
+            if complete and not new.keys() <= self.partitions.keys():
+                self._learned, self._unsettled = before, True
+                self._settle()
+                return False
+        for q in new.values():
+            self._give(q.id, q.epoch)
+        hints = [self.apply_hint(q.id, q.leader, q.epoch) for q in placements if q.id not in new]
+        return bool(new) or any(hints)
 
     def learn_plain(self, raw: Any) -> bool:
         """``learn`` a node's word of a partition's ``family``: all of it, since a part would leave a gap. Whether there
         is news, and every key has a partition still."""
         try:
-            family = [placement_from_plain(p) for p in raw]
-        except (LookupError, TypeError, ValueError, AttributeError):
+            family = fields.several(placement_from_plain, 0, MAX_PARTITION)(raw)
+        except (ValueError, BadRecord, RecursionError):
             return False
-        before = dict(self.partitions), dict(self._ends), dict(self._given)
-        news = [self.learn(placement) for placement in family if not self._is_far(placement)]
-        if not self.complete:  # it is not how a partition can have been split: what was known is kept
-            self.partitions, self._ends, self._given = before
-            self._map = None
-            return False
-        return any(news)
+        return self._learn([q for q in family if not self._is_far(q)]) and self.complete
 
     def _is_far(self, placement: Placement) -> bool:
         """Whether what was split off a partition has an epoch that it cannot have got there."""
@@ -300,28 +444,41 @@ class TopologyTable:
         return self.is_beyond(of, placement.epoch)
 
     def merge(self, other: TopologyTable) -> None:
-        """Take what ``other`` knows better: newer records, and any higher epoch."""
+        """Take what ``other`` knows better: newer records, what was removed since, and any higher epoch."""
         self.cluster = self.cluster or other.cluster
-        newer = other.revision >= self.revision
-        for name, record in other.nodes.items():
-            if newer or name not in self.nodes:
-                self.nodes[name] = record
-        for p, theirs in other.partitions.items():
-            ours = self.partitions.get(p)
-            self._give(p, theirs.epoch)
-            if ours is None or (newer and theirs != ours):
-                if ours is not None and ours.epoch > theirs.epoch:
-                    theirs = replace(theirs, leader=ours.leader, epoch=ours.epoch)
-                self._put(theirs)
-            elif theirs.epoch > ours.epoch:
-                self.partitions[p] = replace(ours, leader=theirs.leader, epoch=theirs.epoch)
-        if newer:
-            for name in list(self.namespaces):
-                if name not in other.namespaces:
+        if other.revision >= self.revision:
+            self._take(other, removed=other.revision > self.revision)
+            self.revision = other.revision
+        for placement in other.partitions.values():
+            if placement.leader is not None:
+                self.know_leader(placement.id, placement.leader, placement.epoch)
+        unknown = [q for q in other._learned.values() if q.id not in self.partitions]
+        if unknown:
+            self._learn(unknown)
+
+    def _take(self, other: TopologyTable, removed: bool) -> None:
+        """The records of a table that is not older; with ``removed`` of a later revision. What that one could not read
+        it may lack."""
+        if removed:
+            for name in self.nodes.keys() - other.nodes.keys():
+                if f"nodes/{name}" not in other.unreadable:
+                    self._gone.add(name)
+            for name in self.namespaces.keys() - other.namespaces.keys():
+                if f"namespaces/{name}" not in other.unreadable:
                     self._set_policy(name, None)
-            for name, policy in other.namespaces.items():
-                self._set_policy(name, policy)
-        self.revision = max(self.revision, other.revision)
+            unread = {key.rpartition("/")[2] for key in other.unreadable if key.startswith("config/")}
+            for p in self._records.keys() - other._records.keys() if other.complete else ():
+                if f"{p:05d}" not in unread:
+                    del self._records[p]
+                    self._unsettled = True
+            self.unreadable = set(other.unreadable)
+        self._gone -= other.nodes.keys()
+        self.nodes.update(other.nodes)
+        for name, policy in other.namespaces.items():
+            self._set_policy(name, policy)
+        for placement in other._records.values():
+            self._set_record(placement)
+        self._settle()
 
     # --- as plain data --------------------------------------------------------------------
 
@@ -335,33 +492,87 @@ class TopologyTable:
             "partitions": [
                 placement_to_plain(p) for p in sorted(self.partitions.values(), key=lambda p: p.id)
             ],
+            "learned": sorted(self._learned.keys() & self.partitions.keys()),
+            "unreadable": [schema.shown(key) for key in sorted(self.unreadable)[:MAX_UNREADABLE]],
         }
 
     @classmethod
     def from_wire(cls, raw: Any) -> TopologyTable:
-        """Raises InvalidRequest when ``raw`` is not a table."""
+        """A table that somebody else has, or that was kept. A row that makes no sense is left out, and is among what is
+        ``unreadable``; what is of a later version is passed over. Raises InvalidRequest when ``raw`` is not a table."""
         try:
-            table = cls(_text(raw["cluster"]))
-            table.revision = _number(raw["revision"])
-            for n in raw["nodes"]:
-                record = NodeRecord.from_plain(n)
-                table.nodes[record.node] = record
-            for name, policy in raw["namespaces"]:
-                table._set_policy(_text(name), policy_from_plain(policy))
-            for p in raw["partitions"]:
-                table._put(placement_from_plain(p))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as e:
-            raise InvalidRequest(f"not a topology table: {type(e).__name__}: {e}"[:300]) from None
+            head = HEAD.read(raw)
+        except (BadRecord, RecursionError) as e:
+            raise InvalidRequest(f"not a topology table: {e}"[:300]) from None
+        table = cls(head["cluster"])
+        table.revision, table.unreadable = head["revision"], set(head["unreadable"])
+        learned = set(head["learned"])
+
+        def node(plain: Any) -> None:
+            record = NodeRecord.from_plain(plain)
+            table.nodes[record.node] = record
+
+        def namespace(plain: Any) -> None:
+            table._set_policy(*_NAMESPACE(plain))
+
+        def partition(plain: Any) -> None:
+            placement = placement_from_plain(plain)
+            into = table._learned if placement.id in learned else table._records
+            into[placement.id] = placement
+
+        for kind, take in (("nodes", node), ("namespaces", namespace), ("partitions", partition)):
+            for plain in head[kind]:
+                try:
+                    take(plain)
+                except (ValueError, InvalidRequest, RecursionError):
+                    table.left_out.append(_row_key(kind, plain))
+        table.unreadable.update(table.left_out)
+        table._unsettled = True
+        table._settle()
         return table
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise TypeError(f"{value!r:.60} is no text")
-    return value
+def _row_key(kind: str, plain: Any) -> str:
+    """The key of a table's row that makes no sense, as far as it can be told."""
+    at: Any = {"nodes": "node", "namespaces": 0, "partitions": "id"}[kind]
+    try:
+        name = plain[at]
+    except (LookupError, TypeError):
+        name = ""
+    if kind == "partitions":
+        return f"config/?/{name:05d}" if type(name) is int and 0 <= name <= MAX_PARTITION else "config/?/?"
+    return schema.shown(f"{kind}/{name!s:.100}")
 
 
-def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise TypeError(f"{value!r:.60} is no number")
-    return value
+_ROWS = fields.several(fields.anything, 0, 1 << 20)
+_NAMESPACE = fields.row(check_namespace, POLICY.read)
+HEAD: Final[Shape[dict[str, Any]]] = Shape(
+    "it",
+    dict,
+    {
+        "cluster": Field(fields.text),
+        "revision": Field(fields.whole()),
+        "nodes": Field(_ROWS),
+        "namespaces": Field(_ROWS, ()),
+        "partitions": Field(_ROWS),
+        "learned": Field(fields.several(_NUMBER, 0, MAX_PARTITION + 1), ()),
+        "unreadable": Field(fields.several(fields.text, 0, MAX_UNREADABLE), ()),
+    },
+)
+
+
+def is_config(parts: Parts) -> bool:
+    """Whether a key of etcd is that of a partition's record."""
+    return parts[0] == "config" and len(parts) == 3 and parts[2].isascii() and parts[2].isdigit()
+
+
+def _same_range(a: Placement | None, b: Placement | None) -> bool:
+    return a is not None and b is not None and (a.lo, a.hi) == (b.lo, b.hi)
+
+
+def _covers(placements: Iterable[Placement]) -> bool:
+    try:
+        PartitionMap(PartitionRange(q.id, q.lo, q.hi) for q in placements)
+    except ValueError:
+        return False
+    return True

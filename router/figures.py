@@ -35,6 +35,8 @@ class _Held(Collector):
             ("partitions", "Partitions known", len(table.partitions)),
             ("namespaces", "Namespaces with a policy", len(table.namespaces)),
             ("namespaces_limit", "How many there may be (max_namespaces)", b.config.max_namespaces),
+            ("records_bad", "Records in etcd that make no sense", len(table.unreadable)),
+            ("records_aside", "Partitions whose ranges are others'", len(table.aside)),
         ):
             yield GaugeMetricFamily(f"metastore_router_{name}", text, value=value)
         for name, text in (

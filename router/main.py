@@ -24,6 +24,7 @@ from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Change
 from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, read_file
 from metastore.errors import ConfigError, InvalidRequest, MetastoreError
+from metastore.following import Following
 from metastore.layout import Layout
 from metastore.logs import setup_logging
 from metastore.process import open_files_limit
@@ -51,7 +52,11 @@ def load_snapshot(path: str, table: TopologyTable) -> None:
         crc, _, wire = read_file(Path(path), MAX_DOCUMENT_BYTES).partition(b"\n")
         if crc != _crc(wire):
             raise InvalidRequest("its checksum does not match")
-        table.merge(TopologyTable.from_wire(load_json(wire, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES)))
+        found = TopologyTable.from_wire(load_json(wire, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES))
+        if found.left_out:
+            names = ", ".join(found.left_out[:10])
+            log.warning("of the topology snapshot %s this makes no sense, and is left out: %s", path, names)
+        table.merge(found)
     except FileNotFoundError:
         pass
     except (OSError, Undecodable, InvalidRequest) as e:
@@ -86,15 +91,6 @@ async def keep_snapshot(path: str, table: TopologyTable) -> None:
                 log.warning("the topology snapshot cannot be written: %s", e)
 
 
-def follow_etcd(layout: Layout, table: TopologyTable, revision: int, changes: list[Change]) -> None:
-    """Feed the table from the watch."""
-    for change in changes:
-        try:
-            table.apply_kv(layout.parse(change.key), change.new.value if change.new else None, revision)
-        except (InvalidRequest, KeyError, ValueError, TypeError) as e:
-            log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
-
-
 class Router:
     """One router: start it, stop it. Several may run in one process (tests do)."""
 
@@ -112,11 +108,8 @@ class Router:
         if config.snapshot_path:
             load_snapshot(config.snapshot_path, table)
         self.coordinator = EtcdCoordinator(config.etcd)
-        self._watch = self.coordinator.watch(
-            self.layout.root,
-            lambda revision, changes: follow_etcd(self.layout, table, revision, changes),
-        )
-        self._forget = loop.create_task(self._forget_removed(table))
+        self.records = Following(self.layout, table)
+        self._watch = self.coordinator.watch(self.layout.root, self._on_change)
         await self.dispatcher.start(0, required=False)
         admin = NamespaceAdmin(self.coordinator, self.layout, self.dispatcher, config.max_namespaces)
         self.gateway = Gateway(config, self.dispatcher, admin)
@@ -124,11 +117,8 @@ class Router:
         if config.snapshot_path:
             self._keeper = loop.create_task(keep_snapshot(config.snapshot_path, table))
 
-    async def _forget_removed(self, table: TopologyTable) -> None:
-        """What was removed while nobody watched is no change to the watch, it is just not there."""
-        await self._watch.ready.wait()
-        found = [self.layout.parse(key) for key in self._watch.kvs]
-        table.keep_namespaces({parts[1] for parts in found if parts[0] == "namespaces"})
+    def _on_change(self, revision: int, changes: list[Change]) -> None:
+        self.records.take(revision, changes)
 
     @property
     def port(self) -> int:
@@ -144,9 +134,8 @@ class Router:
         self.gateway.server.stop_listening()
         await self.gateway.close()
         table = self.dispatcher.table
-        for task in (self._keeper, self._forget):
-            if task is not None:
-                task.cancel()
+        if self._keeper is not None:
+            self._keeper.cancel()
         if self._keeper is not None and table.complete:
             with contextlib.suppress(OSError):
                 save_snapshot(self.config.snapshot_path, orjson.dumps(table.to_wire()))

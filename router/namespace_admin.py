@@ -22,6 +22,8 @@ Used by the router and by ``cellctl``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -37,6 +39,7 @@ from metastore.errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from metastore.fields import BadRecord
 from metastore.history import NO_VERSION
 from metastore.keys import (
     PARENT,
@@ -46,8 +49,9 @@ from metastore.keys import (
     storage_key,
     well_placed,
 )
-from metastore.layout import Layout, node_record_from_json
-from metastore.namespaces import DEFAULT, MAX_NAMESPACES, Policy, policy_from_json, policy_from_plain
+from metastore.layout import Layout, NodeRecord
+from metastore.namespaces import DEFAULT, MAX_NAMESPACES, Policy, policy_from_plain
+from metastore.schema import read_record, shown
 from metastore.wire.client_messages import DELETE, KEYS_ONLY, LINEARIZABLE, LIST, MAX_LIST_LIMIT
 from router.errors import NamespaceNotEmpty, RoutingFixed, TooManyNamespaces
 
@@ -100,17 +104,29 @@ class NamespaceAdmin:
     # --- reading ----------------------------------------------------------------------------
 
     def _record(self, kv: KV) -> NamespaceRecord:
-        return NamespaceRecord(self.layout.parse(kv.key)[1], policy_from_json(kv.value), kv.mod_revision)
+        """Raises BadRecord."""
+        parts = self.layout.parse(kv.key)
+        return NamespaceRecord(parts[1], read_record(parts, kv.value, Policy), kv.mod_revision)
 
     async def list(self) -> list[NamespaceRecord]:
-        """All that have a record, by name. Raises CoordinationError."""
+        """All that have a record that makes sense, by name. Raises CoordinationError."""
         _, kvs = await self.coordinator.range(self.layout.namespace(""))
-        return sorted((self._record(kv) for kv in kvs), key=lambda r: r.name)
+        found = []
+        for kv in kvs:
+            with contextlib.suppress(BadRecord):  # who follows etcd tells of it
+                found.append(self._record(kv))
+        return sorted(found, key=lambda r: r.name)
 
     async def get(self, name: str) -> NamespaceRecord | None:
-        """None: it has the default policy. Raises CoordinationError."""
+        """None: it has the default policy. Raises CoordinationError, and Unavailable when its record makes no sense."""
         kv = await self.coordinator.get(self.layout.namespace(check_namespace(name)))
-        return None if kv is None else self._record(kv)
+        try:
+            return None if kv is None else self._record(kv)
+        except BadRecord as e:
+            raise Unavailable(
+                f"the record of namespace {name} in etcd makes no sense ({e.message}); mend or remove it there: "
+                "cellctl doctor names it"
+            ) from None
 
     # --- changing ---------------------------------------------------------------------------
 
@@ -135,6 +151,8 @@ class NamespaceAdmin:
                 self._check_room()
             routing = wanted.get("routing") or (DEFAULT if found is None else found.policy).routing
             policy = policy_from_plain({**wanted, "routing": routing})
+            if found is not None:
+                policy = replace(policy, more=found.policy.more)
             if found is not None and routing != found.policy.routing:
                 raise RoutingFixed(
                     f"namespace {name} routes by {found.policy.routing}, which cannot be changed to {routing}: it says "
@@ -289,7 +307,7 @@ class NamespaceAdmin:
         behind: dict[str, str] = {}
         while True:
             _, kvs = await self.coordinator.range(self.layout.node(""))
-            nodes = {r.node: r.rpc for r in (node_record_from_json(kv.value) for kv in kvs)}
+            nodes = self._addresses(kvs)
             waiting = sorted(set(nodes) - done)
             if not waiting:
                 return
@@ -308,6 +326,25 @@ class NamespaceAdmin:
                     retry_after_s=1,
                 )
             await asyncio.sleep(POLL_S)
+
+    def _addresses(self, kvs: Sequence[KV]) -> dict[str, str]:
+        """Where each node is; of one whose record makes no sense, where it was last. Raises Unavailable when that is
+        not known: it might be there, and take writes by the rule as it was."""
+        found = {}
+        for kv in kvs:
+            parts = self.layout.parse(kv.key)
+            try:
+                record: NodeRecord | None = read_record(parts, kv.value, NodeRecord)
+            except BadRecord:
+                record = self.dispatcher.table.nodes.get(parts[1])
+            if record is None:
+                raise Unavailable(
+                    f"every node has to know of the change, and etcd's record {shown(kv.key)} makes no sense; nothing "
+                    "was changed",
+                    retry_after_s=1,
+                )
+            found[record.node] = record.rpc
+        return found
 
     async def _node_is_at(self, address: str, revision: int) -> str:
         """ "" when it is, else what it does instead."""

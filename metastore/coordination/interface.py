@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, slots=True)
 class KV:
-    """A key as etcd has it."""
+    """A key as etcd has it; bytes in it that are no UTF-8 are surrogates (``surrogateescape``)."""
 
     key: str
     value: bytes

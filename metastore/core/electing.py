@@ -80,7 +80,8 @@ class PartitionReplica(ChangingReplica):
     def can_claim(self) -> bool:
         """Whether the next restart of the newest term known may be claimed without etcd."""
         owned = self.resuming or self.ctx.settings.claim_without_etcd
-        return owned and not self.ctx.can_elect and self.newest_epoch() & MAX_RESTART != MAX_RESTART
+        without = self.unrecorded or not self.ctx.can_elect
+        return owned and without and self.newest_epoch() & MAX_RESTART != MAX_RESTART
 
     def newest_epoch(self) -> int:
         return max(self.sealed_epoch, self.config.epoch if self.config else 0)
@@ -105,6 +106,7 @@ class PartitionReplica(ChangingReplica):
             and config.leader != self.ctx.me.node
             and term_of(config.epoch) == term_of(self.sealed_epoch)
             and self.ctx.can_elect
+            and not self.unrecorded
             and self.config_mod_revision
             and self.leader_value_known
             and now >= self.campaign_at_ns
@@ -136,7 +138,7 @@ class PartitionReplica(ChangingReplica):
         return term is None or now - term.handoff_since_ns > self.ctx.settings.handoff_timeout_ns
 
     def tick_electing(self, now: int) -> None:
-        by_etcd = bool(self.config_mod_revision and self.leader_value_known)
+        by_etcd = bool(self.config_mod_revision and self.leader_value_known and not self.unrecorded)
         if self.role == ACTIVE:
             self.seek_record(now)
         if (
@@ -223,7 +225,8 @@ class PartitionReplica(ChangingReplica):
             if self.resuming:
                 self.claim(now, "restarted owner goes on (R12)")
             elif self.can_claim():
-                self.claim(now, "a majority has lost the leader, and etcd is away (R16)")
+                away = "has no record of the partition" if self.unrecorded else "is away"
+                self.claim(now, f"a majority has lost the leader, and etcd {away} (R16)")
             elif self.config_mod_revision and self.leader_value_known:
                 self.campaign(now, "a majority has lost the leader")
 

@@ -13,10 +13,10 @@ What a stranger can make a node keep, and the bound of each:
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Final
 
 from metastore.core.settings import MS
+from metastore.logs import Ration
 
 if TYPE_CHECKING:
     from metastore.node.clients import ClientConnection
@@ -25,25 +25,6 @@ log = logging.getLogger("metastore.clients")
 
 MAX_STRANGERS: Final = 1024
 SWEEP_NS: Final = 250 * MS
-LOGGED_PER_S: Final = 5
-
-
-class Ration:
-    """Log lines about strangers, a few a second: they shall not fill the disk either."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._count = 0
-
-    def line(self, text: str, *args: object) -> None:
-        second = int(time.monotonic())
-        if second != self._second:
-            if self._count > LOGGED_PER_S:
-                log.info("%d more clients disconnected", self._count - LOGGED_PER_S)
-            self._second, self._count = second, 0
-        self._count += 1
-        if self._count <= LOGGED_PER_S:
-            log.info(text, *args)
 
 
 class Admission:
@@ -63,7 +44,7 @@ class Admission:
         self.unread = 0
         self.evicted = 0
         self.refused = 0
-        self.ration = Ration()
+        self.ration = Ration(log, "%d more clients disconnected")
         #: who holds unfinished frames, or unread answers
         self.holding: dict[ClientConnection, None] = {}
         self._swept_ns = 0
@@ -96,7 +77,7 @@ class Admission:
 
     def evict(self, connection: ClientConnection, why: str) -> None:
         self.evicted += 1
-        self.ration.line("client disconnected: %s", why)
+        self.ration.line(logging.INFO, "client disconnected: %s", why)
         connection.close()
         self.left(connection)
 

@@ -113,7 +113,7 @@ class ClientConnection(asyncio.Protocol):
                 if not decoder.buffer:  # as after nearly every frame
                     break
         except ProtocolError as e:
-            self.admission.ration.line("client disconnected: %s", e)
+            self.admission.ration.line(logging.INFO, "client disconnected: %s", e)
             self.refuse(e)
         except StorageError as e:
             node.fail_stop(e)  # R14: also when it is a read that finds the damage

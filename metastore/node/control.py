@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from metastore import schema
 from metastore.clock import now_ns
 from metastore.coordination.interface import (
     KV,
@@ -32,7 +32,9 @@ from metastore.coordination.interface import (
 )
 from metastore.core import effects as fx
 from metastore.core.replica import ACTIVE
-from metastore.errors import CoordinationError, CoordinationUnknown, InvalidRequest, StorageError
+from metastore.errors import CoordinationError, CoordinationUnknown, StorageError
+from metastore.fields import BadRecord
+from metastore.following import Following, Seen
 from metastore.layout import (
     ConfigRecord,
     HistoryRecord,
@@ -42,7 +44,6 @@ from metastore.layout import (
     MoveRecord,
     SplitRecord,
     first_epoch,
-    node_record_from_json,
     term_of,
 )
 from metastore.logs import log_event
@@ -62,8 +63,6 @@ FACT_REVISION = "etcd_revision"
 RECONCILE_S = 1.0
 USAGE_S = 2.0
 ORDER = {"moves": 1, "leader": 2}
-#: what reading a record may raise that says that the record is wrong
-MALFORMED = (InvalidRequest, LookupError, ValueError, TypeError)
 #: what a node keeps for a start without etcd
 REMEMBERED = frozenset({"nodes", "config", "leader", "namespaces"})
 MAX_CONCURRENT_CAMPAIGNS = 16
@@ -79,6 +78,7 @@ class Control:
         self.layout = Layout(node.config.cluster)
         self.coordinator: Coordinator
         self.session: Session
+        self.records = Following(self.layout, node.topology)
         self.registration = Registration(self)
         self.replacing = Replacing(self)
         self._registered = False
@@ -94,6 +94,8 @@ class Control:
         self._moves: dict[int, tuple[MoveRecord, int]] = {}
         #: configs of partitions that this node does not hold, for when a move brings them here
         self._elsewhere: dict[int, tuple[str, ConfigRecord, int]] = {}
+        #: configs that would be opened here, and overlap others
+        self._set_aside: dict[int, tuple[str, ConfigRecord, int]] = {}
         #: nodes of other cells that share a partition with this one, now or soon
         self.related: set[str] = set()
         #: partitions that are to be split
@@ -129,13 +131,7 @@ class Control:
 
     async def _wait_ready(self) -> None:
         await self._watch.ready.wait()
-        # what was removed while this node was down is no change to the watch, it is just not there
-        present = {self.layout.parse(key)[1] for key in self._watch.kvs if self._is_namespace(key)}
-        self.node.topology.keep_namespaces(present)
         self.ready.set()
-
-    def _is_namespace(self, key: str) -> bool:
-        return key.startswith(self.layout.namespace(""))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -167,48 +163,62 @@ class Control:
 
     def _on_change(self, revision: int, changes: list[Change]) -> None:
         node = self.node
+        nodes = set(node.topology.nodes)
+        seen = self.records.take(revision, changes)
         # configs before leader keys: a replica must exist before it hears who leads it; moves in
         # between, since they may ask for one
-        for change in sorted(changes, key=lambda c: ORDER.get(self.layout.parse(c.key)[0], 0)):
+        for found in sorted(seen, key=lambda s: ORDER.get(s.parts[0], 0)):
             try:
-                act = self._read_change(change, revision)
-            except MALFORMED as e:
-                log.error("control-plane record %s is not understood and is ignored: %s", change.key, e)
-                continue
-            try:
-                act()
+                self._act(found)
             except Exception as e:  # the record is in order: what is wrong is this node (R14)
                 node.fail_stop(e)
-        kinds = {self.layout.parse(change.key)[0] for change in changes}
-        self._remember_due |= bool(kinds & REMEMBERED)
+        for name in nodes - node.topology.nodes.keys():
+            self.related.discard(name)
+            node.links.forget(name)
+        self._open_set_aside()
+        self._remember_due |= any(found.parts[0] in REMEMBERED for found in seen)
         self.wake()
         node.settle()
 
-    def _read_change(self, change: Change, revision: int) -> Callable[[], object]:
-        """What a change of a record asks for. Raises MALFORMED when the record makes no sense, and nothing was done."""
-        node, parts, new = self.node, self.layout.parse(change.key), change.new
-        node.topology.apply_kv(parts, new.value if new else None, revision)
-        kind = parts[0]
-        if kind == "nodes" and new is not None:
-            return partial(node.meet, node_record_from_json(new.value))
-        if kind == "config" and new is not None:
-            config = ConfigRecord.from_json(new.value)
-            return partial(self._config_changed, parts[1], config, new.mod_revision)
-        if kind == "moves":
-            move = None if new is None else (MoveRecord.from_json(new.value), new.mod_revision)
-            return partial(self._move_changed, int(parts[1]), move)
-        if kind == "splits":
-            split = None if new is None else SplitRecord.from_json(new.value)
-            return partial(self._split_changed, int(parts[1]), split)
-        if kind == "drained":
-            return partial(self.drained.discard if new is None else self.drained.add, parts[1])
-        if kind == "paused":
-            return partial(setattr, node.core.ctx, "moves_paused", new is not None)
-        if kind == "usage":
-            node.policies.published(parts[1], new.value if new else None)
-        if kind == "leader" and parts[1] == self._homes.get(int(parts[2])):
-            return partial(self._leader_changed, int(parts[2]), new)
-        return lambda: None
+    def _act(self, seen: Seen) -> None:
+        """Do what a change of a record asks for; the topology has it already."""
+        node, (kind, *names), record, new = self.node, seen.parts, seen.record, seen.new
+        if kind == "config":
+            self._recorded(names[0], int(names[1]), record is not None)
+        if kind == "leader" and names[0] == self._homes.get(int(names[1])):
+            self._leader_changed(int(names[1]), new)  # R2 compares what is there, whatever it says
+        if seen.bad:
+            return
+        match kind:
+            case "nodes" if record is not None:
+                node.meet(record)
+            case "config" if record is not None and new is not None:
+                self._config_changed(names[0], record, new.mod_revision)
+            case "moves":
+                self._move_changed(int(names[0]), None if new is None else (record, new.mod_revision))
+            case "splits":
+                self._split_changed(int(names[0]), record)
+            case "drained":
+                (self.drained.discard if new is None else self.drained.add)(names[0])
+            case "paused":
+                node.core.ctx.moves_paused = new is not None
+            case "usage":
+                node.policies.published(names[0], record)
+
+    def _recorded(self, cell: str, p: int, is_well: bool) -> None:
+        """Whether etcd has a record of the partition that makes sense: where it has none, nobody can be elected by
+        it, and its members claim (R16) as if etcd were away."""
+        host = self.node.hosts.get(p)
+        if host is not None and cell == self._home(p):
+            host.replica.unrecorded = not is_well
+
+    def _open_set_aside(self) -> None:
+        """Partitions whose records did not fit into the map, and do now."""
+        for p, (cell, config, mod_revision) in list(self._set_aside.items()):
+            if p not in self.node.topology.aside:
+                del self._set_aside[p]
+                if p in self.node.topology.partitions:
+                    self._config_changed(cell, config, mod_revision)
 
     def _leader_changed(self, p: int, new: KV | None) -> None:
         host = self.node.hosts.get(p)
@@ -221,6 +231,7 @@ class Control:
         host = node.hosts.get(p)
         mine = (node.me.node, node.me.store)
         move = self._moves.get(p)
+        self._set_aside.pop(p, None)
         wanted = move is not None and not move[0].cancel and mine in move[0].target
         if mine not in config.members() and not wanted:
             self._elsewhere[p] = cell, config, mod_revision
@@ -230,6 +241,13 @@ class Control:
             return
         self._elsewhere.pop(p, None)
         since = self._unopened.pop(p)[3] if p in self._unopened else now_ns()
+        if host is None and p in node.topology.aside:
+            self._set_aside[p] = (
+                cell,
+                config,
+                mod_revision,
+            )  # its range is another's: nothing is opened for it
+            return
         if host is None and config.parent is not None:
             self._entry_committed(config.parent)
             if self._waits_for_parent(config, since):
@@ -485,11 +503,22 @@ class Control:
         host = self.node.hosts.get(p)
         if host is None:
             return
-        if config is not None:
+        record = self._config_in(config)
+        if config is not None and record is not None:
             self._configs[p] = max(config.mod_revision, self._configs.get(p, 0))
-            host.replica.on_config(now_ns(), ConfigRecord.from_json(config.value), config.mod_revision)
+            host.replica.on_config(now_ns(), record, config.mod_revision)
         self._leaders[p] = leader
         host.replica.on_leader_value(leader.value if leader else None)
+
+    def _config_in(self, kv: KV | None) -> ConfigRecord | None:
+        """A partition's record as a reading found it; None = there is none that makes sense."""
+        if kv is None:
+            return None
+        try:
+            return schema.read_record(self.layout.parse(kv.key), kv.value, ConfigRecord)
+        except BadRecord as e:
+            self.records.note(kv.key, e)
+            return None
 
     # --- R10 --------------------------------------------------------------------------------
 
@@ -639,8 +668,9 @@ class Control:
         if self._terms.get(p, sealed) >= sealed:
             return
         found = await self.coordinator.get(self.layout.config(self._home(p), p))
-        if found is not None:
-            term = term_of(ConfigRecord.from_json(found.value).epoch)
+        record = self._config_in(found)
+        if record is not None:
+            term = term_of(record.epoch)
             if term < sealed:
                 self.coordinator.distrust(f"etcd has partition {p} at term {term}, and it was at {sealed}")
 
@@ -669,9 +699,8 @@ class Control:
         try:
             if seen is not None and LeaderRecord.from_json(seen.value).node != node.me.node:
                 return
-        except (InvalidRequest, KeyError, ValueError, TypeError) as e:
-            log.error("leader record of partition %d is not understood, and is left alone: %s", p, e)
-            return
+        except BadRecord:
+            return  # it is told of already; whose it is cannot be known
         leader_is = Compare.absent(key) if seen is None else Compare.value_is(key, seen.value)
         config_key = self.layout.config(self._home(p), p)
         ops: list[Op] = [Put(key, mine, session.lease_id)]
@@ -733,4 +762,5 @@ class Control:
             "revision": self.coordinator.revision,
             "campaigns": self.campaigns,
             "elections_won": self.elections_won,
+            "records": self.records.status(),
         }

@@ -22,8 +22,10 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal, NamedTuple
 
+from metastore import fields
 from metastore.core.messages import Lineage, Process, Seen
 from metastore.layout import MarkRecord, NodeRecord
+from metastore.storage.facts import read_fact
 from metastore.storage.store import Store
 
 FACT_GENERATIONS: Final = "peer_generations"
@@ -31,12 +33,21 @@ FACT_REGISTERED: Final = "registered"
 FACT_REFUSED: Final = "refused"
 MAX_REMEMBERED: Final = 1024
 
+_GENERATIONS: Final = fields.mapping(
+    fields.name,
+    fields.row(fields.name, fields.whole(), fields.text, fields.whole(), fields.flag),
+    high=1 << 20,
+)
+_REFUSED: Final = fields.maybe(fields.row(fields.text, fields.text))
+
 State = Literal["starting", "provisional", "confirmed", "refused"]
 
 WAY_OUT: Final = (
     "its records are on the other replicas: stop it, set its folder aside (metastore-node --config FILE --discard-store "
     "deletes nothing) and start it: it comes back empty under its name, and is filled by itself"
 )
+#: of a store that was refused, in words that make no sense here
+UNREADABLE_REFUSAL: Final = ("it was refused before", WAY_OUT)
 OTHER_NAME: Final = "stop it; to run one more node, give it a name and an empty folder of its own"
 
 
@@ -168,12 +179,12 @@ class Identity:
         self._accusers: dict[str, str] = {}
         #: peers whose stores have less than they acknowledged, as leaders here noticed: node -> what
         self.lacking: dict[str, str] = {}
-        self._peers = {
-            str(node): Known(*found) for node, found in store.facts.get(FACT_GENERATIONS, {}).items()
-        }
-        refused = store.facts.get(FACT_REFUSED)
+        none: dict[str, tuple[Any, ...]] = {}
+        told = read_fact(store.facts, FACT_GENERATIONS, _GENERATIONS, none, none)
+        self._peers = {node: Known(*found) for node, found in told.items()}
+        refused = read_fact(store.facts, FACT_REFUSED, _REFUSED, None, UNREADABLE_REFUSAL)
         if refused is not None:
-            self.refuse(str(refused[0]), str(refused[1]))
+            self.refuse(*refused)
 
     @property
     def lineage(self) -> Lineage:

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvloop
 
+from metastore import fields
 from metastore.config import NodeConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConfigError, MetastoreError
@@ -25,6 +26,7 @@ from metastore.node.node import Node
 from metastore.node.startup import take_part
 from metastore.process import open_files_limit
 from metastore.storage.discarding import discard
+from metastore.storage.facts import read_fact
 from metastore.storage.space import SLACK_BYTES
 from metastore.storage.store import StorageOptions, Store
 from metastore.web import WebServer
@@ -107,8 +109,10 @@ async def serve(config: NodeConfig) -> int:
     server, http = await listen(node)
     coordinator = EtcdCoordinator(
         config.etcd,
-        known_cluster_id=store.facts.get(FACT_CLUSTER_ID),
-        known_revision=int(store.facts.get(FACT_REVISION, 0)),
+        known_cluster_id=read_fact(
+            store.facts, FACT_CLUSTER_ID, fields.maybe(fields.whole(high=(1 << 64) - 1)), None, None
+        ),
+        known_revision=read_fact(store.facts, FACT_REVISION, fields.whole(), 0, 0),
     )
 
     async def begin() -> None:

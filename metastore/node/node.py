@@ -16,8 +16,9 @@ from typing import Any
 
 import msgpack
 
+from metastore import fields
 from metastore.clock import now_ns
-from metastore.config import NodeConfig
+from metastore.config import MAX_GRANT_MS, NodeConfig
 from metastore.core import effects as fx
 from metastore.core.messages import (
     FULL,
@@ -34,10 +35,10 @@ from metastore.core.messages import (
 )
 from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
-from metastore.core.replica import Restored, pack_config, unpack_config
+from metastore.core.replica import UNREADABLE, Restored, pack_config, unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.decoding import unpack_own
-from metastore.errors import InvalidRequest, MetastoreError, Moved, ProtocolError, Unavailable
+from metastore.errors import MetastoreError, Moved, ProtocolError, Unavailable
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
 from metastore.node import splitting
@@ -62,6 +63,7 @@ from metastore.node.rebuilding import Rebuilding
 from metastore.node.snapshots import Snapshots
 from metastore.node.spreading import Spreading
 from metastore.node.views import Views
+from metastore.storage.facts import read_fact
 from metastore.storage.records import ConfigEntry, Fact, SealEntry
 from metastore.storage.store import Store
 from metastore.topology import TopologyTable
@@ -119,7 +121,8 @@ class Node:
         self.failed = asyncio.Event()
         self.stalls = 0
         self.worst_stall_ns = 0
-        largest = int(store.facts.get(FACT_LARGEST_GRANT, 0))
+        # where it cannot be read, the largest that there can have been (R8)
+        largest = read_fact(store.facts, FACT_LARGEST_GRANT, fields.whole(), 0, MAX_GRANT_MS * MS)
         self.core = NodeCore(
             self.me,
             self.settings,
@@ -197,12 +200,12 @@ class Node:
         now = now_ns()
         for p, info in sorted(self.store.partitions.items()):
             # what an entry applied just now has split off is opened when it is durable (R18)
-            if not info.dropped and info.config is not None and not self.store.is_forking(p):
+            if not info.dropped and not self.store.is_forking(p):
                 owner = Process(*unpack_own(info.owner)) if info.owner else None
-                restored = Restored(
-                    info.log.copy(), info.sealed_epoch, owner, unpack_config(info.config), info.commit_index
-                )
-                self._add_host(now, p, restored)
+                config = self._kept_config(p)
+                if config is not None:
+                    restored = Restored(info.log.copy(), info.sealed_epoch, owner, config, info.commit_index)
+                    self._add_host(now, p, restored)
         for record in self.topology.nodes.values():
             self.meet(record)
         self.links.not_yet = ""
@@ -213,12 +216,12 @@ class Node:
         self.settle()
 
     def _restored_topology(self) -> TopologyTable:
-        raw = self.store.facts.get(FACT_TOPOLOGY)
-        try:
-            return TopologyTable.from_wire(raw) if raw else TopologyTable(self.config.cluster)
-        except InvalidRequest as e:  # of another version: etcd and the peers tell it anew
-            log.warning("the topology that this node kept cannot be used and is dropped: %s", e)
-            return TopologyTable(self.config.cluster)
+        empty = TopologyTable(self.config.cluster)  # etcd and the peers tell it anew
+        table = read_fact(self.store.facts, FACT_TOPOLOGY, TopologyTable.from_wire, empty, empty)
+        if table.left_out:
+            names = ", ".join(table.left_out[:10])
+            log.warning("of the topology that this node kept this makes no sense, and is left out: %s", names)
+        return table
 
     def remember_topology(self) -> None:
         """Keep the table for a start without etcd, ours and others' (R12, design: router)."""
@@ -229,6 +232,18 @@ class Node:
     def remember_fact(self, key: str, value: Any) -> None:
         self.store.append(Fact(key, value))
         self.schedule_turn()
+
+    def _kept_config(self, p: int) -> ConfigRecord | None:
+        """The partition's record as this node has kept it. One that makes no sense counts as none: the replica is opened
+        when etcd tells it anew."""
+        raw = self.store.partitions[p].config
+        try:
+            return unpack_config(raw) if raw is not None else None
+        except UNREADABLE as e:
+            log.error(
+                "the record that this node kept of partition %d cannot be used and is dropped: %s", p, e
+            )
+            return None
 
     def _add_host(self, now: int, p: int, restored: Restored) -> PartitionHost:
         assert restored.config is not None
@@ -247,7 +262,7 @@ class Node:
         self.store.add_partition(p)
         info = self.store.partitions[p]
         owner = Process(*unpack_own(info.owner)) if info.owner else None
-        known = unpack_config(info.config) if info.config is not None else None
+        known = self._kept_config(p)
         if known is not None and known.epoch > config.epoch:
             config = known
         elif known != config:  # a start without etcd finds it

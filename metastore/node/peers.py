@@ -256,6 +256,16 @@ class PeerLinks:
         if self.me.node < node:
             self._dialling[node] = asyncio.get_running_loop().create_task(self._keep_dialling(node))
 
+    def forget(self, node: str) -> None:
+        """Know a peer no more: it is not dialled, and its connection ends."""
+        self._targets.pop(node, None)
+        dialling = self._dialling.pop(node, None)
+        if dialling is not None:
+            dialling.cancel()
+        connection = self._open.get(node)
+        if connection is not None:
+            connection.abort()
+
     def connected(self) -> list[str]:
         return sorted(self._open)
 

@@ -10,19 +10,16 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any
 
-from metastore.decoding import load_json
 from metastore.errors import ConditionRequired, MetastoreError, QuotaExceeded, Unavailable, WrongRouting
 from metastore.keys import PARENT, hash_point, prefix_routing_key, well_placed
 from metastore.namespaces import Policy
 from metastore.records import unpack_record
+from metastore.schema import Usage
 from metastore.wire.client_messages import ADD, DELETE, GET, LIST, PUT, TOUCH, TXN
 
 if TYPE_CHECKING:
     from metastore.node.host import PartitionHost
     from metastore.node.node import Node
-
-Usage = dict[str, list[int]]
-"""Namespace -> [records, bytes]."""
 
 
 class Policies:
@@ -167,12 +164,12 @@ class Policies:
         ordered = heapq.nlargest(limit, sums.items(), key=lambda item: item[1][1])
         return {raw.decode("ascii", "replace"): held for raw, held in ordered}, len(sums) - len(ordered)
 
-    def published(self, node: str, raw: bytes | None) -> None:
+    def published(self, node: str, usage: Usage | None) -> None:
         """Another node's usage, as etcd has it; None = gone."""
-        if raw is None:
+        if usage is None:
             self.others.pop(node, None)
         elif node != self.node.me.node:
-            self.others[node] = {str(k): [int(v[0]), int(v[1])] for k, v in dict(load_json(raw)).items()}
+            self.others[node] = usage
 
     def recount(self) -> Usage:
         """Which namespaces are full now; also what to publish."""

@@ -26,11 +26,13 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from metastore import fields
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Lineage, Run
 from metastore.errors import CorruptLog, CorruptState, NoRoom, RottenEntry, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
+from metastore.storage.facts import read_fact
 from metastore.storage.identity import (
     lock_folder,
     make_folders,
@@ -65,6 +67,7 @@ log = logging.getLogger("metastore.store")
 
 #: a durable fact: which processes have run on the store, the newest first (R13)
 FACT_RUNS: Final = "runs"
+_RUNS: Final = fields.several(fields.row(fields.whole(), fields.text, fields.whole(), fields.whole()))
 #: a fact that is logged so that a segment which has rotted is the last one no more
 FACT_LEFT: Final = "left_segment"
 FLUSH_INTERVAL_S: Final = 0.25
@@ -324,7 +327,7 @@ class Store:
     @property
     def lineage(self) -> Lineage:
         """R13: which processes have run on the store."""
-        return Lineage(tuple(Run(*run) for run in self.facts.get(FACT_RUNS, ())))
+        return Lineage(tuple(Run(*run) for run in read_fact(self.facts, FACT_RUNS, _RUNS, (), ())))
 
     @property
     def mark(self) -> int:

@@ -66,7 +66,8 @@ def row(p: int, leader: str = "c1n1") -> dict[str, Any]:
 
 
 def well() -> dict[str, Any]:
-    configs = {p: ("c1", ConfigRecord(p, 0, 1, 1 << 16, "c1n1", MEMBERS)) for p in range(3)}
+    ends = (0, 1 << 62, 1 << 63, 1 << 64)
+    configs = {p: ("c1", ConfigRecord(p, ends[p], ends[p + 1], 1 << 16, "c1n1", MEMBERS)) for p in range(3)}
     nodes = {n: NodeRecord(n, "c1", s, "h:1", "h:2") for n, s in MEMBERS}
     records = Records(1, {"c1": CellRecord()}, nodes, frozenset(), frozenset(NODES), configs, {}, False)
     return {
@@ -94,6 +95,16 @@ def _records(seen: dict[str, Any], **changes: Any) -> None:
     seen["records"] = Records(**fields)
 
 
+def _misfit(seen: dict[str, Any]) -> None:
+    bad = ConfigRecord(77, 5, 1 << 62, 1 << 16, "c1n1", MEMBERS)
+    _records(seen, configs=seen["records"].configs | {77: ("c1", bad)})
+
+
+def _without(seen: dict[str, Any], what: str, key: Any) -> None:
+    _records(seen, **{what: {k: v for k, v in getattr(seen["records"], what).items() if k != key}})
+
+
+KEY = "/metastore/dev/nodes/\\xff"
 ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("a node is down", lambda s: s["views"].update(c1n2=None), "error: node c1n2: it does not answer"),
     ("a node stopped itself", lambda s: s["views"]["c1n1"].update(failed="disk"), "error: node c1n1: it has stopped"),
@@ -109,6 +120,18 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         lambda s: s["views"]["c1n2"]["storage"].update(rebuilt_total=2),
         "warning: node c1n2: 2 damaged copies were rebuilt",
     ),
+    (
+        "a record that makes no sense",
+        lambda s: _records(s, bad={KEY: "its key is no UTF-8"}),
+        f"error: record {KEY}: it makes no sense: its key is no UTF-8",
+    ),
+    ("ranges that overlap", _misfit, "error: partition 77: its record, in cell c1, has the range 0000000000000005 to"),
+    (
+        "no record of a partition",
+        lambda s: _without(s, "configs", 1),
+        "error: cluster: no partition's record covers the points from 4000000000000000 to 8000000000000000",
+    ),
+    ("no record of a node", lambda s: _without(s, "nodes", "c1n2"), "error: node c1n2: 3 partitions name it, and there is no"),
     ("lag", lambda s: s["rows"][1].update(lag={"c1n3": 5000}), "warning: partition 1: c1n3 is 5000 entries"),
     ("flapping", lambda s: s.update(history=_elections(FLAP_ELECTIONS)), "warning: partition 1: 4 elections"),
     (
@@ -189,3 +212,9 @@ def test_old_and_planned_elections_are_no_flapping() -> None:
         _elections(FLAP_ELECTIONS - 1),
     ):
         assert findings(Seen(**(well() | {"history": events}))) == []
+
+
+def test_without_etcd_the_nodes_tell_which_records_make_no_sense() -> None:
+    seen = well() | {"records": None, "history": None}
+    seen["views"]["c1n1"]["etcd"]["records"] = {"bad": {KEY: "its key is no UTF-8"}}
+    assert f"record {KEY}" in {f.about for f in findings(Seen(**seen))}

@@ -302,6 +302,28 @@ def test_with_etcd_there_nothing_is_claimed() -> None:
     assert node.replica.sealed_epoch == TERM1
 
 
+def test_a_partition_that_etcd_has_no_good_record_of_is_claimed_though_etcd_is_there() -> None:
+    """Nobody can be elected by a record that makes no sense: a lease that is alive must not keep the claim away."""
+    node = replica()
+    node.replica.unrecorded = True
+    assert not campaigns(ticks(node, 0, 1500))
+    assert not campaigns(loses(node, 1500))
+    assert (node.replica.sealed_epoch, node.replica.owner) == (TERM1 + 1, node.me)
+    node.replica.role = "active"
+    assert not campaigns(ticks(node, 1500, 3000)), "nor does it try to have the claim recorded"
+    node.replica.unrecorded = False
+    assert campaigns(ticks(node, 3000, 4500))
+
+
+def test_a_leader_key_that_goes_elects_nobody_by_a_bad_record() -> None:
+    node = replica()
+    node.replica.on_leader_value(None)
+    node.replica.unrecorded = True
+    assert not campaigns(ticks(node, 0, 3000))
+    node.replica.unrecorded = False
+    assert campaigns(ticks(node, 3000, 6000))
+
+
 def test_a_claim_is_of_the_newest_term_known() -> None:
     """A term that etcd gave to somebody who died before it sealed anything."""
     newer = replace(CONFIG, epoch=TERM2, leader="c")

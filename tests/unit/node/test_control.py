@@ -19,7 +19,7 @@ from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.messages import Process
 from metastore.core.replica import pack_config
-from metastore.layout import ConfigRecord, Layout, LeaderRecord, first_epoch
+from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
 from metastore.node.node import Node
 from metastore.storage.store import Store
 
@@ -314,3 +314,51 @@ async def test_the_same_terms_are_not_even_asked_about(f: Fixture) -> None:
     f.coordinator.cut = True
     await f.control._compare_terms(P, f.host)
     assert not f.coordinator.untrusted
+
+
+# --- records that make no sense, or that go (the rest of it: test_poison) ---------------------------------------
+
+
+async def test_a_bad_record_lets_the_partition_be_claimed_until_it_is_mended(f: Fixture) -> None:
+    """R16: nobody can be elected by it, so a live lease must not keep its members from going on."""
+    for gone in (False, True):
+        if gone:
+            f.etcd.revision += 1
+            f.etcd._delete(CONFIG_KEY)
+        else:
+            f.put(CONFIG_KEY, b"{")
+        await f.until(lambda: f.host.replica.unrecorded)
+        assert f.host.replica.config == f.record
+        if not gone:
+            assert await f.control._elect(f.campaign(expect_mod_revision=7)) is None
+            assert f.host.replica.config == f.record, "what it found instead"
+        f.put(CONFIG_KEY, f.record.to_json())
+        await f.until(lambda: not f.host.replica.unrecorded)
+        assert f.host.replica.config_mod_revision == f.revision()
+
+
+async def test_nothing_is_opened_for_a_range_that_is_anothers(f: Fixture) -> None:
+    other = ConfigRecord(77, 0, 5, TERM1, "l", (f.mine,))
+    f.put(LAYOUT.config("c1", 77), other.to_json())
+    await f.until(lambda: 77 in f.node.topology.aside)
+    assert 77 not in f.node.hosts
+    assert f.control.status()["records"]["aside"] == [77]
+    # it fits when the other makes room
+    f.put(CONFIG_KEY, replace(f.record, lo=5, epoch=TERM2).to_json())
+    await f.until(lambda: 77 in f.node.hosts)
+
+
+async def test_a_node_that_was_removed_is_no_peer_any_more(f: Fixture) -> None:
+    for name in ("x", "zz"):
+        record = NodeRecord(name, "c1", f"s{name}", "127.0.0.1:1", "127.0.0.1:1")
+        f.put(LAYOUT.node(name), to_json(record))
+    await f.until(lambda: {"x", "zz"} <= f.node.links._targets.keys())
+    for name in ("x", "zz"):
+        f.etcd.revision += 1
+        f.etcd._delete(LAYOUT.node(name))
+    await f.until(lambda: "zz" not in f.node.topology.nodes)
+    assert "zz" not in f.node.links._targets
+    assert "zz" not in f.node.links._dialling
+    assert "x" in f.node.links._targets, "a partition names it"
+    f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, replicas=(("l", "sl"), f.mine)).to_json())
+    await f.until(lambda: "x" not in f.node.links._targets)

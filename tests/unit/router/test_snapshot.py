@@ -49,3 +49,18 @@ def test_what_is_no_snapshot(tmp_path: Path, content: bytes) -> None:
     read = TopologyTable()
     load_snapshot(str(path), read)
     assert not read.partitions
+
+
+def test_rows_of_it_that_make_no_sense_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as another version wrote: the rest is worth having."""
+    wire = table().to_wire()
+    wire["nodes"] = [{"node": "n1", "rpc": 5}]
+    wire["later"] = 7
+    path = str(tmp_path / "topology.json")
+    save_snapshot(path, orjson.dumps(wire))
+    read = TopologyTable()
+    with caplog.at_level(logging.WARNING):
+        load_snapshot(path, read)
+    assert read.complete
+    assert not read.nodes
+    assert "nodes/n1" in caplog.text

@@ -1,0 +1,105 @@
+"""Following etcd's records: what a watch delivers, read at the door, and put into a topology table.
+
+Used by nodes and routers. A record that makes no sense is left out, counted, told in the log once and kept in ``bad`` for
+whoever asks (status, metrics, cellctl doctor); what was known of it until then holds until it is mended or removed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from metastore import schema
+from metastore.coordination.interface import KV, Change
+from metastore.fields import BadRecord
+from metastore.layout import Layout
+from metastore.logs import Ration
+from metastore.schema import Parts, shown
+from metastore.topology import TopologyTable
+
+log = logging.getLogger("metastore.records")
+
+#: so many bad records are remembered by their keys, and told in status
+MAX_REMEMBERED: Final = 1000
+MAX_TOLD: Final = 20
+
+
+class Seen(NamedTuple):
+    """One change of a record of a known kind. ``record``: what it says; None = removed, or ``bad``: it makes no sense."""
+
+    parts: Parts
+    record: Any
+    new: KV | None
+    bad: bool
+
+
+class Following:
+    """See the module. ``table`` is kept as etcd has it."""
+
+    def __init__(self, layout: Layout, table: TopologyTable) -> None:
+        self.layout = layout
+        self.table = table
+        #: keys of records that make no sense now (as they are shown), and why
+        self.bad: dict[str, str] = {}
+        self.bad_total = 0
+        self._began = False
+        self._ration = Ration(log, "%d more records that make no sense")
+
+    def take(self, revision: int, changes: Sequence[Change]) -> list[Seen]:
+        """A watch's delivery, which the table follows; the first one is all that there is. Returns the changes, in
+        their order, without those of kinds that are not known."""
+        seen = [found for change in changes if (found := self._read(change)) is not None]
+        last: dict[Parts, Any] = {found.parts: found.record for found in seen if not found.bad}
+        # what was removed goes last: a partition that has moved to another cell has its new record then
+        self.table.apply(sorted(last.items(), key=lambda item: item[1] is None), revision)
+        if not self._began:
+            self._began = True
+            self.table.begin([self.layout.parse(change.key) for change in changes], revision)
+        self.table.unreadable.update("/".join(found.parts) for found in seen if found.bad)
+        return seen
+
+    def _read(self, change: Change) -> Seen | None:
+        parts, new = self.layout.parse(change.key), change.new
+        try:
+            if schema.kind_of(parts) is None:
+                return None
+        except BadRecord as e:  # whose record it is cannot be known
+            if new is None:
+                self._is_well(change.key)
+            else:
+                self.note(change.key, e)
+            return None
+        try:
+            record = None if new is None else schema.read(parts, new.value)
+        except BadRecord as e:
+            self.note(change.key, e)
+            return Seen(parts, None, new, True)
+        self._is_well(change.key)
+        return Seen(parts, record, new, False)
+
+    def note(self, key: str, why: BadRecord) -> None:
+        """A record that makes no sense was met."""
+        name = shown(key)
+        self.bad_total += 1
+        if self.bad.get(name) == why.message:
+            return
+        if name in self.bad or len(self.bad) < MAX_REMEMBERED:
+            self.bad[name] = why.message
+        self._ration.line(
+            logging.ERROR, "record %s in etcd makes no sense and is left out: %s", name, why.message
+        )
+
+    def _is_well(self, key: str) -> None:
+        if self.bad and self.bad.pop(shown(key), None) is not None:
+            self._ration.line(logging.INFO, "record %s in etcd makes sense again, or is gone", shown(key))
+
+    def status(self) -> dict[str, Any]:
+        """For status: what makes no sense now (some of it, by key), how much that is, and how often such was met."""
+        told = sorted(self.bad.items())[:MAX_TOLD]
+        return {
+            "bad": dict(told),
+            "bad_now": len(self.bad),
+            "bad_total": self.bad_total,
+            "aside": sorted(self.table.aside)[:MAX_TOLD],
+        }

@@ -1,0 +1,30 @@
+"""Facts that a node keeps of itself and of others, read back: what does not parse is dropped with a warning.
+
+They lie under checksums, so what does not parse was written by another version, or was accepted by one that looked less
+closely. A node must start with it all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from metastore.errors import InvalidRequest
+from metastore.fields import Read
+
+log = logging.getLogger("metastore.facts")
+
+T = TypeVar("T")
+
+
+def read_fact(facts: Mapping[str, Any], key: str, read: Read[T], absent: T, unreadable: T) -> T:
+    """What is kept under ``key``; ``absent`` when nothing is, ``unreadable`` when it makes no sense: what is safe to
+    assume then."""
+    if key not in facts:
+        return absent
+    try:
+        return read(facts[key])
+    except (ValueError, InvalidRequest) as e:
+        log.warning("what this node kept as %r cannot be used and is dropped: %s", key, e)
+        return unreadable
