@@ -413,17 +413,11 @@ class TopologyTable:
         return self._learn([placement])
 
     def _learn(self, placements: list[Placement]) -> bool:
-        """Whether there is news. What cannot be how a partition was split, since it does not fit, is not kept."""
         new = {q.id: q for q in placements if q.id not in self.partitions}
-        before, complete = dict(self._learned), self.complete
         if new:
             self._learned.update(new)
             self._unsettled = True
             self._settle()
-            if complete and not new.keys() <= self.partitions.keys():
-                self._learned, self._unsettled = before, True
-                self._settle()
-                return False
         for q in new.values():
             self._give(q.id, q.epoch)
         hints = [self.apply_hint(q.id, q.leader, q.epoch) for q in placements if q.id not in new]
@@ -436,7 +430,14 @@ class TopologyTable:
             family = fields.several(placement_from_plain, 0, MAX_PARTITION)(raw)
         except (ValueError, BadRecord, RecursionError):
             return False
-        return self._learn([q for q in family if not self._is_far(q)]) and self.complete
+        before, near = dict(self._learned), [q for q in family if not self._is_far(q)]
+        news = self._learn(near)
+        if any(q.id not in self.partitions for q in near):
+            # it is not how a partition can have been split: what was known is kept
+            self._learned, self._unsettled = before, True
+            self._settle()
+            return False
+        return news and self.complete
 
     def _is_far(self, placement: Placement) -> bool:
         """Whether what was split off a partition has an epoch that it cannot have got there."""
