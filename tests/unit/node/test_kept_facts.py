@@ -21,9 +21,7 @@ from metastore.storage.facts import read_fact
 from metastore.storage.records import ConfigEntry, SealEntry
 from metastore.storage.store import FACT_RUNS, Store
 
-WRONG: list[Any] = [
-    True, 7, -1, 0.5, 1 << 63, "", "x", b"\xff", [], [[]], [1, 2, 3], {}, {"a": 1}, {"a": [1, 2]}, {1: 2}, [None], [["a"]],
-]  # fmt: skip
+WRONG: list[Any] = [True, -1, 0.5, "x", b"\xff", [], [[]], [1, 2, 3], {"a": 1}, {"a": [1, 2]}, {1: 2}]
 #: facts that something is made of at a start
 FACTS = (
     FACT_TOPOLOGY, FACT_LARGEST_GRANT, FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED, FACT_CLUSTER_ID, FACT_REVISION,
@@ -40,15 +38,14 @@ def start(store: Store, folder: Path) -> Node:
 
 @pytest.mark.parametrize("fact", FACTS)
 async def test_a_fact_that_does_not_parse_is_dropped(tmp_path: Path, fact: str) -> None:
-    for number, wrong in enumerate(WRONG):
-        folder = tmp_path / str(number)
-        with_fact = Store.open(folder, cluster="metastore", node="f")
-        with_fact.keep_fact(fact, wrong)
-        await with_fact.close()
-        store = Store.open(folder, cluster="metastore", node="f")
+    for wrong in WRONG:
+        before = Store.open(tmp_path, cluster="metastore", node="f")
+        before.keep_fact(fact, wrong)
+        await before.close()
+        store = Store.open(tmp_path, cluster="metastore", node="f")
         assert fact in store.facts
         store.raise_generation("1")
-        node = start(store, folder)
+        node = start(store, tmp_path)
         assert node.failure is None, wrong
         assert not node.topology.partitions
         await node.stop(hand_over=False)
