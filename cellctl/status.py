@@ -171,7 +171,7 @@ def status(where: Where, output: str) -> None:
             (view["etcd"].get("records", {}).get("bad_now", 0) for view in views.values() if view), default=0
         )
         if bad:
-            click.echo(f"{bad} records in etcd make no sense; cellctl doctor names them")
+            say(f"{bad} records in etcd make no sense; cellctl doctor names them")
         for n in nodes:
             if n["refused"]:
                 say(f"{n['node']} takes part in nothing: {n['refused']}")

@@ -64,7 +64,7 @@ class FakeNode:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         self.table.revision = 5
-        self.table.nodes = {"n1": NodeRecord("n1", "c1", "s1", self.address, "")}
+        self.table.nodes = {"n1": NodeRecord("n1", "c1", "s1", self.address, "127.0.0.1:1")}
         self.table.partitions = {0: Placement(0, 0, 1 << 64, "c1", ("n1",), "n1", EPOCH, None, ("s1",))}
         return self
 
