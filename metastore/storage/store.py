@@ -327,7 +327,8 @@ class Store:
     @property
     def lineage(self) -> Lineage:
         """R13: which processes have run on the store."""
-        return Lineage(tuple(Run(*run) for run in read_fact(self.facts, FACT_RUNS, _RUNS, (), ())))
+        none: tuple[tuple[Any, ...], ...] = ()
+        return Lineage(tuple(Run(*run) for run in read_fact(self.facts, FACT_RUNS, _RUNS, none, none)))
 
     @property
     def mark(self) -> int:

@@ -19,9 +19,10 @@ from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTE
 from metastore.node.node import FACT_LARGEST_GRANT, FACT_TOPOLOGY, Node
 from metastore.storage.facts import read_fact
 from metastore.storage.records import ConfigEntry, SealEntry
-from metastore.storage.store import FACT_RUNS, Store
+from metastore.storage.store import FACT_RUNS, StorageOptions, Store
 
-WRONG: list[Any] = [True, -1, 0.5, "x", b"\xff", [], [[]], [1, 2, 3], {"a": 1}, {"a": [1, 2]}, {1: 2}]
+WRONG: list[Any] = [-1, 0.5, "x", [[]], [1, 2, 3], {"a": 1}]
+SMALL = StorageOptions(segment_bytes=1 << 20, log_retention_bytes=2 << 20, reserve_bytes=0)
 #: facts that something is made of at a start
 FACTS = (
     FACT_TOPOLOGY, FACT_LARGEST_GRANT, FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED, FACT_CLUSTER_ID, FACT_REVISION,
@@ -39,10 +40,10 @@ def start(store: Store, folder: Path) -> Node:
 @pytest.mark.parametrize("fact", FACTS)
 async def test_a_fact_that_does_not_parse_is_dropped(tmp_path: Path, fact: str) -> None:
     for wrong in WRONG:
-        before = Store.open(tmp_path, cluster="metastore", node="f")
+        before = Store.open(tmp_path, cluster="metastore", node="f", options=SMALL)
         before.keep_fact(fact, wrong)
         await before.close()
-        store = Store.open(tmp_path, cluster="metastore", node="f")
+        store = Store.open(tmp_path, cluster="metastore", node="f", options=SMALL)
         assert fact in store.facts
         store.raise_generation("1")
         node = start(store, tmp_path)
@@ -54,7 +55,7 @@ async def test_a_fact_that_does_not_parse_is_dropped(tmp_path: Path, fact: str) 
 @pytest.mark.parametrize("wrong", [7, [], [1], {"a": 1}, "x"])
 async def test_a_refusal_that_does_not_parse_is_one(tmp_path: Path, wrong: Any) -> None:
     """R13: an old copy must not take part because its refusal cannot be read."""
-    store = Store.open(tmp_path, cluster="metastore", node="f")
+    store = Store.open(tmp_path, cluster="metastore", node="f", options=SMALL)
     store.keep_fact(FACT_REFUSED, wrong)
     node = start(store, tmp_path)
     assert node.identity.refused
@@ -65,7 +66,7 @@ async def test_a_refusal_that_does_not_parse_is_one(tmp_path: Path, wrong: Any) 
 @pytest.mark.parametrize("wrong", [None, -1, "x", []])
 async def test_a_grant_that_does_not_parse_counts_as_the_largest(tmp_path: Path, wrong: Any) -> None:
     """R8: nothing is sealed before it may have passed."""
-    store = Store.open(tmp_path, cluster="metastore", node="f")
+    store = Store.open(tmp_path, cluster="metastore", node="f", options=SMALL)
     store.keep_fact(FACT_LARGEST_GRANT, wrong)
     node = start(store, tmp_path)
     assert node._largest_grant_ns == MAX_GRANT_MS * MS
@@ -74,7 +75,7 @@ async def test_a_grant_that_does_not_parse_counts_as_the_largest(tmp_path: Path,
 
 async def test_a_record_that_a_replica_kept_and_cannot_read_is_told_anew(tmp_path: Path) -> None:
     """Such as of an earlier version, which had believed it: what was sealed is sealed."""
-    store = Store.open(tmp_path, cluster="metastore", node="f")
+    store = Store.open(tmp_path, cluster="metastore", node="f", options=SMALL)
     record = ConfigRecord(0, 0, 1 << 64, first_epoch(1), "l", (("f", store.store_id), ("l", "sl")))
     node = start(store, tmp_path)
     node.open_partition(record)
@@ -82,7 +83,7 @@ async def test_a_record_that_a_replica_kept_and_cannot_read_is_told_anew(tmp_pat
     store.append(ConfigEntry(0, msgpack.packb({**record.to_plain(), "epoch": "x"})))
     store.kick()
     await node.stop(hand_over=False)
-    store = Store.open(tmp_path, cluster="metastore", node="f")
+    store = Store.open(tmp_path, cluster="metastore", node="f", options=SMALL)
     node = start(store, tmp_path)
     assert 0 not in node.hosts
     host = node.open_partition(record)

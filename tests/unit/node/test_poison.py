@@ -21,7 +21,7 @@ from metastore.fields import BadRecord
 from metastore.keys import PartitionMap
 from metastore.layout import Layout, first_epoch
 from metastore.node.node import Node
-from metastore.storage.store import Store
+from metastore.storage.store import StorageOptions, Store
 from metastore.topology import TopologyTable
 
 LAYOUT = Layout("metastore")
@@ -157,7 +157,8 @@ class Poisoned:
         self.open()
 
     def open(self) -> None:
-        self.store = Store.open(self.folder, cluster="metastore", node="f")
+        small = StorageOptions(segment_bytes=1 << 20, log_retention_bytes=2 << 20, reserve_bytes=0)
+        self.store = Store.open(self.folder, cluster="metastore", node="f", options=small)
         config = NodeConfig(
             cell="c1", node="f", data_dir=str(self.folder), rpc="127.0.0.1:9", http="127.0.0.1:9"
         )
