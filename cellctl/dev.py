@@ -20,6 +20,7 @@ import click
 from cellctl.dev_files import Shape, left_over, load_shape, pick_ports, save_shape
 from cellctl.dev_supervisor import Supervisor, ask_supervisor
 from cellctl.output import note, output_option, print_data, print_table, say
+from metastore.addresses import ANY, check_address
 from metastore.decoding import MAX_RECORD_BYTES, load_json
 from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
@@ -50,6 +51,7 @@ def _shape(data: Path, cells: int | None, nodes: int | None, partitions: int | N
             raise ConfigError(
                 f"{shape.cells} cells of {shape.nodes} nodes: use 1 to 16 cells of 1 to 9 nodes"
             )
+        _check_host("host", shape.host)
         names = ["etcd", "etcd-peer"]
         for cell_nodes in shape.node_names().values():
             names += [f"{n}-{kind}" for n in cell_nodes for kind in ("rpc", "http")]
@@ -64,6 +66,9 @@ def _shape(data: Path, cells: int | None, nodes: int | None, partitions: int | N
                 )
         if more["port"]:
             shape.port = more["port"]
+    if more["listen"] is not None:
+        _check_host("listen", more["listen"])
+        shape.listen = more["listen"]
     for item in more["settings"]:
         name, equals, value = item.partition("=")
         if not equals:
@@ -72,13 +77,27 @@ def _shape(data: Path, cells: int | None, nodes: int | None, partitions: int | N
     return shape
 
 
+def _check_host(flag: str, host: str) -> None:
+    """Raises ConfigError."""
+    if ":" in host:
+        raise ConfigError(
+            f"--{flag} {host!r:.100}: a local cluster is reached by IPv4, or by a name; without a port"
+        )
+    try:
+        check_address(f"{host}:1", to_listen=flag == "listen")
+    except ValueError as e:
+        hint = f"--listen {host}" if host in ANY else "a setting of its own"
+        raise ConfigError(f"--{flag} {host!r:.100} {str(e).replace('a setting of its own', hint)}") from None
+
+
 @dev.command()
 @data_option
 @click.option("--cells", type=int, default=None, help="Number of cells.  [default: 2]")
 @click.option("--nodes", type=int, default=None, help="Nodes in each cell.  [default: 3]")
 @click.option("--partitions", type=int, default=None, help="Partitions, a power of two.  [default: 32]")
 @click.option("--port", type=int, default=None, help="Port of the router.  [default: 8080]")
-@click.option("--host", default=None, help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--host", default=None, help="Address by which all is reached.  [default: 127.0.0.1]")
+@click.option("--listen", default=None, help="Address to listen on, such as 0.0.0.0.  [default: --host]")
 @click.option("--detach", is_flag=True, help="Go on in the background once it serves.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of every node.")
 def up(
@@ -88,13 +107,14 @@ def up(
     partitions: int | None,
     port: int | None,
     host: str | None,
+    listen: str | None,
     detach: bool,
     settings: tuple[str, ...],
 ) -> None:
     """Start a cluster, or the one that is in the folder. Example: cellctl dev up --cells 2 --detach"""
     data = data.absolute()
     data.mkdir(parents=True, exist_ok=True)
-    shape = _shape(data, cells, nodes, partitions, port=port, host=host, settings=settings)
+    shape = _shape(data, cells, nodes, partitions, port=port, host=host, listen=listen, settings=settings)
     with contextlib.suppress(ConfigError):
         ask_supervisor(data, "status")
         raise click.ClickException(

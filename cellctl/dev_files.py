@@ -35,11 +35,17 @@ class Shape:
     cluster: str = "dev"
     #: cell -> nodes that came after the cluster was made
     added: dict[str, list[str]] = field(default_factory=dict)
+    #: what nodes and the router listen on, where that is another than ``host``
+    listen: str = ""
     format: int = FORMAT
 
     def address(self, name: str) -> str:
         """``host:port`` of a named port: ``etcd``, ``etcd-peer``, ``c1n1-rpc``, ``c1n1-http``."""
         return f"{self.hosts.get(name.split('-')[0], self.host)}:{self.ports[name]}"
+
+    def listening(self, name: str) -> str:
+        """Where a named port is served."""
+        return f"{self.listen}:{self.ports[name]}" if self.listen else self.address(name)
 
     def node_names(self) -> dict[str, list[str]]:
         """Cell -> its nodes: ``c1`` -> ``c1n1``, ``c1n2``, …, and those added since."""

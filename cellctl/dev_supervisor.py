@@ -100,7 +100,7 @@ class Supervisor:
                 rpcs.append(self._url(f"{node}-rpc"))
                 self.children[node] = self._node(node, cell)
         command = [python, "-m", "router.main", "--cluster", shape.cluster, "--etcd", etcd]
-        command += ["--http", f"{shape.host}:{shape.port}", "--nodes", ",".join(rpcs)]
+        command += ["--http", f"{shape.listen or shape.host}:{shape.port}", "--nodes", ",".join(rpcs)]
         command += ["--snapshot-path", str(data / "router-topology.json")]
         self.children["router"] = Child("router", "router", command)
 
@@ -109,7 +109,11 @@ class Supervisor:
         command = [*shape.wrap.get(node, []), sys.executable, "-m", shape.node_module]
         command += ["--cluster", shape.cluster, "--cell", cell, "--node", node]
         command += ["--data-dir", str(self.data / "nodes" / node)]
-        command += ["--rpc", self._url(f"{node}-rpc"), "--http", self._url(f"{node}-http")]
+        for kind in ("rpc", "http"):
+            name = f"{node}-{kind}"
+            command += [f"--{kind}", self._url(name)]
+            if shape.listen:
+                command += [f"--{kind}-listen", shape.listening(name)]
         command += ["--etcd", self._url("etcd")]
         command += [part for k, v in shape.settings.items() for part in (f"--{k}", v)]
         return Child(node, "node", command, cell)

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, get_type_hints
 
+from metastore.addresses import check_address, check_name
 from metastore.errors import ConfigError
 from metastore.namespaces import MAX_NAMESPACES, MOST_NAMESPACES
 
 T = TypeVar("T", bound="BaseConfig")
+MAX_ZONE: Final = 255
 #: the most that grant_ms may be, in any configuration there was
 MAX_GRANT_MS: Final = 60_000
 
@@ -60,8 +62,14 @@ class NodeConfig(BaseConfig):
     cell: str = setting(..., "name of the cell this node belongs to")
     node: str = setting(..., "name of this node, unique in the cluster")
     data_dir: str = setting(..., "data folder; locked while the node runs")
-    rpc: str = setting(..., "host:port to serve clients and peers on, as they reach it")
-    http: str = setting(..., "host:port of the node's own HTTP: /livez /readyz /v1/status /metrics")
+    rpc: str = setting(..., "host:port by which clients and peers reach this node")
+    http: str = setting(
+        ..., "host:port by which tools reach the node's own HTTP: /livez /readyz /v1/status /metrics"
+    )
+    rpc_listen: str = setting(
+        "", "host:port to serve clients and peers on, such as 0.0.0.0:7400; empty = rpc"
+    )
+    http_listen: str = setting("", "host:port to serve the node's own HTTP on; empty = http")
     etcd: list[str] = setting(["127.0.0.1:2379"], "etcd endpoints, host:port, separated by commas")
     zone: str = setting("", "failure zone; replicas spread over zones")
     lease_ttl_s: float = setting(5.0, "time to live of the node's etcd lease, in seconds", 1, 600)
@@ -168,10 +176,15 @@ class NodeConfig(BaseConfig):
                 f"log_retention_mib = {self.log_retention_mib} holds less than two segments of {self.segment_mib} MiB; "
                 f"raise it to {2 * self.segment_mib}"
             )
-        _check_address("rpc", self.rpc)
-        _check_address("http", self.http)
-        for endpoint in self.etcd:
-            _check_address("etcd", endpoint)
+        for name in ("cluster", "cell", "node"):
+            _check_name(name, getattr(self, name))
+        for name in ("rpc", "http"):
+            _check_address(name, getattr(self, name), listen=f"{name}_listen")
+            if listen := getattr(self, f"{name}_listen"):
+                _check_address(f"{name}_listen", listen, to_listen=True)
+        if len(self.zone) > MAX_ZONE or not self.zone.isprintable():
+            raise ConfigError(f"zone = {self.zone!r:.80} is not up to {MAX_ZONE} printable characters")
+        _check_endpoints("etcd", self.etcd)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +192,7 @@ class RouterConfig(BaseConfig):
     """A router (``metastore-router``)."""
 
     cluster: str = setting("metastore", "name of the cluster")
-    http: str = setting("127.0.0.1:8080", "host:port to serve HTTP on")
+    http: str = setting("127.0.0.1:8080", "host:port to serve HTTP on; 0.0.0.0:8080 = on all interfaces")
     etcd: list[str] = setting(["127.0.0.1:2379"], "etcd endpoints, host:port, separated by commas")
     nodes: list[str] = setting([], "host:port of nodes to learn the topology from when etcd is away")
     snapshot_path: str = setting("", "file that keeps the topology for a start without etcd; empty = none")
@@ -214,10 +227,11 @@ class RouterConfig(BaseConfig):
     )
 
     def check(self) -> None:
-        _check_address("http", self.http)
-        for name, addresses in (("etcd", self.etcd), ("nodes", self.nodes)):
-            for address in addresses:
-                _check_address(name, address)
+        _check_name("cluster", self.cluster)
+        _check_address("http", self.http, to_listen=True)
+        _check_endpoints("etcd", self.etcd)
+        if self.nodes:
+            _check_endpoints("nodes", self.nodes)
         for name in ("max_inflight", "max_watches"):
             if getattr(self, f"{name}_per_cell") > getattr(self, name):
                 raise ConfigError(
@@ -231,10 +245,29 @@ class RouterConfig(BaseConfig):
             )
 
 
-def _check_address(name: str, address: str) -> None:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{name} = {address!r} is not host:port")
+def _check_address(name: str, address: str, *, to_listen: bool = False, listen: str = "") -> None:
+    """``listen``: the setting that says where to listen, if there is one of its own."""
+    try:
+        check_address(address, to_listen=to_listen)
+    except ValueError as e:
+        text = str(e).replace(
+            "a setting of its own", f"{listen} = {address}" if listen else "a setting of its own"
+        )
+        raise ConfigError(f"{name} = {address!r:.300} {text}") from None
+
+
+def _check_endpoints(name: str, addresses: Sequence[str]) -> None:
+    if not addresses:
+        raise ConfigError(f"{name} is empty: give at least one host:port")
+    for address in addresses:
+        _check_address(name, address)
+
+
+def _check_name(setting: str, name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError as e:
+        raise ConfigError(f"{setting} = {name!r:.300} {e}") from None
 
 
 def _convert(name: str, kind: Any, raw: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 from aiohttp import HttpVersion10, StreamReader, web
 
+from metastore.addresses import split_address
 from metastore.problems import MEDIA_TYPE, http_problem
 
 log = logging.getLogger("metastore.web")
@@ -195,9 +196,9 @@ class WebServer:
                 max_headers=MAX_HEADERS,
             )
 
-        host, _, port = address.rpartition(":")
+        host, port = split_address(address)
         self._listening = await loop.create_server(
-            connection, host, int(port), backlog=backlog, reuse_address=True
+            connection, host, port, backlog=backlog, reuse_address=True
         )
         self._sweeper = loop.create_task(self._sweep_forever())
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
+from metastore.addresses import check_address
 from metastore.client.codecs import BYTES, Codec
 from metastore.client.dispatch import Dispatcher
 from metastore.client.limits import MAX_UNDER_WAY
@@ -36,11 +37,12 @@ def node_addresses(nodes: Sequence[str] | str) -> list[str]:
     """``host:port`` each; one string may hold several, with commas. Raises InvalidRequest."""
     found = [part.strip() for part in nodes.split(",")] if isinstance(nodes, str) else list(nodes)
     for address in found:
-        host, _, port = address.rpartition(":")
         if "://" in address:
             raise InvalidRequest(f"node {address!r:.100} is a URL: give router={address!r:.100}")
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-            raise InvalidRequest(f"node {address!r:.100}: give host:port, the node's rpc address")
+        try:
+            check_address(address)
+        except ValueError as e:
+            raise InvalidRequest(f"node {address!r:.100} {e} (the node's rpc address)") from None
     return found
 
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
+from metastore.addresses import split_address
 from metastore.client.attempts import Attempts
 from metastore.client.connection import CONNECT_TIMEOUT_S, ConnectionLost, NodeConnection
 from metastore.client.detours import Detours
@@ -169,8 +170,11 @@ class Dispatcher:
             left_s -= min(loop.time() - began, 1.5 * LOOK_S)
 
     async def _open(self, address: str) -> NodeConnection:
-        host, _, port = address.rpartition(":")
-        if not (host and port.isascii() and port.isdigit() and int(port) < 65536):  # as a table said
+        try:
+            host, port = split_address(address)
+        except ValueError:  # as a table said
+            raise ConnectionLost(f"{address!r:.100} is no address", sent=False, refused=True) from None
+        if not host or not 0 < port < 65536:
             raise ConnectionLost(f"{address!r:.100} is no address", sent=False, refused=True)
         loop = asyncio.get_running_loop()
         before = self._connections.get(address)
@@ -178,7 +182,7 @@ class Dispatcher:
         try:
             async with asyncio.timeout(3 * CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(
-                    lambda: NodeConnection(self.cluster, self.name, mute=mute), host.strip("[]"), int(port)
+                    lambda: NodeConnection(self.cluster, self.name, mute=mute), host, port
                 )
         except TimeoutError:
             raise ConnectionLost(f"{address} does not answer", sent=False) from None

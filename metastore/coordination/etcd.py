@@ -14,6 +14,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from metastore.addresses import split_address
 from metastore.clock import now_ns
 from metastore.coordination.etcd_calls import (
     CALL_TIMEOUT_S,
@@ -104,8 +105,9 @@ class EtcdCoordinator:
         endpoint = self.endpoints[self._current % len(self.endpoints)]
         client = self._clients.get(endpoint)
         if client is None:
-            host, _, port = endpoint.rpartition(":")
-            client = aetcd.Client(host=host, port=int(port), options=CHANNEL_OPTIONS)
+            host, port = split_address(endpoint)
+            bracketed = f"[{host}]" if ":" in host else host  # it goes into a URL
+            client = aetcd.Client(host=bracketed, port=port, options=CHANNEL_OPTIONS)
             self._clients[endpoint] = client
             await client.connect()  # makes the channel and the stubs; does not wait for a server
         return client

@@ -160,7 +160,7 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
 
 
 async def serve_http(node: Node) -> WebServer:
-    """Start serving on ``config.http``; the caller stops it. Raises OSError."""
+    """Start serving on ``config.http_listen``, or ``http``; the caller stops it. Raises OSError."""
     digests, backups = Digests(node), Backups(node)
 
     async def livez(_: web.Request) -> web.Response:
@@ -223,5 +223,5 @@ async def serve_http(node: Node) -> WebServer:
         patience_s=node.config.client_patience_s,
         answer_bytes=ANSWER_BYTES,
     )
-    await server.start(node.config.http)
+    await server.start(node.config.http_listen or node.config.http)
     return server

@@ -13,6 +13,7 @@ from typing import Any
 import uvloop
 
 from metastore import fields
+from metastore.addresses import split_address
 from metastore.config import NodeConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConfigError, MetastoreError
@@ -76,10 +77,10 @@ async def listen(node: Node) -> tuple[asyncio.Server, WebServer]:
     """The node's addresses are its own from here on, and nobody is let in yet (R13). Two processes can both bind one
     address, as long as neither listens. Raises OSError, with the store closed as it was found: no other process ran on it."""
     config = node.config
-    host, _, port = config.rpc.rpartition(":")
+    host, port = split_address(config.rpc_listen or config.rpc)
     try:
         server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(node), host, int(port), backlog=1024
+            lambda: ClientConnection(node), host, port, backlog=1024
         )
     except OSError:
         node.store.abandon()

@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable
 from typing import Any, cast
 
+from metastore.addresses import split_address
 from metastore.core.messages import Lineage, Process, Seen
 from metastore.errors import ProtocolError
 from metastore.node.identity import PeerRefusal
@@ -245,8 +246,7 @@ class PeerLinks:
 
     def set_peer(self, node: str, store: str, rpc: str) -> None:
         """Know a peer; dial it if that falls to this side. Its address or store may change."""
-        host, _, port = rpc.rpartition(":")
-        target = (store, host, int(port))
+        target = (store, *split_address(rpc))
         if node == self.me.node or self._targets.get(node) == target or self.shut:
             return
         self._targets[node] = target

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from metastore.addresses import split_address
 from metastore.clock import now_ns
 from metastore.coordination.interface import KV, Compare, Get, Put, Session
 from metastore.core.messages import ASKED, CONFIRMED, UNASKED
@@ -179,12 +180,12 @@ class Registration:
         mine = self.node.me.incarnation
         if known.rpc == self.node.config.rpc or known.incarnation in ("", mine):
             return False
-        host, _, port = known.rpc.rpartition(":")
+        host, port = split_address(known.rpc)
         try:
             async with asyncio.timeout(PROBE_S):
                 probe: Any
                 _, probe = await asyncio.get_running_loop().create_connection(
-                    lambda: _Probe(self.node.config.cluster), host, int(port)
+                    lambda: _Probe(self.node.config.cluster), host, port
                 )
                 try:
                     answer = await probe.answer

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from metastore.addresses import split_address
 from metastore.config import NodeConfig, RouterConfig, load_config
 from metastore.errors import ConfigError
 
@@ -52,6 +53,29 @@ def test_flag_over_environment_over_file_over_default(
         (["--rpc", "nowhere"], "rpc = 'nowhere' is not host:port"),
         (["--etcd", "a:0"], "etcd = 'a:0' is not host:port"),
         (["--config", "/nonexistent.toml"], "/nonexistent.toml"),
+        (["--rpc", ""], "rpc = '' is empty: give host:port"),
+        (["--rpc", "http://h:7"], "rpc = 'http://h:7' is a URL .http.; give host:port only: h:7"),
+        (["--etcd", "https://e:2379/"], "is a URL .https.; give host:port only: e:2379"),
+        (["--rpc", "h:7/x"], "has a path; give host:port only: h:7"),
+        (["--rpc", "h 7:1"], "has blanks"),
+        (["--rpc", "::1:7400"], "is IPv6 without brackets"),
+        (["--rpc", "fe80::1:7400"], "is IPv6 without brackets"),
+        (["--rpc", "2001:db8::a"], "is IPv6 without brackets"),
+        (["--rpc", "[h]:7"], "brackets are for IPv6"),
+        (["--rpc", ":7"], "the host is missing"),
+        (["--rpc", "h:70000"], "'70000', is not a number from 1 to 65535"),
+        (["--rpc", "h:"], "is not a number"),
+        (["--rpc", "a,b:7"], "give a name or an IP address"),
+        (["--rpc", "0.0.0.0:7400"], "to which nobody can connect.*rpc_listen = 0.0.0.0:7400"),
+        (["--http", "[::]:7401"], "to which nobody can connect.*http_listen = "),
+        (["--rpc-listen", "nowhere"], "rpc_listen = 'nowhere' is not host:port"),
+        (["--etcd", ""], "etcd is empty"),
+        (["--etcd", "0.0.0.0:2379"], "nobody can connect"),
+        (["--node", "a/b"], "node = 'a/b' is no name"),
+        (["--node", ""], "node = '' is no name"),
+        (["--cell", "c 1"], "cell = 'c 1' is no name"),
+        (["--cluster", "-x"], "cluster = '-x' is no name"),
+        (["--zone", "a\nb"], "zone = 'a.*printable"),
     ],
 )
 def test_what_is_wrong_is_told(argv: list[str], why: str) -> None:
@@ -90,3 +114,26 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "`METASTORE_NODE_GRANT_MS`" in text
     assert "(R8)" in text
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("10.0.0.1:7400", "10.0.0.1", 7400),
+        ("[::1]:7", "::1", 7),
+        ("[fe80::1%eth0]:7", "fe80::1%eth0", 7),
+        ("n-1.x_y:7", "n-1.x_y", 7),
+    ],
+)
+def test_addresses_that_are_good(address: str, host: str, port: int) -> None:
+    made = node("--rpc", address, "--rpc-listen", "0.0.0.0:7400", "--http-listen", "[::]:7401")
+    assert split_address(made.rpc) == (host, port)
+    assert split_address(made.http_listen) == ("::", 7401)
+
+
+@pytest.mark.parametrize("http", ["0.0.0.0:8080", "[::]:8080", "h:1"])
+def test_a_router_may_listen_on_all_interfaces(http: str) -> None:
+    made = load_config(RouterConfig, ["--http", http], "METASTORE_ROUTER", "router")
+    assert made.http == http
+    with pytest.raises(ConfigError, match="nobody can connect"):
+        load_config(RouterConfig, ["--nodes", http.replace("h:1", "[::]:1")], "METASTORE_ROUTER", "router")
