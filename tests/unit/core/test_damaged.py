@@ -287,6 +287,7 @@ def test_who_adopts_gets_a_snapshot_or_looks_elsewhere(has_it: bool) -> None:
     for ms in range(0, 3000, 100):
         c.core.tick(START + ms * MS, False)
         list(pump(nodes, START + ms * MS))
+    assert c.replica.role in ("sealing", "follower"), "it waits for b no more"
     assert c.replica.role != "active", "nobody else has what may be committed"
     assert b.replica.log.last_index == 2
     nodes["a"].up = True
