@@ -19,7 +19,7 @@ from metastore.layout import ConfigRecord, first_epoch, term_of
 MAX_RESTART = 0xFFFF
 CAMPAIGN_TIMEOUT_FACTOR = 20
 #: so many settle times later than the last of the others one campaigns that lost leaders by silence
-LAPSED_RANKS = 5
+LAPSED_RANKS = 1
 
 
 class PartitionReplica(ChangingReplica):
@@ -169,8 +169,8 @@ class PartitionReplica(ChangingReplica):
             self.start_prevote(now)
 
     def election_delay_ns(self, now: int) -> int:
-        """Settle time by replica order, jitter, and flap damping (R9): of the partition, and of this node, which lets
-        all others go first for a while after it lost leaders by silence."""
+        """Settle time by replica order, jitter, and flap damping (R9): of the partition, and of this node, which for
+        a while after it lost leaders by silence lets those go first that did not, if there are any."""
         config, settings = self.config, self.ctx.settings
         assert config is not None
         lost = self.leader_node
@@ -178,7 +178,8 @@ class PartitionReplica(ChangingReplica):
         rank = order.index(self.ctx.me.node) if self.ctx.me.node in order else len(order)
         step = settings.settle_ns * (4 if config.leader is None else 1)
         delay = rank * step + self.ctx.random.randrange(settings.settle_ns // 2 + 1)
-        if self.ctx.lapses.waits_ns(now, self.ctx.me.node):
+        up = [node for node in order if node not in self.ctx.down]
+        if self.ctx.me.node not in self.ctx.lapses.steady(now, up):
             delay += settings.settle_ns * (LAPSED_RANKS + len(order))
         recent = [t for t in self.elections_ns if now - t < settings.damping_window_ns]
         excess = len(recent) - settings.damping_free_elections

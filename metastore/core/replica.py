@@ -216,9 +216,9 @@ class Replica:
         was handed over (R11) is no flapping."""
         if epoch <= self.sealed_epoch:
             raise InvariantBroken(f"I7: partition {self.p} would lower {self.sealed_epoch} to {epoch}")
+        deposed = self.owner if self.leader_is_silent(now) else None
         if self.term is not None:
             self.step_down(f"epoch {epoch} of {owner.node} is sealed")
-        deposed = self.owner
         self.sealed_epoch, self.owner, self.resuming = epoch, owner, False
         self.emit(fx.PersistSeal(self.p, epoch, owner, config))
         known = self.config
@@ -233,9 +233,16 @@ class Replica:
             self.elections_ns = [*self.elections_ns[-31:], now]
             self.note_lapse(now, deposed, owner)
 
+    def leader_is_silent(self, now: int) -> bool:
+        """Whether the owner of the newest epoch has not been heard of, or, if it is this one, has heard of no quorum, for as
+        long as it takes to be suspected."""
+        term = self.term
+        heard = self.contact_ns if term is None else max(term.last_quorum_ns, term.quorum_acked_at_ns())
+        return now - heard >= self.ctx.settings.suspect_after_ns
+
     def note_lapse(self, now: int, deposed: Process | None, owner: Process) -> None:
-        """R9: another node has taken the place of the last leader, unplanned. Where that one's connection is well, or this
-        is that very process, it was silent; who has died, or was started anew, has not lapsed."""
+        """R9: another node has taken the place of ``deposed``, which was silent. Who has died, or was started anew, has
+        not lapsed."""
         if deposed is None or deposed.node == owner.node or deposed.node in self.ctx.down:
             return
         if deposed.node != self.ctx.me.node or deposed == self.ctx.me:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,14 +87,15 @@ def follower(owner: str = "a", me: str = "b", run: str = "1") -> Node:
     return node
 
 
-def replaced(node: Node, by: str, resigned: int = 0) -> int:
-    """Another leader seals; how many lapses of ``a`` are remembered."""
-    import dataclasses
+LATER = START + 2 * SECOND_NS
 
+
+def replaced(node: Node, by: str, resigned: int = 0, now: int = LATER) -> int:
+    """Another leader seals, two seconds after the last word of ``a``; how many lapses of that are remembered."""
     config = dataclasses.replace(CONFIG, epoch=TERM2, leader=by)
-    node.core.receive(START, process(by), seal(TERM2, config, resigned))
+    node.core.receive(now, process(by), seal(TERM2, config, resigned))
     assert node.replica.sealed_epoch == TERM2
-    return node.core.ctx.lapses.count(START, "a")
+    return node.core.ctx.lapses.count(now, "a")
 
 
 def test_a_leader_that_was_silent_has_lapsed() -> None:
@@ -100,11 +103,25 @@ def test_a_leader_that_was_silent_has_lapsed() -> None:
     assert replaced(follower(me="a"), "c") == 1, "it learns of it itself"
 
 
+def test_a_leader_that_slept_learns_that_it_has_lapsed() -> None:
+    """It had heard of no quorum for as long; one that is deposed in the midst of its work has not lapsed."""
+    from tests.unit.core.nodes import led
+
+    for later, times in ((2 * SECOND_NS, 1), (1, 0)):
+        a = led()["a"]
+        assert a.replica.term is not None
+        config = dataclasses.replace(CONFIG, epoch=TERM2, leader="c")
+        a.core.receive(START + later, process("c"), seal(TERM2, config))
+        assert a.replica.sealed_epoch == TERM2
+        assert a.core.ctx.lapses.count(START + later, "a") == times
+
+
 def test_who_died_handed_over_or_came_back_has_not() -> None:
     assert replaced(follower(), "c", TERM1) == 0, "handed over (R11)"
     assert replaced(follower(), "a") == 0, "the same node again"
+    assert replaced(follower(), "c", now=START + 1) == 0, "it was heard of just now"
     dead = follower()
-    dead.core.peer_down(START, "a")
+    dead.core.peer_down(LATER, "a")
     assert replaced(dead, "c") == 0, "its connection was reset"
     assert replaced(follower(me="a", run="2"), "c") == 0, "an earlier run of it led"
 
@@ -115,9 +132,22 @@ def test_who_has_lapsed_campaigns_last_and_still_does() -> None:
     most = max(steady.replica.election_delay_ns(START) for _ in range(50))
     least = min(lapsed.replica.election_delay_ns(START) for _ in range(50))
     settings = steady.core.ctx.settings
-    assert least > most + 3 * settings.settle_ns, "later than the last of the others"
+    assert least >= most + 2 * settings.settle_ns, "later than the last of the others"
     assert least < most + 20 * settings.settle_ns, "where nobody else can, service is not kept waiting"
     assert lapsed.replica.election_delay_ns(START + MINUTE_NS) <= most + settings.settle_ns
+
+
+def test_where_nobody_else_could_lead_it_does_not_wait() -> None:
+    """All that are there have lapsed alike; or the one that has not is dead."""
+    plain = max(follower().replica.election_delay_ns(START) for _ in range(50))
+    alike, alone = follower(), follower()
+    for node in "bc":
+        alike.core.ctx.lapses.note(START, node)
+    alone.core.ctx.lapses.note(START, "b")
+    alone.core.peer_down(START, "c")
+    for node in (alike, alone):
+        most = max(node.replica.election_delay_ns(START) for _ in range(50))
+        assert most < plain + node.core.ctx.settings.settle_ns
 
 
 def test_the_heir_is_one_that_has_not_lapsed() -> None:
