@@ -484,8 +484,9 @@ class TopologyTable:
     # --- as plain data --------------------------------------------------------------------
 
     def to_wire(self) -> dict[str, Any]:
-        """Plain maps and lists, for msgpack and JSON; points as hexadecimal text."""
-        return {
+        """Plain maps and lists, for msgpack and JSON; points as hexadecimal text. What earlier versions do not know is there
+        only when there is something to say."""
+        wire: dict[str, Any] = {
             "cluster": self.cluster,
             "revision": self.revision,
             "nodes": [asdict(n) for n in self.nodes.values()],
@@ -493,9 +494,13 @@ class TopologyTable:
             "partitions": [
                 placement_to_plain(p) for p in sorted(self.partitions.values(), key=lambda p: p.id)
             ],
-            "learned": sorted(self._learned.keys() & self.partitions.keys()),
-            "unreadable": [schema.shown(key) for key in sorted(self.unreadable)[:MAX_UNREADABLE]],
         }
+        learned = sorted(self._learned.keys() & self.partitions.keys())
+        if learned:
+            wire["learned"] = learned
+        if self.unreadable:
+            wire["unreadable"] = [schema.shown(key) for key in sorted(self.unreadable)[:MAX_UNREADABLE]]
+        return wire
 
     @classmethod
     def from_wire(cls, raw: Any) -> TopologyTable:

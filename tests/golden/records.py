@@ -70,8 +70,6 @@ def _etcd_written(record: Any) -> bytes:
 
 
 def _etcd_reader(record: Any) -> Callable[[bytes], Any]:
-    if isinstance(record, layout.ClusterMeta):
-        return layout.meta_from_json
     if isinstance(record, layout.NodeRecord):
         return layout.node_record_from_json
     if isinstance(record, namespaces.Policy):
