@@ -103,18 +103,24 @@ async def test_records_expire_and_touched_ones_do_not(cell: Cluster) -> None:
     async with cell.client() as client:
         ns = client.namespace("sessions")
         await asyncio.gather(*(ns.put(f"s{i}", b"x", ttl_s=0.5) for i in range(40)))
-        held = await ns.put("held", b"x", ttl_s=8)
         forever = await ns.put("forever", b"x", ttl_s=0)
         await until("all expire", lambda: gone(ns, [f"s{i}" for i in range(40)]))
+        held = await ns.put("held", b"x", ttl_s=8)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 3600
+
+        async def touch() -> None:
+            while loop.time() < end:
+                touched = await ns.touch("held", version=held.version)
+                assert touched is not None
+                assert touched.version == held.version, "a touch changes no version"
+                await asyncio.sleep(0.2)
+
+        touching = asyncio.create_task(touch())
         partition = client.dispatcher.table.route(storage_key("sessions", "held")).id
         await asyncio.to_thread(cell.verb, "kill", cell.leaders()[partition][0])
-        loop = asyncio.get_running_loop()
         end = loop.time() + 12  # longer than it would live untouched
-        while loop.time() < end:
-            touched = await ns.touch("held", version=held.version)
-            assert touched is not None
-            assert touched.version == held.version, "a touch changes no version"
-            await asyncio.sleep(0.2)
+        await touching
         await until("what is not touched expires", lambda: gone(ns, ["held"]))
         assert await ns.touch("held") is None
         with pytest.raises(ConditionFailed):
