@@ -9,7 +9,7 @@ key has.
 /metastore/{cluster}/paused                   {}               no move goes on while it is there
 /metastore/{cluster}/nodes/{node}             NodeRecord       durable registration
 /metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
-/metastore/{cluster}/marks/{node}             MarkRecord       how far its store was durable lately (R13)
+/metastore-marks/{cluster}/{node}             MarkRecord       how far its store was durable lately (R13)
 /metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
 /metastore/{cluster}/leader/{cell}/{p:05d}    LeaderRecord     on the leader's lease
 /metastore/{cluster}/moves/{p:05d}            MoveRecord       until the move has ended
@@ -411,6 +411,7 @@ class Layout:
         self.meta = self.root + "meta"
         #: beside the root, so that nobody who follows the cluster is told of it
         self.history_root = f"/metastore-history/{cluster}/"
+        self.marks_root = f"/metastore-marks/{cluster}/"
 
     def cell(self, cell: str) -> str:
         return f"{self.root}cells/{cell}"
@@ -455,7 +456,7 @@ class Layout:
         return f"{self.root}namespaces/{namespace}"
 
     def mark(self, node: str) -> str:
-        return f"{self.root}marks/{node}"
+        return f"{self.marks_root}{node}"
 
     def usage(self, node: str) -> str:
         return f"{self.root}usage/{node}"

@@ -166,6 +166,8 @@ async def test_however_often_a_store_was_started_without_etcd(
         await asyncio.gather(starting, return_exceptions=True)
         await end(NODES[-1], etcd)
         etcd.txn, etcd.up = txn, True  # type: ignore[method-assign]
+        for lease in list(etcd.leases):  # of those who are dead
+            etcd.revoke(lease)
     crash_at_start(tmp_path, MAX_RUNS + 3)
     node = await start(tmp_path, "run3")
     assert states(node) == ["confirmed"]
