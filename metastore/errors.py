@@ -251,6 +251,13 @@ class ProtocolError(DidNotHappen):
     code = "protocol_error"
 
 
+class NoCommonVersion(ProtocolError):
+    """The two sides of a connection speak no version of the protocol in common. The message names the versions of both,
+    and which side to upgrade first. Nothing was done."""
+
+    code, status, http_status = "no_common_version", 24, 400
+
+
 class StorageError(MaybeHappened):
     """Fail-stop (R14): a failed write or fsync, a full disk, a corrupt record."""
 

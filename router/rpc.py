@@ -2,7 +2,8 @@
 
 Each operation is checked as a node checks it, routed by its own storage key (the partition that the
 client names is ignored) and retried here with the request id that the client gave it, so that who
-falls back to HTTP in the middle of a write still has it executed once.
+falls back to HTTP in the middle of a write still has it executed once. Client and router tell the versions of the protocol
+that they speak in a header, as others do in their hello (metastore.wire.versions).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 import msgpack
 from aiohttp import web
 
-from metastore.errors import InvalidRequest, MetastoreError, OutcomeUnknown, Overloaded
+from metastore.errors import InvalidRequest, MetastoreError, OutcomeUnknown, Overloaded, ProtocolError
 from metastore.wire.client_messages import GET, LIST, TXN
 from metastore.wire.op_checks import check_op, check_request, op_shape
+from metastore.wire.versions import HEADER, agree, client_versions, from_header, to_header
 from router.bulkheads import CellDispatcher
 from router.calls import Call
 from router.several import MAX_ANSWER_BYTES, AnswerRoom, spread
@@ -60,6 +62,14 @@ def checked(body: Any) -> tuple[bytes, int, list[list[Any]]]:
     return client_id, timeout_ms, ops
 
 
+def version_of(header: str | None) -> int:
+    """The version of the protocol that the router uses with a client that tells this. Raises InvalidRequest."""
+    try:
+        return agree(client_versions(), "this router", from_header(header), "the client")
+    except ProtocolError as e:
+        raise InvalidRequest(e.message) from None
+
+
 class Rpc:
     """See the module."""
 
@@ -70,6 +80,7 @@ class Rpc:
         return self.dispatcher.cell_of(op[3]) if type(op[3]) is bytes else ""
 
     async def rpc(self, call: Call) -> web.Response:
+        version_of(call.request.headers.get(HEADER))
         client_id, timeout_ms, ops = checked(await call.msgpack())
         until = min(call.until, asyncio.get_running_loop().time() + timeout_ms / 1000)
         answer = AnswerRoom(call.hold, answer_is_full)
@@ -91,7 +102,7 @@ class Rpc:
             return [op_id, *found[1:]]
 
         body: bytes = msgpack.packb(await spread(ops, self._cell_of, work))
-        headers = {"Cache-Control": "no-store"}
+        headers = {"Cache-Control": "no-store", HEADER: to_header(client_versions())}
         return web.Response(body=body, content_type="application/x-msgpack", headers=headers)
 
 

@@ -32,6 +32,7 @@ from metastore.errors import (
     MaybeHappened,
     MetastoreError,
     Moved,
+    NoCommonVersion,
     NotANumber,
     NotLeader,
     OutcomeUnknown,
@@ -193,6 +194,8 @@ class Attempts:
                 self.unreached.add(address)
                 self.failed(address, e)
                 continue
+            except NoCommonVersion as e:  # nobody else leads the partition
+                raise self.at_the_end(e) from None
             except Overloaded as e:
                 self.failed(address, e)
                 await self.pause(placement)

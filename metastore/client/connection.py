@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from metastore.errors import MetastoreError, Overloaded, ProtocolError, from_wire
+from metastore.errors import MetastoreError, NoCommonVersion, Overloaded, ProtocolError, from_wire
 from metastore.wire import frames
 from metastore.wire.answer_checks import (
     MAX_MESSAGE,
@@ -20,6 +20,7 @@ from metastore.wire.answer_checks import (
     described,
 )
 from metastore.wire.client_messages import PUT, TXN
+from metastore.wire.versions import Spoken, agree, client_versions, spoken_at
 
 CONNECT_TIMEOUT_S = 1.0
 MAX_OUTSTANDING = 4096
@@ -88,7 +89,10 @@ def require(wrong: str) -> None:
 
 class NodeConnection(asyncio.Protocol):
     """See the module. ``submit`` returns a future of the result, which has the form that
-    ``wire.answer_checks`` describes for the operation."""
+    ``wire.answer_checks`` describes for the operation. ``version``: of the protocol, as both speak it; until the node's
+    hello has come, the lowest that this side speaks."""
+
+    spoken: Spoken = client_versions()
 
     def __init__(self, cluster: str, name: str, *, mute: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
@@ -97,6 +101,7 @@ class NodeConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.lost = False
         self.hello: list[Any] | None = None
+        self.version = self.spoken.lowest
         self._decoder = frames.FrameDecoder(max_items=frames.MAX_ANSWER_ITEMS)
         self._next_id = 1
         #: id -> (future, until, the operation)
@@ -134,7 +139,7 @@ class NodeConnection(asyncio.Protocol):
         # not isinstance: uvloop's transports are no subclasses of asyncio's
         self.transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
-        transport.write(frames.pack(frames.HELLO, [self.cluster, self.name]))
+        transport.write(frames.pack(frames.HELLO, [self.cluster, self.name, list(self.spoken)]))
         self._sweep_again(self.loop.time())
 
     def pause_writing(self) -> None:
@@ -152,6 +157,8 @@ class NodeConnection(asyncio.Protocol):
                     self._results(body)
                 else:
                     self._other(kind, body)
+        except NoCommonVersion as e:
+            self._fail(e)
         except ProtocolError as e:
             self._fail(Malformed(f"what the node says is not the protocol: {e.message}", sent=True))
 
@@ -181,7 +188,9 @@ class NodeConnection(asyncio.Protocol):
         """Raises ProtocolError."""
         if kind == frames.HELLO_OK:
             require(check_hello(body))
-            self.hello = body
+            node = f"node {body[1][:80]}"
+            self.version = agree(self.spoken, "this client", spoken_at(body, 5), node)
+            self.hello = body[:5]
         elif kind == frames.EVENTS:
             require(check_events(body))
             found = self._watches.get(body[0])
@@ -201,8 +210,8 @@ class NodeConnection(asyncio.Protocol):
         elif kind == frames.ERROR:
             require(check_refusal(body))
             error = error_told(*body)
-            full = isinstance(error, Overloaded)
-            self._fail(error if full else ConnectionLost(error.message, sent=True))
+            plain = isinstance(error, Overloaded | NoCommonVersion)
+            self._fail(error if plain else ConnectionLost(error.message, sent=True))
 
     @staticmethod
     def _answer(future: asyncio.Future[Any], value: Any) -> None:

@@ -21,7 +21,7 @@ from metastore.client.detours import Detours
 from metastore.client.limits import Admission, RetryBudget
 from metastore.client.request_ids import RequestIds
 from metastore.client.through_router import RouterTransport
-from metastore.errors import ClientClosed, MetastoreError, Unavailable
+from metastore.errors import ClientClosed, MetastoreError, NoCommonVersion, Unavailable
 from metastore.topology import TopologyTable
 from metastore.wire.client_messages import ADD, DELETE, GET, LINEARIZABLE, LIST, PUT, TOUCH, TXN
 
@@ -74,6 +74,7 @@ class Dispatcher:
         self._connections: dict[str, NodeConnection] = {}
         self._connecting: dict[str, asyncio.Task[NodeConnection]] = {}
         self._refreshing: asyncio.Task[bool] | None = None
+        self._refused: NoCommonVersion | None = None
         self._refreshed_at = -1e9
         self._refresher: asyncio.Task[None] | None = None
         self._rotation = random.randrange(1 << 16)
@@ -248,6 +249,7 @@ class Dispatcher:
                         if self.table.complete:
                             return True
                     except MetastoreError as e:
+                        self._refused = e if isinstance(e, NoCommonVersion) else self._refused
                         log.debug("topology: %s", e.message)
             return self.table.complete
         finally:
@@ -325,7 +327,8 @@ class Dispatcher:
             admission.leave(cell)
 
     async def ready(self, until: float) -> None:
-        """Return once the topology is known. Raises Unavailable at ``until``."""
+        """Return once the topology is known. Raises NoCommonVersion when nobody tells it and a node does not speak with
+        this client, Unavailable at ``until``."""
         if self.table.complete and self._refresher is not None:
             return
         self._keep_fresh()
@@ -338,7 +341,9 @@ class Dispatcher:
                 raise Unavailable(
                     f"nobody tells the topology ({asked or 'no address is given'})", retry_after_s=1
                 )
-            await self.refresh(until)
+            self._refused = None
+            if not await self.refresh(until) and self._refused is not None:
+                raise self._refused
 
     def next_rotation(self) -> int:
         self._rotation += 1

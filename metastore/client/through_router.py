@@ -39,6 +39,7 @@ from metastore.topology import TopologyTable
 from metastore.wire.answer_checks import DETAIL, MAX_MESSAGE, check_answer
 from metastore.wire.client_messages import MAX_TIMEOUT_MS
 from metastore.wire.frames import shown
+from metastore.wire.versions import HEADER, client_versions, to_header
 
 if TYPE_CHECKING:
     import aiohttp
@@ -220,7 +221,7 @@ class RouterTransport:
         import aiohttp
 
         self.posts += 1
-        headers = {"Content-Type": "application/msgpack"}
+        headers = {"Content-Type": "application/msgpack", HEADER: to_header(client_versions())}
         try:
             async with self.session().post(self.url + "/v1/rpc", data=body, headers=headers) as response:
                 raw = await _read(response)

@@ -19,6 +19,7 @@ from metastore.wire import frames
 from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION
 from metastore.wire.frames import shown
 from metastore.wire.op_checks import check_op, check_request, check_watch, is_plain, op_shape
+from metastore.wire.versions import OPTIONAL, Spoken, agree, client_versions, spoken_at
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
@@ -40,13 +41,17 @@ def error_result(op_id: int, error: MetastoreError) -> list[Any]:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One accepted connection; hands itself to a PeerConnection if the caller is a node."""
+    """One accepted connection; hands itself to a PeerConnection if the caller is a node. ``version``: of the protocol,
+    as both speak it, 0 = not agreed on yet."""
+
+    spoken: Spoken = client_versions()
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.admission = node.admission
         self.transport: asyncio.Transport | None = None
         self.decoder = frames.FrameDecoder(frames.MAX_HELLO_BYTES, frames.MAX_ITEMS)
+        self.version = 0
         self.peer: PeerConnection | None = None
         self.greeted = False
         self.since_ns = now_ns()
@@ -222,13 +227,18 @@ class ClientConnection(asyncio.Protocol):
             raise ProtocolError(f"frame type {kind} where a hello was due")
         if body[0] and body[0] != node.config.cluster:
             raise ProtocolError(f"this is cluster {node.config.cluster!r}, not {shown(body[0], 80)}")
+        client = f"client {shown(body[1], 80)}"
+        self.version = agree(self.spoken, f"node {node.config.node}", spoken_at(body, 2), client)
         if not self.admission.greeted(self):
             limit = node.config.max_connections
             error = Overloaded(f"{limit} clients are connected, the limit (max_connections)", retry_after_s=1)
             self.refuse(error)
             return
         config, self.decoder.max_frame = node.config, frames.MAX_FRAME_BYTES
-        self.write(frames.pack(frames.HELLO_OK, [config.cluster, config.node, config.cell, *node.me[1:]]))
+        answer: list[Any] = [config.cluster, config.node, config.cell, *node.me[1:]]
+        if len(body) > 2:  # it tells what it speaks, so it reads what this node speaks
+            answer.append(list(self.spoken))
+        self.write(frames.pack(frames.HELLO_OK, answer))
 
     def request(self, body: Any, now: int) -> None:
         error = check_request(body)
@@ -269,7 +279,7 @@ class ClientConnection(asyncio.Protocol):
             watches = self.watches.pop(watch_id, None)
             if watches is not None:
                 watches.remove(self, watch_id)
-        else:
+        elif kind < OPTIONAL:
             raise ProtocolError(f"unexpected frame type {kind}")
 
     # --- watches ----------------------------------------------------------------------------

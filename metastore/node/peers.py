@@ -33,6 +33,7 @@ from metastore.wire.peer_messages import (
     read_hello_ok,
     read_seen,
 )
+from metastore.wire.versions import OPTIONAL, Spoken, agree, peer_versions
 
 log = logging.getLogger("metastore.peers")
 
@@ -58,6 +59,8 @@ class PeerConnection(asyncio.Protocol):
         self.links = links
         self.target = target
         self.peer: Process | None = None
+        #: of the protocol, as both speak it; 0 = not agreed on yet
+        self.version = 0
         self.transport: asyncio.Transport | None = None
         self.decoder = frames.FrameDecoder(max_items=frames.MAX_ITEMS)
         self.closed = asyncio.get_running_loop().create_future()
@@ -70,7 +73,7 @@ class PeerConnection(asyncio.Protocol):
         self.transport = transport = cast(asyncio.Transport, transport)
         if self.target is not None:
             links = self.links
-            body = hello(links.cluster, links.me, *self.target, links.lineage)
+            body = hello(links.cluster, links.me, *self.target, links.lineage, links.spoken)
             transport.write(frames.pack(frames.PEER_HELLO, body))
         self._ping_later()
 
@@ -117,14 +120,20 @@ class PeerConnection(asyncio.Protocol):
                 self.peer.node if self.peer is not None else str(self.target and self.target[0]), body
             )
         elif self.peer is not None:
+            if kind >= OPTIONAL:
+                return
             if kind != frames.PEER or type(body) is not list:
                 raise ProtocolError(f"frame type {kind} on a peer connection")
-            self.links.on_messages(self.peer, [decode(raw) for raw in body])
+            messages = [decode(raw) for raw in body]
+            if None in messages:
+                messages = [message for message in messages if message is not None]
+            self.links.on_messages(self.peer, messages)
         elif self.target is not None and kind == frames.PEER_HELLO_OK:
-            peer, lineage = read_hello_ok(body)
+            peer, lineage, spoken = read_hello_ok(body)
             if (peer.node, peer.store) != self.target:
                 raise ProtocolError(f"{self.target[0]} answered as {peer.node!r} with store {peer.store}")
             try:
+                self.version = self.links.agree(peer, spoken)
                 self.links.check(peer, lineage)
             except ProtocolError as e:  # so that it learns what it is
                 assert self.transport is not None
@@ -147,10 +156,12 @@ class PeerConnection(asyncio.Protocol):
     def accept(self, body: Any) -> None:
         """The accepting side has read a PEER_HELLO. Raises ProtocolError."""
         links = self.links
-        peer, lineage = read_hello(body, links.cluster, links.me)
+        peer, lineage, spoken = read_hello(body, links.cluster, links.me)
+        self.version = links.agree(peer, spoken)
         links.check_caller(peer, lineage)
         assert self.transport is not None
-        self.transport.write(frames.pack(frames.PEER_HELLO_OK, hello_ok(links.me, links.lineage)))
+        body = hello_ok(links.me, links.lineage, links.spoken)
+        self.transport.write(frames.pack(frames.PEER_HELLO_OK, body))
         self._ping_later()
         self.open(peer, lineage)
 
@@ -213,6 +224,7 @@ class PeerLinks:
         self.cluster = cluster
         self.me = me
         self.lineage = lineage
+        self.spoken = peer_versions()
         self.on_messages = on_messages
         self.on_up = on_up
         self.on_down = on_down
@@ -302,6 +314,10 @@ class PeerLinks:
             pause = min(pause * 2, DIAL_PAUSE_MAX_S)
 
     # --- connections ----------------------------------------------------------------------
+
+    def agree(self, peer: Process, spoken: Spoken) -> int:
+        """The version of the protocol that is used with ``peer``. Raises NoCommonVersion."""
+        return agree(self.spoken, f"node {self.me.node}", spoken, f"node {peer.node[:80]}")
 
     def check_caller(self, peer: Process, lineage: Lineage) -> None:
         """Whether ``peer`` is one that dials this node. Raises ProtocolError."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.settings import MS
 from metastore.wire import frames
+from metastore.wire.versions import build
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
 
 T = TypeVar("T")
-VERSION: Final = version("metastore")
 #: what the nodes of a cell should agree on
 SHARED_SETTINGS: Final = (
     "heartbeat_ms",
@@ -128,7 +127,7 @@ def node_status(node: Node) -> dict[str, Any]:
     return {
         "node": node.config.node,
         "cell": node.config.cell,
-        "version": VERSION,
+        "version": build(),
         "clock_ms": time.time_ns() // MS,
         "settings": {name: getattr(node.config, name) for name in SHARED_SETTINGS},
         "disk": disk(node),

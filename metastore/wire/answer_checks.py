@@ -33,6 +33,7 @@ from metastore.wire.frames import shown
 _END: Final = MAX_GENERATIONS << COUNT_BITS
 _I63: Final = 1 << 63
 MAX_MESSAGE: Final = 4000
+MAX_HELLO_ELEMENTS: Final = 16
 
 
 def is_count(value: Any) -> TypeGuard[int]:
@@ -225,8 +226,9 @@ _OK: Final = {GET: _get, PUT: _put, DELETE: _delete, ADD: _add, LIST: _list, TXN
 
 
 def check_hello(body: Any) -> str:
-    """``[cluster, node, cell, store_id, incarnation]``"""
-    return "" if _are_texts(body) and len(body) == 5 else "a HELLO_OK is not five texts"
+    """``[cluster, node, cell, store_id, incarnation]``; what follows that is for ``versions``, or of a later one."""
+    good = type(body) is list and 5 <= len(body) <= MAX_HELLO_ELEMENTS and _are_texts(body[:5])
+    return "" if good else "a HELLO_OK does not begin with five texts"
 
 
 def check_told(body: Any) -> str:

@@ -1,7 +1,8 @@
 """What clients and nodes say to each other (inside frames). Plain arrays, documented here once.
 
-A connection opens with ``HELLO [cluster, client name]`` -> ``HELLO_OK [cluster, node, cell,
-store_id, incarnation]`` (requests may follow the HELLO without waiting), or ``ERROR [status, message,
+A connection opens with ``HELLO [cluster, client name, spoken]`` -> ``HELLO_OK [cluster, node, cell,
+store_id, incarnation, spoken]``, where each side tells the versions that it speaks (``versions``; a client that tells none
+is told none) (requests may follow the HELLO without waiting), or ``ERROR [status, message,
 detail]`` and a close. ``cluster`` may be "" when the client does not know it yet.
 
 ``REQUEST [client_id (16 bytes), timeout_ms, [op, ...]]``, at most MAX_OPS_PER_FRAME ops; an op is

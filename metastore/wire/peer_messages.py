@@ -1,6 +1,7 @@
 """Core messages as wire arrays and back, checked. Sans-I/O.
 
-A PEER frame holds ``[[kind, field, ...], ...]``; kinds are numbered in core.messages. A value
+A PEER frame holds ``[[kind, field, ...], ...]``; kinds are numbered in core.messages. Fields behind those that
+are known, and kinds from OPTIONAL on, are of a later version, and passed over (wire.versions). A value
 of the wrong type or out of bounds raises ProtocolError: the connection ends and nothing else
 happens. What a value means in the state that the replica is in, the core judges.
 """
@@ -24,12 +25,15 @@ from metastore.core.messages import (
 )
 from metastore.errors import ProtocolError
 from metastore.wire.frames import shown
+from metastore.wire.versions import OPTIONAL, Spoken, spoken_at
 
 #: Epochs, indexes and numbers end far below where 64 bits do: what is added to one stays a count.
 MAX_COUNT: Final = 1 << 62
 MAX_PARTITIONS: Final = 1 << 16
 #: of a hello: what a later version may say besides is passed over
 MAX_HELLO_FIELDS: Final = 16
+#: of a message, beyond those that are known
+MAX_MORE_FIELDS: Final = 16
 #: ten times what may be configured (grant_ms): a grant without end would be a licence for stale reads
 MAX_GRANT_NS: Final = 600 * 1_000_000_000
 _BOUNDS: Final = {"p": MAX_PARTITIONS, "grant_ns": MAX_GRANT_NS, "remaining_grant_ns": MAX_GRANT_NS}
@@ -63,16 +67,20 @@ def bulk(message: Any) -> int:
 
 
 def decode(raw: Any) -> Any:
-    """One message. Raises ProtocolError."""
+    """One message; None = of a later version, and to be passed over. Raises ProtocolError."""
     if type(raw) is not list or not raw:
         raise ProtocolError("a peer message is not an array")
     kind = raw[0]
     fields = _FIELDS.get(kind) if type(kind) is int else None
     if fields is None:
+        if type(kind) is int and OPTIONAL <= kind < 256:
+            return None
         raise ProtocolError(f"unknown peer message {shown(kind)}")
-    if len(raw) != len(fields) + 1:
-        raise ProtocolError(f"peer message {kind} has {len(raw) - 1} fields instead of {len(fields)}")
     values = raw[1:]
+    if len(values) != len(fields):
+        if not len(fields) < len(values) <= len(fields) + MAX_MORE_FIELDS:
+            raise ProtocolError(f"peer message {kind} has {len(values)} fields instead of {len(fields)}")
+        del values[len(fields) :]
     for value, (wanted, bound) in zip(values, fields):  # noqa: B905 as long as each other: seen above
         if type(value) is not wanted or (wanted is int and not 0 <= value < bound):
             raise ProtocolError(
@@ -109,14 +117,16 @@ def _check_int_rows(rows: list[Any], width: int) -> None:
             raise ProtocolError(f"{shown(row)} where {width} counts were due")
 
 
-def hello(cluster: str, me: Process, target_node: str, target_store: str, lineage: Lineage) -> list[Any]:
-    """PEER_HELLO: who calls, the very store it means to reach, and the lineage of its own (R13)."""
-    return [cluster, *me, target_node, target_store, _told(lineage)]
+def hello(
+    cluster: str, me: Process, target_node: str, target_store: str, lineage: Lineage, spoken: Spoken
+) -> list[Any]:
+    """PEER_HELLO: who calls, the very store it means to reach, the lineage of its own (R13), what it speaks."""
+    return [cluster, *me, target_node, target_store, _told(lineage), list(spoken)]
 
 
-def hello_ok(me: Process, lineage: Lineage) -> list[Any]:
-    """PEER_HELLO_OK: who answers, and the lineage of its store (R13)."""
-    return [*me, _told(lineage)]
+def hello_ok(me: Process, lineage: Lineage, spoken: Spoken) -> list[Any]:
+    """PEER_HELLO_OK: who answers, the lineage of its store (R13), what it speaks."""
+    return [*me, _told(lineage), list(spoken)]
 
 
 def _told(lineage: Lineage) -> list[list[str | int]]:
@@ -159,8 +169,8 @@ def _is_run(raw: Any) -> bool:
     return all(type(count) is int and 0 <= count < MAX_COUNT for count in (raw[0], raw[2])) and raw[0] > 0
 
 
-def read_hello(body: Any, cluster: str, me: Process) -> tuple[Process, Lineage]:
-    """The caller of a PEER_HELLO and its store's lineage; raises ProtocolError when it means another
+def read_hello(body: Any, cluster: str, me: Process) -> tuple[Process, Lineage, Spoken]:
+    """The caller of a PEER_HELLO, its store's lineage, and what it speaks; raises ProtocolError when it means another
     cluster or store."""
     lineage = _lineage(body, 6, "peer hello")
     if body[0] != cluster:
@@ -169,10 +179,10 @@ def read_hello(body: Any, cluster: str, me: Process) -> tuple[Process, Lineage]:
         raise ProtocolError(
             f"peer {shown(body[1])} looks for store {shown(body[5])} of node {shown(body[4])}; this is {me.store} of {me.node!r}"
         )
-    return Process(body[1], body[2], body[3]), lineage
+    return Process(body[1], body[2], body[3]), lineage, spoken_at(body, 7)
 
 
-def read_hello_ok(body: Any) -> tuple[Process, Lineage]:
-    """Who answers, and its store's lineage. Raises ProtocolError."""
+def read_hello_ok(body: Any) -> tuple[Process, Lineage, Spoken]:
+    """Who answers, its store's lineage, and what it speaks. Raises ProtocolError."""
     lineage = _lineage(body, 3, "answer to a peer hello")
-    return Process(body[0], body[1], body[2]), lineage
+    return Process(body[0], body[1], body[2]), lineage, spoken_at(body, 4)

@@ -9,13 +9,14 @@ from metastore.core import messages as m
 from metastore.errors import NotLeader, Unavailable
 from metastore.records import pack_record
 from metastore.topology import TopologyTable
-from metastore.wire import answer_checks, frames, peer_messages
+from metastore.wire import answer_checks, frames, peer_messages, versions
 from metastore.wire import client_messages as c
 from metastore.wire.op_checks import check_op, check_request, check_watch, op_shape
 from tests.golden.formats import Example, Form
 from tests.golden.records import ENTRY, LKEY, TABLE
 
 LINEAGE: Final = m.Lineage((m.Run(3, "run3"), m.Run(2, "run2", 71), m.Run(1, "run1", 40)))
+SPOKEN: Final = versions.Spoken(1, 1, "0.1.0")
 ME: Final = m.Process("n1", "s" * 32, "run3")
 OTHER: Final = m.Process("n2", "t" * 32, "run8")
 CLIENT: Final = b"client-id-16byte"
@@ -93,14 +94,14 @@ def _refusal(raw: bytes) -> Any:
 def _peer() -> dict[str, Example]:
     return {
         "hello": Example(
-            (ME, LINEAGE),
+            (ME, LINEAGE, SPOKEN),
             lambda v: frames.pack(
-                frames.PEER_HELLO, peer_messages.hello("c", v[0], OTHER.node, OTHER.store, v[1])
+                frames.PEER_HELLO, peer_messages.hello("c", v[0], OTHER.node, OTHER.store, *v[1:])
             ),
             lambda raw: peer_messages.read_hello(frame(raw, frames.PEER_HELLO), "c", OTHER),
         ),
         "hello-ok": Example(
-            (ME, LINEAGE),
+            (ME, LINEAGE, SPOKEN),
             lambda v: frames.pack(frames.PEER_HELLO_OK, peer_messages.hello_ok(*v)),
             lambda raw: peer_messages.read_hello_ok(frame(raw, frames.PEER_HELLO_OK)),
         ),
@@ -206,8 +207,10 @@ def _client() -> dict[str, Example]:
         return None
 
     return {
-        "hello": framed(frames.HELLO, ["c", "a client"], none),
-        "hello-ok": framed(frames.HELLO_OK, ["c", "n1", "c1", "s" * 32, "run3"], answer_checks.check_hello),
+        "hello": framed(frames.HELLO, ["c", "a client", list(SPOKEN)], none),
+        "hello-ok": framed(
+            frames.HELLO_OK, ["c", "n1", "c1", "s" * 32, "run3", list(SPOKEN)], answer_checks.check_hello
+        ),
         "error": framed(frames.ERROR, [400, "no", {"retry_after_s": 1}], answer_checks.check_refusal),
         **{
             f"request-{name}": framed(frames.REQUEST, [CLIENT, 2000, [op]], _request_error)

@@ -26,6 +26,9 @@ from metastore.wire.frames import (
     unpack_body,
 )
 from metastore.wire.peer_messages import MAX_COUNT, MAX_GRANT_NS, MAX_PARTITIONS
+from metastore.wire.versions import OPTIONAL, UNTOLD, Spoken
+
+SPOKEN = Spoken(2, 5, "0.9.1")
 
 COUNT = st.integers(0, MAX_COUNT - 1)
 BOUNDS = {"p": MAX_PARTITIONS, "grant_ns": MAX_GRANT_NS, "remaining_grant_ns": MAX_GRANT_NS}
@@ -194,12 +197,21 @@ def test_a_wrong_field_is_refused(message: Any, data: st.DataObject) -> None:
     raw = peer_messages.encode(message)
     at = data.draw(st.integers(0, len(raw)))
     if at == len(raw):
-        raw.append(1)
+        raw.pop()
     else:
         nonsense = [-1, 1.5, None, "x", {}, 1 << 62, (1 << 64) - 1]
         raw[at] = data.draw(st.sampled_from(nonsense).filter(lambda v: v != raw[at]))
     with pytest.raises(ProtocolError):
         peer_messages.decode(raw)
+
+
+@settings(max_examples=100)
+@given(messages(), st.lists(PLAIN, min_size=1, max_size=16))
+def test_what_a_later_version_says_besides_is_passed_over(message: Any, more: list[Any]) -> None:
+    assert peer_messages.decode([*peer_messages.encode(message), *more]) == message
+    assert peer_messages.decode([OPTIONAL + len(more), *more]) is None
+    with pytest.raises(ProtocolError, match="fields instead of"):
+        peer_messages.decode([*peer_messages.encode(message), *range(17)])
 
 
 @pytest.mark.parametrize(
@@ -223,13 +235,14 @@ def test_hello_names_the_very_store() -> None:
     """R13: a caller that means another cluster, node or store is told, and nothing else."""
     me, caller = Process("n1", "s1", "a"), Process("n2", "s2", "b")
     lineage = Lineage((Run(7, "b"), Run(4, "old", 90)))
-    body = peer_messages.hello("c", caller, "n1", "s1", lineage)
-    assert peer_messages.read_hello(body, "c", me) == (caller, lineage)
+    body = peer_messages.hello("c", caller, "n1", "s1", lineage, SPOKEN)
+    assert peer_messages.read_hello(body, "c", me) == (caller, lineage, SPOKEN)
     assert peer_messages.read_hello([*body, "what", {"a later": "version says"}], "c", me) == (
         caller,
         lineage,
+        SPOKEN,
     )
-    assert peer_messages.read_hello(body[:6], "c", me) == (caller, Lineage())
+    assert peer_messages.read_hello(body[:6], "c", me) == (caller, Lineage(), UNTOLD)
     for at, value in ((0, "d"), (4, "n9"), (5, "s9")):
         wrong = list(body)
         wrong[at] = value
@@ -259,9 +272,9 @@ def test_hello_names_the_very_store() -> None:
 
 def test_the_answer_to_a_hello_names_the_very_store_too() -> None:
     me, lineage = Process("n1", "s1", "a"), Lineage((Run(2, "a"), Run(1, "z", 5)))
-    body = peer_messages.hello_ok(me, lineage)
-    assert peer_messages.read_hello_ok(body) == (me, lineage)
-    assert peer_messages.read_hello_ok(body[:3]) == (me, Lineage())
+    body = peer_messages.hello_ok(me, lineage, SPOKEN)
+    assert peer_messages.read_hello_ok(body) == (me, lineage, SPOKEN)
+    assert peer_messages.read_hello_ok(body[:3]) == (me, Lineage(), UNTOLD)
     with pytest.raises(ProtocolError, match="malformed"):
         peer_messages.read_hello_ok(body[:2])
 
