@@ -12,10 +12,10 @@ from tests.simulation.process.plans import Plan
 from tests.simulation.process.world import World
 
 FLAPS = Plan(
-    faults={"flap": 4000},
+    faults={"flap": 3000},
     workloads={"registers": 1},
     partitions=4,
-    seconds=60.0,
+    seconds=36.0,
     settings={"leader_spread_s": 1.0},
 )
 
@@ -42,11 +42,11 @@ def shares(seed: int) -> dict[str, float]:
 def test_who_flaps_leads_little_and_who_is_well_is_not_starved() -> None:
     found = shares(1)
     *well, flapping = found
-    assert found[flapping] < 0.05, found
+    assert found[flapping] < 0.1, found
     assert all(found[name] > 0.25 for name in well), found
 
 
 def test_without_the_memory_it_would_be_handed_leaders_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lapses, "waits_ns", lambda self, now, node: 0)
     found = shares(1)
-    assert found[max(found)] > 0.1, found
+    assert found[max(found)] > 0.15, found
