@@ -65,7 +65,7 @@ def _number(value: Any) -> int:
 
 
 def _presence(raw: bytes) -> Presence:
-    return Presence(fields.name(raw.decode()))
+    return Presence(fields.text(raw.decode()))
 
 
 def _mark(raw: bytes) -> Mark:
