@@ -14,6 +14,7 @@ from cellctl.backup import snapshot
 from cellctl.dev import dev
 from cellctl.doctor import doctor
 from cellctl.failover import failover
+from cellctl.features import features
 from cellctl.generations import new_generation
 from cellctl.history import history
 from cellctl.import_tree import import_
@@ -72,6 +73,7 @@ for command in (
     doctor,
     export,
     failover,
+    features,
     history,
     import_,
     kv,

@@ -23,8 +23,10 @@ from metastore.errors import InvalidRequest, NotFound, Unavailable
 from metastore.fields import BadRecord
 from metastore.keys import MAX_PARTITIONS
 from metastore.layout import (
+    FIRST_LEVEL,
     CellRecord,
     ConfigRecord,
+    FeaturesRecord,
     HistoryRecord,
     Layout,
     MoveRecord,
@@ -56,6 +58,12 @@ class Records:
     paused: bool
     #: keys of records that make no sense, as they can be printed -> why; they are in nothing above
     bad: Mapping[str, str] = field(default_factory=dict)
+    #: the cluster's feature level
+    level: int = FIRST_LEVEL
+
+    def supported(self) -> int:
+        """The highest feature level that every registered node supports."""
+        return min((node.level for node in self.nodes.values()), default=FIRST_LEVEL)
 
     def misfits(self) -> list[int]:
         """Partitions whose ranges overlap others'; nodes and routers go by the other ones. Empty where nothing covers all keys."""
@@ -159,7 +167,7 @@ class Operator:
         configs: dict[int, tuple[str, ConfigRecord]] = {}
         moves: dict[int, tuple[MoveRecord, int]] = {}
         drained, present = set(), set()
-        paused = False
+        paused, level = False, FIRST_LEVEL
         bad: dict[str, str] = {}
         for kv in kvs:
             parts = self.layout.parse(kv.key)
@@ -177,6 +185,8 @@ class Operator:
                     configs[record.partition] = parts[1], record
                 case MoveRecord():
                     moves[record.partition] = record, kv.mod_revision
+                case FeaturesRecord():
+                    level = record.level
                 case schema.Presence():
                     present.add(parts[1])
                 case schema.Mark() if parts[0] == "drained":
@@ -186,7 +196,7 @@ class Operator:
         if not configs:
             raise Unavailable(f"etcd has no cluster called {self.layout.cluster!r}")
         return Records(
-            revision, cells, nodes, frozenset(drained), frozenset(present), configs, moves, paused, bad
+            revision, cells, nodes, frozenset(drained), frozenset(present), configs, moves, paused, bad, level
         )
 
     # --- cells and nodes ----------------------------------------------------------------------
@@ -405,10 +415,39 @@ class Operator:
         key = self.layout.paused
         await self.etcd.txn([], [Put(key, b"{}") if paused else Delete(key)])
 
+    async def raise_level(self, level: int) -> None:
+        """Let the cluster have feature level ``level``, which never falls again. A node that is registered at the same moment
+        compares the level it has read; one that does not support it is told, and takes part in nothing. Raises
+        InvalidRequest, and Unavailable when somebody else changed it."""
+        known = await self.etcd.get(self.layout.features)
+        records = await self.records()
+        check_level(records, level)
+        await self._swap(self.layout.features, known, FeaturesRecord(level).to_json())
+
     async def _swap(self, key: str, known: KV | None, value: bytes) -> None:
         compare = Compare.absent(key) if known is None else Compare.mod_revision_is(key, known.mod_revision)
         if not (await self.etcd.txn([compare], [Put(key, value)])).succeeded:
             raise Unavailable(f"{key} was changed by somebody else just now; try again")
+
+
+def check_level(records: Records, level: int) -> None:
+    """Whether the cluster can be raised to a feature level. Raises InvalidRequest, with who is in the way."""
+    if level <= records.level:
+        raise InvalidRequest(
+            f"the cluster is at feature level {records.level} already; a level is not lowered"
+        )
+    unread = [key for key in records.bad if "/nodes/" in key or key.endswith("/features")]
+    if unread:
+        raise InvalidRequest(
+            f"{', '.join(sorted(unread))} makes no sense: see cellctl doctor; mend or remove it first"
+        )
+    older = sorted(name for name, node in records.nodes.items() if node.level < level)
+    if older:
+        told = ", ".join(f"{name} (up to {records.nodes[name].level})" for name in older)
+        raise InvalidRequest(
+            f"these nodes do not support feature level {level}: {told}; upgrade them first, or remove those that are gone for "
+            "good (cellctl node remove)"
+        )
 
 
 def _names(names: Any) -> str:

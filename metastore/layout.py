@@ -6,6 +6,7 @@ key has.
 /metastore/{cluster}/meta                     ClusterMeta      made once
 /metastore/{cluster}/cells/{cell}             CellRecord       absent: weight 1, not draining
 /metastore/{cluster}/drained/{node}           {}               the node is to hold nothing
+/metastore/{cluster}/features                 FeaturesRecord   absent: the first level
 /metastore/{cluster}/paused                   {}               no move goes on while it is there
 /metastore/{cluster}/nodes/{node}             NodeRecord       durable registration
 /metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
@@ -32,6 +33,9 @@ from metastore.fields import Field, Shape
 from metastore.history import MAX_GENERATIONS
 
 FORMAT: Final = 1
+#: of features: where there is no record, and the highest that can be
+FIRST_LEVEL: Final = 1
+MAX_LEVEL: Final = 1 << 16
 RESTART_BITS: Final = 16
 #: of each partition's history: terms, and of each the owners that went on in it without etcd
 HISTORY_TERMS: Final = 32
@@ -78,7 +82,8 @@ class ClusterMeta:
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """A node: its store (R13) and addresses (``host:port``). ``generation``: of the store, as the process
-    ``incarnation`` registered it; 0 = of a version that has none. Only the node itself writes it."""
+    ``incarnation`` registered it; 0 = of a version that has none. ``level``: the highest feature level that its build supports.
+    Only the node itself writes it."""
 
     node: str
     cell: str
@@ -88,11 +93,27 @@ class NodeRecord:
     zone: str = ""
     generation: int = 0
     incarnation: str = ""
+    level: int = FIRST_LEVEL
 
     @classmethod
     def from_plain(cls, d: Any) -> NodeRecord:
         """What it has besides is of a later version, and passed over. Raises BadRecord."""
         return NODE.read(d)
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesRecord:
+    """The cluster's feature level: what of later builds may be written. It never falls."""
+
+    level: int
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> FeaturesRecord:
+        """Raises BadRecord."""
+        return FEATURES.read_json(raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +333,13 @@ NODE: Final = Shape(
         "zone": Field(fields.text, ""),
         "generation": Field(_COUNT, 0),
         "incarnation": Field(fields.text, ""),
+        "level": Field(fields.whole(FIRST_LEVEL, MAX_LEVEL), FIRST_LEVEL),
     },
+)
+FEATURES: Final = Shape(
+    "the cluster's feature level",
+    FeaturesRecord,
+    {"level": Field(fields.whole(FIRST_LEVEL, MAX_LEVEL))},
 )
 CONFIG: Final = Shape(
     "a partition's record",
@@ -427,6 +454,10 @@ class Layout:
 
     def leader(self, cell: str, partition: int) -> str:
         return f"{self.root}leader/{cell}/{partition:05d}"
+
+    @property
+    def features(self) -> str:
+        return self.root + "features"
 
     @property
     def paused(self) -> str:

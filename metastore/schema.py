@@ -90,6 +90,7 @@ KINDS: Final[dict[str, Kind]] = {
     "meta": Kind((), layout.META.read_json),
     "cells": Kind((fields.name,), layout.CELL.read_json),
     "drained": Kind((fields.name,), _mark),
+    "features": Kind((), layout.FEATURES.read_json),
     "paused": Kind((), _mark),
     "nodes": Kind((fields.name,), layout.NODE.read_json, ("node",)),
     "marks": Kind((fields.name,), layout.MARK.read_json),

@@ -200,6 +200,10 @@ class Control:
                 self._split_changed(int(names[0]), record)
             case "drained":
                 (self.drained.discard if new is None else self.drained.add)(names[0])
+            case "features" if record is not None:
+                beyond = node.features.learn(record.level)
+                if beyond is not None:
+                    node.condemn(beyond)
             case "paused":
                 node.core.ctx.moves_paused = new is not None
             case "usage":

@@ -41,11 +41,12 @@ from metastore.decoding import unpack_own
 from metastore.errors import MetastoreError, Moved, ProtocolError, Unavailable
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
-from metastore.node import splitting
+from metastore.node import features, splitting
 from metastore.node.admission import Admission
 from metastore.node.clients import ClientConnection
 from metastore.node.collector import Collector
 from metastore.node.control import Control
+from metastore.node.features import Features
 from metastore.node.host import PartitionHost
 from metastore.node.identity import (
     FACT_GENERATIONS,
@@ -134,6 +135,10 @@ class Node:
         )
         self.core.ctx.max_moves = config.max_moves
         self.identity = Identity(store, self.me)
+        self.features = Features(store, features.LEVEL)
+        beyond = self.features.verdict()
+        if beyond is not None and not self.identity.refused:
+            self.identity.refuse(beyond.why, beyond.do)
         self.links = PeerLinks(
             config.cluster,
             self.me,

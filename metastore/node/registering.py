@@ -11,7 +11,8 @@ from metastore.clock import now_ns
 from metastore.coordination.interface import KV, Compare, Get, Put, Session
 from metastore.core.messages import ASKED, CONFIRMED, UNASKED
 from metastore.errors import CoordinationError, InvalidRequest, ProtocolError
-from metastore.layout import MarkRecord, NodeRecord, node_record_from_json, to_json
+from metastore.fields import BadRecord
+from metastore.layout import FeaturesRecord, MarkRecord, NodeRecord, node_record_from_json, to_json
 from metastore.logs import log_event
 from metastore.node.identity import FACT_REGISTERED, Verdict, judge, judge_living
 from metastore.wire import frames
@@ -46,7 +47,8 @@ class Registration:
     def record(self) -> NodeRecord:
         c, me = self.node.config, self.node.me
         generation = self.node.identity.lineage.generation
-        return NodeRecord(c.node, c.cell, me.store, c.rpc, c.http, c.zone, generation, me.incarnation)
+        level = self.node.features.supported
+        return NodeRecord(c.node, c.cell, me.store, c.rpc, c.http, c.zone, generation, me.incarnation, level)
 
     async def admit(self, patience_s: float) -> None:
         """Have etcd's word whether this process may take part. Returns when it is there (the node is
@@ -79,8 +81,13 @@ class Registration:
         control, mine = self.control, self.record()
         key, presence = control.layout.node(mine.node), control.layout.presence(mine.node)
         for _ in range(SWAPS):
-            asked = [Get(key), Get(presence), Get(control.layout.mark(mine.node))]
-            kv, present, told = (await control.coordinator.txn([], asked)).kvs
+            layout = control.layout
+            asked = [Get(key), Get(presence), Get(layout.mark(mine.node)), Get(layout.features)]
+            kv, present, told, features = (await control.coordinator.txn([], asked)).kvs
+            beyond = self._beyond(features)
+            if beyond is not None:
+                self.node.condemn(beyond)
+                return "refused"
             known = self._read(kv)
             holder = present.value.decode(errors="replace") if present is not None else ""
             identity = self.node.identity
@@ -97,7 +104,7 @@ class Registration:
             if not await self._note_asked() or not session.alive or not session.lease_id:
                 return "no lease"
             swapped = await control.coordinator.txn(
-                [_unchanged(key, kv), _unchanged(presence, present)],
+                [_unchanged(key, kv), _unchanged(presence, present), _unchanged(layout.features, features)],
                 [
                     Put(key, to_json(mine)),
                     Put(presence, mine.incarnation.encode(), session.lease_id),
@@ -107,6 +114,16 @@ class Registration:
                 self._confirmed(known, mine)
                 return "done"
         return "wait"
+
+    def _beyond(self, kv: KV | None) -> Verdict | None:
+        """Why this build can take no part at the cluster's feature level."""
+        try:
+            record = FeaturesRecord.from_json(kv.value) if kv is not None else None
+        except BadRecord as e:
+            log.error("the cluster's feature level in etcd makes no sense, and is passed over: %s", e.message)
+            record = None
+        features = self.node.features
+        return features.learn(record.level) if record is not None else features.verdict()
 
     @staticmethod
     def _read(kv: KV | None) -> NodeRecord | None:

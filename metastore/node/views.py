@@ -135,6 +135,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "store_id": node.me.store,
         "incarnation": node.me.incarnation,
         "identity": node.identity.view(),
+        "features": node.features.status(),
         "partitions": partitions,
         "etcd": node.control.status(),
         "lapses": node.core.ctx.lapses.view(now),

@@ -48,7 +48,8 @@ CONFIG: Final = layout.ConfigRecord(
 ETCD: Final[dict[str, Any]] = {
     "meta": layout.ClusterMeta(1, "c", 64, "xxh3", {"kind": "even"}),
     "cell": layout.CellRecord(0.5, True),
-    "node": layout.NodeRecord("n1", "c1", "s" * 32, "h1:1", "h1:2", "z", 3, "run3"),
+    "node": layout.NodeRecord("n1", "c1", "s" * 32, "h1:1", "h1:2", "z", 3, "run3", 1),
+    "features": layout.FeaturesRecord(2),
     "mark": layout.MarkRecord("s" * 32, 3, "run3", 71),
     "config": CONFIG,
     "config-first": layout.ConfigRecord(3, 0, 1 << 64, EPOCH, None, (("n1", "s" * 32),)),

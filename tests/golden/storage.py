@@ -15,6 +15,7 @@ from metastore.core.messages import ASKED, CONFIRMED, Lineage, Run
 from metastore.core.replica import pack_config
 from metastore.keys import END_OF_RING
 from metastore.node import control, node
+from metastore.node.features import FACT_LEVEL
 from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED, Known
 from metastore.records import pack_record
 from metastore.storage import identity, records, store
@@ -99,6 +100,7 @@ FACTS: Final[dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]]] 
     FACT_REFUSED: (["an old copy", "set it aside"], _same, _same),
     node.FACT_LARGEST_GRANT: (2_000_000_000, _same, _same),
     node.FACT_TOPOLOGY: (TABLE.to_wire(), _same, lambda p: TopologyTable.from_wire(p).to_wire()),
+    FACT_LEVEL: (2, _same, _same),
     control.FACT_CLUSTER_ID: (77, _same, _same),
     control.FACT_REVISION: (4711, _same, _same),
 }

@@ -1,0 +1,135 @@
+# ruff: noqa: F811
+"""The cluster's feature level, with levels that no build has yet: kept, followed, and never passed by."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cellctl.operate import Operator
+from metastore.coordination.interface import Put
+from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
+from metastore.errors import InvalidRequest
+from metastore.layout import ConfigRecord, FeaturesRecord, NodeRecord, to_json
+from metastore.node import features
+from metastore.node.features import FACT_LEVEL, Features
+from metastore.storage.records import Fact
+from tests.unit.node.test_registering import LAYOUT, Start, end, etcd, record, start, states  # noqa: F401
+
+
+async def put(etcd: MemoryEtcd, key: str, value: bytes) -> None:
+    await MemoryCoordinator(etcd, asyncio.get_running_loop().time).txn([], [Put(key, value)])
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_level_is_followed_kept_and_told(
+    start: Start,
+    etcd: MemoryEtcd,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "LEVEL", 3)
+    node = await start(tmp_path, "run1")
+    assert (record(etcd).level, node.features.level) == (3, 1)
+    assert [node.features.has(n) for n in (1, 2)] == [True, False]
+    await put(etcd, LAYOUT.features, FeaturesRecord(2).to_json())
+    await until(lambda: node.features.has(2))
+    await put(etcd, LAYOUT.features, b"[]")  # one that makes no sense changes nothing
+    await put(etcd, LAYOUT.features, FeaturesRecord(1).to_json())  # nor does one that is lower
+    await put(etcd, LAYOUT.paused, b"{}")
+    await until(lambda: node.core.ctx.moves_paused)  # it has heard of all that
+    assert node.features.status() == {"level": 2, "supported": 3}
+    await end(node, etcd)
+    etcd.up = False
+    monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.1)
+    again = await start(tmp_path, "run2")
+    assert states(again) == ["provisional"]
+    assert again.features.has(2)
+    etcd.up = True
+
+
+async def test_an_older_build_takes_no_part(
+    start: Start,
+    etcd: MemoryEtcd,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By what it kept, by etcd's word when it starts, and while it runs; and that is not for good."""
+    monkeypatch.setattr(features, "LEVEL", 2)
+    await put(etcd, LAYOUT.features, FeaturesRecord(2).to_json())
+    await end(await start(tmp_path / "a", "run1"), etcd)
+    runs = record(etcd).generation
+
+    monkeypatch.setattr(features, "LEVEL", 1)
+    etcd.up = False  # by what it kept
+    old = await start(tmp_path / "a", "run2")
+    assert states(old) == ["refused"]
+    assert "supports up to 1" in old.identity.why
+    assert "supports level 2" in old.identity.do
+    assert not old.core_started
+    assert old.store.lineage.generation == runs  # it has not run
+    await end(old, etcd)
+
+    etcd.up = True  # by etcd's word
+    etcd.kvs.pop(LAYOUT.node("n"))
+    fresh = await start(tmp_path / "b", "run3")
+    assert states(fresh) == ["refused"]
+    assert LAYOUT.node("n") not in etcd.kvs
+    await end(fresh, etcd)
+
+    etcd.kvs.pop(LAYOUT.features)  # while it runs
+    running = await start(tmp_path / "c", "run4")
+    assert states(running) == ["confirmed"]
+    await put(etcd, LAYOUT.features, FeaturesRecord(2).to_json())
+    await until(lambda: states(running) == ["refused"])
+    await end(running, etcd)
+
+    monkeypatch.setattr(features, "LEVEL", 2)  # the way out
+    etcd.kvs.pop(LAYOUT.node("n"), None)
+    mended = await start(tmp_path / "c", "run5")
+    assert states(mended) == ["confirmed"]
+
+
+async def test_a_level_that_makes_no_sense_is_above_ours(start: Start, tmp_path: Path) -> None:
+    node = await start(tmp_path, "run1")
+    node.store.append(Fact(FACT_LEVEL, {"of": "later"}))
+    assert Features(node.store, 5).verdict() is not None
+
+
+async def test_a_level_is_raised_when_every_node_supports_it() -> None:
+    etcd = MemoryEtcd()
+    operator = Operator(MemoryCoordinator(etcd, asyncio.get_running_loop().time), "metastore")
+    config = ConfigRecord(0, 0, 1 << 64, 1 << 16, "a", (("a", "sa"),))
+    await put(etcd, LAYOUT.config("c", 0), config.to_json())
+    for name, level in (("a", 3), ("b", 2), ("c", 1)):
+        await put(
+            etcd, LAYOUT.node(name), to_json(NodeRecord(name, "c", f"s{name}", "h:1", "h:2", level=level))
+        )
+    records = await operator.records()
+    assert (records.level, records.supported()) == (1, 1)
+    with pytest.raises(InvalidRequest, match=r"feature level 3: b \(up to 2\), c \(up to 1\)"):
+        await operator.raise_level(3)
+    with pytest.raises(InvalidRequest, match="at feature level 1 already"):
+        await operator.raise_level(1)
+    etcd.kvs.pop(LAYOUT.node("c"))
+    await put(etcd, LAYOUT.node("x"), b"{}")
+    with pytest.raises(InvalidRequest, match="nodes/x makes no sense"):
+        await operator.raise_level(2)
+    etcd.kvs.pop(LAYOUT.node("x"))
+    await operator.raise_level(2)
+    assert (await operator.records()).level == 2
+    with pytest.raises(InvalidRequest, match="not lowered"):
+        await operator.raise_level(2)
+
+
+async def test_a_build_from_before_levels_supports_the_first() -> None:
+    plain = {"node": "n", "cell": "c", "store_id": "s", "rpc": "h:1", "http": "h:2"}
+    assert NodeRecord.from_plain(plain).level == 1
