@@ -43,8 +43,12 @@ def test_nonsense_in_etcd_stops_nobody() -> None:
         assert all(set(p.node.topology.aside) == {77} and 77 not in p.node.hosts for p in everybody)
         s.put_all(keys, b"w")
         # the leader whose record makes no sense is lost: its followers claim
-        s.leader(0).crash("is killed")
+        lost = s.leader(0)
+        lost.die(silently=False)
+        lost.disk.kill()
         s.put_all(keys, b"x")
+        lost.restart()
+        world.until(lambda: all(p.runs for p in everybody), 20, "it does not come back")
         # everything at once
         for process in everybody:
             process.crash("is killed with all others")
