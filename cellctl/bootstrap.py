@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from metastore import schema
 from metastore.coordination.interface import Compare, Coordinator, Put
@@ -33,17 +33,35 @@ async def registered_nodes(coordinator: Coordinator, layout: Layout) -> dict[str
     return found
 
 
+class RecordsLost(ConfigError):
+    """etcd has no records of the cluster, and nodes have data of it: new records, which begin with the first term, would
+    contradict all that the stores have promised. The way back is ``cellctl control rebuild``."""
+
+
+Lost = Callable[[], Awaitable[str]]
+"""What nodes say that shows that etcd has lost the cluster's records; "" = nothing does."""
+
+
+async def never_lost() -> str:
+    """Of nodes that are made just now."""
+    return ""
+
+
 async def wait_for_nodes(
-    coordinator: Coordinator, layout: Layout, wanted: Sequence[str], timeout_s: float
+    coordinator: Coordinator, layout: Layout, wanted: Sequence[str], timeout_s: float, lost: Lost = never_lost
 ) -> dict[str, NodeRecord]:
-    """Raises ConfigError naming the nodes that did not register in time."""
+    """Raises ConfigError naming the nodes that did not register in time; RecordsLost."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     missing = list(wanted)
     while True:
+        if why := await lost():
+            raise RecordsLost(f"etcd has no records of cluster {layout.cluster}, and {why}")
         try:
             found = await registered_nodes(coordinator, layout)
             missing = [n for n in wanted if n not in found]
             if not missing:
+                if why := await lost():  # of who has just been registered too
+                    raise RecordsLost(f"etcd has no records of cluster {layout.cluster}, and {why}")
                 return found
         except CoordinationError:
             pass
@@ -58,8 +76,10 @@ async def bootstrap(
     cells: Mapping[str, Sequence[str]],
     partitions: int,
     timeout_s: float = 30,
+    lost: Lost = never_lost,
 ) -> bool:
-    """Make the cluster's records unless they exist; whether they were made now.
+    """Make the cluster's records unless they exist; whether they were made now. Raises RecordsLost when it is no new
+    cluster: nothing is written then.
 
     Each record is written only if absent and the meta record last, so that an interrupted run
     is simply run again. Raises ConfigError when the cluster exists with other figures.
@@ -74,7 +94,7 @@ async def bootstrap(
             )
         return False
     names = [n for nodes in cells.values() for n in nodes]
-    found = await wait_for_nodes(coordinator, layout, names, timeout_s)
+    found = await wait_for_nodes(coordinator, layout, names, timeout_s, lost)
     plan = plan_initial({cell: [found[n] for n in nodes] for cell, nodes in cells.items()}, partitions)
     for cell, configs in plan.items():
         key = layout.cell(cell)

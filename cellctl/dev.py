@@ -249,7 +249,9 @@ def _first_record(data: Path, foreground: bool = False) -> None:
     tool = "cellctl"
     if shutil.which(tool) is None:  # not on the PATH: name it as it can be called from here
         tool = os.path.relpath(Path(sys.executable).parent / tool)
+    lost = Supervisor(data, shape).lost()
     lines = [
+        *([f"{lost}; see what its records would be: {tool} control rebuild{folder}", ""] if lost else []),
         f"the cluster serves: wrote hello/world, version {version}, and read back {value!r}",
         "",
         f"  router      {url}    (try {url}/v1/topology)",

@@ -18,12 +18,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from cellctl.bootstrap import bootstrap
+from cellctl.bootstrap import RecordsLost, bootstrap
+from cellctl.connect import fetch_json
 from cellctl.dev_files import Shape, port_is_free, save_shape, write_atomically
 from metastore.coordination.embedded import etcd_command, wait_healthy
 from metastore.coordination.etcd import EtcdCoordinator
@@ -232,7 +234,19 @@ class Supervisor:
                 self.spawn(child)
         coordinator = EtcdCoordinator([self._url("etcd")])
         try:
-            made = await bootstrap(coordinator, shape.cluster, shape.first_names(), shape.partitions, 60)
+            made = await bootstrap(
+                coordinator,
+                shape.cluster,
+                shape.first_names(),
+                shape.partitions,
+                60,
+                partial(asyncio.to_thread, self.lost),
+            )
+        except RecordsLost as e:  # the nodes serve what they have all the same (R12, R16)
+            made = False
+            log.warning(
+                "%s; nothing was written; the data is served; next: cellctl control rebuild", e.message
+            )
         finally:
             await coordinator.close()
         if made:
@@ -240,6 +254,17 @@ class Supervisor:
                 "made cluster %s: %d partitions in %d cells", shape.cluster, shape.partitions, shape.cells
             )
         self.spawn(self.children["router"])
+
+    def lost(self) -> str:
+        """What nodes say that shows that etcd is not the one that they knew; "" = nothing."""
+        for child in self.children.values():
+            if child.role != "node":
+                continue
+            with contextlib.suppress(MetastoreError, LookupError, TypeError):
+                view = fetch_json(f"http://{self._url(f'{child.name}-http')}/v1/status", 2.0)
+                if why := view["etcd"]["untrusted"]:
+                    return f"node {child.name} distrusts it, because {why}"
+        return ""
 
     async def stop(self) -> None:
         """Stop everything, gently first: routers, nodes, then etcd."""

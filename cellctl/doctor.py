@@ -245,9 +245,10 @@ def leases(seen: Seen) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 f"node {name}",
-                f"it does not trust etcd: {etcd['untrusted']}",
-                "reads and writes go on, and elections by claims (R16); nothing else can be changed any more",
-                "if etcd was replaced or restored: cellctl control rebuild; if not, give back the one that was there",
+                f"it distrusts etcd, because {etcd['untrusted']}",
+                "reads and writes go on, and elections by claims (R16); nothing else can be changed",
+                "see what its records would be: cellctl control rebuild; then: cellctl control rebuild --yes. If the etcd of before is "
+                "still there, unharmed, give that back instead",
             )
         elif etcd["trouble"]:
             yield Finding(

@@ -11,6 +11,7 @@ from click import shell_completion
 
 from cellctl.advise import advise_
 from cellctl.backup import snapshot
+from cellctl.control import control
 from cellctl.dev import dev
 from cellctl.doctor import doctor
 from cellctl.failover import failover
@@ -69,6 +70,7 @@ for command in (
     advise_,
     cell,
     completion,
+    control,
     dev,
     doctor,
     export,

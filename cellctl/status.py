@@ -167,6 +167,11 @@ def status(where: Where, output: str) -> None:
         say(f"\n{healthy} of {len(rows)} partitions healthy" + ("" if healthy == len(rows) else ":"))
         if healthy != len(rows):
             _print_partitions([row for row in rows if row["health"] != "ok"])
+        for name, view in views.items():
+            if view and view["etcd"]["untrusted"]:
+                say(
+                    f"{name} distrusts etcd, because {view['etcd']['untrusted']}; see: cellctl control rebuild"
+                )
         bad = max(
             (view["etcd"].get("records", {}).get("bad_now", 0) for view in views.values() if view), default=0
         )

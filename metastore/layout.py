@@ -5,6 +5,7 @@ key has.
 
 /metastore/{cluster}/meta                     ClusterMeta      made once
 /metastore/{cluster}/cells/{cell}             CellRecord       absent: weight 1, not draining
+/metastore/{cluster}/lineage                  LineageRecord    which etcd this one replaces (R13)
 /metastore/{cluster}/drained/{node}           {}               the node is to hold nothing
 /metastore/{cluster}/features                 FeaturesRecord   absent: the first level
 /metastore/{cluster}/paused                   {}               no move goes on while it is there
@@ -45,6 +46,8 @@ MAX_PARTITION: Final = 99_999
 MAX_MEMBERS: Final = 16
 MAX_WEIGHT: Final = 1000
 MAX_EPOCH: Final = (1 << 62) - 1
+MAX_BASE: Final = (1 << 61) - 1
+MAX_REPLACED: Final = 64
 
 
 def term_of(epoch: int) -> int:
@@ -289,6 +292,30 @@ class LeaderRecord:
         return LEADER.read_json(raw)
 
 
+@dataclass(frozen=True, slots=True)
+class LineageRecord:
+    """R13: from which etcd the cluster's records went on to this one (metastore.coordination.lineage). ``number``: counts the
+    rebuildings; ``cluster_id``: of the etcd it was written for; ``base``: added to that one's revisions; ``replaces``: cluster
+    ids of those before."""
+
+    number: int
+    cluster_id: int
+    base: int
+    replaces: tuple[int, ...]
+    at_ms: int = 0
+
+    def to_json(self) -> bytes:
+        plain = asdict(self)
+        plain["cluster_id"] = f"{self.cluster_id:x}"
+        plain["replaces"] = [f"{one:x}" for one in self.replaces]
+        return orjson.dumps(plain)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> LineageRecord:
+        """Raises BadRecord."""
+        return LINEAGE.read_json(raw)
+
+
 def check_members(members: tuple[Member, ...] | None) -> None:
     """Raises ValueError when a node is among them twice."""
     if members is not None and len({node for node, _ in members}) != len(members):
@@ -307,6 +334,13 @@ def _config(**read: Any) -> ConfigRecord:
 def _move(**read: Any) -> MoveRecord:
     check_members(read["target"])
     return MoveRecord(**read)
+
+
+def _id_of_etcd(value: Any) -> int:
+    """A cluster id of etcd, which is too large a number for JSON, as hexadecimal text."""
+    if type(value) is not str or not 0 < len(value) <= 16:
+        raise ValueError(f"{value!r:.60} is no cluster id of etcd, in hexadecimal digits")
+    return int(value, 16)
 
 
 _MEMBERS = fields.several(MEMBER, 1, MAX_MEMBERS)
@@ -404,6 +438,17 @@ LEADER: Final = Shape(
         "epoch": Field(fields.whole(0, MAX_EPOCH)),
     },
 )
+LINEAGE: Final = Shape(
+    "a lineage record",
+    LineageRecord,
+    {
+        "number": Field(fields.whole(1)),
+        "cluster_id": Field(_id_of_etcd),
+        "base": Field(fields.whole(0, MAX_BASE)),
+        "replaces": Field(fields.several(_id_of_etcd, 0, MAX_REPLACED)),
+        "at_ms": Field(_COUNT, 0),
+    },
+)
 HISTORY: Final = Shape(
     "a record of history",
     HistoryRecord,
@@ -439,6 +484,11 @@ class Layout:
         #: beside the root, so that nobody who follows the cluster is told of it
         self.history_root = f"/metastore-history/{cluster}/"
         self.marks_root = f"/metastore-marks/{cluster}/"
+
+    @property
+    def lineage(self) -> str:
+        """From which etcd the records went on to this one (metastore.coordination.lineage)."""
+        return self.root + "lineage"
 
     def cell(self, cell: str) -> str:
         return f"{self.root}cells/{cell}"

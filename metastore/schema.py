@@ -88,6 +88,7 @@ def _usage(raw: bytes) -> Usage:
 
 KINDS: Final[dict[str, Kind]] = {
     "meta": Kind((), layout.META.read_json),
+    "lineage": Kind((), layout.LINEAGE.read_json),
     "cells": Kind((fields.name,), layout.CELL.read_json),
     "drained": Kind((fields.name,), _mark),
     "features": Kind((), layout.FEATURES.read_json),

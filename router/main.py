@@ -22,6 +22,7 @@ import uvloop
 from metastore.config import RouterConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Change
+from metastore.coordination.lineage import Follower
 from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, read_file
 from metastore.errors import ConfigError, InvalidRequest, MetastoreError
 from metastore.following import Following
@@ -109,6 +110,8 @@ class Router:
             load_snapshot(config.snapshot_path, table)
         self.coordinator = EtcdCoordinator(config.etcd)
         self.records = Following(self.layout, table)
+        self._follower = Follower(self.coordinator, self.layout.lineage)
+        self._following = loop.create_task(self._follower.run())
         self._watch = self.coordinator.watch(self.layout.root, self._on_change)
         await self.dispatcher.start(0, required=False)
         admin = NamespaceAdmin(self.coordinator, self.layout, self.dispatcher, config.max_namespaces)
@@ -119,6 +122,8 @@ class Router:
 
     def _on_change(self, revision: int, changes: list[Change]) -> None:
         self.records.take(revision, changes)
+        if any(change.key == self.layout.lineage for change in changes):
+            self._follower.notice()
 
     @property
     def port(self) -> int:
@@ -134,8 +139,9 @@ class Router:
         self.gateway.server.stop_listening()
         await self.gateway.close()
         table = self.dispatcher.table
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in (self._keeper, self._following):
+            if task is not None:
+                task.cancel()
         if self._keeper is not None and table.complete:
             with contextlib.suppress(OSError):
                 save_snapshot(self.config.snapshot_path, orjson.dumps(table.to_wire()))

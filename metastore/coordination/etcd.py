@@ -37,8 +37,10 @@ from metastore.coordination.interface import (
     Session,
     TxnResult,
 )
+from metastore.coordination.lineage import Known, Lineal, Peek
 from metastore.coordination.troubles import trouble_of
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
+from metastore.layout import LineageRecord
 
 log = logging.getLogger("metastore.etcd")
 
@@ -75,21 +77,17 @@ REFUSALS = frozenset(
 REFUSED_S = 3.0
 
 
-class EtcdCoordinator:
+class EtcdCoordinator(Lineal):
     """Implements Coordinator. ``endpoints``: ``host:port``, tried in turn, the last good first.
 
-    ``known_cluster_id``, ``known_revision``: what an earlier run saw. If etcd's identity changes
-    or its revision goes back, it is not trusted any more and every call fails (R13).
+    ``known``: what an earlier run saw. If etcd's identity changes or its revision goes back, it is not trusted
+    any more and every call fails (R13), until its records were rebuilt (``follow``).
     """
 
-    def __init__(
-        self, endpoints: Sequence[str], known_cluster_id: int | None = None, known_revision: int = 0
-    ) -> None:
+    def __init__(self, endpoints: Sequence[str], known: Known | None = None) -> None:
+        super().__init__(known or Known())
         self.endpoints = list(endpoints)
-        self.cluster_id = known_cluster_id
-        self.revision = known_revision
         self.connected = False
-        self.untrusted = ""
         #: what ails it, by what it was asked for: "read", "write", "member HOST:PORT"
         self._troubles: dict[str, str] = {}
         self._clients: dict[str, aetcd.Client] = {}
@@ -177,8 +175,12 @@ class EtcdCoordinator:
 
     def distrust(self, why: str) -> None:
         if not self.untrusted:
-            self.untrusted = f"{why}; rebuild its records from the stores before going on"
-            log.critical("%s", self.untrusted)
+            self.untrusted = why
+            log.critical(
+                "etcd is distrusted, because %s; data goes on being served; its records can be rebuilt from the stores: "
+                "cellctl control rebuild",
+                why,
+            )
         self._set_connected(False)
 
     @property
@@ -210,14 +212,35 @@ class EtcdCoordinator:
             self.distrust(
                 f"etcd's cluster id is {header.cluster_id:x} and was {self.cluster_id:x}: it was replaced or restored"
             )
-        elif header.revision < at_least:
+        elif self.base + header.revision < at_least:
             self.distrust(
-                f"etcd's revision went back from {at_least} to {header.revision}: it was restored from a backup"
+                f"etcd's revision went back from {at_least - self.base} to {header.revision}: it was restored from a backup"
             )
         if self.untrusted:
             return False
-        self.revision = max(self.revision, header.revision)
+        self.revision = max(self.revision, self.base + header.revision)
         return True
+
+    async def peek(self, key: str) -> Peek:
+        request = rpc.RangeRequest(key=key.encode())
+        client = await self.client()
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                r = await client.kvstub.Range(request, timeout=CALL_TIMEOUT_S)
+        except (TimeoutError, rpc.AioRpcError) as e:
+            self.next_endpoint(client)
+            raise CoordinationUnavailable(f"etcd: {e}"[:300]) from None
+        return Peek(r.header.cluster_id, r.header.revision, r.kvs[0].value if r.kvs else None)
+
+    def follow(self, record: LineageRecord, seen: Peek) -> None:
+        was = self.untrusted
+        super().follow(record, seen)
+        self._closed_until = 0.0
+        if was:  # its leases are of another etcd, or of what was there before
+            for session in self._sessions:
+                session.forget()
+        for watch in self._watches:
+            watch.begin_again()
 
     def _set_connected(self, connected: bool) -> None:
         if connected != self.connected:
@@ -227,7 +250,7 @@ class EtcdCoordinator:
     async def get(self, key: str) -> KV | None:
         request = rpc.RangeRequest(key=key.encode())
         r = await self.call(lambda c: c.kvstub.Range(request, timeout=CALL_TIMEOUT_S), write=False)
-        return kv_of(r.kvs[0]) if r.kvs else None
+        return self.told(kv_of(r.kvs[0])) if r.kvs else None
 
     async def range(self, prefix: str) -> tuple[int, list[KV]]:
         raw = prefix.encode()
@@ -243,27 +266,27 @@ class EtcdCoordinator:
 
             r = await self.call(ask, write=False)
             revision = revision or r.header.revision
-            found += [kv_of(kv) for kv in r.kvs]
+            found += [self.told(kv_of(kv)) for kv in r.kvs]
             if not r.more:
-                return revision, found
+                return self.base + revision, found
             start = r.kvs[-1].key + b"\0"
 
     async def txn(
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
     ) -> TxnResult:
         request = rpc.TxnRequest(
-            compare=[compare_of(c) for c in compares],
+            compare=[compare_of(self.asked(c)) for c in compares],
             success=[op_of(o) for o in then],
             failure=[op_of(o) for o in otherwise],
         )
         r = await self.call(lambda c: c.kvstub.Txn(request, timeout=CALL_TIMEOUT_S), write=True)
         taken = then if r.succeeded else otherwise
         kvs = [
-            kv_of(response.response_range.kvs[0]) if response.response_range.kvs else None
+            self.told(kv_of(response.response_range.kvs[0])) if response.response_range.kvs else None
             for op, response in zip(taken, r.responses, strict=True)
             if isinstance(op, Get)
         ]
-        return TxnResult(r.succeeded, r.header.revision, kvs)
+        return TxnResult(r.succeeded, self.base + r.header.revision, kvs)
 
     # --- sessions and watches -------------------------------------------------------------------
 
@@ -359,6 +382,11 @@ class EtcdSession:
             self._expires_ns = 0
             self._set(0)
             await self._grant()
+
+    def forget(self) -> None:
+        """The lease is none any more; another is asked for."""
+        self._expires_ns = 0
+        self._set(0)
 
     async def close(self) -> None:
         if self._task is not None:

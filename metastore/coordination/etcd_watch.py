@@ -51,6 +51,11 @@ class EtcdWatch(Mirror):
     def close(self) -> None:
         self._task.cancel()
 
+    def begin_again(self) -> None:
+        """Read everything anew: it is another etcd, or its revisions count from elsewhere."""
+        self._task.cancel()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
     @property
     def silent_s(self) -> float:
         return (now_ns() - self._heard_ns) / 1e9
@@ -93,7 +98,7 @@ class EtcdWatch(Mirror):
         create = rpc.WatchCreateRequest(
             key=raw,
             range_end=prefix_end(raw),
-            start_revision=self.revision + 1,
+            start_revision=max(1, self.revision + 1 - etcd.base),
             progress_notify=True,
             fragment=True,
         )
@@ -108,7 +113,7 @@ class EtcdWatch(Mirror):
                 if not etcd.see(response.header, 0):
                     raise CoordinationUnavailable(etcd.untrusted)
                 if response.created:
-                    if await self._lags(client, response.header.revision):
+                    if await self._lags(client, etcd.base + response.header.revision):
                         break
                     opened = True
                     continue
@@ -133,9 +138,12 @@ class EtcdWatch(Mirror):
         """Whole responses: of the changes of one revision all or none, or a stream that breaks in between and
         goes on at the next one would pass some over."""
         if events:
-            revision = max(e.kv.mod_revision for e in events)
+            told = self._etcd.told
+            revision = self._etcd.base + max(e.kv.mod_revision for e in events)
             self._etcd.revision = max(self._etcd.revision, revision)
-            found = [(key_of(e.kv.key), kv_of(e.kv) if e.type == rpc.Event.PUT else None) for e in events]
+            found = [
+                (key_of(e.kv.key), told(kv_of(e.kv)) if e.type == rpc.Event.PUT else None) for e in events
+            ]
             self._deliver(revision, self.events(revision, found))
         self._etcd.note_trouble("watch", "")
         self._heard()

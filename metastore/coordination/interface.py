@@ -9,7 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from metastore.coordination.lineage import Known, Peek
+    from metastore.layout import LineageRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,21 @@ class Coordinator(Protocol):
     ) -> TxnResult: ...
 
     def distrust(self, why: str) -> None:
-        """R13: the service contradicts what is known; from here on every call fails."""
+        """R13: the service contradicts what is known; from here on every call fails, until it is followed anew."""
+        ...
+
+    @property
+    def known(self) -> Known:
+        """What is known of the service's identity, as it is to be kept."""
+        ...
+
+    async def peek(self, key: str) -> Peek:
+        """A record, whether the service is trusted or not. For the lineage alone. Raises CoordinationUnavailable."""
+        ...
+
+    def follow(self, record: LineageRecord, seen: Peek) -> None:
+        """R13: the service's records were rebuilt by ``record``, to which there is no objection: trust it, with
+        new leases, and watches that read everything anew."""
         ...
 
     def session(self, ttl_s: float) -> Session: ...

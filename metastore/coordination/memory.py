@@ -21,8 +21,10 @@ from metastore.coordination.interface import (
     Session,
     TxnResult,
 )
+from metastore.coordination.lineage import Known, Lineal, Peek
 from metastore.coordination.mirror import Mirror
-from metastore.errors import CoordinationUnavailable, CoordinationUnknown
+from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
+from metastore.layout import LineageRecord
 
 POLL_S = 0.005
 FULL = "the service is full (alarm NOSPACE)"
@@ -111,25 +113,22 @@ class MemoryEtcd:
             self.history.append((self.revision, key, None))
 
 
-class MemoryCoordinator:
+class MemoryCoordinator(Lineal):
     """Implements Coordinator over a MemoryEtcd; ``clock`` in seconds."""
 
     def __init__(
         self,
         service: MemoryEtcd,
         clock: Callable[[], float],
-        known_cluster_id: int | None = None,
-        known_revision: int = 0,
+        known: Known | None = None,
         poll_s: float = POLL_S,
     ) -> None:
+        super().__init__(known or Known())
         self.service = service
         self.clock = clock
         self.poll_s = poll_s
         self.cut = False
-        self.cluster_id = known_cluster_id
-        self.revision = known_revision
         self.connected = False
-        self.untrusted = ""
         self._tasks: list[MemorySession | MemoryWatch] = []
 
     def reach(self) -> MemoryEtcd:
@@ -144,11 +143,49 @@ class MemoryCoordinator:
         service.advance(self.clock())
         if self.cluster_id is None:
             self.cluster_id = service.cluster_id
-        if service.cluster_id != self.cluster_id or service.revision < self.revision:
+        if service.cluster_id != self.cluster_id or self.base + service.revision < self.revision:
             self.distrust("the service was replaced or restored from a backup")
             raise CoordinationUnavailable(self.untrusted)
-        self.revision = service.revision
+        self.revision = self.base + service.revision
         return service
+
+    async def peek(self, key: str) -> Peek:
+        await asyncio.sleep(0)
+        if not self.service.up or self.cut:
+            raise CoordinationUnavailable("the service is away")
+        return self.peeked(self.service, key)
+
+    @staticmethod
+    def peeked(service: MemoryEtcd, key: str) -> Peek:
+        kv = service.kvs.get(key)
+        return Peek(service.cluster_id, service.revision, kv.value if kv is not None else None)
+
+    def follow(self, record: LineageRecord, seen: Peek) -> None:
+        was = self.untrusted
+        super().follow(record, seen)
+        for task in self._tasks:
+            if isinstance(task, MemoryWatch):
+                task.due_again = True
+            elif was:
+                task.forget()
+
+    def read(self, service: MemoryEtcd, key: str) -> KV | None:
+        """A record of the service as everybody here sees it."""
+        kv = service.kvs.get(key)
+        return self.told(kv) if kv is not None else None
+
+    def read_all(self, service: MemoryEtcd, prefix: str) -> tuple[int, list[KV]]:
+        """As ``range``."""
+        found = [self.told(kv) for key, kv in sorted(service.kvs.items()) if key.startswith(prefix)]
+        return self.base + service.revision, found
+
+    def swap(
+        self, service: MemoryEtcd, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op]
+    ) -> TxnResult:
+        """As ``txn``."""
+        result = service.txn([self.asked(c) for c in compares], then, otherwise)
+        kvs = [self.told(kv) if kv is not None else None for kv in result.kvs]
+        return TxnResult(result.succeeded, self.base + result.revision, kvs)
 
     @property
     def trouble(self) -> str:
@@ -164,23 +201,22 @@ class MemoryCoordinator:
 
     async def get(self, key: str) -> KV | None:
         await asyncio.sleep(0)
-        return self.reach().kvs.get(key)
+        return self.read(self.reach(), key)
 
     async def range(self, prefix: str) -> tuple[int, list[KV]]:
         await asyncio.sleep(0)
-        service = self.reach()
-        return service.revision, [kv for key, kv in sorted(service.kvs.items()) if key.startswith(prefix)]
+        return self.read_all(self.reach(), prefix)
 
     async def txn(
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
     ) -> TxnResult:
         await asyncio.sleep(0)
         service = self.reach()
-        result = service.txn(compares, then, otherwise)
+        result = self.swap(service, compares, then, otherwise)
         if service.lose_next_answer:
             service.lose_next_answer = False
             raise CoordinationUnknown("the answer was lost")
-        self.revision = service.revision
+        self.revision = max(self.revision, result.revision)
         return result
 
     def session(self, ttl_s: float) -> MemorySession:
@@ -239,6 +275,10 @@ class MemorySession:
                     self._set(0)
             await asyncio.sleep(min(self._ttl_s / 6, self._c.poll_s))
 
+    def forget(self) -> None:
+        self._until = 0.0
+        self._set(0)
+
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -258,6 +298,8 @@ class MemoryWatch(Mirror):
         self._prefix = prefix
         self._on_change = on_change
         self._heard_s = coordinator.clock()
+        #: everything is to be read anew
+        self.due_again = True
         self.ready = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -274,13 +316,25 @@ class MemoryWatch(Mirror):
                 service = self._c.reach()
                 if service.blind:
                     raise CoordinationUnavailable("it hears nothing")
-                if not self.ready.is_set() or self.revision < service.compacted:
-                    revision, content = await self._c.range(self._prefix)
+                c, base = self._c, self._c.base
+                if self.due_again or self.revision < base + service.compacted:
+                    self.due_again = False
+                    try:
+                        revision, content = await c.range(self._prefix)
+                    except CoordinationError:
+                        self.due_again = True
+                        raise
+                    if base != c.base:
+                        continue
                     changes: list[Change] = self.snapshot(revision, content)
                 else:
-                    events = [e for e in service.history if e[0] > self.revision]
-                    mine = [(key, kv) for _, key, kv in events if key.startswith(self._prefix)]
-                    changes = self.events(service.revision, mine)
+                    events = [e for e in service.history if base + e[0] > self.revision]
+                    mine = [
+                        (key, c.told(kv) if kv is not None else None)
+                        for _, key, kv in events
+                        if key.startswith(self._prefix)
+                    ]
+                    changes = self.events(base + service.revision, mine)
                 if changes or not self.ready.is_set():
                     self._on_change(self.revision, changes)
                 self.ready.set()

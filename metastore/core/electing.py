@@ -98,13 +98,14 @@ class PartitionReplica(ChangingReplica):
 
     def seek_record(self, now: int) -> None:
         """An owner by claim, which etcd's record does not name, has it name it when etcd is back:
-        by an election (R2), which changes the term and not the leader."""
+        by an election (R2), which changes the term and not the leader. So too when the record was rebuilt (R13) in a
+        later term, which is nobody's, before it had claimed."""
         config = self.config
         if (
             self.role == ACTIVE
             and config is not None
             and config.leader != self.ctx.me.node
-            and term_of(config.epoch) == term_of(self.sealed_epoch)
+            and (term_of(config.epoch) == term_of(self.sealed_epoch) or config.leader is None)
             and self.ctx.can_elect
             and not self.unrecorded
             and self.config_mod_revision

@@ -12,11 +12,11 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from metastore import schema
+from metastore import fields, schema
 from metastore.clock import now_ns
 from metastore.coordination.interface import (
     KV,
@@ -30,6 +30,7 @@ from metastore.coordination.interface import (
     Put,
     Session,
 )
+from metastore.coordination.lineage import Follower, Known
 from metastore.core import effects as fx
 from metastore.core.replica import ACTIVE
 from metastore.errors import CoordinationError, CoordinationUnknown, StorageError
@@ -50,6 +51,8 @@ from metastore.logs import log_event
 from metastore.node.registering import Registration
 from metastore.node.replacing import Replacing
 from metastore.node.splitting import child_config
+from metastore.node.telling import ONLY_IN_ETCD
+from metastore.storage.facts import read_fact
 from metastore.topology import placement_of
 
 if TYPE_CHECKING:
@@ -60,6 +63,8 @@ log = logging.getLogger("metastore.control")
 
 FACT_CLUSTER_ID = "etcd_cluster_id"
 FACT_REVISION = "etcd_revision"
+#: the lineage that is followed, and what it followed upon (R13)
+FACT_LINEAGE = "etcd_lineage"
 RECONCILE_S = 1.0
 USAGE_S = 2.0
 ORDER = {"moves": 1, "leader": 2}
@@ -68,6 +73,24 @@ REMEMBERED = frozenset({"nodes", "config", "leader", "namespaces"})
 MAX_CONCURRENT_CAMPAIGNS = 16
 #: so long a child waits for its parent's entry before it is opened empty (R18)
 PARENT_PATIENCE_NS = 2_000_000_000
+
+
+def _known(plain: Any) -> Known:
+    """Raises ValueError."""
+    return Known(*_KNOWN(plain))
+
+
+_ID: Final = fields.whole(high=(1 << 64) - 1)
+_KNOWN: Final = fields.row(_ID, fields.whole(), fields.whole(), fields.whole())
+
+
+def known_etcd(facts: Mapping[str, Any]) -> Known:
+    """What the store knows of etcd (R13). Who has gone over to a rebuilt one knows nothing any more of the one before."""
+    followed = read_fact(facts, FACT_LINEAGE, _known, None, None)
+    revision = read_fact(facts, FACT_REVISION, fields.whole(), 0, 0)
+    if followed is None:
+        return Known(read_fact(facts, FACT_CLUSTER_ID, fields.maybe(_ID), None, None), revision)
+    return followed._replace(revision=max(revision, followed.revision))
 
 
 class Control:
@@ -107,7 +130,7 @@ class Control:
         self._ending: set[int] = set()
         #: partition -> the term of its record, as the watch has it
         self._terms: dict[int, int] = {}
-        self._remembered: tuple[int | None, int] = (None, 0)
+        self._remembered: Known | None = None
         self._remember_due = False
         self._published: dict[str, list[int]] = {}
         self._published_at = 0
@@ -126,8 +149,17 @@ class Control:
         """Follow the cluster's records, and keep this node's own there. The node has started."""
         quiet_s = min(QUIET_S, self.node.config.lease_ttl_s / 3)
         self._watch = self.coordinator.watch(self.layout.root, self._on_change, quiet_s)
+        self._follower = Follower(self.coordinator, self.layout.lineage, self._followed)
         self._spawn(self._wait_ready())
         self._spawn(self._reconcile_forever())
+        self._spawn(self._follower.run())
+
+    def _followed(self) -> None:
+        """R13: etcd was rebuilt, and is trusted. That is durable as one fact, so that no crash leaves a part of it."""
+        self.node.remember_fact(FACT_LINEAGE, list(self.coordinator.known))
+        self._registered = False
+        self._terms.clear()
+        self.wake()
 
     async def _wait_ready(self) -> None:
         await self._watch.ready.wait()
@@ -206,6 +238,8 @@ class Control:
                     node.condemn(beyond)
             case "paused":
                 node.core.ctx.moves_paused = new is not None
+            case "lineage":
+                self._follower.notice()
             case "usage":
                 node.policies.published(names[0], record)
 
@@ -410,6 +444,19 @@ class Control:
     def is_splitting(self, p: int) -> bool:
         """Whether the partition is to be split."""
         return p in self._splits
+
+    def records_seen(self) -> tuple[int, list[tuple[str, str]]] | None:
+        """Records that only etcd has (key below the cluster's root, value), as the watch has them, and etcd's revision then;
+        None = it has not delivered any yet."""
+        if not hasattr(self, "_watch") or not self._watch.ready.is_set():
+            return None
+        root, kinds = len(self.layout.root), ONLY_IN_ETCD
+        found = [
+            (key[root:], kv.value.decode("utf-8", "replace"))
+            for key, kv in sorted(self._watch.kvs.items())
+            if self.layout.parse(key)[0] in kinds and key.isprintable()
+        ]
+        return self._watch.revision, found
 
     def kv(self, key: str) -> KV | None:
         """A record as the watch has it."""
@@ -730,11 +777,11 @@ class Control:
         if self._remember_due:
             self._remember_due = False
             node.remember_topology()
-        seen = (coordinator.cluster_id, coordinator.revision)
-        if seen != self._remembered and seen[0] is not None:
+        seen = coordinator.known
+        if seen != self._remembered and seen.cluster_id is not None:
             self._remembered = seen
-            node.remember_fact(FACT_CLUSTER_ID, seen[0])
-            node.remember_fact(FACT_REVISION, seen[1])
+            node.remember_fact(FACT_CLUSTER_ID, seen.cluster_id)
+            node.remember_fact(FACT_REVISION, seen.revision)
 
     def knows_all_nodes(self) -> bool:
         """Whether every node that ever registered is in the topology: etcd tells, or told lately."""

@@ -180,6 +180,10 @@ async def serve_http(node: Node) -> WebServer:
     async def topology(_: web.Request) -> web.Response:
         return _json(node.views.topology())
 
+    async def control(_: web.Request) -> web.Response:
+        """What the control plane's records are rebuilt from, when etcd has lost them."""
+        return _json(node.views.control())
+
     async def digest(request: web.Request) -> web.Response:
         try:
             return _json(await digests.of(int(request.match_info["partition"])))
@@ -212,6 +216,7 @@ async def serve_http(node: Node) -> WebServer:
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/v1/status", status)
     app.router.add_get("/v1/topology", topology)
+    app.router.add_get("/v1/control", control)
     app.router.add_get("/v1/usage", usage)
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/digest", digest)
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/snapshot", snapshot, allow_head=False)

@@ -12,7 +12,6 @@ from typing import Any
 
 import uvloop
 
-from metastore import fields
 from metastore.addresses import split_address
 from metastore.config import NodeConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
@@ -20,14 +19,13 @@ from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
 from metastore.node.admission import MAX_STRANGERS
 from metastore.node.clients import ClientConnection
-from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
+from metastore.node.control import known_etcd
 from metastore.node.http import MAX_CONNECTIONS as HTTP_CONNECTIONS
 from metastore.node.http import serve_http
 from metastore.node.node import Node
 from metastore.node.startup import take_part
 from metastore.process import open_files_limit
 from metastore.storage.discarding import discard
-from metastore.storage.facts import read_fact
 from metastore.storage.space import SLACK_BYTES
 from metastore.storage.store import StorageOptions, Store
 from metastore.web import WebServer
@@ -108,13 +106,7 @@ async def serve(config: NodeConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled, number)
     server, http = await listen(node)
-    coordinator = EtcdCoordinator(
-        config.etcd,
-        known_cluster_id=read_fact(
-            store.facts, FACT_CLUSTER_ID, fields.maybe(fields.whole(high=(1 << 64) - 1)), None, None
-        ),
-        known_revision=read_fact(store.facts, FACT_REVISION, fields.whole(), 0, 0),
-    )
+    coordinator = EtcdCoordinator(config.etcd, known_etcd(store.facts))
 
     async def begin() -> None:
         if await take_part(node, coordinator):

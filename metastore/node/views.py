@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.settings import MS
+from metastore.node.telling import control_view
 from metastore.wire import frames
 from metastore.wire.versions import build
 
@@ -51,6 +52,7 @@ class Views:
     def __init__(self, node: Node) -> None:
         self.status: View[dict[str, Any]] = View(lambda: node_status(node))
         self.status_frame = View(lambda: frames.pack(frames.STATUS, [self.status()]))
+        self.control: View[dict[str, Any]] = View(lambda: control_view(node))
         self.topology: View[dict[str, Any]] = View(lambda: topology_wire(node))
         self.topology_frame = View(lambda: frames.pack(frames.TOPOLOGY, [self.topology()]))
 

@@ -14,6 +14,7 @@ import pytest
 from cellctl.dev_files import pick_ports
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import KV, Change, Compare, Coordinator, Delete, Get, Put
+from metastore.coordination.lineage import Known
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 from tests.conftest import RealEtcd
@@ -26,7 +27,7 @@ PATIENCE_S = 120.0
 class Backend(Protocol):
     """A service and the ways to hurt it."""
 
-    def connect(self, **known: Any) -> Coordinator: ...
+    def connect(self, known: Known | None = None) -> Coordinator: ...
     def away(self) -> None: ...
     def back(self) -> None: ...
     async def compact(self) -> None: ...
@@ -37,8 +38,8 @@ class MemoryBackend:
     def __init__(self) -> None:
         self.service = MemoryEtcd()
 
-    def connect(self, **known: Any) -> Coordinator:
-        return MemoryCoordinator(self.service, time.monotonic, **known)
+    def connect(self, known: Known | None = None) -> Coordinator:
+        return MemoryCoordinator(self.service, time.monotonic, known)
 
     def away(self) -> None:
         self.service.up = False
@@ -60,8 +61,8 @@ class EtcdBackend:
         self.etcd = etcd
         self.how = how
 
-    def connect(self, **known: Any) -> Coordinator:
-        return EtcdCoordinator([self.etcd.endpoint], **known)
+    def connect(self, known: Known | None = None) -> Coordinator:
+        return EtcdCoordinator([self.etcd.endpoint], known)
 
     def away(self) -> None:
         if self.how == "kill":
@@ -348,14 +349,14 @@ async def test_another_identity_is_not_trusted(backend: Backend) -> None:
     c = backend.connect()
     await c.txn([], [Put("/i/a", b"0")])
     assert c.cluster_id is not None
-    for known in ({"known_cluster_id": c.cluster_id + 1}, {"known_revision": c.revision + 1000}):
-        changed = backend.connect(**known)
+    for known in (Known(c.cluster_id + 1), Known(revision=c.revision + 1000)):
+        changed = backend.connect(known)
         with pytest.raises(CoordinationUnavailable, match=r"replaced|restored"):
             await changed.get("/i/a")
         with pytest.raises(CoordinationUnavailable):
             await changed.txn([], [Put("/i/a", b"1")])
         await changed.close()
-    same = backend.connect(known_cluster_id=c.cluster_id, known_revision=c.revision)
+    same = backend.connect(c.known)
     assert (await same.get("/i/a")).value == b"0"  # type: ignore[union-attr]
     await same.close()
     await c.close()

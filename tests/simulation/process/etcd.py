@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from metastore.coordination.interface import KV, Compare, Op, TxnResult
+from metastore.coordination.lineage import Known, Peek
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 from tests.simulation.process.network import Network
@@ -28,11 +29,10 @@ class SimCoordinator(MemoryCoordinator):
         network: Network,
         service: MemoryEtcd,
         name: str,
-        known_cluster_id: int | None = None,
-        known_revision: int = 0,
+        known: Known | None = None,
     ) -> None:
         events = network.events
-        super().__init__(service, lambda: events.now / 1e9, known_cluster_id, known_revision, POLL_S)
+        super().__init__(service, lambda: events.now / 1e9, known, POLL_S)
         self._network = network
         self._there, self._back = (name, NAME), (NAME, name)
 
@@ -41,8 +41,12 @@ class SimCoordinator(MemoryCoordinator):
         self.cut = self._network.is_shut(self._there) or self._network.is_shut(self._back)
         return super().reach()
 
-    def _carry_out(self, what: Callable[[MemoryEtcd], Any], write: bool) -> Any:
+    def _carry_out(self, what: Callable[[MemoryEtcd], Any], write: bool, trusted: bool) -> Any:
         self.cut = False
+        if not trusted:
+            if not self.service.up:
+                raise CoordinationUnavailable("the service is away")
+            return what(self.service)
         service = super().reach()
         result = what(service)
         if write and service.lose_next_answer:
@@ -50,7 +54,9 @@ class SimCoordinator(MemoryCoordinator):
             return None
         return result
 
-    async def _ask(self, what: Callable[[MemoryEtcd], Any], *, write: bool = False) -> Any:
+    async def _ask(
+        self, what: Callable[[MemoryEtcd], Any], *, write: bool = False, trusted: bool = True
+    ) -> Any:
         network, events = self._network, self._network.events
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -59,7 +65,7 @@ class SimCoordinator(MemoryCoordinator):
             if network.is_shut(self._there):
                 return
             try:
-                outcome = self._carry_out(what, write)
+                outcome = self._carry_out(what, write, trusted)
             except CoordinationUnavailable as e:
                 outcome = e
             if outcome is not None:
@@ -86,19 +92,22 @@ class SimCoordinator(MemoryCoordinator):
         return outcome
 
     async def get(self, key: str) -> KV | None:
-        found: list[KV | None] = await self._ask(lambda service: [service.kvs.get(key)])
+        found: list[KV | None] = await self._ask(lambda service: [self.read(service, key)])
         return found[0]
 
-    async def range(self, prefix: str) -> tuple[int, list[KV]]:
-        def read(service: MemoryEtcd) -> Any:
-            return service.revision, [kv for k, kv in sorted(service.kvs.items()) if k.startswith(prefix)]
+    async def peek(self, key: str) -> Peek:
+        found: Peek = await self._ask(lambda service: self.peeked(service, key), trusted=False)
+        return found
 
-        found: tuple[int, list[KV]] = await self._ask(read)
+    async def range(self, prefix: str) -> tuple[int, list[KV]]:
+        found: tuple[int, list[KV]] = await self._ask(lambda service: self.read_all(service, prefix))
         return found
 
     async def txn(
         self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
     ) -> TxnResult:
-        result: TxnResult = await self._ask(lambda s: s.txn(compares, then, otherwise), write=True)
+        result: TxnResult = await self._ask(
+            lambda service: self.swap(service, compares, then, otherwise), write=True
+        )
         self.revision = max(self.revision, result.revision)
         return result

@@ -66,6 +66,9 @@ class Faults:
     def clone(self) -> None:
         self.world.losses.clone()
 
+    def lose_etcd(self) -> None:
+        self.world.control_losses.lose()
+
     # --- processes --------------------------------------------------------------------------
 
     def kill(self) -> None:
@@ -366,7 +369,7 @@ class Faults:
     def move(self) -> None:
         """An operator wants a partition's replicas elsewhere, or changes their mind (R10)."""
         world, random, layout = self.world, self.random, Layout("sim")
-        if not world.etcd.up:
+        if not world.etcd.up or not world.control_losses.is_over():
             return
         p = random.choice(world.partitions())
         key = layout.move(p)
@@ -388,6 +391,8 @@ class Faults:
         """An operator wants a partition to be two (R18); four times at most."""
         world, layout = self.world, Layout("sim")
         if not world.etcd.up or len(world.partitions()) >= world.plan.partitions + 4:
+            return
+        if not world.control_losses.is_over():
             return
         p = self.random.choice(world.partitions())
         known = world.etcd.kvs.get(layout.next_partition)

@@ -159,6 +159,27 @@ LOSSES: dict[str, Plan] = {
     ),
 }
 
+#: etcd loses its records, and an operator rebuilds them (R13)
+CONTROL_LOSSES: dict[str, Plan] = {
+    "etcd lost": Plan(
+        faults={"lose_etcd": 1500, "move": 700},
+        workloads={"registers": 2, "counting": 1},
+        nodes=5,
+        seconds=6.0,
+    ),
+    "etcd lost, deaths": Plan(
+        faults={"lose_etcd": 1800, "move": 900, "kill": 1200, "hand_over": 1500, "cut": 2500},
+        workloads={"registers": 2, "counting": 1},
+        nodes=4,
+        seconds=6.0,
+    ),
+    "etcd lost, divisions": Plan(
+        faults={"lose_etcd": 1200, "divide": 500, "kill": 1500, "pause": 2500},
+        workloads={"registers": 2, "counting": 1},
+        partitions=1,
+        seconds=6.0,
+    ),
+}
 
 TOGETHER_FROM = 1 << 41
 EVERYTHING = {"mixed": 2, "registers": 1, "counting": 1}

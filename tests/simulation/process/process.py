@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from metastore.config import NodeConfig
 from metastore.errors import CorruptLog, StorageError
 from metastore.node.clients import ClientConnection
-from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
+from metastore.node.control import known_etcd
 from metastore.node.node import Node
 from metastore.node.startup import take_part
 from metastore.storage.state import State
@@ -142,8 +142,7 @@ class Process:
             world.network,
             world.etcd,
             self.name,
-            store.facts.get(FACT_CLUSTER_ID),
-            int(store.facts.get(FACT_REVISION, 0)),
+            known_etcd(store.facts),
         )
         await self.loop.create_server(lambda: ClientConnection(node), self.name, 1)
         await take_part(node, coordinator)

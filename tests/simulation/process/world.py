@@ -23,6 +23,7 @@ from metastore.node import node as node_module
 from metastore.node import peers, snapshots, watches
 from metastore.node.node import core_settings
 from metastore.storage import scrub, state
+from tests.simulation.process.control_losses import ControlLosses
 from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.faults import Faults
 from tests.simulation.process.loop import MS, Events, SimLoop, patch_clocks
@@ -87,6 +88,7 @@ class World:
         self.watcher = Watcher(self)
         self.healed = False
         self.losses = Losses(self)
+        self.control_losses = ControlLosses(self)
         self.faults = Faults(self)
         self.workloads = Workloads(self)
         self.processes = {
@@ -164,6 +166,7 @@ class World:
             self.faults.repeat(getattr(self.faults, name), every * MS)
         self.run(int(plan.seconds * SECOND))
         self.faults.heal()
+        self.until(self.control_losses.is_over, 15, "R13: etcd was rebuilt, and somebody distrusts it still")
         self.until(self.all_led, 5, "I8: no leaders after healing")
         self.until(self.all_moved, 10, "moves: they do not end")
         if not plan.faults.keys().isdisjoint({"rot", "rot_log"}):

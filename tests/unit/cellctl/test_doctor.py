@@ -140,7 +140,7 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         "warning: node c1n3: it was silent for so long that others took its leaders, 3 times lately",
     ),
     ("no etcd", lambda s: s["views"]["c1n1"]["etcd"].update(connected=False), "warning: node c1n1: it does not reach"),
-    ("distrust", lambda s: s["views"]["c1n1"]["etcd"].update(untrusted="it went back"), "error: node c1n1: it does not trust etcd: it went back"),
+    ("distrust", lambda s: s["views"]["c1n1"]["etcd"].update(untrusted="it went back"), "error: node c1n1: it distrusts etcd, because it went back"),
     ("full etcd", lambda s: s["views"]["c1n1"]["etcd"].update(trouble="alarm NOSPACE"), "error: node c1n1: alarm NOSPACE"),
     ("blind", lambda s: s["views"]["c1n1"]["etcd"].update(watch_silent_s=9.0), "error: node c1n1: its watch of etcd has heard nothing for 9 s"),
     ("member gone", lambda s: s.update(members=[EtcdMember("a:1", "no answer"), MEMBER]), "error: etcd a:1: it does not answer: no answer"),

@@ -13,6 +13,7 @@ from aetcd import rpc
 
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Change
+from metastore.coordination.lineage import Known
 from tests.unit.coordination.scripted_etcd import Member, Script, answers_progress
 
 QUIET_S = 0.05
@@ -34,7 +35,7 @@ class Seen:
 async def etcd(*members: Member, known_revision: int = 0) -> AsyncIterator[EtcdCoordinator]:
     for member in members:
         await member.server.start()
-    coordinator = EtcdCoordinator([m.endpoint for m in members], known_revision=known_revision)
+    coordinator = EtcdCoordinator([m.endpoint for m in members], Known(revision=known_revision))
     try:
         yield coordinator
     finally:

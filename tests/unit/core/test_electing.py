@@ -324,6 +324,20 @@ def test_a_leader_key_that_goes_elects_nobody_by_a_bad_record() -> None:
     assert campaigns(ticks(node, 3000, 6000))
 
 
+@pytest.mark.parametrize(("named", "due"), [(None, True), ("c", False)])
+def test_a_claim_made_while_the_record_was_rebuilt_is_recorded(named: str | None, due: bool) -> None:
+    """R13: the record is of a later term than the claim's, and names nobody. Where it names somebody, that one is waited for."""
+    node = led()["a"]
+    rebuilt = replace(CONFIG, epoch=first_epoch(17), leader=named)
+    node.replica.on_config(START, rebuilt, 9)
+    node.replica.on_leader_value(None)
+    node.take()
+    found = campaigns(ticks(node, 20, 200))
+    assert bool(found) is due
+    if due:
+        assert (found[0].new.epoch, found[0].new.leader) == (first_epoch(18), "a")
+
+
 def test_a_claim_is_of_the_newest_term_known() -> None:
     """A term that etcd gave to somebody who died before it sealed anything."""
     newer = replace(CONFIG, epoch=TERM2, leader="c")

@@ -1,0 +1,94 @@
+"""What a node tells of the control plane, from its own store and memory, without asking etcd: what the records are rebuilt
+from when etcd has lost them (R13; ``cellctl control rebuild``)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from metastore.core.replica import ACTIVE, unpack_config
+
+if TYPE_CHECKING:
+    from metastore.node.node import Node
+
+#: records that only etcd has, and whoever follows it: the others are the stores' own, or on a lease
+ONLY_IN_ETCD: Final = frozenset(
+    {
+        "meta",
+        "cells",
+        "drained",
+        "features",
+        "paused",
+        "moves",
+        "splits",
+        "next_partition",
+        "namespaces",
+    }
+)
+
+
+def control_view(node: Node) -> dict[str, Any]:
+    """For ``/v1/control``. Cluster ids of etcd are hexadecimal text: JSON has no such numbers."""
+    control = node.control
+    return {
+        "cluster": node.config.cluster,
+        "node": asdict(control.registration.record()),
+        "identity": node.identity.state,
+        "level": node.features.level,
+        "etcd": etcd_view(node),
+        "partitions": [_held(node, p) for p in sorted(node.store.partitions)],
+        "topology": node.topology.to_wire(),
+        "mirror": mirror(node),
+    }
+
+
+def etcd_view(node: Node) -> dict[str, Any]:
+    """Which etcd it follows, or would not."""
+    control = node.control
+    if not hasattr(control, "coordinator"):
+        return {
+            "cluster_id": None,
+            "revision": 0,
+            "base": 0,
+            "number": 0,
+            "untrusted": "",
+            "connected": False,
+        }
+    known = control.coordinator.known
+    return {
+        "cluster_id": None if known.cluster_id is None else f"{known.cluster_id:x}",
+        "revision": known.revision,
+        "base": known.base,
+        "number": known.number,
+        "untrusted": control.coordinator.untrusted,
+        "connected": control.coordinator.connected,
+    }
+
+
+def _held(node: Node, p: int) -> dict[str, Any]:
+    """What the store promised of a partition (R1), and the newest record of it that it knows; also of one that it has
+    dropped."""
+    info, host = node.store.partitions[p], node.hosts.get(p)
+    config = unpack_config(info.config) if info.config is not None else None
+    sealed, leads = info.sealed_epoch, False
+    if host is not None:
+        replica = host.replica
+        sealed, leads = max(sealed, replica.sealed_epoch), replica.role == ACTIVE
+        if replica.config is not None and (config is None or replica.config.epoch >= config.epoch):
+            config = replica.config
+    return {
+        "id": p,
+        "sealed": sealed,
+        "leads": leads,
+        "dropped": info.dropped,
+        "config": None if config is None else config.to_plain(),
+    }
+
+
+def mirror(node: Node) -> dict[str, Any] | None:
+    """The records that only etcd has, as this node saw them last; None = it has not seen any since it started."""
+    seen = node.control.records_seen()
+    if seen is None:
+        return None
+    revision, kvs = seen
+    return {"revision": revision, "records": [[key, value] for key, value in kvs]}
