@@ -13,12 +13,13 @@ import sys
 from typing import Any
 
 from metastore.errors import DiskLow
+from tests.chaos import builds
 from tests.chaos.etcds import Members
 from tests.chaos.lab import Lab
 from tests.chaos.operators import Operators
 from tests.chaos.stores import Stores
 from tests.chaos.unsynced import folder_of, take_back
-from tests.integration.harness import Cluster
+from tests.integration.harness import Cluster, until
 
 STUTTER_ON_S, STUTTER_OFF_S = 0.02, 0.18
 BUSY = "while True: pass"
@@ -98,6 +99,31 @@ class Faults(Operators, Stores):
 
     async def restart_gracefully(self, *names: str) -> None:
         await self._verb("restart", "--graceful", *names)
+
+    async def upgrade(self, *names: str) -> None:
+        """Become a later build, one after the other."""
+        for name in names:
+            later = await asyncio.to_thread(builds.make, self.cluster.data / "later-build")
+            (self.cluster.data / "nodes" / f"{name}.build").write_text(str(later))
+            await self._change_build(name, later=True)
+
+    async def roll_back(self, *names: str) -> None:
+        """Become this build again."""
+        for name in names:
+            (self.cluster.data / "nodes" / f"{name}.build").unlink()
+            await self._change_build(name, later=False)
+
+    async def _change_build(self, name: str, later: bool) -> None:
+        """As an operator does it: the next one goes when this one has caught up."""
+        await self.restart_gracefully(name)
+
+        def is_in_step() -> bool:
+            status = self.cluster.status(name)
+            assert (status["version"] == builds.LATER) is later
+            parts = status["partitions"]
+            return bool(parts) and all(p["health"] == "ok" for p in parts) and len(status["peers"]) == 2
+
+        await until(f"{name} is back", lambda: asyncio.to_thread(is_in_step))
 
     async def pause(self, *names: str) -> None:
         await self._verb("pause", *names)

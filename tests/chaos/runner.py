@@ -65,7 +65,7 @@ def shape_of(scenario: Scenario, lab: Lab | None) -> Shape:
 
     shape.ports = pick_ports(shape.host, [*names, "router"], set())
     shape.port = shape.ports.pop("router")
-    shape.node_module = "tests.chaos.faulty_node"
+    shape.node_module = "tests.chaos.builds" if scenario.builds else "tests.chaos.faulty_node"
     shape.settings = {"segment_mib": "18", "log_retention_mib": "36", "disk_low_mib": "64"}
     if scenario.etcds > 1:
         more = pick_ports(
@@ -161,6 +161,8 @@ async def _run(scenario: Scenario, cluster: Cluster, faults: Faults, seed: int, 
         result.problems += epochs.problems
         for traffic in traffics:
             await traffic.read_all()
+        if scenario.faultless and result.errors:
+            result.problems.append(f"requests failed: {result.errors}")
         now = first.dispatcher.table
         by_key = {k: now.route(storage_key(t.namespace, k)).id for t in traffics for k in t.keys}
         try:

@@ -16,7 +16,7 @@ Step = tuple[float, str, *tuple[str, ...]]
 class Scenario:
     """``network``: needs namespaces. ``short``: part of the set of CI. ``seconds`` of traffic; what
     is not undone by then is healed. ``died``: nodes that may have ended by themselves. ``routed``: half of the clients go
-    through the router. ``etcds``: members of etcd."""
+    through the router. ``etcds``: members of etcd. ``faultless``: no request may fail. ``builds``: nodes may be of another."""
 
     name: str
     says: str
@@ -27,6 +27,8 @@ class Scenario:
     died: int = 0
     routed: bool = False
     etcds: int = 1
+    faultless: bool = False
+    builds: bool = False
 
 
 SCENARIOS = [
@@ -271,6 +273,18 @@ SCENARIOS = [
         "every partition becomes two, and a leader is killed meanwhile",
         ((1, "divide", "0", "1"), (1.5, "kill", "leader"), (1.6, "divide", "2", "3"), (5, "restart", "it")),
         8,
+    ),
+    Scenario(
+        "rolling-upgrade",
+        "every node in turn becomes a later build, and the first two go back to this one: no request fails",
+        (
+            *((1 + n, "upgrade", f"c1n{n}") for n in (1, 2, 3)),
+            *((4 + n, "roll_back", f"c1n{n}") for n in (1, 2)),
+        ),
+        12,
+        routed=True,
+        faultless=True,
+        builds=True,
     ),
     Scenario(
         "routers-restarted",

@@ -50,6 +50,7 @@ ETCD: Final[dict[str, Any]] = {
     "cell": layout.CellRecord(0.5, True),
     "node": layout.NodeRecord("n1", "c1", "s" * 32, "h1:1", "h1:2", "z", 3, "run3", 1),
     "features": layout.FeaturesRecord(2),
+    "lineage": layout.LineageRecord(2, 0xABC, 4711, (0xA, 0xB), 1_700_000_000_000),
     "mark": layout.MarkRecord("s" * 32, 3, "run3", 71),
     "config": CONFIG,
     "config-first": layout.ConfigRecord(3, 0, 1 << 64, EPOCH, None, (("n1", "s" * 32),)),

@@ -10,6 +10,7 @@ from typing import Any, Final
 import lmdb
 import msgpack
 
+from metastore.coordination.lineage import Known as Etcd
 from metastore.core.machine import Machine
 from metastore.core.messages import ASKED, CONFIRMED, Lineage, Run
 from metastore.core.replica import pack_config
@@ -103,6 +104,7 @@ FACTS: Final[dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]]] 
     FACT_LEVEL: (2, _same, _same),
     control.FACT_CLUSTER_ID: (77, _same, _same),
     control.FACT_REVISION: (4711, _same, _same),
+    control.FACT_LINEAGE: (Etcd(0xABC, 4711, 4000, 2), list, control._known),
 }
 
 

@@ -1,0 +1,44 @@
+"""The other build of the chaos scenario `rolling-upgrade` can be made, and says more than this one knows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from metastore.core.messages import HandOff
+from metastore.layout import NodeRecord
+from metastore.wire import peer_messages
+from metastore.wire.versions import agree, peer_versions, read_spoken
+from tests.chaos import builds
+
+SAYS = """
+import sys; sys.path.insert(0, sys.argv[1])
+import orjson
+from metastore.core.messages import HandOff, Lineage, Process, Run
+from metastore.layout import NodeRecord, to_json
+from metastore.node.features import LEVEL
+from metastore.wire import peer_messages as p, versions as v
+me = Process("a", "sa", "1")
+hello = p.hello("c", me, "b", "sb", Lineage((Run(1, "1"),)), v.peer_versions())
+record = orjson.loads(to_json(NodeRecord("a", "c", "sa", "h:1", "h:2", level=LEVEL)))
+print(orjson.dumps([p.encode(HandOff(1, 2)), hello, record]).decode())
+"""
+
+
+def test_the_other_build_says_more_and_is_understood(tmp_path: Path) -> None:
+    import orjson
+
+    folder = builds.make(tmp_path / "later")
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS, str(folder)], capture_output=True, text=True, check=True
+    )
+    message, hello, record = orjson.loads(done.stdout)
+    assert len(message) == 4
+    assert peer_messages.decode(message) == HandOff(1, 2)
+    caller, lineage, spoken = peer_messages.read_hello(hello, "c", peer_messages.Process("b", "sb", "1"))
+    assert (caller.node, lineage.generation) == ("a", 1)
+    assert (spoken.highest, spoken.build) == (2, builds.LATER)
+    assert agree(peer_versions(), "b", spoken, "a") == 1
+    assert read_spoken(hello[7]) == spoken
+    assert NodeRecord.from_plain(record).level == 2
