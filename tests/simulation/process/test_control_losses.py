@@ -7,9 +7,11 @@ from collections import Counter
 
 import pytest
 
+from cellctl import rebuild
 from metastore.layout import term_of
 from tests.simulation.process.plans import CONTROL_LOSSES
 from tests.simulation.process.world import World
+from tests.simulation.violation import Violation
 
 SEEDS = 3
 
@@ -27,3 +29,10 @@ def test_it_is_rebuilt_and_nothing_is_lost(plan: str) -> None:
             leader = next(h for h in world.hosts(p) if h.replica.role == "active")
             assert term_of(world.config(p).epoch) == term_of(leader.replica.sealed_epoch)
     assert rebuilt >= seen.total() > 2, (seen, rebuilt)
+
+
+def test_terms_below_the_sealed_ones_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: nodes find that such an etcd has forgotten what they sealed, and never trust it for long."""
+    monkeypatch.setattr(rebuild, "TERMS_AHEAD", -2)
+    with pytest.raises(Violation, match="somebody distrusts it still"):
+        World(0, CONTROL_LOSSES["etcd lost, divisions"], name="etcd lost, divisions").play()
