@@ -493,7 +493,9 @@ def records_in_etcd(seen: Seen) -> Iterator[Finding]:
         )
     if records is None:
         return
-    for p in records.misfits():
+    # where a record makes no sense the others leave a gap, and only nodes know what fits
+    aside = {p for _, view in seen.up() for p in view["etcd"].get("records", {}).get("aside", ())}
+    for p in sorted((aside & records.configs.keys()).union(records.misfits())):
         cell, config = records.configs[p]
         yield Finding(
             "error",

@@ -150,7 +150,8 @@ class PeerConnection(asyncio.Protocol):
         said = body if type(body) is list else [body]
         text = shown(said[1] if len(said) > 1 else body, 400)
         detail = said[2] if len(said) > 2 and type(said[2]) is dict else {}
-        self.links.on_accused(by, text, read_seen(detail.get("seen")))
+        if detail.get("starting") is not True:  # which says nothing of this node
+            self.links.on_accused(by, text, read_seen(detail.get("seen")))
         raise ProtocolError(f"{by} refused: {text}")
 
     def accept(self, body: Any) -> None:
@@ -333,7 +334,7 @@ class PeerLinks:
         if self.shut:
             raise ProtocolError(f"node {self.me.node!r} takes part in nothing: see its /v1/status")
         if self.not_yet:
-            raise ProtocolError(f"node {self.me.node!r} {self.not_yet}")
+            raise ProtocolError(f"node {self.me.node!r} {self.not_yet}", starting=True)
         old = self._open.get(peer.node)
         rival = old.peer if old is not None and old.alive else None
         refusal = self.refusal(peer, lineage, rival)

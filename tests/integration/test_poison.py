@@ -58,9 +58,10 @@ class Etcd:
         await self._coordinator.close()
 
 
-def bad(cell: Cluster, name: str) -> int:
-    """How many records make no sense, as a node says."""
-    return int(cell.status(name)["etcd"]["records"]["bad_now"])
+def met(cell: Cluster, name: str) -> tuple[int, list[int]]:
+    """How many records make no sense, as a node says, and which partitions fit nowhere."""
+    records = cell.status(name)["etcd"]["records"]
+    return records["bad_now"], records["aside"]
 
 
 def about_records(cell: Cluster) -> set[str]:
@@ -70,10 +71,11 @@ def about_records(cell: Cluster) -> set[str]:
     return {f["about"] for f in found if f["about"].startswith("record ") or "its record" in f["what"]}
 
 
-async def under_load(cell: Cluster, seconds: float) -> None:
-    """No operation fails, and nothing is lost."""
+async def under_load(cell: Cluster, seconds: float, turn: int) -> None:
+    """No operation fails, and nothing is lost. Each ``turn`` writes keys of its own."""
     async with cell.client() as client:
-        load = Load(client, [k for ks in keys_by_partition(client, 1).values() for k in ks], pause_s=0.02)
+        keys = [keys[turn] for keys in keys_by_partition(client, turn + 1).values()]
+        load = Load(client, keys, pause_s=0.02)
         await load.run(seconds)
         await load.check_all()
         assert not load.failures(), load.failures()[:5]
@@ -82,14 +84,13 @@ async def under_load(cell: Cluster, seconds: float) -> None:
 async def test_nonsense_in_etcd_stops_nobody(steady_cell: Cluster) -> None:
     cell, etcd = steady_cell, Etcd(steady_cell)
     good = {key: await etcd.get(key) for key in HURT}
-    loaded = asyncio.create_task(under_load(cell, 12))
+    loaded = asyncio.create_task(under_load(cell, 12, 0))
     await asyncio.sleep(1)
     for key, value in (NEW | HURT | dict([OVERLAP])).items():
         await etcd.put(key, value)
     count = len(NEW) + len(HURT)
     for name in cell.names():
-        await until(f"{name} has met all of it", lambda n=name: bad(cell, n) == count)
-        assert cell.status(name)["etcd"]["records"]["aside"] == [77]
+        await until(f"{name} has met all of it", lambda n=name: met(cell, n) == (count, [77]))
     named = await asyncio.to_thread(about_records, cell)
     assert len(named) == count + 1, named
     assert f"record {LAYOUT.root}nodes/\\xff\\xfe" in named
@@ -98,29 +99,29 @@ async def test_nonsense_in_etcd_stops_nobody(steady_cell: Cluster) -> None:
     # everything at once, while it is there: what was known before is on disk
     cell.verb("restart", *cell.names(), "router")
     cell.wait_until_led(8)
-    await under_load(cell, 3)
+    await under_load(cell, 3, 1)
     assert cellctl("kv", "put", "--data", str(cell.data), "a", "b").returncode == 0
     # nor does the loss of the leader of the partition whose record makes no sense stop it
     leader = cell.leaders()[3][0]
     cell.verb("kill", leader)
     await until("another goes on", lambda: cell.leaders().get(3, ("", 0))[0] not in ("", leader))
     cell.verb("restart", leader)
-    await under_load(cell, 1)
+    await under_load(cell, 1, 2)
 
     for key in [*NEW, OVERLAP[0]]:
         await etcd.delete(key)
     for key, value in good.items():
         await etcd.put(key, value)
     for name in cell.names():
-        await until(f"{name} is well", lambda n=name: bad(cell, n) == 0)
+        await until(f"{name} is well", lambda n=name: met(cell, n) == (0, []))
     await until("doctor finds nothing of it", lambda: about_records(cell) == set())
 
     # a node's own record: it writes it anew, at the latest when it starts
     await etcd.put(b"nodes/c1n2", b'{"rpc": 5}')
-    await under_load(cell, 3)
+    await under_load(cell, 3, 3)
     cell.verb("restart", *cell.names())
     cell.wait_until_led(8)
-    await under_load(cell, 2)
+    await under_load(cell, 2, 4)
     assert json.loads(await etcd.get(b"nodes/c1n2"))["node"] == "c1n2"
     await etcd.close()
 
