@@ -71,6 +71,19 @@ class Cluster:
     def up_again(self) -> None:
         cellctl("dev", "up", "--data", str(self.data), "--detach")
 
+    def wait_until_whole(self) -> None:
+        """Until each node is connected with every other: a death costs no partition its quorum."""
+        names = self.names()
+        deadline = time.monotonic() + 120
+        while not all(self._is_met_by(name, names) for name in names):
+            assert time.monotonic() < deadline, "the nodes do not find each other"
+            time.sleep(0.05)
+
+    def _is_met_by(self, name: str, names: list[str]) -> bool:
+        with contextlib.suppress(OSError):
+            return sorted([name, *self.status(name)["peers"]]) == sorted(names)
+        return False
+
     def wait_until_led(self, partitions: int, timeout_s: float = PATIENCE_S) -> None:
         """``up`` returns when a first record is written; the other partitions may still elect."""
         deadline = time.monotonic() + timeout_s

@@ -51,6 +51,7 @@ class Killer(doctest.DocTestRunner):
             return
         if self.killed:
             self.cluster.verb("restart", self.killed[-1])
+            self.cluster.wait_until_whole()
         leaders = [leader for leader, _ in self.cluster.leaders().values()]
         self.killed.append(max(sorted(set(leaders)), key=leaders.count))
         os.kill(self.cluster.node(self.killed[-1])["pid"], signal.SIGKILL)
