@@ -11,6 +11,7 @@ from tests.simulation.process.loop import MS
 from tests.simulation.process.plans import Plan
 from tests.simulation.process.world import World
 
+SEEDS = (1, 2, 3)
 FLAPS = Plan(
     faults={"flap": 3000},
     workloads={"registers": 1},
@@ -40,10 +41,11 @@ def shares(seed: int) -> dict[str, float]:
 
 
 def test_who_flaps_leads_little_and_who_is_well_is_not_starved() -> None:
-    found = shares(1)
-    *well, flapping = found
-    assert found[flapping] < 0.1, found
-    assert all(found[name] > 0.25 for name in well), found
+    """On the average of some seeds: in one of them it may be the only one that is up to date."""
+    found = [shares(seed) for seed in SEEDS]
+    *well, flapping = found[0]
+    assert sum(each[flapping] for each in found) / len(SEEDS) < 0.1, found
+    assert all(each[name] > 0.25 for each in found for name in well), found
 
 
 def test_without_the_memory_it_would_be_handed_leaders_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
