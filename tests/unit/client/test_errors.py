@@ -56,6 +56,7 @@ def test_numbers_on_the_wire_stay() -> None:
         21: "FenceForgotten",
         22: "DiskLow",
         23: "HistoryChanged",
+        24: "NoCommonVersion",
         99: "InternalError",
     }
     assert isinstance(from_wire(5, "", {}), OutcomeUnknown)
