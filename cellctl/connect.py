@@ -8,7 +8,8 @@ import difflib
 import functools
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,6 +135,18 @@ def fetch_json(url: str, timeout_s: float = 5.0, method: str = "GET") -> Any:
     except (urllib.error.URLError, OSError, ValueError) as e:
         reason = getattr(e, "reason", e)
         raise Unavailable(f"{url} does not answer: {reason}") from None
+
+
+def http_url(address: str) -> str:
+    """Of a node's HTTP port, whose address is as its record or an option says it."""
+    return address if address.startswith("http") else f"http://{address}"
+
+
+def ask_each(addresses: Mapping[str, str], ask: Callable[[str], T]) -> dict[str, T]:
+    """What ``ask`` says of the URL of each HTTP address, all at once; by name, in order."""
+    names = sorted(addresses)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return dict(zip(names, pool.map(lambda n: ask(http_url(addresses[n])), names), strict=True))
 
 
 def topology(where: Where) -> TopologyTable:

@@ -7,7 +7,6 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 import click
 import orjson
 
-from cellctl.connect import Where, cluster_options, fetch_json, topology, with_etcd
+from cellctl.connect import Where, ask_each, cluster_options, fetch_json, topology, with_etcd
 from cellctl.dev_files import write_atomically
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebuild import Etcd, Rebuild, Report, Step, compute, report_from_plain
@@ -79,16 +78,13 @@ def ask_nodes(where: Where, https: Collection[str]) -> tuple[str, list[Report], 
     table = topology(where)
     wanted = {name: record.http for name, record in table.nodes.items()} | {http: http for http in https}
 
-    def ask(http: str) -> Report | str:
-        url = http if http.startswith("http") else f"http://{http}"
+    def ask(url: str) -> Report | str:
         try:
             return report_from_plain(fetch_json(f"{url}/v1/control", 5.0), table.cluster)
         except MetastoreError as e:
             return e.message
 
-    names = sorted(wanted)
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        answers = dict(zip(names, pool.map(lambda n: ask(wanted[n]), names), strict=True))
+    answers = ask_each(wanted, ask)
     reports = {a.node.node: a for a in answers.values() if isinstance(a, Report)}
     return table.cluster, list(reports.values()), {n: a for n, a in answers.items() if isinstance(a, str)}
 

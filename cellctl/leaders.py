@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cellctl.connect import Where, cluster_options, fetch_json, topology, unknown, unknown_partition
+from cellctl.connect import Where, cluster_options, fetch_json, http_url, topology, unknown, unknown_partition
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.status import node_views, partition_rows
 from metastore.errors import InvalidRequest, MetastoreError, Unavailable
@@ -27,7 +27,7 @@ def node_url(table: TopologyTable, node: str) -> str:
     record = table.nodes.get(node)
     if record is None:
         raise unknown("node", node, table.nodes)
-    return record.http if record.http.startswith("http") else f"http://{record.http}"
+    return http_url(record.http)
 
 
 def hand_over(table: TopologyTable, partition: int, leader: str, to: str) -> dict[str, Any]:

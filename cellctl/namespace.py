@@ -6,12 +6,19 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import click
 
-from cellctl.connect import Where, cluster_options, etcd_endpoints, fetch_json, make_client, topology
+from cellctl.connect import (
+    Where,
+    ask_each,
+    cluster_options,
+    etcd_endpoints,
+    fetch_json,
+    make_client,
+    topology,
+)
 from cellctl.output import note, output_option, print_data, print_table, say
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
@@ -85,25 +92,23 @@ async def with_admin(
 def usage(table: TopologyTable) -> tuple[dict[str, list[int]], list[str]]:
     """Namespace -> [records, bytes] over all partitions, and the nodes that did not tell theirs."""
 
-    def ask(http: str) -> dict[str, Any] | None:
+    def ask(url: str) -> dict[str, Any] | None:
         try:
-            url = http if http.startswith("http") else f"http://{http}"
             found: dict[str, Any] = fetch_json(f"{url}/v1/usage", USAGE_TIMEOUT_S)
             return found
         except MetastoreError:
             return None
 
-    names = sorted(table.nodes)
     sums: dict[str, list[int]] = {}
     silent: list[str] = []
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for name, told in zip(names, pool.map(lambda n: ask(table.nodes[n].http), names), strict=True):
-            if told is None or told["more"]:
-                silent.append(name)
-            for namespace, (records, size) in (told or {"namespaces": {}})["namespaces"].items():
-                held = sums.setdefault(namespace, [0, 0])
-                held[0] += records
-                held[1] += size
+    answers = ask_each({name: record.http for name, record in table.nodes.items()}, ask)
+    for name, told in answers.items():
+        if told is None or told["more"]:
+            silent.append(name)
+        for namespace, (records, size) in (told or {"namespaces": {}})["namespaces"].items():
+            held = sums.setdefault(namespace, [0, 0])
+            held[0] += records
+            held[1] += size
     return sums, silent
 
 

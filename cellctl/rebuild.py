@@ -43,7 +43,7 @@ from metastore.layout import (
     to_json,
 )
 from metastore.node.telling import ONLY_IN_ETCD
-from metastore.topology import TopologyTable
+from metastore.topology import TopologyTable, is_config
 from router.ring import RING
 
 #: so many terms the new ones are above all that are known
@@ -290,7 +290,7 @@ class _Rebuilding:
         found = []
         for key, kv in self.there.items():
             parts = tuple(key.split("/"))
-            if parts[0] == "config" and len(parts) == 3 and parts[2].isdigit():
+            if is_config(parts):
                 found.append((parts[1], int(parts[2]), kv))
         return found
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
 
-from cellctl.connect import Where, cluster_options, fetch_json, topology
+from cellctl.connect import Where, ask_each, cluster_options, fetch_json, topology
 from cellctl.output import output_option, print_data, print_table, say
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
@@ -19,17 +18,14 @@ from metastore.topology import Placement, TopologyTable
 def node_views(table: TopologyTable) -> dict[str, dict[str, Any] | None]:
     """Every node's own view, None for those that do not answer."""
 
-    def ask(http: str) -> dict[str, Any] | None:
+    def ask(url: str) -> dict[str, Any] | None:
         try:
-            url = http if http.startswith("http") else f"http://{http}"
             view: dict[str, Any] = fetch_json(f"{url}/v1/status", 2.0)
             return view
         except MetastoreError:
             return None
 
-    names = sorted(table.nodes)
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        return dict(zip(names, pool.map(lambda n: ask(table.nodes[n].http), names), strict=True))
+    return ask_each({name: record.http for name, record in table.nodes.items()}, ask)
 
 
 def missing_replicas(

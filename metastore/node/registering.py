@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from metastore.addresses import split_address
 from metastore.clock import now_ns
 from metastore.coordination.interface import KV, Compare, Get, Put, Session
 from metastore.core.messages import ASKED, CONFIRMED, UNASKED
-from metastore.errors import CoordinationError, InvalidRequest, ProtocolError
+from metastore.errors import CoordinationError, ProtocolError
 from metastore.fields import BadRecord
 from metastore.layout import FeaturesRecord, MarkRecord, NodeRecord, node_record_from_json, to_json
 from metastore.logs import log_event
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from metastore.node.control import Control
 
 log = logging.getLogger("metastore.registering")
+
+T = TypeVar("T")
 
 SWAPS: Final = 3
 PROBE_S: Final = 1.0
@@ -88,10 +91,12 @@ class Registration:
             if beyond is not None:
                 self.node.condemn(beyond)
                 return "refused"
-            known = self._read(kv)
+            what = "the node's record in etcd is not understood, and is replaced"
+            known = _read(kv, node_record_from_json, what)
             holder = present.value.decode(errors="replace") if present is not None else ""
             identity = self.node.identity
-            mark = self._read_mark(told)
+            what = "the mark of the node's store in etcd is not understood, and is passed over"
+            mark = _read(told, MarkRecord.from_json, what)
             verdict = judge(mine, identity.lineage, known, holder, identity.fresh, mark)
             if known is not None and await self._answers(known):
                 verdict = judge_living(mine, known)
@@ -117,29 +122,9 @@ class Registration:
 
     def _beyond(self, kv: KV | None) -> Verdict | None:
         """Why this build can take no part at the cluster's feature level."""
-        try:
-            record = FeaturesRecord.from_json(kv.value) if kv is not None else None
-        except BadRecord as e:
-            log.error("the cluster's feature level in etcd makes no sense, and is passed over: %s", e.message)
-            record = None
-        features = self.node.features
+        what = "the cluster's feature level in etcd makes no sense, and is passed over"
+        record, features = _read(kv, FeaturesRecord.from_json, what), self.node.features
         return features.learn(record.level) if record is not None else features.verdict()
-
-    @staticmethod
-    def _read(kv: KV | None) -> NodeRecord | None:
-        try:
-            return node_record_from_json(kv.value) if kv is not None else None
-        except (InvalidRequest, KeyError, ValueError, TypeError) as e:
-            log.error("the node's record in etcd is not understood, and is replaced: %s", e)
-            return None
-
-    @staticmethod
-    def _read_mark(kv: KV | None) -> MarkRecord | None:
-        try:
-            return MarkRecord.from_json(kv.value) if kv is not None else None
-        except (InvalidRequest, ValueError, TypeError) as e:
-            log.error("the mark of the node's store in etcd is not understood, and is passed over: %s", e)
-            return None
 
     async def _note_asked(self) -> bool:
         """What etcd may have from here on the store never forgets, whatever becomes of the answer (R13). Whether that is
@@ -219,6 +204,15 @@ class Registration:
                 known.incarnation,
             ]
         )
+
+
+def _read(kv: KV | None, read: Callable[[bytes], T], what: str) -> T | None:
+    """What a record says; None = there is none that makes sense, which ``what`` tells."""
+    try:
+        return read(kv.value) if kv is not None else None
+    except BadRecord as e:
+        log.error("%s: %s", what, e.message)
+        return None
 
 
 def _unchanged(key: str, kv: KV | None) -> Compare:

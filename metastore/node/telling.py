@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+from metastore.coordination.lineage import Known
 from metastore.core.replica import ACTIVE, unpack_config
 
 if TYPE_CHECKING:
@@ -44,24 +45,15 @@ def control_view(node: Node) -> dict[str, Any]:
 
 def etcd_view(node: Node) -> dict[str, Any]:
     """Which etcd it follows, or would not."""
-    control = node.control
-    if not hasattr(control, "coordinator"):
-        return {
-            "cluster_id": None,
-            "revision": 0,
-            "base": 0,
-            "number": 0,
-            "untrusted": "",
-            "connected": False,
-        }
-    known = control.coordinator.known
+    coordinator = getattr(node.control, "coordinator", None)
+    known = Known() if coordinator is None else coordinator.known
     return {
         "cluster_id": None if known.cluster_id is None else f"{known.cluster_id:x}",
         "revision": known.revision,
         "base": known.base,
         "number": known.number,
-        "untrusted": control.coordinator.untrusted,
-        "connected": control.coordinator.connected,
+        "untrusted": "" if coordinator is None else coordinator.untrusted,
+        "connected": coordinator is not None and coordinator.connected,
     }
 
 

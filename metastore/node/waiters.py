@@ -33,10 +33,10 @@ class Waiters(deque[Waiter]):
 
     def end(self, error: MetastoreError) -> None:
         """All of them hear ``error``."""
+        late = list(self)
+        self.clear()
         self.until = FOREVER_NS
-        while self:
-            _, connection, op_id, _, _ = self.popleft()
-            connection.answer([op_id, error.status, error.message, error.detail])
+        _tell(late, error)
 
     def end_late(self, now: int, error: MetastoreError) -> None:
         """Those whose time is up hear ``error``; the others wait on."""
@@ -45,5 +45,9 @@ class Waiters(deque[Waiter]):
         self.clear()
         self.extend(rest)
         self.until = min((waiter[4] for waiter in rest), default=FOREVER_NS)
-        for _, connection, op_id, _, _ in late:
-            connection.answer([op_id, error.status, error.message, error.detail])
+        _tell(late, error)
+
+
+def _tell(waiters: list[Waiter], error: MetastoreError) -> None:
+    for _, connection, op_id, _, _ in waiters:
+        connection.answer([op_id, error.status, error.message, error.detail])

@@ -11,12 +11,12 @@ from metastore.core import effects as fx
 from metastore.core.leading import LeadingReplica
 from metastore.core.logindex import LogIndex
 from metastore.core.machine import Machine
-from metastore.core.messages import FRESH, HEALTHY
 from metastore.core.replica import ACTIVE, Replica
 from metastore.core.term import Term
 from tests.simulation.core import node as node_module
 from tests.simulation.core.plans import PLANS
 from tests.simulation.core.world import world_of
+from tests.simulation.planted import a_leader_to_be_is_new, a_sign_of_life_is_proof
 from tests.simulation.planting import Patch, Plant, Planter, must_be_seen, plant
 from tests.simulation.seeds import seeds_of
 
@@ -37,30 +37,6 @@ def forget_the_fence(patch: Planter) -> None:
 def read_without_grants(patch: Planter) -> None:
     """R8: an active leader reads whatever it holds."""
     patch.setattr(LeadingReplica, "can_read", lambda self, now: self.role == ACTIVE)
-
-
-def a_sign_of_life_is_proof(patch: Planter) -> None:
-    """R8: a heartbeat of who gets on is taken for one of who may read."""
-    grant = Replica.grant
-
-    def granted(self: Any, now: int, src: Any, epoch: int, says: int, *rest: int) -> bool:
-        return grant(self, now, src, epoch, says | (FRESH if says & HEALTHY else 0), *rest)
-
-    patch.setattr(Replica, "grant", granted)
-
-
-def a_leader_to_be_is_new(patch: Planter) -> None:
-    """R8: the age counts from a quorum's answer before the no-op is committed."""
-    age_ns = LeadingReplica.age_ns
-
-    def age(self: Any, now: int) -> int | None:
-        known, term = age_ns(self, now), self.term
-        if term is None or not term.noop_index or self.role == ACTIVE:
-            return known
-        since = now - min(now, term.quorum_acked_at_ns())
-        return since if known is None else min(known, since)
-
-    patch.setattr(LeadingReplica, "age_ns", age)
 
 
 def count_before_durable(patch: Planter) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from metastore.core.leading import LeadingReplica
-from metastore.core.messages import FRESH, HEALTHY
-from metastore.core.replica import ACTIVE, Replica
+from metastore.core.replica import Replica
 from metastore.node.host import PartitionHost
 from metastore.node.watches import PartitionWatches
 from metastore.wire.client_messages import LIST, STALE
+from tests.simulation.planted import a_leader_to_be_is_new, a_sign_of_life_is_proof
 from tests.simulation.planting import Patch, Plant, Planter, must_be_seen, plant
 from tests.simulation.process.plans import PLANS
 from tests.simulation.process.world import World, world_of
@@ -51,16 +50,6 @@ def test_watches_happen() -> None:
     assert max(ends) > 2, "no position has a version for each half"
 
 
-def a_sign_of_life_is_proof(patch: Planter) -> None:
-    """R8: who gets on is taken for one that may read."""
-    grant = Replica.grant
-
-    def granted(self: Any, now: int, src: Any, epoch: int, says: int, *rest: int) -> bool:
-        return grant(self, now, src, epoch, says | (FRESH if says & HEALTHY else 0), *rest)
-
-    patch.setattr(Replica, "grant", granted)
-
-
 def what_comes_late_is_new(patch: Planter) -> None:
     """R8: the age counts from the receipt of a heartbeat, not from its sending."""
     grant = Replica.grant
@@ -83,20 +72,6 @@ def who_is_behind_is_new(patch: Planter) -> None:
         return grant(self, now, src, epoch, says, min(commit, self.commit_index), echo, grant_ns)
 
     patch.setattr(Replica, "grant", granted)
-
-
-def a_leader_to_be_is_new(patch: Planter) -> None:
-    """R8: the age counts from a quorum's answer before the no-op is committed."""
-    age_ns = LeadingReplica.age_ns
-
-    def age(self: Any, now: int) -> int | None:
-        known, term = age_ns(self, now), self.term
-        if term is None or not term.noop_index or self.role == ACTIVE:
-            return known
-        since = now - min(now, term.quorum_acked_at_ns())
-        return since if known is None else min(known, since)
-
-    patch.setattr(LeadingReplica, "age_ns", age)
 
 
 def bounds_are_not_kept(patch: Planter) -> None:
