@@ -237,7 +237,8 @@ class LeadingReplica(Replica):
                 node,
                 m.Append(self.p, term.epoch, log.epoch_at(prev_index), prev_index, self.commit_index, blobs),
             )
-            pr.last_send_ns, pr.sent_commit = now, self.commit_index
+            # R6: an Append says what is committed only as far as it reaches
+            pr.last_send_ns, pr.sent_commit = now, min(self.commit_index, prev_index + len(blobs))
             if pr.probing:
                 return
             pr.next += len(blobs)

@@ -197,9 +197,9 @@ class Control:
         node = self.node
         nodes = set(node.topology.nodes)
         seen = self.records.take(revision, changes)
-        # configs before leader keys: a replica must exist before it hears who leads it; moves in
-        # between, since they may ask for one
-        for found in sorted(seen, key=lambda s: ORDER.get(s.parts[0], 0)):
+        # configs before leader keys: a replica must exist before it hears who leads it; moves in between, since they may
+        # ask for one; what was removed last: a partition that has moved to another cell has its new record then
+        for found in sorted(seen, key=lambda s: (ORDER.get(s.parts[0], 0), s.new is None)):
             try:
                 self._act(found)
             except Exception as e:  # the record is in order: what is wrong is this node (R14)
@@ -215,6 +215,8 @@ class Control:
     def _act(self, seen: Seen) -> None:
         """Do what a change of a record asks for; the topology has it already."""
         node, (kind, *names), record, new = self.node, seen.parts, seen.record, seen.new
+        if kind == "config" and record is not None and new is not None:
+            self._config_changed(names[0], record, new.mod_revision)
         if kind == "config":
             self._recorded(names[0], int(names[1]), record is not None)
         if kind == "leader" and names[0] == self._homes.get(int(names[1])):
@@ -224,8 +226,6 @@ class Control:
         match kind:
             case "nodes" if record is not None:
                 node.meet(record)
-            case "config" if record is not None and new is not None:
-                self._config_changed(names[0], record, new.mod_revision)
             case "moves":
                 self._move_changed(int(names[0]), None if new is None else (record, new.mod_revision))
             case "splits":

@@ -5,27 +5,18 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from tests.simulation.core.plans import PLANS
 from tests.simulation.core.world import world_of
 
-FIXED = 160
-FRESH = 40
-FIRST = random.SystemRandom().randrange(1 << 40)
+FIXED = 200
 
 
 @pytest.mark.parametrize("seed", range(FIXED))
 def test_fixed_seeds(seed: int) -> None:
     world = world_of(seed).play()
     assert any(op.outcome == "ok" and op.kind == "write" for op in world.checks.history), "no work done"
-
-
-@pytest.mark.parametrize("number", range(FRESH))
-def test_fresh_seeds(number: int) -> None:
-    world_of(FIRST + number).play()
 
 
 def test_a_run_stops_where_it_is_told() -> None:

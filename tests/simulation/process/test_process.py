@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import subprocess
 import sys
 from functools import partial
@@ -19,9 +18,7 @@ from tests.simulation.process.loop import MS, SimLoop
 from tests.simulation.process.plans import PLANS, Plan
 from tests.simulation.process.world import World, world_of
 
-FIXED = 39
-FRESH = 13
-FIRST = random.SystemRandom().randrange(1 << 40)
+FIXED = 52
 
 
 @pytest.mark.parametrize("seed", range(FIXED))
@@ -30,14 +27,10 @@ def test_fixed_seeds(seed: int) -> None:
     assert sum(len(t.history) for _, t in world.workloads.traffics) > 50, "no work done"
 
 
-@pytest.mark.parametrize("number", range(FRESH))
-def test_fresh_seeds(number: int) -> None:
-    world_of(FIRST + number).play()
-
-
 def test_seeds_that_found_something() -> None:
-    """3342: a connection to a machine without power was waited on for ever."""
-    for seed in (3342,):
+    """3342: a connection to a machine without power was waited on for ever. 5000017: members of a partition that had moved
+    to another cell took it for one that etcd has no record of."""
+    for seed in (3342, 5000017):
         world_of(seed).play()
 
 

@@ -48,7 +48,11 @@ class Node:
         self.up = True
 
     def read(self, p: int, first: int, max_bytes: int) -> list[bytes]:
-        return [self.blobs[i] for i in range(first, first + len(self.blobs)) if i in self.blobs]
+        blobs: list[bytes] = []
+        while first in self.blobs and (not blobs or sum(map(len, blobs)) < max_bytes):
+            blobs.append(self.blobs[first])
+            first += 1
+        return blobs
 
     def take(self) -> list[Any]:
         effects = self.core.take()

@@ -157,6 +157,35 @@ def test_a_leader_counts_its_own_copy_when_it_is_durable() -> None:
     assert a.replica.commit_index == index
 
 
+def test_a_follower_that_was_sent_again_what_it_had_hears_what_is_committed() -> None:
+    """Its one acknowledgement of two entries was late, so the leader had begun again with the first, and said with it that
+    both are committed; a follower commits no further than such a message reaches."""
+    nodes = led()
+    leader, behind = nodes["a"], nodes["b"]
+    leader.core.ctx.settings = replace(leader.core.ctx.settings, max_append_bytes=1)
+    late: list[m.Append] = []
+
+    def keep(_: str, to: str, message: Any) -> bool:
+        if to == "b" and isinstance(message, m.Append):
+            late.append(message)
+            return True
+        return False
+
+    for payload in (b"first", b"second"):
+        leader.replica.propose(START, payload)
+    deliver(nodes, START, keep)
+    now = START + leader.core.ctx.settings.retry_ns
+    leader.core.tick(now, True)
+    deliver(nodes, now, keep)
+    assert [len(message.entries) for message in late] == [1, 1, 1]
+    for message in late:
+        behind.core.receive(now, leader.me, message)
+    leader.core.receive(now, behind.me, behind.sent(m.Appended)[1])
+    leader.core.tick(now, True)
+    deliver(nodes, now)
+    assert behind.replica.commit_index == leader.replica.commit_index == leader.replica.log.last_index
+
+
 def test_entries_of_earlier_epochs_commit_with_one_of_its_own() -> None:
     """Figure 8 of the Raft paper: a majority that has an old entry does not make it committed."""
     nodes = {

@@ -13,7 +13,7 @@ import pytest
 
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
-from metastore.coordination.interface import Put
+from metastore.coordination.interface import Delete, Op, Put
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.core import effects as fx
 from metastore.core import messages as m
@@ -335,6 +335,21 @@ async def test_a_bad_record_lets_the_partition_be_claimed_until_it_is_mended(f: 
         f.put(CONFIG_KEY, f.record.to_json())
         await f.until(lambda: not f.host.replica.unrecorded)
         assert f.host.replica.config_mod_revision == f.revision()
+
+
+async def test_a_partition_that_moves_to_another_cell_has_a_record_all_along(f: Fixture) -> None:
+    """One transaction puts the new record and removes the old one, in whichever order they are seen."""
+    there = LAYOUT.config("c2", P)
+    for number, (new, old) in enumerate(((there, CONFIG_KEY), (CONFIG_KEY, there)) * 2):
+        record = replace(f.record, epoch=first_epoch(2 + number), leader="x")
+        ops: list[Op] = [Put(new, record.to_json()), Delete(old)]
+        f.etcd.txn([], ops if number < 2 else ops[::-1], [])
+        await f.until(lambda new=new: f.host.replica.config_mod_revision == f.revision(new))  # type: ignore[misc]
+        assert not f.host.replica.unrecorded
+        f.put(new, b"{")
+        await f.until(lambda: f.host.replica.unrecorded)
+        f.put(new, record.to_json())
+        await f.until(lambda: not f.host.replica.unrecorded)
 
 
 async def test_nothing_is_opened_for_a_range_that_is_anothers(f: Fixture) -> None:
