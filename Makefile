@@ -4,7 +4,7 @@
 # make sim    SEED=n [STEPS=m] replays one schedule exactly; COUNT=n plays so many fresh ones
 # make soak   fresh schedules for SECONDS, in JOBS processes
 # make chaos  every scenario on real processes, with chaos-report.html
-# make mutants  the score of the tests against mutations by hand; mutants-report.txt (minutes; not in CI). ONLY="R8 drop"
+# make mutants  the score of the tests against mutations by hand; mutants-report.txt (an hour; not in CI). ONLY="R8 drop" RESUME=1
 # make bench  measurements on this machine, beside etcd and Redis; tables, bench-results/results.json, pictures
 # make bench-smoke  calls of functions per operation, which CI prints: what has grown by half is told
 PYTHON ?= python3
@@ -47,7 +47,7 @@ chaos: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos --report chaos-report.html --keep chaos-kept
 
 mutants: $(VENV)/.dev
-	@nice $(BIN)/python -m tests.mutants $(ONLY) --jobs $(JOBS) --report mutants-report.txt
+	@nice $(BIN)/python -m tests.mutants $(ONLY) --jobs $(JOBS) --report mutants-report.txt $(if $(RESUME),--resume)
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench

@@ -6,11 +6,10 @@ import argparse
 import collections
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.mutants.mutants import problems, read_mutants
-from tests.mutants.runner import BROKEN, SURVIVED, Verdict, judge_all
+from tests.mutants.runner import BROKEN, SURVIVED, Journal, Verdict, judge_all
 
 WANTED = 0.95
 
@@ -19,13 +18,13 @@ def line(v: Verdict) -> str:
     return f"{v.outcome:9} {v.seconds:6.1f} s  {v.mutant.name:24} {v.by.splitlines()[0] if v.by else ''}"
 
 
-def report(verdicts: list[Verdict], seconds: float) -> str:
-    """For people: the score, the survivors with what they are, then everything."""
+def report(verdicts: list[Verdict]) -> str:
+    """For people: the score, how long the tests took, the survivors with what they are, then everything."""
     seen = sum(v.seen for v in verdicts)
     counts = collections.Counter(v.outcome for v in verdicts)
     lines = [
         f"{seen} of {len(verdicts)} mutations noticed: {100 * seen / len(verdicts):.1f} % "
-        f"({', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items()))}), {seconds:.0f} s"
+        f"({', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items()))}), {sum(v.seconds for v in verdicts):.0f} s"
     ]
     for v in verdicts:
         if not v.seen:
@@ -38,7 +37,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="only those whose name or file begins so (all)")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (2)")
-    parser.add_argument("--report", type=Path, help="a file for the result")
+    parser.add_argument(
+        "--report", type=Path, help="a file for the result, and for what there is of it meanwhile"
+    )
+    parser.add_argument(
+        "--journal", type=Path, default=Path("mutants-verdicts.jsonl"), help="a file of verdicts"
+    )
+    parser.add_argument("--resume", action="store_true", help="take the verdicts that the journal has")
     parser.add_argument("--no-simulation", action="store_true", help="the named tests only")
     asked = parser.parse_args()
     every = read_mutants()
@@ -51,16 +56,22 @@ def main() -> int:
     if not mutants:
         print(f"no mutation is called {' or '.join(asked.names)}")
         return 2
-    began = time.monotonic()
+    journal = Journal(asked.journal, mutants, resume=asked.resume)
+    verdicts = [v for v in map(journal.known, mutants) if v is not None]
+
+    def told(v: Verdict) -> None:
+        print(line(v), flush=True)
+        journal.note(v)
+        verdicts.append(v)
+        if asked.report:
+            asked.report.write_text(report(verdicts) + "\n")
+
+    if verdicts:
+        print(f"{len(verdicts)} verdicts are known already", flush=True)
+    rest = [m for m in mutants if m not in {v.mutant for v in verdicts}]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        verdicts = judge_all(
-            mutants,
-            Path(folder),
-            asked.jobs,
-            simulate=not asked.no_simulation,
-            told=lambda v: print(line(v), flush=True),
-        )
-    text = report(verdicts, time.monotonic() - began)
+        judge_all(rest, Path(folder), asked.jobs, simulate=not asked.no_simulation, told=told)
+    text = report(verdicts)
     print("\n" + text)
     if asked.report:
         asked.report.write_text(text + "\n")

@@ -2,10 +2,14 @@
 
 A copy is of everything that Python reads. What a test says about a mutation counts only if it fails by
 an assertion, an error of the project's own, or time: a NameError says that the mutation is badly made.
+
+Each verdict is written to a journal as it comes (``Journal``), so a run that was cut off goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,7 +20,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.mutants.mutants import ROOT, Mutant
 
@@ -129,11 +133,46 @@ def judge(copy: Copy, mutant: Mutant, *, simulate: bool) -> Verdict:
         copy.write(mutant.file, original)
 
 
+class Journal:
+    """A file of verdicts, one line each. A verdict is of a mutated file and of the files of its tests, as they are when the
+    run begins: it is known again as long as they are the same, whatever else has changed (a whole run begins without)."""
+
+    def __init__(self, path: Path, mutants: Iterable[Mutant], *, resume: bool) -> None:
+        self._path = path
+        self._keys = {mutant.name: _key(mutant) for mutant in mutants}
+        self._known: dict[str, list[Any]] = {}
+        if resume and path.exists():
+            # a run that is cut off may leave a part of a line
+            lines = [line for line in path.read_text().splitlines() if line.endswith("]")]
+            self._known = {key: rest for key, *rest in map(json.loads, lines)}
+        path.write_text("".join(json.dumps([key, *rest]) + "\n" for key, rest in self._known.items()))
+
+    def known(self, mutant: Mutant) -> Verdict | None:
+        """The verdict of an earlier run, if it is one."""
+        found = self._known.get(self._keys[mutant.name])
+        return None if found is None else Verdict(mutant, *found)
+
+    def note(self, verdict: Verdict) -> None:
+        if verdict.outcome != BROKEN:
+            entry = [self._keys[verdict.mutant.name], verdict.outcome, verdict.by, verdict.seconds]
+            with self._path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def _key(mutant: Mutant) -> str:
+    files = sorted({test.partition("::")[0] for test in mutant.tests})
+    parts = [mutant.file, mutant.mutated(ROOT), *mutant.tests, mutant.simulate]
+    parts += [path.read_text() for path in map(ROOT.joinpath, files) if path.is_file()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def judge_all(
     mutants: list[Mutant], folder: Path, jobs: int, *, simulate: bool, told: Callable[[Verdict], None]
 ) -> list[Verdict]:
     """The verdict on each, ``jobs`` at a time; as they come, to ``told``. Raises RuntimeError when the
     tests fail without a mutation: they could say nothing then."""
+    if not mutants:
+        return []
     copies: SimpleQueue[Copy] = SimpleQueue()
     first = Copy(folder / "0")
     code, printed = first.run(["tests.mutants.where"], 60)

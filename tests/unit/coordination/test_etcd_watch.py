@@ -14,7 +14,7 @@ from aetcd import rpc
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Change
 from metastore.coordination.lineage import Known
-from tests.unit.coordination.scripted_etcd import Member, Script, answers_progress
+from tests.unit.coordination.scripted_etcd import CLUSTER, Member, Script, answers_progress
 
 QUIET_S = 0.05
 
@@ -32,10 +32,12 @@ class Seen:
 
 
 @asynccontextmanager
-async def etcd(*members: Member, known_revision: int = 0) -> AsyncIterator[EtcdCoordinator]:
+async def etcd(
+    *members: Member, known_revision: int = 0, known: Known | None = None
+) -> AsyncIterator[EtcdCoordinator]:
     for member in members:
         await member.server.start()
-    coordinator = EtcdCoordinator([m.endpoint for m in members], Known(revision=known_revision))
+    coordinator = EtcdCoordinator([m.endpoint for m in members], known or Known(revision=known_revision))
     try:
         yield coordinator
     finally:
@@ -92,6 +94,47 @@ async def test_streams_that_choke_are_passed_over_by_a_reading() -> None:
         heard = watch._heard_ns
         await until(lambda: watch._heard_ns > heard)
         assert (one.streams, one.readings) == (3, 2)
+
+
+async def test_after_a_compaction_the_prefix_is_read_again() -> None:
+    """What was there in between is told by a reading only; no stream would ever bring it."""
+    begun: list[int] = []
+
+    async def script(m: Member, created: Any, requests: AsyncIterator[Any], context: Any) -> None:
+        begun.append(created.start_revision)
+        if len(begun) == 1:
+            m.content[b"/w/b"], m.revision, m.own_revision = (b"missed", 20), 20, 20
+            await context.write(rpc.WatchResponse(header=m.header(), canceled=True, compact_revision=15))
+        else:
+            await answers_progress(m, created, requests, context)
+
+    seen = Seen()
+    async with etcd(member(script)) as coordinator:
+        coordinator.watch("/w/", seen, QUIET_S)
+        await until(lambda: len(begun) == 2)
+        assert seen.content["/w/b"] == b"missed"
+        assert begun == [11, 21]
+
+
+async def test_a_rebuilt_etcd_is_asked_in_its_own_revisions() -> None:
+    """R13: everybody here counts them from above all that the lost one had. And a member that is cut off from the others
+    is to say so."""
+    asked: list[Any] = []
+    revisions: list[int] = []
+
+    async def script(m: Member, created: Any, requests: AsyncIterator[Any], context: Any) -> None:
+        asked.append((created.start_revision, dict(context.invocation_metadata()).get("hasleader")))
+        await context.write(m.events([b"/w/b"], 11))
+        await answers_progress(m, created, requests, context)
+
+    def note(revision: int, changes: list[Change]) -> None:
+        revisions.extend([revision, *(c.new.mod_revision for c in changes if c.new is not None)])
+
+    async with etcd(member(script), known=Known(CLUSTER, 1000, 1000, 1)) as coordinator:
+        coordinator.watch("/w/", note, QUIET_S)
+        await until(lambda: len(revisions) == 4)
+        assert revisions == [1010, 1005, 1011, 1011]
+        assert asked == [(11, "true")]
 
 
 async def test_a_member_that_lags_says_nothing_against_etcd() -> None:

@@ -92,3 +92,18 @@ async def test_it_goes_over_and_revisions_go_on_above_all_that_were_seen() -> No
     assert (await again.get("/r/a")) == new, "as after a restart"
     for one in (c, again):
         await one.close()
+
+
+async def test_who_trusts_it_hears_that_it_is_rebuilt_once_more() -> None:
+    """Its revisions count from higher up then; who distrusted it does so, and everybody has to."""
+    etcd = MemoryEtcd(NEW)
+    c = MemoryCoordinator(etcd, asyncio.get_running_loop().time, Known(NEW, 600, 500, 2))
+    follower = Follower(c, "/r/lineage")
+    task = asyncio.ensure_future(follower.run())
+    etcd.txn([], [Put("/r/lineage", LineageRecord(3, NEW, 700, (OLD,)).to_json())], [])
+    follower.notice()
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert (c.known.base, c.known.number) == (700, 3)
+    task.cancel()
+    await c.close()

@@ -14,12 +14,14 @@ import pytest
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.coordination.interface import Delete, Op, Put
+from metastore.coordination.lineage import Known
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.messages import Process
 from metastore.core.replica import pack_config
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
+from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION, known_etcd
 from metastore.node.node import Node
 from metastore.storage.store import Store
 
@@ -314,6 +316,36 @@ async def test_the_same_terms_are_not_even_asked_about(f: Fixture) -> None:
     f.coordinator.cut = True
     await f.control._compare_terms(P, f.host)
     assert not f.coordinator.untrusted
+
+
+async def test_which_rebuilding_is_followed_is_durable(f: Fixture) -> None:
+    """As one fact, beside which the highest revision seen counts."""
+    c = f.coordinator
+    c.cluster_id, c.base, c.number, c.revision = 9, 700, 3, 750
+    f.control._followed()
+    assert known_etcd(f.store.facts) == c.known
+    assert known_etcd({**f.store.facts, FACT_CLUSTER_ID: 5, FACT_REVISION: 900}) == Known(9, 900, 700, 3)
+    assert known_etcd({FACT_CLUSTER_ID: 5, FACT_REVISION: 900}) == Known(5, 900)
+
+
+async def test_who_is_not_registered_elects_nobody(f: Fixture) -> None:
+    for registered in (True, False):
+        f.control._registered = registered
+        assert f.control.can_elect() == registered
+
+
+# --- R18 -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_split_off_waits_for_the_entry_that_did_it(f: Fixture) -> None:
+    """It is opened with what it begins with, and empty only when that will not come."""
+    child = ConfigRecord(1, 1 << 63, 1 << 64, TERM2, "l", f.record.replicas, parent=(P, TERM1, 7))
+    f.put(LAYOUT.config("c1", 1), child.to_json())
+    f.put(CONFIG_KEY, replace(f.record, hi=1 << 63, epoch=TERM2).to_json())
+    await f.until(lambda: 1 in f.control._unopened)
+    assert 1 not in f.node.hosts
+    f.control.open_now(1)
+    assert 1 in f.node.hosts
 
 
 # --- records that make no sense, or that go (the rest of it: test_poison) ---------------------------------------

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cellctl.operate import Operator
-from metastore.coordination.interface import Put
+from metastore.coordination.interface import KV, Put
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
-from metastore.errors import InvalidRequest
+from metastore.errors import InvalidRequest, Unavailable
 from metastore.layout import ConfigRecord, FeaturesRecord, NodeRecord, to_json
 from metastore.node import features
 from metastore.node.features import FACT_LEVEL, Features
@@ -128,6 +128,25 @@ async def test_a_level_is_raised_when_every_node_supports_it() -> None:
     assert (await operator.records()).level == 2
     with pytest.raises(InvalidRequest, match="not lowered"):
         await operator.raise_level(2)
+
+
+async def test_a_level_does_not_fall_where_two_raise_it() -> None:
+    class Raced(MemoryCoordinator):
+        """Somebody else raises it when this one has looked at the records."""
+
+        async def range(self, prefix: str) -> tuple[int, list[KV]]:
+            found = await super().range(prefix)
+            etcd.txn([], [Put(LAYOUT.features, FeaturesRecord(3).to_json())], [])
+            return found
+
+    etcd = MemoryEtcd()
+    config = ConfigRecord(0, 0, 1 << 64, 1 << 16, "a", (("a", "sa"),))
+    await put(etcd, LAYOUT.config("c", 0), config.to_json())
+    await put(etcd, LAYOUT.node("a"), to_json(NodeRecord("a", "c", "sa", "h:1", "h:2", level=3)))
+    operator = Operator(Raced(etcd, asyncio.get_running_loop().time), "metastore")
+    with pytest.raises(Unavailable, match="changed by somebody else"):
+        await operator.raise_level(2)
+    assert etcd.kvs[LAYOUT.features].value == FeaturesRecord(3).to_json()
 
 
 async def test_a_build_from_before_levels_supports_the_first() -> None:
