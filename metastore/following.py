@@ -47,16 +47,21 @@ class Following:
         self._ration = Ration(log, "%d more records that make no sense")
 
     def take(self, revision: int, changes: Sequence[Change]) -> list[Seen]:
-        """A watch's delivery, which the table follows; the first one is all that there is. Returns the changes, in
-        their order, without those of kinds that are not known."""
-        seen = [found for change in changes if (found := self._read(change)) is not None]
-        last: dict[Parts, Any] = {found.parts: found.record for found in seen if not found.bad}
-        # what was removed goes last: a partition that has moved to another cell has its new record then
-        self.table.apply(sorted(last.items(), key=lambda item: item[1] is None), revision)
+        """A watch's delivery, which the table follows; the first one is all that there is. Returns what to act on, without
+        kinds that are not known: of each record its last change (and where that makes no sense, the last one before that
+        does), and what was removed last: a partition that has moved to another cell has its new record then."""
+        met: dict[Parts, list[Seen]] = {}
+        for change in changes:
+            found = self._read(change)
+            if found is not None:
+                before = [seen for seen in met.get(found.parts, ()) if not seen.bad]
+                met[found.parts] = [*before, found] if found.bad else [found]
+        seen = [each for record in sorted(met.values(), key=lambda r: r[-1].new is None) for each in record]
+        self.table.apply([(each.parts, each.record) for each in seen if not each.bad], revision)
         if not self._began:
             self._began = True
             self.table.begin([self.layout.parse(change.key) for change in changes], revision)
-        self.table.unreadable.update("/".join(found.parts) for found in seen if found.bad)
+        self.table.unreadable.update("/".join(parts) for parts, record in met.items() if record[-1].bad)
         return seen
 
     def _read(self, change: Change) -> Seen | None:

@@ -197,9 +197,9 @@ class Control:
         node = self.node
         nodes = set(node.topology.nodes)
         seen = self.records.take(revision, changes)
-        # configs before leader keys: a replica must exist before it hears who leads it; moves in between, since they may
-        # ask for one; what was removed last: a partition that has moved to another cell has its new record then
-        for found in sorted(seen, key=lambda s: (ORDER.get(s.parts[0], 0), s.new is None)):
+        # configs before leader keys: a replica must exist before it hears who leads it; moves in
+        # between, since they may ask for one
+        for found in sorted(seen, key=lambda s: ORDER.get(s.parts[0], 0)):
             try:
                 self._act(found)
             except Exception as e:  # the record is in order: what is wrong is this node (R14)
