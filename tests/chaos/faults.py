@@ -16,6 +16,7 @@ from metastore.errors import DiskLow
 from tests.chaos import builds
 from tests.chaos.etcds import Members
 from tests.chaos.lab import Lab
+from tests.chaos.lost import LostEtcd
 from tests.chaos.operators import Operators
 from tests.chaos.stores import Stores
 from tests.chaos.unsynced import folder_of, take_back
@@ -27,7 +28,7 @@ MIN_FLOOD = 1000
 FULL_KEYS = 8
 
 
-class Faults(Operators, Stores):
+class Faults(Operators, Stores, LostEtcd):
     """See the module. ``lab``: where the network can be cut, if it can. ``members``: of etcd, if there are several."""
 
     def __init__(self, cluster: Cluster, lab: Lab | None, seed: int, members: Members | None = None) -> None:

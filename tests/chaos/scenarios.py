@@ -312,6 +312,38 @@ SCENARIOS = [
         18,
         etcds=3,
     ),
+    *(
+        Scenario(
+            f"etcd-lost-{how}",
+            f"{says}, after leaders, replicas and partitions have changed; while nobody trusts it {then}; it is rebuilt from "
+            "the stores, and all can change again: no request fails",
+            (
+                (0.5, "snapshot_etcd"),
+                (1, "can_change", "1"),
+                (1, "lose_etcd", how),
+                *between,
+                (3, "rebuild"),
+                (3, "can_change", "2"),
+            ),
+            routed=True,
+            faultless=True,
+        )
+        for how, says, then, between in (
+            ("wiped", "etcd is empty", "nothing happens", ()),
+            (
+                "restored",
+                "etcd is restored from an old snapshot",
+                "a node is restarted",
+                ((2, "restart_gracefully", "c1n2"),),
+            ),
+            (
+                "replaced",
+                "another etcd has what an old snapshot had",
+                "a leader is killed",
+                ((2, "kill", "leader"), (2, "all_are_led"), (2, "restart", "it")),
+            ),
+        )
+    ),
     Scenario(
         "moves-cut",
         "replicas are taken away and given back while one node after the other is alone",
