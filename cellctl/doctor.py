@@ -15,10 +15,10 @@ import click
 
 from cellctl.connect import Where, cluster_options, etcd_endpoints, fetch_json, router_url, topology
 from cellctl.history import read_history
-from cellctl.operate import Records
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.plan import THRESHOLD, balance
 from cellctl.rebalance import operate
+from cellctl.records import Records
 from cellctl.status import node_views, partition_rows
 from metastore.coordination.etcd_members import EtcdMember, ailments, ask_members
 from metastore.errors import MetastoreError
@@ -408,6 +408,30 @@ def mixtures(seen: Seen) -> Iterator[Finding]:
                 )
 
 
+def feature_levels(seen: Seen) -> Iterator[Finding]:
+    records = seen.records
+    if records is None:
+        return
+    for name, node in sorted(records.nodes.items()):
+        found = seen.views.get(name)
+        if node.level < records.level and (found is None or found["identity"]["state"] != "refused"):
+            yield Finding(
+                "error",
+                f"node {name}",
+                f"its build supports feature levels up to {node.level}, and the cluster is at {records.level}",
+                "it takes part in nothing: others may write what it cannot read",
+                f"start it with a build that supports level {records.level}; if it is gone for good: cellctl node remove {name}",
+            )
+    if records.supported() > records.level:
+        yield Finding(
+            "warning",
+            "cluster",
+            f"it is at feature level {records.level}, and every node supports {records.supported()}",
+            "what came with the later levels is not used; as long as it is so, nodes can go back to their earlier build",
+            "when none is to go back any more: cellctl features raise",
+        )
+
+
 def balances(seen: Seen) -> Iterator[Finding]:
     if seen.records is None:
         return
@@ -572,6 +596,7 @@ CHECKS: tuple[Callable[[Seen], Iterator[Finding]], ...] = (
     disks,
     clocks,
     mixtures,
+    feature_levels,
     balances,
     left_over,
     records_in_etcd,

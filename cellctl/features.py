@@ -6,9 +6,9 @@ import click
 
 from cellctl.connect import Where, cluster_options
 from cellctl.moving import yes_option
-from cellctl.operate import Records, check_level
 from cellctl.output import note, output_option, print_data, print_table
 from cellctl.rebalance import operate
+from cellctl.records import Records, check_level
 
 
 @click.group()
@@ -68,9 +68,4 @@ def raise_(where: Where, level: int | None, dry_run: bool, yes: bool) -> None:
             abort=True,
         )
     operate(where, lambda o: o.raise_level(wanted))
-    late = operate(where, lambda o: o.records())
     note(f"the cluster is at feature level {wanted}")
-    for name in sorted(n for n, node in late.nodes.items() if node.level < wanted):
-        note(
-            f"{name} was registered meanwhile and does not support it: upgrade it; until then it takes part in nothing"
-        )

@@ -9,9 +9,10 @@ import click
 
 from cellctl.connect import Where, topology, unknown_partition, waiting_options
 from cellctl.moving import yes_option
-from cellctl.operate import Operator, Records
+from cellctl.operate import Operator
 from cellctl.output import note
 from cellctl.rebalance import operate
+from cellctl.records import Records
 from cellctl.status import node_views, partition_rows
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.history import MAX_GENERATIONS, generation_of

@@ -7,7 +7,7 @@ import time
 
 import click
 
-from cellctl.connect import Where, cluster_options, topology, unknown, unknown_partition, waiting_options
+from cellctl.connect import Where, cluster_options, topology, unknown_partition, waiting_options
 from cellctl.operate import Operator
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebalance import operate, wait_until_done
@@ -139,7 +139,8 @@ def replace(
     old: str,
     new: str,
 ) -> None:
-    """Everything that OLD holds is to be held by NEW, of the same cell; OLD is drained and may be dead.
+    """Everything that OLD holds is to be held by NEW, of the same cell; OLD is drained and may be dead. What OLD is given
+    meanwhile, or gets back, is asked for too, once that has ended.
 
     With the same name twice: what the node held with the store that it had is to be held by the one that it has
     now. That happens by itself too, a few partitions at a time.
@@ -148,41 +149,25 @@ def replace(
     """
     if not yes:
         click.confirm(f"move all replicas of {old} to {new}?", abort=True)
-
-    async def ask(operator: Operator) -> set[int]:
-        records = await operator.records()
-        for name in (old, new):
-            if name not in records.nodes:
-                raise unknown("node", name, records.nodes)
-        if records.nodes[old].cell != records.nodes[new].cell:
-            raise InvalidRequest(
-                f"{old} is of cell {records.nodes[old].cell} and {new} of {records.nodes[new].cell}; "
-                "between cells use: cellctl rebalance plan"
-            )
-        same = old == new
-        mine = (old, records.nodes[old].store_id)
-        if same and all(
-            mine in c.replicas or old not in dict(c.replicas) for _, c in records.configs.values()
-        ):
+    deadline = time.monotonic() + where.timeout_s
+    asked: set[int] = set()
+    while True:
+        found = operate(where, lambda o: o.replace_node(old, new, f"node replace {old} {new}"))
+        under_way = found.moving | found.busy
+        if old == new and not (asked or under_way or found.stuck):
             raise InvalidRequest(
                 f"{old} has the very store that its partitions name: there is nothing to replace"
             )
-        if not same:
-            records.check_running([new])
-            await operator.set_drained(old, True)
-        asked = set()
-        for p, (cell, config) in sorted(records.configs.items()):
-            names = [n for n, _ in config.replicas]
-            lost = same and old in names and mine not in config.replicas
-            if lost and p in records.moves:
-                asked.add(p)  # it goes on by itself
-            elif lost or (old in names and new not in names):
-                target = [new if n == old else n for n in names]
-                await operator.request_move(p, cell, target, f"node replace {old} {new}")
-                asked.add(p)
-        return asked
-
-    asked = operate(where, ask)
-    note(f"{len(asked)} partitions move from {old} to {new}")
-    if wait and asked:
-        sys.exit(wait_until_done(where, asked))
+        if found.moving - asked or not asked:
+            note(f"{len(found.moving - asked)} partitions move from {old} to {new}")
+        asked |= found.moving
+        if not wait or not under_way or time.monotonic() > deadline:
+            break
+        if code := wait_until_done(where, under_way, deadline):
+            sys.exit(code)
+    for p in sorted(found.busy):
+        note(f"partition {p} moves to {old}, or back; when that has ended, do the same again")
+    for p, why in sorted(found.stuck.items()):
+        note(f"partition {p} stays on {old}: {why}")
+    if found.busy or found.stuck:
+        sys.exit(1)

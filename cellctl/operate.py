@@ -10,16 +10,24 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
 
 from cellctl.connect import unknown
-from cellctl.plan import MAX_REPLICAS, CellView, ClusterView, NodeView, PartitionView, PlannedMove
+from cellctl.plan import PlannedMove
+from cellctl.records import (
+    Records,
+    Replaced,
+    check_level,
+    check_no_target,
+    is_as_planned,
+    names_of,
+    replacement,
+)
 from metastore import schema
 from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Op, Put
-from metastore.covering import Piece, finest
-from metastore.errors import InvalidRequest, NotFound, Unavailable
+from metastore.errors import InvalidRequest, Unavailable
 from metastore.fields import BadRecord
 from metastore.keys import MAX_PARTITIONS
 from metastore.layout import (
@@ -42,120 +50,11 @@ SWAP_TRIES: Final = 10
 NAME: Final = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
-    """The cluster's records as of one revision."""
-
-    revision: int
-    cells: dict[str, CellRecord]
-    nodes: dict[str, NodeRecord]
-    drained: frozenset[str]
-    present: frozenset[str]
-    #: partition -> (cell, config)
-    configs: dict[int, tuple[str, ConfigRecord]]
-    #: partition -> (move, mod revision)
-    moves: dict[int, tuple[MoveRecord, int]]
-    paused: bool
-    #: keys of records that make no sense, as they can be printed -> why; they are in nothing above
-    bad: Mapping[str, str] = field(default_factory=dict)
-    #: the cluster's feature level
-    level: int = FIRST_LEVEL
-
-    def supported(self) -> int:
-        """The highest feature level that every registered node supports."""
-        return min((node.level for node in self.nodes.values()), default=FIRST_LEVEL)
-
-    def misfits(self) -> list[int]:
-        """Partitions whose ranges overlap others'; nodes and routers go by the other ones. Empty where nothing covers all keys."""
-        pieces = [Piece(p, c.lo, c.hi) for p, (_, c) in self.configs.items()]
-        found = finest(pieces, 1 << 64)
-        fitting = self.configs.keys() if found is None else {piece.id for piece in found}
-        return sorted(self.configs.keys() - fitting)
-
-    def gaps(self) -> list[tuple[int, int]]:
-        """Ranges of points that no partition's record covers."""
-        found, at = [], 0
-        for lo, hi in sorted((c.lo, c.hi) for _, c in self.configs.values()):
-            if lo > at:
-                found.append((at, lo))
-            at = max(at, hi)
-        return found + ([(at, 1 << 64)] if at < 1 << 64 else [])
-
-    def missing_nodes(self) -> dict[str, list[int]]:
-        """Nodes that partitions name and that have no record -> those partitions."""
-        found: dict[str, list[int]] = {}
-        for p, (_, config) in sorted(self.configs.items()):
-            for name, _ in config.members():
-                if name not in self.nodes:
-                    found.setdefault(name, []).append(p)
-        return found
-
-    def config(self, partition: int) -> tuple[str, ConfigRecord]:
-        """A partition's cell and record. Raises NotFound, and InvalidRequest when its record makes no sense."""
-        found = self.configs.get(partition)
-        if found is not None:
-            return found
-        for key, why in self.bad.items():
-            if "/config/" in key and key.endswith(f"/{partition:05d}"):
-                raise InvalidRequest(f"the record {key} in etcd makes no sense ({why}); mend it first")
-        raise NotFound(f"there is no partition {partition}")
-
-    def check_configs(self) -> None:
-        """Raises InvalidRequest when a partition's record makes no sense: who holds it is not known then."""
-        for key in self.bad:
-            if "/config/" in key:
-                raise InvalidRequest(
-                    f"the record {key} in etcd makes no sense, and what it names is not known; mend or remove it first"
-                )
-
-    def held(self, config: ConfigRecord) -> tuple[str, ...]:
-        """The replicas whose nodes have the member's very store still: health counts stores, not names (R13)."""
-        return tuple(n for n, s in config.replicas if n not in self.nodes or self.nodes[n].store_id == s)
-
-    def check_leadable(self, partition: int) -> None:
-        """Raises InvalidRequest when nobody could carry an order about the partition out: its replicas have no
-        majority that runs, with the stores that its record names."""
-        _, config = self.configs[partition]
-        for members in (config.replicas, config.joint or config.replicas):
-            gone = [n for n, s in members if n in self.nodes and self.nodes[n].store_id != s]
-            away = [n for n, _ in members if n not in self.present and n not in gone]
-            if 2 * (len(members) - len(gone) - len(away)) <= len(members):
-                raise InvalidRequest(
-                    f"partition {partition} has no majority that could carry this out: "
-                    f"not running: {_names(away)}; with another store than before: {_names(gone)}. Start the nodes; "
-                    f"when a majority is lost for good: cellctl failover --force {partition}"
-                )
-
-    def check_running(self, nodes: Iterable[str]) -> None:
-        """Raises InvalidRequest when one of the nodes that are to get replicas does not run."""
-        away = [n for n in nodes if n not in self.present]
-        if away:
-            raise InvalidRequest(
-                f"{_names(away)} is not running, so nothing can be brought there: start it, or name another node"
-            )
-
-    def view(self, load: Mapping[int, tuple[int, float]] | None = None) -> ClusterView:
-        """What plans are made from; ``load``: partition -> (bytes, operations per second)."""
-        nodes = tuple(
-            NodeView(n.node, n.cell, n.store_id, n.zone, n.node in self.drained or n.node not in self.present)
-            for n in self.nodes.values()
-        )
-        names = {n.cell for n in self.nodes.values()} | {cell for cell, _ in self.configs.values()}
-        cells = tuple(
-            CellView(c, self.cells.get(c, CellRecord()).weight, self.cells.get(c, CellRecord()).draining)
-            for c in sorted(names | set(self.cells))
-        )
-        partitions = tuple(
-            PartitionView(p, cell, self.held(config), *(load or {}).get(p, (0, 0.0)))
-            for p, (cell, config) in sorted(self.configs.items())
-        )
-        return ClusterView(cells, nodes, partitions, MAX_REPLICAS)
-
-
 class Operator:
     """One cluster's records, and changes to them."""
 
     def __init__(self, coordinator: Coordinator, cluster: str) -> None:
+        self._swaps = asyncio.Semaphore(MAX_SWAPS)
         self.etcd = coordinator
         self.layout = Layout(cluster)
 
@@ -196,8 +95,9 @@ class Operator:
         if not configs:
             raise Unavailable(f"etcd has no cluster called {self.layout.cluster!r}")
         return Records(
-            revision, cells, nodes, frozenset(drained), frozenset(present), configs, moves, paused, bad, level
-        )
+            revision, cells, nodes, frozenset(drained), frozenset(present), configs, moves, paused, bad, level,
+            {kv.key: kv.mod_revision for kv in kvs},
+        )  # fmt: skip
 
     # --- cells and nodes ----------------------------------------------------------------------
 
@@ -231,16 +131,19 @@ class Operator:
         await self._swap(self.layout.cell(cell), None, CellRecord(weight).to_json())
 
     async def remove_cell(self, cell: str) -> None:
-        """Forget an empty cell and its nodes. Raises InvalidRequest while it holds anything."""
-        records = await self.records()
-        records.check_configs()
-        held = [p for p, (c, _) in records.configs.items() if c == cell]
-        if held:
-            raise InvalidRequest(f"cell {cell} holds {len(held)} partitions; drain it first")
-        ops = [Delete(self.layout.cell(cell))]
-        layout, gone = self.layout, [n.node for n in records.nodes.values() if n.cell == cell]
-        ops += [Delete(key) for node in gone for key in (layout.node(node), layout.mark(node))]
-        await self.etcd.txn([], ops)
+        """Forget an empty cell and its nodes. Raises InvalidRequest while it holds anything, or is to."""
+
+        def forget(records: Records) -> list[Op]:
+            held = [p for p, (c, _) in records.configs.items() if c == cell]
+            if held:
+                raise InvalidRequest(f"cell {cell} holds {len(held)} partitions; drain it first")
+            nodes = [n.node for n in records.nodes.values() if n.cell == cell]
+            check_no_target(records, f"cell {cell}", set(nodes))
+            layout = self.layout
+            keys = [key for node in nodes for key in (layout.node(node), layout.mark(node))]
+            return [Delete(key) for key in (layout.cell(cell), *keys)]
+
+        await self._forget(forget)
 
     async def set_drained(self, node: str, drained: bool) -> None:
         """Raises NotFound."""
@@ -251,76 +154,106 @@ class Operator:
         await self.etcd.txn([], [Put(key, b"{}") if drained else Delete(key)])
 
     async def remove_node(self, node: str) -> None:
-        """Forget a node that holds nothing. Raises InvalidRequest while it does."""
-        records = await self.records()
-        records.check_configs()
-        held = [p for p, (_, c) in records.configs.items() if node in {n for n, _ in c.members()}]
-        if held:
-            raise InvalidRequest(f"node {node} holds replicas of {len(held)} partitions; drain it first")
-        keys = (self.layout.node(node), self.layout.mark(node), self.layout.drained(node))
-        await self.etcd.txn([], [Delete(key) for key in keys])
+        """Forget a node that holds nothing. Raises InvalidRequest while it does, or is to."""
+
+        def forget(records: Records) -> list[Op]:
+            held = [p for p, (_, c) in records.configs.items() if node in {n for n, _ in c.members()}]
+            if held:
+                raise InvalidRequest(f"node {node} holds replicas of {len(held)} partitions; drain it first")
+            check_no_target(records, f"node {node}", {node})
+            keys = (self.layout.node(node), self.layout.mark(node), self.layout.drained(node))
+            return [Delete(key) for key in keys]
+
+        await self._forget(forget)
+
+    async def _forget(self, forget: Callable[[Records], list[Op]]) -> None:
+        """What goes by the records as they are when it goes: nothing that was given something to hold just now."""
+        for _ in range(SWAP_TRIES):
+            records = await self.records()
+            records.check_configs()
+            ops = forget(records)
+            if (await self.etcd.txn(self._as_in(records, "config/", "moves/", "nodes/"), ops)).succeeded:
+                return
+        raise Unavailable("partitions change all the time; try again", retry_after_s=1)
+
+    def _as_in(self, records: Records, *names: str) -> list[Compare]:
+        """That nothing whose key begins with one of these, below the root, was made or changed since ``records`` were read."""
+        return [Compare.unchanged_since(self.layout.root + name, records.revision) for name in names]
 
     # --- moves --------------------------------------------------------------------------------
 
     async def request_move(self, partition: int, cell: str, nodes: Sequence[str], cause: str) -> MoveRecord:
-        """Ask for a partition's replicas to be ``nodes``. Raises NotFound, InvalidRequest."""
-        records = await self.records()
-        records.config(partition)
+        """Ask for a partition's replicas to be ``nodes``. Raises NotFound, InvalidRequest, Unavailable."""
         if not 1 <= len(nodes) <= 7 or len(set(nodes)) != len(nodes):
             raise InvalidRequest(f"{len(nodes)} nodes: name 1 to 7, each once")
-        target = []
-        for name in nodes:
-            record = records.nodes.get(name)
-            if record is None:
-                raise unknown("node", name, records.nodes)
-            if record.cell != cell:
-                raise InvalidRequest(
-                    f"node {name} is of cell {record.cell}, not {cell}; replicas share one cell"
-                )
-            target.append((name, record.store_id))
-        records.check_running(n for n, s in target if (n, s) not in records.configs[partition][1].replicas)
-        records.check_leadable(partition)
-        move = MoveRecord(partition, cell, tuple(target), cause=cause)
-        await self._request(records, move)
-        return move
+        for _ in range(SWAP_TRIES):
+            records = await self.records()
+            records.config(partition)
+            move = MoveRecord(partition, cell, records.stores(cell, nodes), cause=cause)
+            records.check_can_move(move)
+            if await self._request(records, move):
+                return move
+        raise Unavailable(f"partition {partition} changes all the time; look again", retry_after_s=1)
 
     async def apply(self, moves: Sequence[PlannedMove], cause: str) -> tuple[list[int], list[int]]:
         """Ask for all moves of a plan; the partitions asked for, and those that have changed since
         the plan was made, which are left alone. Raises InvalidRequest, before anything was asked for, when
         one cannot be carried out."""
         records = await self.records()
-        asked, changed, wanted = [], [], []
+        for m in moves:  # all of them first
+            if is_as_planned(records, m) and m.partition not in records.moves:
+                records.check_can_move(MoveRecord(m.partition, m.to_cell, m.target, cause=cause))
+        asked, changed = [], []
         for m in moves:
-            at = records.configs.get(m.partition)
-            replicas = set() if at is None else set(records.held(at[1]))
-            if at is None or at[0] != m.from_cell or replicas != set(m.from_replicas):
+            move = MoveRecord(m.partition, m.to_cell, m.target, cause=cause)
+            for _ in range(SWAP_TRIES):
+                if not is_as_planned(records, m):
+                    changed.append(m.partition)
+                    break
+                if m.partition in records.moves or await self._request(records, move):
+                    asked.append(m.partition)
+                    break
+                records = await self.records()
+            else:
                 changed.append(m.partition)
-                continue
-            known = records.moves.get(m.partition)
-            if known is not None and known[0].target != m.target:
-                changed.append(m.partition)
-                continue
-            if known is None:
-                records.check_running(n for n, s in m.target if (n, s) not in at[1].replicas)
-                records.check_leadable(m.partition)
-                wanted.append(MoveRecord(m.partition, m.to_cell, m.target, cause=cause))
-            asked.append(m.partition)
-        for move in wanted:
-            await self._request(records, move)
         return asked, changed
 
-    async def _request(self, records: Records, move: MoveRecord) -> None:
+    async def replace_node(self, old: str, new: str, cause: str) -> Replaced:
+        """Ask for all that ``old`` holds to be held by ``new``, of the same cell, and drain ``old``; the same name twice: by
+        the store that the node has now. Each partition is asked for by what its record says in that very moment, so what
+        others change meanwhile is neither lost nor undone. Raises NotFound, InvalidRequest, Unavailable."""
+        moving: set[int] = set()
+        for _ in range(SWAP_TRIES):
+            records = await self.records()
+            found = replacement(records, old, new, cause)
+            if old != new:
+                records.check_running([new])
+                if old not in records.drained:  # so that no plan gives it anything meanwhile
+                    await self.set_drained(old, True)
+            asked = await asyncio.gather(*(self._request(records, move) for move in found.moves))
+            moving |= {move.partition for move, done in zip(found.moves, asked, strict=True) if done}
+            if all(asked):
+                return replace(found, moving=found.moving | moving)
+        raise Unavailable("partitions change all the time; do the same again", retry_after_s=1)
+
+    async def _request(self, records: Records, move: MoveRecord) -> bool:
+        """Ask for a move, provided that the partition and the nodes are as ``records`` have them; False = they are not. Raises
+        InvalidRequest when another move of it is under way."""
         known = records.moves.get(move.partition)
         if known is not None and known[0].target == move.target and not known[0].cancel:
-            return
+            return True
         if known is not None:
             raise InvalidRequest(
-                f"partition {move.partition} is moving to {_names(n for n, _ in known[0].target)} already; cancel that first"
+                f"partition {move.partition} is moving to {names_of(n for n, _ in known[0].target)} already; cancel that first"
             )
-        key = self.layout.move(move.partition)
-        result = await self.etcd.txn([Compare.absent(key)], [Put(key, move.to_json())])
-        if not result.succeeded:
-            raise Unavailable(f"partition {move.partition}: somebody asked for a move just now; look again")
+        key, layout = self.layout.move(move.partition), self.layout
+        config = layout.config(records.configs[move.partition][0], move.partition)
+        same = [config, *(layout.node(node) for node, _ in move.target)]
+        if any(k not in records.mods for k in same):
+            return False
+        compares = [Compare.absent(key), *(Compare.mod_revision_is(k, records.mods[k]) for k in same)]
+        async with self._swaps:
+            return (await self.etcd.txn(compares, [Put(key, move.to_json())])).succeeded
 
     async def request_split(self, partition: int, at: int | None, cause: str) -> SplitRecord:
         """Ask for a partition to be two from the point ``at`` on, None = the middle of its range. Raises
@@ -348,9 +281,10 @@ class Operator:
             Compare.absent(counter) if known is None else Compare.mod_revision_is(counter, known.mod_revision)
         )
         ops = [Put(counter, b"%d" % (child + 1)), Put(key, split.to_json())]
-        if not (await self.etcd.txn([same, Compare.absent(key)], ops)).succeeded:
+        unasked = [Compare.absent(one) for one in (key, self.layout.move(partition))]
+        if not (await self.etcd.txn([same, *unasked], ops)).succeeded:
             raise Unavailable(
-                f"partition {partition} is being split already, or another was just now; look again"
+                f"partition {partition} is being split or moved already, or another was split just now; look again"
             )
         return split
 
@@ -360,10 +294,9 @@ class Operator:
         """Have each of these partitions begin its next term in ``generation`` (R19), under whoever leads it. Where
         something fails the others may have been done. Raises Unavailable."""
         records = await self.records()
-        slots = asyncio.Semaphore(MAX_SWAPS)
 
         async def one(p: int) -> None:
-            async with slots:
+            async with self._swaps:
                 if p not in records.configs:
                     raise Unavailable(f"etcd has no record of partition {p}; look again", retry_after_s=1)
                 await self._begin_generation(records.configs[p][0], p, generation, cause)
@@ -417,38 +350,18 @@ class Operator:
 
     async def raise_level(self, level: int) -> None:
         """Let the cluster have feature level ``level``, which never falls again. A node that is registered at the same moment
-        compares the level it has read; one that does not support it is told, and takes part in nothing. Raises
-        InvalidRequest, and Unavailable when somebody else changed it."""
-        known = await self.etcd.get(self.layout.features)
-        records = await self.records()
-        check_level(records, level)
-        await self._swap(self.layout.features, known, FeaturesRecord(level).to_json())
+        is either seen here, or sees the level: both compare what they have read. Raises
+        InvalidRequest, and Unavailable when nodes are registered all the time."""
+        key = self.layout.features
+        for _ in range(SWAP_TRIES):
+            records = await self.records()
+            check_level(records, level)
+            unchanged = self._as_in(records, "features", "nodes/")
+            if (await self.etcd.txn(unchanged, [Put(key, FeaturesRecord(level).to_json())])).succeeded:
+                return
+        raise Unavailable("nodes are being registered all the time; try again", retry_after_s=1)
 
     async def _swap(self, key: str, known: KV | None, value: bytes) -> None:
         compare = Compare.absent(key) if known is None else Compare.mod_revision_is(key, known.mod_revision)
         if not (await self.etcd.txn([compare], [Put(key, value)])).succeeded:
             raise Unavailable(f"{key} was changed by somebody else just now; try again")
-
-
-def check_level(records: Records, level: int) -> None:
-    """Whether the cluster can be raised to a feature level. Raises InvalidRequest, with who is in the way."""
-    if level <= records.level:
-        raise InvalidRequest(
-            f"the cluster is at feature level {records.level} already; a level is not lowered"
-        )
-    unread = [key for key in records.bad if "/nodes/" in key or key.endswith("/features")]
-    if unread:
-        raise InvalidRequest(
-            f"{', '.join(sorted(unread))} makes no sense: see cellctl doctor; mend or remove it first"
-        )
-    older = sorted(name for name, node in records.nodes.items() if node.level < level)
-    if older:
-        told = ", ".join(f"{name} (up to {records.nodes[name].level})" for name in older)
-        raise InvalidRequest(
-            f"these nodes do not support feature level {level}: {told}; upgrade them first, or remove those that are gone for "
-            "good (cellctl node remove)"
-        )
-
-
-def _names(names: Any) -> str:
-    return ", ".join(sorted(names)) or "none"

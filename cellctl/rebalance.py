@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -20,13 +21,14 @@ from cellctl.connect import (
     waiting_options,
     with_etcd,
 )
-from cellctl.operate import Operator, Records
+from cellctl.operate import Operator
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.plan import Balance, By, Plan, make_plan, moves_from_plain, to_plain
+from cellctl.records import Records
 from cellctl.status import node_views
 from metastore.config import NodeConfig
 from metastore.decoding import Undecodable, read_json_file
-from metastore.errors import InvalidRequest
+from metastore.errors import CoordinationUnavailable, InvalidRequest
 
 T = TypeVar("T")
 POLL_S = 0.5
@@ -153,16 +155,18 @@ def apply(
     sys.exit(1 if changed else 0)
 
 
-def wait_until_done(where: Where, partitions: set[int]) -> int:
-    """Exit code: 0 all done, 1 not in time (the cluster goes on)."""
-    deadline = time.monotonic() + where.timeout_s
+def wait_until_done(where: Where, partitions: set[int], deadline: float | None = None) -> int:
+    """Exit code: 0 all done, 1 not in time (the cluster goes on). ``deadline``: of the monotonic clock, else --timeout from
+    now. An etcd that does not answer for a while is waited for."""
+    deadline = time.monotonic() + where.timeout_s if deadline is None else deadline
     left = partitions
     with click.progressbar(length=len(partitions), label="moved", file=sys.stderr) as bar:
         while True:
-            records = operate(where, lambda o: o.records())
-            now = partitions & set(records.moves)
-            bar.update(len(left) - len(now))
-            left = now
+            with contextlib.suppress(CoordinationUnavailable):
+                records = operate(where, lambda o: o.records())
+                now = partitions & set(records.moves)
+                bar.update(len(left) - len(now))
+                left = now
             if not left:
                 return 0
             if time.monotonic() > deadline:

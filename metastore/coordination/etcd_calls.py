@@ -47,6 +47,14 @@ def compare_of(c: Compare) -> Any:
         return rpc.Compare(
             result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=c.key.encode(), mod_revision=c.revision
         )
+    if c.what == "since":
+        return rpc.Compare(
+            result=rpc.Compare.LESS,
+            target=rpc.Compare.MOD,
+            key=c.key.encode(),
+            range_end=prefix_end(c.key.encode()),
+            mod_revision=c.revision + 1,
+        )
     return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.VALUE, key=c.key.encode(), value=c.value)
 
 

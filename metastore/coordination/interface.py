@@ -38,10 +38,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """One condition of a transaction."""
+    """One condition of a transaction. ``since``: of all records whose keys begin with ``key``."""
 
     key: str
-    what: Literal["mod", "value"]
+    what: Literal["mod", "value", "since"]
     revision: int = 0
     value: bytes = b""
 
@@ -52,6 +52,11 @@ class Compare:
     @classmethod
     def mod_revision_is(cls, key: str, revision: int) -> Compare:
         return cls(key, "mod", revision)
+
+    @classmethod
+    def unchanged_since(cls, prefix: str, revision: int) -> Compare:
+        """Nothing whose key begins with ``prefix`` was made or changed after ``revision``; what was deleted says nothing."""
+        return cls(prefix, "since", revision)
 
     @classmethod
     def value_is(cls, key: str, value: bytes) -> Compare:

@@ -107,9 +107,11 @@ class Lineal:
 
     def asked(self, compare: Compare) -> Compare:
         """A condition as the service understands it. A revision from before it is one that no record of it has."""
-        if not self.base or compare.what != "mod" or not compare.revision:
+        if not self.base or compare.what == "value" or not compare.revision:
             return compare
         raw = compare.revision - self.base
+        if compare.what == "since":
+            return replace(compare, revision=max(raw, 0))
         return replace(compare, revision=raw if raw > 0 else NEVER)
 
 

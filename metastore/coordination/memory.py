@@ -106,6 +106,8 @@ class MemoryEtcd:
         kv = self.kvs.get(c.key)
         if c.what == "mod":
             return (kv.mod_revision if kv else 0) == c.revision
+        if c.what == "since":
+            return all(kv.mod_revision <= c.revision for key, kv in self.kvs.items() if key.startswith(c.key))
         return kv is not None and kv.value == c.value
 
     def _delete(self, key: str) -> None:

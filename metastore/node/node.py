@@ -152,6 +152,9 @@ class Node:
         self.links.on_accused = self.on_accused
         self.links.mark = lambda: store.mark
         self.links.on_mark = self.on_peer_mark
+        self.links.levels = lambda: self.features.levels
+        self.links.on_level = self.features.learn
+        self.features.on_raised = self.links.raised
         self._know_lineage()
         self.snapshots = Snapshots(self)
         self.links.on_dropped = self.snapshots.dropped

@@ -24,6 +24,7 @@ from metastore.wire import frames
 from metastore.wire.frames import shown
 from metastore.wire.peer_messages import (
     MAX_COUNT,
+    Hello,
     bulk,
     decode,
     encode,
@@ -33,7 +34,7 @@ from metastore.wire.peer_messages import (
     read_hello_ok,
     read_seen,
 )
-from metastore.wire.versions import OPTIONAL, Spoken, agree, peer_versions
+from metastore.wire.versions import OPTIONAL, Levels, agree, peer_versions, read_level
 
 log = logging.getLogger("metastore.peers")
 
@@ -61,6 +62,8 @@ class PeerConnection(asyncio.Protocol):
         self.peer: Process | None = None
         #: of the protocol, as both speak it; 0 = not agreed on yet
         self.version = 0
+        #: up to which feature level the other side supports any, and the highest that it was told here, or told itself
+        self.supported = self.level = 0
         self.transport: asyncio.Transport | None = None
         self.decoder = frames.FrameDecoder(max_items=frames.MAX_ITEMS)
         self.closed = asyncio.get_running_loop().create_future()
@@ -73,8 +76,9 @@ class PeerConnection(asyncio.Protocol):
         self.transport = transport = cast(asyncio.Transport, transport)
         if self.target is not None:
             links = self.links
-            body = hello(links.cluster, links.me, *self.target, links.lineage, links.spoken)
-            transport.write(frames.pack(frames.PEER_HELLO, body))
+            mine = links.hello()
+            self.level = mine.levels.level
+            transport.write(frames.pack(frames.PEER_HELLO, hello(links.cluster, mine, *self.target)))
         self._ping_later()
 
     def _ping_later(self) -> None:
@@ -120,6 +124,8 @@ class PeerConnection(asyncio.Protocol):
                 self.peer.node if self.peer is not None else str(self.target and self.target[0]), body
             )
         elif self.peer is not None:
+            if kind == frames.LEVEL:
+                self.raised(read_level(body))
             if kind >= OPTIONAL:
                 return
             if kind != frames.PEER or type(body) is not list:
@@ -129,19 +135,17 @@ class PeerConnection(asyncio.Protocol):
                 messages = [message for message in messages if message is not None]
             self.links.on_messages(self.peer, messages)
         elif self.target is not None and kind == frames.PEER_HELLO_OK:
-            peer, lineage, spoken = read_hello_ok(body)
+            theirs = read_hello_ok(body)
+            peer = theirs.process
             if (peer.node, peer.store) != self.target:
                 raise ProtocolError(f"{self.target[0]} answered as {peer.node!r} with store {peer.store}")
             try:
-                self.version = self.links.agree(peer, spoken)
-                self.links.check(peer, lineage)
-            except ProtocolError as e:  # so that it learns what it is
-                assert self.transport is not None
-                self.transport.write(frames.pack(frames.ERROR, [e.status, e.message, e.detail]))
-                self.transport.close()
-                log.warning("%s is not connected: %s", peer.node, e.message)
+                self.version = self.links.agree(theirs)
+                self.links.check(theirs)
+            except ProtocolError as e:
+                self.refuse(peer.node, e)
                 return
-            self.open(peer, lineage)
+            self.open(theirs)
         else:
             raise ProtocolError(f"frame type {kind} before the hello")
 
@@ -154,21 +158,50 @@ class PeerConnection(asyncio.Protocol):
             self.links.on_accused(by, text, read_seen(detail.get("seen")))
         raise ProtocolError(f"{by} refused: {text}")
 
+    def refuse(self, node: str, e: ProtocolError) -> None:
+        """End the connection, so that the other side learns why."""
+        assert self.transport is not None
+        self.transport.write(frames.pack(frames.ERROR, [e.status, e.message, e.detail]))
+        self.transport.close()
+        log.warning("%s is not connected: %s", node, e.message)
+
     def accept(self, body: Any) -> None:
         """The accepting side has read a PEER_HELLO. Raises ProtocolError."""
         links = self.links
-        peer, lineage, spoken = read_hello(body, links.cluster, links.me)
-        self.version = links.agree(peer, spoken)
-        links.check_caller(peer, lineage)
+        theirs = read_hello(body, links.cluster, links.me)
+        self.version = links.agree(theirs)
+        links.check_caller(theirs)
         assert self.transport is not None
-        body = hello_ok(links.me, links.lineage, links.spoken)
-        self.transport.write(frames.pack(frames.PEER_HELLO_OK, body))
+        mine = links.hello()
+        self.level = mine.levels.level
+        self.transport.write(frames.pack(frames.PEER_HELLO_OK, hello_ok(mine)))
         self._ping_later()
-        self.open(peer, lineage)
+        self.open(theirs)
 
-    def open(self, peer: Process, lineage: Lineage) -> None:
-        self.peer = peer
-        self.links.opened(peer, lineage, self)
+    def open(self, theirs: Hello) -> None:
+        self.peer, self.supported = theirs.process, theirs.levels.supported
+        self.raised(theirs.levels.level)
+        self.tell_level(self.links.levels())
+        self.links.opened(theirs, self)
+
+    def raised(self, level: int) -> None:
+        """The other side tells the cluster's feature level. Raises ProtocolError when this build does not support it."""
+        assert self.peer is not None
+        self.links.check_levels(self.peer.node, Levels(level, max(level, self.supported)))
+        self.level = max(self.level, level)
+        self.links.on_level(level)
+
+    def tell_level(self, mine: Levels) -> None:
+        """Before anything that is written by it. Who does not support it is a peer no more."""
+        if mine.level <= self.level or self.peer is None or self.transport is None:
+            return
+        try:
+            self.links.check_levels(self.peer.node, Levels(self.level, self.supported))
+        except ProtocolError as e:
+            self.refuse(self.peer.node, e)
+            return
+        self.level = mine.level
+        self.transport.write(frames.pack(frames.LEVEL, mine.level))
 
     @property
     def alive(self) -> bool:
@@ -226,6 +259,9 @@ class PeerLinks:
         self.me = me
         self.lineage = lineage
         self.spoken = peer_versions()
+        #: this node's, as they are now; and a peer tells that the cluster is at a level, which this build supports
+        self.levels: Callable[[], Levels] = Levels
+        self.on_level: Callable[[int], object] = lambda level: None
         self.on_messages = on_messages
         self.on_up = on_up
         self.on_down = on_down
@@ -316,34 +352,60 @@ class PeerLinks:
 
     # --- connections ----------------------------------------------------------------------
 
-    def agree(self, peer: Process, spoken: Spoken) -> int:
-        """The version of the protocol that is used with ``peer``. Raises NoCommonVersion."""
-        return agree(self.spoken, f"node {self.me.node}", spoken, f"node {peer.node[:80]}")
+    def hello(self) -> Hello:
+        """What this node tells of itself."""
+        return Hello(self.me, self.lineage, self.spoken, self.levels())
 
-    def check_caller(self, peer: Process, lineage: Lineage) -> None:
-        """Whether ``peer`` is one that dials this node. Raises ProtocolError."""
+    def agree(self, theirs: Hello) -> int:
+        """The version of the protocol that is used with a peer. Raises NoCommonVersion."""
+        them = f"node {theirs.process.node[:80]}"
+        return agree(self.spoken, f"node {self.me.node}", theirs.spoken, them)
+
+    def check_levels(self, node: str, theirs: Levels) -> None:
+        """What is written at a feature level goes only where it can be read. Raises ProtocolError."""
+        mine = self.levels()
+        level = max(mine.level, theirs.level)
+        for name, supported in ((self.me.node, mine.supported), (node, theirs.supported)):
+            if supported < level:
+                raise ProtocolError(
+                    f"the cluster is at feature level {level}, and node {name[:80]!r} has a build that supports up to "
+                    f"{supported}: upgrade it"
+                )
+
+    def check_caller(self, theirs: Hello) -> None:
+        """Whether it is a peer that dials this node. Raises ProtocolError."""
+        peer = theirs.process
         if peer.node >= self.me.node:
             raise ProtocolError(f"node {peer.node!r} does not dial {self.me.node!r}: the first by name dials")
-        self.check(peer, lineage)
+        self.check(theirs)
         if peer.node not in self._open and len(self._open) >= MAX_PEERS:
             raise ProtocolError(f"{peer.node!r} is no peer here: {MAX_PEERS} peers are connected")
 
-    def check(self, peer: Process, lineage: Lineage) -> None:
+    def check(self, theirs: Hello) -> None:
         """Whether this very process is a peer, whoever dialled (R13). Raises ProtocolError, which tells an old
         copy that it is one."""
+        peer = theirs.process
         if self.shut:
             raise ProtocolError(f"node {self.me.node!r} takes part in nothing: see its /v1/status")
         if self.not_yet:
             raise ProtocolError(f"node {self.me.node!r} {self.not_yet}", starting=True)
         old = self._open.get(peer.node)
         rival = old.peer if old is not None and old.alive else None
-        refusal = self.refusal(peer, lineage, rival)
+        refusal = self.refusal(peer, theirs.lineage, rival)
         if refusal is not None:
             text = f"{peer.node!r} with store {peer.store!r} is no peer here: {refusal.why}"
             raise ProtocolError(text, seen=list(refusal.seen)) if refusal.seen else ProtocolError(text)
+        self.check_levels(peer.node, theirs.levels)
 
-    def opened(self, peer: Process, lineage: Lineage, connection: PeerConnection) -> None:
-        self.on_lineage(peer, lineage)
+    def raised(self) -> None:
+        """This node knows of a higher feature level than before: nobody hears of what is written by it before."""
+        mine = self.levels()
+        for connection in list(self._open.values()):
+            connection.tell_level(mine)
+
+    def opened(self, theirs: Hello, connection: PeerConnection) -> None:
+        peer = theirs.process
+        self.on_lineage(peer, theirs.lineage)
         old = self._open.get(peer.node)
         self._open[peer.node] = connection
         if old is not None and old is not connection:

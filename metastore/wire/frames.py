@@ -43,6 +43,8 @@ PEER_HELLO: Final = 32
 PEER_HELLO_OK: Final = 33
 PEER: Final = 34
 PING: Final = 35
+#: between nodes, from OPTIONAL on: the cluster's feature level was raised to this
+LEVEL: Final = 128
 
 
 def pack(kind: int, body: Any) -> bytes:

@@ -9,7 +9,7 @@ happens. What a value means in the state that the replica is in, the core judges
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, NamedTuple, get_type_hints
 
 from metastore.core.messages import (
     KINDS,
@@ -25,7 +25,7 @@ from metastore.core.messages import (
 )
 from metastore.errors import ProtocolError
 from metastore.wire.frames import shown
-from metastore.wire.versions import OPTIONAL, Spoken, spoken_at
+from metastore.wire.versions import OPTIONAL, Levels, Spoken, levels_at, spoken_at
 
 #: Epochs, indexes and numbers end far below where 64 bits do: what is added to one stays a count.
 MAX_COUNT: Final = 1 << 62
@@ -117,16 +117,29 @@ def _check_int_rows(rows: list[Any], width: int) -> None:
             raise ProtocolError(f"{shown(row)} where {width} counts were due")
 
 
-def hello(
-    cluster: str, me: Process, target_node: str, target_store: str, lineage: Lineage, spoken: Spoken
-) -> list[Any]:
-    """PEER_HELLO: who calls, the very store it means to reach, the lineage of its own (R13), what it speaks."""
-    return [cluster, *me, target_node, target_store, _told(lineage), list(spoken)]
+class Hello(NamedTuple):
+    """What a node tells of itself: which process it is, the lineage of its store (R13), the versions of the protocol that it
+    speaks, and feature levels."""
+
+    process: Process
+    lineage: Lineage
+    spoken: Spoken
+    levels: Levels = Levels()
 
 
-def hello_ok(me: Process, lineage: Lineage, spoken: Spoken) -> list[Any]:
-    """PEER_HELLO_OK: who answers, the lineage of its store (R13), what it speaks."""
-    return [*me, _told(lineage), list(spoken)]
+def hello(cluster: str, mine: Hello, target_node: str, target_store: str) -> list[Any]:
+    """PEER_HELLO: who calls, and the very store it means to reach."""
+    return [cluster, *mine.process, target_node, target_store, *_about(mine)]
+
+
+def hello_ok(mine: Hello) -> list[Any]:
+    """PEER_HELLO_OK: who answers."""
+    return [*mine.process, *_about(mine)]
+
+
+def _about(mine: Hello) -> list[Any]:
+    levels = [list(mine.levels)] if mine.levels != Levels() else []  # as it was, where nothing is new in it
+    return [_told(mine.lineage), list(mine.spoken), *levels]
 
 
 def _told(lineage: Lineage) -> list[list[str | int]]:
@@ -169,9 +182,8 @@ def _is_run(raw: Any) -> bool:
     return all(type(count) is int and 0 <= count < MAX_COUNT for count in (raw[0], raw[2])) and raw[0] > 0
 
 
-def read_hello(body: Any, cluster: str, me: Process) -> tuple[Process, Lineage, Spoken]:
-    """The caller of a PEER_HELLO, its store's lineage, and what it speaks; raises ProtocolError when it means another
-    cluster or store."""
+def read_hello(body: Any, cluster: str, me: Process) -> Hello:
+    """What the caller of a PEER_HELLO tells; raises ProtocolError when it means another cluster or store."""
     lineage = _lineage(body, 6, "peer hello")
     if body[0] != cluster:
         raise ProtocolError(f"peer {shown(body[1])} is of cluster {shown(body[0])}; this is {cluster!r}")
@@ -179,10 +191,10 @@ def read_hello(body: Any, cluster: str, me: Process) -> tuple[Process, Lineage, 
         raise ProtocolError(
             f"peer {shown(body[1])} looks for store {shown(body[5])} of node {shown(body[4])}; this is {me.store} of {me.node!r}"
         )
-    return Process(body[1], body[2], body[3]), lineage, spoken_at(body, 7)
+    return Hello(Process(body[1], body[2], body[3]), lineage, spoken_at(body, 7), levels_at(body, 8))
 
 
-def read_hello_ok(body: Any) -> tuple[Process, Lineage, Spoken]:
-    """Who answers, its store's lineage, and what it speaks. Raises ProtocolError."""
+def read_hello_ok(body: Any) -> Hello:
+    """What who answers tells. Raises ProtocolError."""
     lineage = _lineage(body, 3, "answer to a peer hello")
-    return Process(body[0], body[1], body[2]), lineage, spoken_at(body, 4)
+    return Hello(Process(body[0], body[1], body[2]), lineage, spoken_at(body, 4), levels_at(body, 5))

@@ -9,6 +9,9 @@ between nodes, members of a map, and frames and messages between nodes with numb
 be added without a new version. What must not be (a new kind of operation or an element of one, a message
 that has to be acted on) takes a new version, and is sent only where that was agreed on: anything else that is
 unknown ends the connection. A client that has not heard the node's hello yet sends what its lowest version has.
+
+Nodes also tell each other the feature level that they know the cluster to be at, and up to which they support any
+(``metastore.node.features``): in the hello, and in a frame of its own when it is raised later.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NamedTuple
 
 from metastore.errors import NoCommonVersion, ProtocolError
+from metastore.layout import FIRST_LEVEL, MAX_LEVEL
 
 #: numbers of frames, and of messages between nodes, from which on who does not know one passes it over
 OPTIONAL: Final = 128
@@ -63,6 +67,37 @@ def client_versions() -> Spoken:
 
 #: a build that tells nothing
 UNTOLD: Final = Spoken(1, 1, "")
+
+
+class Levels(NamedTuple):
+    """``level``: the cluster's feature level, as far as its teller knows. ``supported``: up to which its build supports any."""
+
+    level: int = FIRST_LEVEL
+    supported: int = FIRST_LEVEL
+
+
+def read_level(raw: Any) -> int:
+    """A feature level that is told. Raises ProtocolError."""
+    if type(raw) is not int or not FIRST_LEVEL <= raw <= MAX_LEVEL:
+        raise ProtocolError(
+            f"{raw!r:.40} is told as a feature level; it is a number from {FIRST_LEVEL} to {MAX_LEVEL}"
+        )
+    return raw
+
+
+def levels_at(body: list[Any], at: int) -> Levels:
+    """What a node's hello tells in its element ``at``; the first level, if it has none. Raises ProtocolError."""
+    if len(body) <= at:
+        return Levels()
+    raw = body[at]
+    if type(raw) is not list or not 2 <= len(raw) <= 16:
+        raise ProtocolError("malformed hello: the feature levels are not [level, supported]")
+    level, supported = map(read_level, raw[:2])
+    if level > supported:
+        raise ProtocolError(
+            f"a node that supports feature levels up to {supported} tells that the cluster is at {level}"
+        )
+    return Levels(level, supported)
 
 
 def read_spoken(raw: Any) -> Spoken:

@@ -24,7 +24,10 @@ PATCHES: Final[dict[str, list[tuple[str, str]]]] = {
     ],
     "wire/peer_messages.py": [
         ("return [NUMBERS[type(message)], *message]", 'return [NUMBERS[type(message)], *message, "later"]'),
-        ("_told(lineage), list(spoken)]", '_told(lineage), [*spoken, "later"], {"later": 1}]'),
+        (
+            "list(mine.spoken), *levels]",
+            '[*mine.spoken, "later"], [*mine.levels, "later"], {"later": 1}]',
+        ),
     ],
     "node/peers.py": [
         ("        body: list[list[Any]] = []\n", '        body: list[list[Any]] = [[200, "later"]]\n'),

@@ -164,6 +164,29 @@ async def test_transactions(backend: Backend) -> None:
     await c.close()
 
 
+async def test_a_transaction_that_needs_what_lies_under_a_prefix_to_be_unchanged(backend: Backend) -> None:
+    c = backend.connect()
+
+    async def is_unchanged(prefix: str, revision: int) -> bool:
+        return (await c.txn([Compare.unchanged_since(prefix, revision)], [Put("/q/done", b"")])).succeeded
+
+    assert await is_unchanged("/p/", 0), "nothing is there"
+    made = await c.txn([], [Put("/p/a", b"1"), Put("/p/b", b"1"), Put("/pa", b"1")])
+    revision, _ = await c.range("/p/")
+    assert revision == made.revision
+    assert await is_unchanged("/p/", revision)
+    assert not await is_unchanged("/p/", revision - 1)
+    assert not await is_unchanged("/p/", 0)
+    await c.txn([], [Delete("/p/a"), Put("/pa", b"2")])
+    assert await is_unchanged("/p/", revision), "what is gone, or lies elsewhere, says nothing"
+    await c.txn([], [Put("/p/b", b"2")])
+    assert not await is_unchanged("/p/", revision), "changed"
+    revision, _ = await c.range("/p/")
+    await c.txn([], [Put("/p/new", b"1")])
+    assert not await is_unchanged("/p/", revision), "new"
+    await c.close()
+
+
 async def test_a_session_is_kept_and_its_keys_go_with_it(backend: Backend) -> None:
     c, other = backend.connect(), backend.connect()
     session = c.session(TTL_S)

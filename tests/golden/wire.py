@@ -12,6 +12,7 @@ from metastore.topology import TopologyTable
 from metastore.wire import answer_checks, frames, peer_messages, versions
 from metastore.wire import client_messages as c
 from metastore.wire.op_checks import check_op, check_request, check_watch, op_shape
+from metastore.wire.peer_messages import Hello
 from tests.golden.formats import Example, Form
 from tests.golden.records import ENTRY, LKEY, TABLE
 
@@ -92,18 +93,30 @@ def _refusal(raw: bytes) -> Any:
 
 
 def _peer() -> dict[str, Example]:
+    told = {"": Hello(ME, LINEAGE, SPOKEN), "-levels": Hello(ME, LINEAGE, SPOKEN, versions.Levels(2, 3))}
     return {
-        "hello": Example(
-            (ME, LINEAGE, SPOKEN),
-            lambda v: frames.pack(
-                frames.PEER_HELLO, peer_messages.hello("c", v[0], OTHER.node, OTHER.store, *v[1:])
-            ),
-            lambda raw: peer_messages.read_hello(frame(raw, frames.PEER_HELLO), "c", OTHER),
-        ),
-        "hello-ok": Example(
-            (ME, LINEAGE, SPOKEN),
-            lambda v: frames.pack(frames.PEER_HELLO_OK, peer_messages.hello_ok(*v)),
-            lambda raw: peer_messages.read_hello_ok(frame(raw, frames.PEER_HELLO_OK)),
+        **{
+            f"hello{name}": Example(
+                one,
+                lambda v: frames.pack(
+                    frames.PEER_HELLO, peer_messages.hello("c", v, OTHER.node, OTHER.store)
+                ),
+                lambda raw: peer_messages.read_hello(frame(raw, frames.PEER_HELLO), "c", OTHER),
+            )
+            for name, one in told.items()
+        },
+        **{
+            f"hello-ok{name}": Example(
+                one,
+                lambda v: frames.pack(frames.PEER_HELLO_OK, peer_messages.hello_ok(v)),
+                lambda raw: peer_messages.read_hello_ok(frame(raw, frames.PEER_HELLO_OK)),
+            )
+            for name, one in told.items()
+        },
+        "level": Example(
+            2,
+            lambda v: frames.pack(frames.LEVEL, v),
+            lambda raw: versions.read_level(frame(raw, frames.LEVEL)),
         ),
         "refusal": Example(
             [400, "an old copy", _SEEN],

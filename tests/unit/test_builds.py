@@ -20,7 +20,8 @@ from metastore.layout import NodeRecord, to_json
 from metastore.node.features import LEVEL
 from metastore.wire import peer_messages as p, versions as v
 me = Process("a", "sa", "1")
-hello = p.hello("c", me, "b", "sb", Lineage((Run(1, "1"),)), v.peer_versions())
+told = p.Hello(me, Lineage((Run(1, "1"),)), v.peer_versions(), v.Levels(1, LEVEL))
+hello = p.hello("c", told, "b", "sb")
 record = orjson.loads(to_json(NodeRecord("a", "c", "sa", "h:1", "h:2", level=LEVEL)))
 print(orjson.dumps([p.encode(HandOff(1, 2)), hello, record]).decode())
 """
@@ -36,8 +37,10 @@ def test_the_other_build_says_more_and_is_understood(tmp_path: Path) -> None:
     message, hello, record = orjson.loads(done.stdout)
     assert len(message) == 4
     assert peer_messages.decode(message) == HandOff(1, 2)
-    caller, lineage, spoken = peer_messages.read_hello(hello, "c", peer_messages.Process("b", "sb", "1"))
-    assert (caller.node, lineage.generation) == ("a", 1)
+    told = peer_messages.read_hello(hello, "c", peer_messages.Process("b", "sb", "1"))
+    assert len(hello) == 10
+    assert (told.process.node, told.lineage.generation, told.levels) == ("a", 1, (1, 2))
+    spoken = told.spoken
     assert (spoken.highest, spoken.build) == (2, builds.LATER)
     assert agree(peer_versions(), "b", spoken, "a") == 1
     assert read_spoken(hello[7]) == spoken

@@ -20,6 +20,7 @@ from metastore.wire.peer_messages import encode
 from metastore.wire.versions import (
     OPTIONAL,
     UNTOLD,
+    Levels,
     Spoken,
     agree,
     build,
@@ -105,11 +106,17 @@ class Pipe:
 
 
 class Pair:
-    """Node ``a`` dials node ``b``."""
+    """Node ``a`` dials node ``b``. ``levels``: their feature levels, as they are now; ``got``: what each was told, in order."""
 
-    def __init__(self, first: Spoken, second: Spoken) -> None:
+    def __init__(
+        self,
+        first: Spoken = UNTOLD,
+        second: Spoken = UNTOLD,
+        levels: tuple[Levels, Levels] = (Levels(), Levels()),
+    ) -> None:
         self.got: list[Any] = []
         self.accused: list[str] = []
+        self.levels = list(levels)
         me = [Process(name, f"s{name}", "1") for name in "ab"]
         self.links = [
             PeerLinks(
@@ -125,16 +132,38 @@ class Pair:
         for links, spoken in zip(self.links, (first, second), strict=True):
             links.spoken, links.not_yet = spoken, ""
             links.on_accused = lambda by, why, seen: self.accused.append(why)
+        for at, links in enumerate(self.links):
+            links.levels = lambda at=at: self.levels[at]  # type: ignore[misc]
+            links.on_level = lambda level, at=at: self.learn(at, level)  # type: ignore[misc]
         self.dials = PeerConnection(self.links[0], ("b", "sb"))
         self.answers = PeerConnection(self.links[1], None)
         self.pipes = Pipe(), Pipe()
         self.pipes[0].other, self.pipes[1].other = self, self.dials
         self.answers.transport = self.pipes[1]  # type: ignore[assignment]
 
+    def learn(self, at: int, level: int) -> None:
+        """As ``features.Features`` does it."""
+        if level > self.levels[at].level:
+            self.got.append(level)
+            self.levels[at] = self.levels[at]._replace(level=level)
+            self.links[at].raised()
+
     async def meet(self) -> None:
         self.dials.connection_made(self.pipes[0])  # type: ignore[arg-type]
+        await self.settle()
+
+    async def settle(self) -> None:
         for _ in range(9):
             await asyncio.sleep(0)
+
+    def send(self) -> None:
+        """From ``a`` to ``b``, once this turn is over."""
+        self.links[0].queue("b", PreVote(0, 1, 2))
+        self.links[0].flush()
+
+    @property
+    def connected(self) -> list[list[str]]:
+        return [links.connected() for links in self.links]
 
     def data_received(self, data: bytes) -> None:
         """As ``clients.ClientConnection`` does it."""
@@ -169,6 +198,71 @@ async def test_nodes_that_have_none_in_common_are_told(
     assert [links.connected() for links in pair.links] == [[], []]
     old = "node a" if spans[0] == (1, 1) else "node b"
     assert [f"upgrade {old} first" in why for why in pair.accused] == [True]
+    pair.end()
+
+
+async def test_a_feature_level_is_told_before_anything_that_is_written_by_it() -> None:
+    """In the hello, by whichever side knows more; and once more when it is raised while they are connected."""
+    for levels in ((Levels(2, 3), Levels(1, 3)), (Levels(1, 3), Levels(2, 4))):
+        pair = Pair(levels=levels)
+        await pair.meet()
+        assert pair.connected == [["b"], ["a"]]
+        assert pair.got == [2], "who knew less"
+        assert [one.level for one in pair.levels] == [2, 2]
+        pair.learn(0, 3)  # by etcd
+        pair.send()
+        await pair.settle()
+        assert pair.got == [2, 3, 3, PreVote(0, 1, 2)]
+        assert [kind for pipe in pair.pipes for kind, _ in pipe.sent].count(frames.LEVEL) == 1, "no echo"
+        pair.end()
+
+
+async def test_a_feature_level_that_is_raised_between_the_hellos_is_told() -> None:
+    pair = Pair(levels=(Levels(1, 2), Levels(1, 2)))
+    pair.dials.connection_made(pair.pipes[0])  # type: ignore[arg-type]
+    pair.learn(0, 2)
+    await pair.settle()
+    assert [one.level for one in pair.levels] == [2, 2]
+    pair.end()
+
+
+@pytest.mark.parametrize("levels", [(Levels(2, 2), Levels(1, 1)), (Levels(1, 1), Levels(2, 3))])
+async def test_nodes_of_which_one_does_not_support_the_level_are_not_connected(
+    levels: tuple[Levels, Levels],
+) -> None:
+    """And nobody keeps a level that it does not support for what a peer says."""
+    pair = Pair(levels=levels)
+    await pair.meet()
+    assert pair.connected == [[], []]
+    old = "a" if levels[0].supported == 1 else "b"
+    assert frames.PEER_HELLO_OK not in [kind for kind, _ in pair.pipes[1].sent]
+    assert [f"node '{old}' has a build that supports up to 1: upgrade it" in why for why in pair.accused] == [
+        True
+    ]
+    assert pair.got == []
+    pair.end()
+
+
+async def test_who_does_not_support_a_level_that_is_raised_is_a_peer_no_more() -> None:
+    pair = Pair(levels=(Levels(1, 2), Levels(1, 1)))
+    await pair.meet()
+    assert pair.connected == [["b"], ["a"]]
+    pair.learn(0, 2)
+    pair.send()
+    assert pair.pipes[0].closed
+    await pair.settle()
+    assert [kind for kind, _ in pair.pipes[0].sent][-1] == frames.ERROR, "nothing goes after it"
+    assert pair.got == [2]
+    pair.end()
+
+
+@pytest.mark.parametrize("told", [2, 0, "2", None, 1 << 40])
+async def test_a_level_that_is_told_beyond_what_is_supported_ends_the_connection(told: Any) -> None:
+    pair = Pair()
+    await pair.meet()
+    with pytest.raises(ProtocolError, match="feature level"):
+        pair.answers.handle(frames.LEVEL, told)
+    assert pair.got == []
     pair.end()
 
 

@@ -25,8 +25,8 @@ from metastore.wire.frames import (
     shown,
     unpack_body,
 )
-from metastore.wire.peer_messages import MAX_COUNT, MAX_GRANT_NS, MAX_PARTITIONS
-from metastore.wire.versions import OPTIONAL, UNTOLD, Spoken
+from metastore.wire.peer_messages import MAX_COUNT, MAX_GRANT_NS, MAX_PARTITIONS, Hello
+from metastore.wire.versions import OPTIONAL, UNTOLD, Levels, Spoken
 
 SPOKEN = Spoken(2, 5, "0.9.1")
 
@@ -235,14 +235,12 @@ def test_hello_names_the_very_store() -> None:
     """R13: a caller that means another cluster, node or store is told, and nothing else."""
     me, caller = Process("n1", "s1", "a"), Process("n2", "s2", "b")
     lineage = Lineage((Run(7, "b"), Run(4, "old", 90)))
-    body = peer_messages.hello("c", caller, "n1", "s1", lineage, SPOKEN)
-    assert peer_messages.read_hello(body, "c", me) == (caller, lineage, SPOKEN)
-    assert peer_messages.read_hello([*body, "what", {"a later": "version says"}], "c", me) == (
-        caller,
-        lineage,
-        SPOKEN,
-    )
-    assert peer_messages.read_hello(body[:6], "c", me) == (caller, Lineage(), UNTOLD)
+    told = Hello(caller, lineage, SPOKEN, Levels(2, 3))
+    body = peer_messages.hello("c", told, "n1", "s1")
+    assert peer_messages.read_hello(body, "c", me) == told
+    assert peer_messages.read_hello([*body, "what", {"a later": "version says"}], "c", me) == told
+    assert peer_messages.read_hello(body[:8], "c", me) == told._replace(levels=Levels(1, 1))
+    assert peer_messages.read_hello(body[:6], "c", me) == Hello(caller, Lineage(), UNTOLD)
     for at, value in ((0, "d"), (4, "n9"), (5, "s9")):
         wrong = list(body)
         wrong[at] = value
@@ -272,11 +270,16 @@ def test_hello_names_the_very_store() -> None:
 
 def test_the_answer_to_a_hello_names_the_very_store_too() -> None:
     me, lineage = Process("n1", "s1", "a"), Lineage((Run(2, "a"), Run(1, "z", 5)))
-    body = peer_messages.hello_ok(me, lineage, SPOKEN)
-    assert peer_messages.read_hello_ok(body) == (me, lineage, SPOKEN)
-    assert peer_messages.read_hello_ok(body[:3]) == (me, Lineage(), UNTOLD)
+    told = Hello(me, lineage, SPOKEN, Levels(1, 4))
+    body = peer_messages.hello_ok(told)
+    assert peer_messages.read_hello_ok(body) == told
+    assert peer_messages.read_hello_ok(body[:3]) == Hello(me, Lineage(), UNTOLD)
     with pytest.raises(ProtocolError, match="malformed"):
         peer_messages.read_hello_ok(body[:2])
+    for levels in (7, [], [1], [0, 1], [1, "2"], [True, 1], [1, (1 << 16) + 1], [1, 1, *range(20)], [3, 2]):
+        with pytest.raises(ProtocolError, match="feature level"):
+            peer_messages.read_hello_ok([*body[:5], levels])
+    assert peer_messages.read_hello_ok([*body[:5], [2, 5, "more"]]).levels == (2, 5)
 
 
 def test_the_header_is_as_documented() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cellctl.doctor import FLAP_ELECTIONS, Seen, findings
-from cellctl.operate import Records
+from cellctl.records import Records
 from metastore.coordination.etcd_members import EtcdMember
 from metastore.layout import CellRecord, ConfigRecord, HistoryRecord, NodeRecord
 
@@ -182,6 +182,16 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("lacking", lambda s: s["views"]["c1n1"]["identity"].update(lacking={"c1n3": "entry 7"}), "error: node c1n3: as c1n1 sees it, it has less"),
     ("another store", lambda s: s["rows"][1].update(missing=["c1n3"]), "warning: node c1n3: it has another store than 1 partitions"),
     ("router", lambda s: s.update(router_error="it is away"), "error: router: it is away"),
+    (
+        "a node below the level",
+        lambda s: _records(s, level=2, nodes={n: replace(r, level=2 - (n == "c1n2")) for n, r in s["records"].nodes.items()}),
+        "error: node c1n2: its build supports feature levels up to 1, and the cluster is at 2",
+    ),
+    (
+        "a level that could be raised",
+        lambda s: _records(s, nodes={n: replace(r, level=3) for n, r in s["records"].nodes.items()}),
+        "warning: cluster: it is at feature level 1, and every node supports 3",
+    ),
     ("namespaces", lambda s: s.update(namespaces=8000), "warning: cluster: 8000 namespaces have a policy; at 10000 no more"),
 ]  # fmt: skip
 

@@ -87,6 +87,12 @@ async def test_it_goes_over_and_revisions_go_on_above_all_that_were_seen() -> No
     assert not (await c.txn([Compare.mod_revision_is("/r/a", old.mod_revision)], [])).succeeded
     assert (await c.txn([Compare.mod_revision_is("/r/a", new.mod_revision)], [])).succeeded
     assert not (await c.txn([Compare.mod_revision_is("/r/none", base)], [])).succeeded, "not taken for absent"
+    for since, unchanged in (
+        (new.mod_revision, True),
+        (new.mod_revision - 1, False),
+        (old.mod_revision, False),
+    ):
+        assert (await c.txn([Compare.unchanged_since("/r/", since)], [])).succeeded is unchanged
     assert (await c.txn([Compare.absent("/r/none")], [])).succeeded
     again = MemoryCoordinator(etcd, clock, c.known)
     assert (await again.get("/r/a")) == new, "as after a restart"

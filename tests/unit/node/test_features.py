@@ -11,11 +11,16 @@ import pytest
 from cellctl.operate import Operator
 from metastore.coordination.interface import KV, Put
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
-from metastore.errors import InvalidRequest, Unavailable
+from metastore.core.messages import Lineage, PreVote, Process, Run
+from metastore.errors import InvalidRequest
 from metastore.layout import ConfigRecord, FeaturesRecord, NodeRecord, to_json
 from metastore.node import features
 from metastore.node.features import FACT_LEVEL, Features
 from metastore.storage.records import Fact
+from metastore.wire import frames
+from metastore.wire.peer_messages import Hello, encode, hello
+from metastore.wire.versions import Levels, peer_versions
+from tests.unit.coordination.busy import Busy
 from tests.unit.node.test_registering import LAYOUT, Start, end, etcd, record, start, states  # noqa: F401
 
 
@@ -144,9 +149,58 @@ async def test_a_level_does_not_fall_where_two_raise_it() -> None:
     await put(etcd, LAYOUT.config("c", 0), config.to_json())
     await put(etcd, LAYOUT.node("a"), to_json(NodeRecord("a", "c", "sa", "h:1", "h:2", level=3)))
     operator = Operator(Raced(etcd, asyncio.get_running_loop().time), "metastore")
-    with pytest.raises(Unavailable, match="changed by somebody else"):
+    with pytest.raises(InvalidRequest, match="level 3 already"):
         await operator.raise_level(2)
     assert etcd.kvs[LAYOUT.features].value == FeaturesRecord(3).to_json()
+
+
+async def test_a_node_that_is_registered_while_the_level_is_raised_is_seen() -> None:
+    """It has read the level of before, and compared it: one of the two comes first."""
+    etcd = MemoryEtcd()
+    busy = Busy(etcd)
+    operator = Operator(busy, "metastore")
+    config = ConfigRecord(0, 0, 1 << 64, 1 << 16, "a", (("a", "sa"),))
+    await put(etcd, LAYOUT.config("c", 0), config.to_json())
+
+    def registered(name: str, level: int) -> Put:
+        return Put(LAYOUT.node(name), to_json(NodeRecord(name, "c", f"s{name}", "h:1", "h:2", level=level)))
+
+    await busy.txn([], [registered("a", 3)])
+    busy.happens = [registered("old", 1)]
+    with pytest.raises(InvalidRequest, match=r"do not support feature level 2: old \(up to 1\)"):
+        await operator.raise_level(2)
+    assert (await operator.records()).level == 1
+    await busy.txn([], [registered("old", 3)])  # it is upgraded
+    busy.happens = [registered("new", 3)]
+    await operator.raise_level(2)
+    assert (await operator.records()).level == 2
+    busy.happens = [Put(LAYOUT.features, FeaturesRecord(3).to_json())]
+    with pytest.raises(InvalidRequest, match="level 3 already"):
+        await operator.raise_level(3)
+    assert (await operator.records()).level == 3
+
+
+async def test_what_peers_tell_of_the_level_is_kept_before_what_they_send(
+    start: Start, etcd: MemoryEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a build that cannot read it finds out first, whatever else it has."""
+    monkeypatch.setattr(features, "LEVEL", 2)
+    node = await start(tmp_path, "run1")
+    await put(etcd, LAYOUT.node("a"), to_json(NodeRecord("a", "c", "sa", "127.0.0.1:1", "h:2", level=2)))
+    await until(lambda: "a" in node.topology.nodes)
+    levels: list[int] = []
+    monkeypatch.setattr(
+        node.links, "on_messages", lambda peer, batch: levels.append(node.store.facts[FACT_LEVEL])
+    )
+    peer = Hello(Process("a", "sa", "1"), Lineage((Run(1, "1"),)), peer_versions(), Levels(1, 2))
+    host, _, port = node.config.rpc.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(frames.pack(frames.PEER_HELLO, hello("metastore", peer, "n", node.store.store_id)))
+    writer.write(frames.pack(frames.LEVEL, 2) + frames.pack(frames.PEER, [encode(PreVote(0, 1, 2))]))
+    await until(lambda: levels)
+    assert levels == [2]
+    assert node.features.has(2)
+    writer.close()
 
 
 async def test_a_build_from_before_levels_supports_the_first() -> None:

@@ -27,7 +27,7 @@ from metastore.node.startup import take_part
 from metastore.storage.records import SealEntry
 from metastore.storage.store import Store
 from metastore.wire import frames
-from metastore.wire.peer_messages import hello
+from metastore.wire.peer_messages import Hello, hello
 from metastore.wire.versions import peer_versions
 
 LAYOUT = Layout("metastore")
@@ -278,7 +278,8 @@ async def test_whoever_asks_a_node_that_starts_learns_who_it_is(
     writer.close()
     reader, writer = await asyncio.open_connection(host, int(port))
     caller = Process("a", "sa", "1")
-    body = hello("metastore", caller, "n", node.me.store, Lineage((Run(1, "1"),)), peer_versions())
+    told = Hello(caller, Lineage((Run(1, "1"),)), peer_versions())
+    body = hello("metastore", told, "n", node.me.store)
     writer.write(frames.pack(frames.PEER_HELLO, body))
     decoder.push(await reader.read())
     said = decoder.pull()
