@@ -43,7 +43,8 @@ class Changes:
     def fail(self, step: Step, rule: str) -> NoReturn:
         event = step.event if isinstance(step.event, str) else type(step.event).__name__
         raise Violation(
-            f"step: {rule}: {self.me.node} at {event}, as {step.before.role} of {step.before.sealed:x}", self.p
+            f"step: {rule}: {self.me.node} at {event}, as {step.before.role} of {step.before.sealed:x}",
+            self.p,
         )
 
     def check_asked(self, step: Step) -> None:
@@ -88,8 +89,6 @@ class Changes:
             self.fail(step, "R13 begins a term for a store that is no member")
         if fresh and config.leader != self.me.node:
             self.fail(step, "R2 begins a term that is another's")
-        if step.before.damaged:
-            self.fail(step, "R14 begins a term with a copy that is damaged")
 
     def check_campaign(self, step: Step, effect: fx.Campaign) -> None:
         config, after = step.after.config, step.after
@@ -243,7 +242,9 @@ class Changes:
         if set(split.members) != set(reign.config.replicas) or split.members[0][0] != self.me.node:
             self.fail(step, "R18 the child has other replicas, or another first leader")
 
-    def check_recorded(self, step: Step, new: ConfigRecord, config: ConfigRecord, child: ConfigRecord) -> None:
+    def check_recorded(
+        self, step: Step, new: ConfigRecord, config: ConfigRecord, child: ConfigRecord
+    ) -> None:
         """One swap narrows the parent's record and makes the child's, which follows from the entry alone; not before
         the entry is committed, and the child is durable here."""
         partings, after = self.partings, step.after
@@ -305,4 +306,3 @@ def _keys(row: list[object]) -> list[bytes]:
     if kind == TXN:
         return [key for part in row[4] for key in _keys(part)]  # type: ignore[attr-defined]
     return []
-

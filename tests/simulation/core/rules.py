@@ -164,7 +164,11 @@ class Rules(Changes):
         if reign is None or src is None:
             return
         if not reign.is_member(src):
-            if isinstance(event, m.Appended) and event.epoch == reign.epoch and event.match <= step.before.last:
+            if (
+                isinstance(event, m.Appended)
+                and event.epoch == reign.epoch
+                and event.match <= step.before.last
+            ):
                 who = src.node, src.store
                 reign.learned[who] = max(event.match, reign.learned.get(who, 0))
             return

@@ -7,9 +7,10 @@ records in etcd may become is looked at where they are: in the transactions them
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from metastore.coordination.interface import Compare, Op, TxnResult
+from metastore.coordination.memory import MemoryEtcd
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.messages import Process
@@ -25,8 +26,8 @@ from tests.simulation.core.steps import (
     FORKED,
     INSTALLED,
     LEARNED,
-    RECORD,
     REBUILT,
+    RECORD,
     STAGED,
     Partings,
     Step,
@@ -39,7 +40,6 @@ from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.process.process import Process as Machine
-    from tests.simulation.process.world import World
 
 #: what the driver calls of a replica, and what that is called in a step
 EVENTS = {
@@ -65,23 +65,22 @@ FOR_ALL["resume_all"] = "resumes"
 
 
 class Judge:
-    """All that is judged in a world, and what is known there of splits."""
+    """All that is judged in a world, and what is known there of splits. ``failed``: told of the first violation,
+    whoever catches what is raised."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, etcd: MemoryEtcd, failed: Callable[[Violation], None]) -> None:
+        self.etcd, self.failed = etcd, failed
         self.partings = Partings()
         self.rules: dict[tuple[Process, int], Rules] = {}
         self.seen: dict[tuple[Process, int], View] = {}
-        self._txn = world.etcd.txn
-        world.etcd.txn = self.txn  # type: ignore[method-assign]
+        self._txn = etcd.txn
+        etcd.txn = self.txn  # type: ignore[method-assign]
 
-    def fail(self, text: str, p: int) -> None:
-        """Whoever catches it: the world ends by it."""
-        self.raised(Violation(f"step: {text}", p))
+    def fail(self, text: str, p: int) -> NoReturn:
+        self.end(Violation(f"step: {text}", p))
 
-    def raised(self, error: Violation) -> None:
-        if self.world.events.failure is None:
-            self.world.events.failure = error
+    def end(self, error: Violation) -> NoReturn:
+        self.failed(error)
         raise error
 
     # --- records in etcd: R2, R10, R18 -------------------------------------------------------
@@ -89,7 +88,7 @@ class Judge:
     def records(self) -> dict[int, tuple[str, ConfigRecord, int]]:
         """Partition -> (key, record, mod revision)."""
         found: dict[int, tuple[str, ConfigRecord, int]] = {}
-        for key, kv in self.world.etcd.kvs.items():
+        for key, kv in self.etcd.kvs.items():
             if "/config/" in key:
                 record = ConfigRecord.from_json(kv.value)
                 if record.partition in found:
@@ -135,7 +134,7 @@ class Judge:
 
     def led(self, p: int, record: ConfigRecord) -> None:
         """``leader(p)`` is the new owner's at its epoch, or is gone: what stood there was of an earlier term."""
-        for key, kv in self.world.etcd.kvs.items():
+        for key, kv in self.etcd.kvs.items():
             if key.endswith(f"/{p:05d}") and "/leader/" in key:
                 leader = LeaderRecord.from_json(kv.value)
                 if (leader.node, leader.epoch) != (record.leader, record.epoch):
@@ -149,11 +148,11 @@ class Judge:
         split = self.partings.of.get(parent, {}).get((epoch, index))
         if split is None or (parent, epoch, index) not in self.partings.committed:
             self.fail("R18 the record of what no committed entry split off", p)
-        if record != child_of(parent, split):  # type: ignore[arg-type]
+        if record != child_of(parent, split):
             self.fail("R18 the child's record is not what its entry made", p)
         if after[parent][1].hi != record.lo:
             self.fail("R18 a child has a record, and its parent's is as wide as before", p)
-        if any(key.endswith(f"/splits/{parent:05d}") for key in self.world.etcd.kvs):
+        if any(key.endswith(f"/splits/{parent:05d}") for key in self.etcd.kvs):
             self.fail("R18 a split is recorded, and still to be done", p)
 
     # --- replicas -------------------------------------------------------------------------------
@@ -169,7 +168,11 @@ class Judge:
         if parent not in self.partings.committed:
             self.fail("R18 opens what no committed entry split off", p)
         above = self.seen.get((me, parent[0]))
-        if above is None or above.commit < parent[2] or not _past(above, parent):
+        if (
+            above is None
+            or above.commit < parent[2]
+            or not (parent[2] <= above.base[1] or above.has(*parent[1:]))
+        ):
             self.fail("R18 opens what was split off, and its parent here has not come to the entry", p)
         if p not in held:
             self.fail("R18 opens what was split off before it is durable", p)
@@ -180,7 +183,7 @@ class Judge:
         config = view.config
         if config is None or (me.node, me.store) in config.members():
             self.fail(f"R10 {me.node} drops its copy, and is a member", p)
-        if config is None or config.epoch >> 16 < view.sealed >> 16:
+        if config.epoch >> 16 < view.sealed >> 16:
             self.fail(f"R10 {me.node} drops its copy by a record that is older than what it has sealed", p)
         if view.installing:
             self.fail(f"R17 {me.node} drops its copy while a snapshot is switched in", p)
@@ -285,14 +288,15 @@ class Recorder:
                     judge.seen[self.me, p] = after
                     mine = new if len(ps) == 1 else [effect for effect in new if concerns(effect, p)]
                     if mine or src is not None or before != after:
-                        step = Step(now, event, src, before, after, mine, args, self.held(p))
-                        self.check(p, step)
+                        self.check(p, Step(now, event, src, before, after, mine, args))
 
     def check(self, p: int, step: Step) -> None:
+        if step.event == INSTALLED or any(type(effect) is fx.ChangeConfig for effect in step.effects):
+            step = step._replace(held=self.held(p))
         try:
             self.judge.rules[self.me, p].check(step)
         except Violation as e:
-            self.judge.raised(e)
+            self.judge.end(e)
 
     def queue(self, to: str, message: Any) -> None:
         """R17: a snapshot says which position it is of, and what was split off up to there."""
@@ -302,14 +306,10 @@ class Recorder:
             at = message.at_epoch, message.at_index
             if view is None or message.at_index > view.commit or (view.base[1] < at[1] and not view.has(*at)):
                 judge.fail(f"R17 {self.me.node} sends a snapshot of what is not committed", p)
-            split = {(s.child, s.entry) for s in judge.partings.of.get(p, {}).values()}
-            known = {(c, i) for c, i in split if i <= at[1] and self._committed(p, i)}
-            if known - set(message.splits):
+            known = {s.child for s in judge.partings.in_log(p, view) if s.entry <= at[1]}
+            if known - {child for child, _ in message.splits}:
                 judge.fail(f"R18 {self.me.node} sends a snapshot that is silent of what was split off", p)
         self._queue(to, message)
-
-    def _committed(self, p: int, index: int) -> bool:
-        return any((q, i) == (p, index) for q, _, i in self.judge.partings.committed)
 
 
 def concerns(effect: fx.Effect, p: int) -> bool:
@@ -327,8 +327,3 @@ def applied_on(env: MemoryEnv, p: int) -> int:
     key = meta_key(p)
     row = env.tables[b"meta"].rows.get(key) if b"meta" in env.tables else None
     return 0 if row is None else Meta.unpack(unseal(key, row)).applied
-
-
-def _past(view: View, parent: tuple[int, int, int]) -> bool:
-    _, epoch, index = parent
-    return index <= view.base[1] or view.has(epoch, index)

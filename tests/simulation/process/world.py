@@ -90,7 +90,7 @@ class World:
         self.etcd = MemoryEtcd()
         self.story: list[tuple[int, int | None, str]] = []
         self.watcher = Watcher(self)
-        self.judge = Judge(self) if checked else None
+        self.judge = Judge(self.etcd, self.events.fail) if checked else None
         self.healed = False
         self.losses = Losses(self)
         self.control_losses = ControlLosses(self)
