@@ -13,17 +13,22 @@ import pytest
 
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
-from metastore.coordination.interface import Delete, Op, Put
+from metastore.coordination.interface import Delete, Op, Put, Session
 from metastore.coordination.lineage import Known
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.entry import pack_entry
 from metastore.core.messages import Process
 from metastore.core.replica import pack_config
+from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
 from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION, known_etcd
 from metastore.node.node import Node
-from metastore.storage.store import Store
+from metastore.node.registering import Outcome
+from metastore.records import pack_record
+from metastore.storage.records import EntryRecord
+from metastore.storage.store import Fork, Store
 
 P = 0
 TERM1, TERM2, TERM3 = first_epoch(1), first_epoch(2), first_epoch(3)
@@ -334,6 +339,22 @@ async def test_who_is_not_registered_elects_nobody(f: Fixture) -> None:
         assert f.control.can_elect() == registered
 
 
+@pytest.mark.parametrize("outcome", ["wait", "refused", "no lease", "done"])
+async def test_who_is_not_registered_changes_nothing(f: Fixture, outcome: Outcome) -> None:
+    async def register(session: Session) -> Outcome:
+        return outcome
+
+    async def tell_mark() -> bool:
+        return True
+
+    f.control.registration.register = register  # type: ignore[method-assign]
+    f.control.registration.tell_mark = tell_mark  # type: ignore[method-assign]
+    f.control._registered = False
+    await leads(f)
+    await f.control._reconcile()
+    assert (LEADER_KEY in f.etcd.kvs) == (outcome == "done")
+
+
 # --- R18 -----------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +367,32 @@ async def test_what_was_split_off_waits_for_the_entry_that_did_it(f: Fixture) ->
     assert 1 not in f.node.hosts
     f.control.open_now(1)
     assert 1 in f.node.hosts
+
+
+async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixture) -> None:
+    """The record of the parent has moved on before the flush that has the child."""
+    store, submit = f.store, f.store._submit_flush
+    f.seal(TERM1)
+    store.append(EntryRecord(P, 1, pack_entry(1, TERM1, b"split")))
+    await f.until(lambda: store.durable_seq == store.last_seq)
+    store._submit_flush = lambda: None  # type: ignore[method-assign]
+    store.on_forked = lambda child, parent: None
+    fork = Fork(1, (1 << 63).to_bytes(8, "big"), [], pack_config(f.record))
+    store.apply(P, 1, TERM1, [(storage_key("n", "k"), pack_record(1, 1, b"v"))], set(), fork)
+    others = replace(f.record, hi=1 << 63, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx")))
+    f.put(CONFIG_KEY, others.to_json())
+    try:
+        await f.until(lambda: P in f.control._elsewhere)
+        f.control._drop_what_left()
+        assert P in f.node.hosts
+        assert f.node.failure is None
+    finally:
+        store._submit_flush = submit  # type: ignore[method-assign]
+    async with asyncio.timeout(10):
+        await store.save(P, 1)
+    await f.until(lambda: store.holds(1))
+    f.control._drop_what_left()
+    assert P not in f.node.hosts
 
 
 # --- records that make no sense, or that go (the rest of it: test_poison) ---------------------------------------
@@ -393,6 +440,18 @@ async def test_nothing_is_opened_for_a_range_that_is_anothers(f: Fixture) -> Non
     # it fits when the other makes room
     f.put(CONFIG_KEY, replace(f.record, lo=5, epoch=TERM2).to_json())
     await f.until(lambda: 77 in f.node.hosts)
+
+
+async def test_an_error_of_ones_own_half_way_through_a_record_ends_the_node(f: Fixture) -> None:
+    """R14: the record is in order, and what it asked for is half done: nothing that follows may be answered."""
+
+    def breaks(*_: Any) -> None:
+        raise KeyError("ours")
+
+    f.host.replica.on_config = breaks  # type: ignore[method-assign]
+    f.put(CONFIG_KEY, replace(f.record, epoch=TERM2).to_json())
+    await f.until(lambda: f.node.failure is not None)
+    assert isinstance(f.node.failure, KeyError)
 
 
 async def test_a_node_that_was_removed_is_no_peer_any_more(f: Fixture) -> None:
