@@ -17,7 +17,10 @@ class One(NamedTuple):
 
 
 ONE = Shape(
-    "a record", One, {"n": Field(fields.whole(1, 9)), "of": Field(fields.several(fields.text), ())}, keeps=True
+    "a record",
+    One,
+    {"n": Field(fields.whole(1, 9)), "of": Field(fields.several(fields.text), ())},
+    keeps=True,
 )
 
 

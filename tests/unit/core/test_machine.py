@@ -361,6 +361,26 @@ def test_records_expire_by_version_only() -> None:
     assert r.machine.timed == {}
 
 
+def test_what_is_split_off_keeps_its_ttls_and_what_was_done() -> None:
+    """R18: of both halves, and after a restart of either."""
+    r = Replica()
+    first = r.run((A, put("x", ttl=5000)), (A, add("n", 3, seq=1)), (A, put("y")))[1]
+    r.machine.count_above(b"." * 8)  # all of it
+    r.machine.count_slice(sorted(r.state.items()), None)
+    payload = r.machine.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
+    r.index += 1
+    forked = r.machine.apply(r.index, payload).forked
+    assert forked is not None
+    child = Replica()
+    child.state, child.index = dict(r.state), r.index
+    child.machine.load(forked.aux)
+    assert child.machine.timed == {lk("x"): (1, 5000)}
+    assert r.machine.timed == {}
+    assert_accounts(child)
+    for half in (child, r):
+        assert half.run((A, add("n", 3, seq=1))) == [first]
+
+
 def test_a_touch_proposes_nothing_and_waits_for_what_it_met() -> None:
     r = Replica()
     assert r.propose((A, touch("x"))) == (None, [(0, (NOT_FOUND, 0))])
