@@ -273,6 +273,16 @@ async def test_a_leader_whose_lease_was_lost_puts_its_key_back(f: Fixture) -> No
     assert f.etcd.kvs[LEADER_KEY].lease == f.control.session.lease_id
 
 
+async def test_a_key_on_a_lease_of_before_is_put_on_the_present_one(f: Fixture) -> None:
+    """It goes when that lease does, and its leader would be taken for lost."""
+    await leads(f)
+    before = f.etcd.grant(600, now_ns() / 1e9)
+    f.etcd.txn([], [Put(LEADER_KEY, f.leader_value("f", TERM2), before)], [])
+    f.control._leaders[P] = f.etcd.kvs[LEADER_KEY]
+    assert await put_back(f) == f.leader_value("f", TERM2)
+    assert f.etcd.kvs[LEADER_KEY].lease == f.control.session.lease_id != before
+
+
 async def test_not_when_the_record_has_changed_since(f: Fixture) -> None:
     """Somebody else may own the next term, and its key have gone too."""
     await leads(f)
