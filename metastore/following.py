@@ -61,7 +61,9 @@ class Following:
         if not self._began:
             self._began = True
             self.table.begin([self.layout.parse(change.key) for change in changes], revision)
-        self.table.unreadable.update("/".join(parts) for parts, record in met.items() if record[-1].bad)
+        self.table.note_unreadable(
+            self.table.unreadable | {"/".join(parts) for parts, record in met.items() if record[-1].bad}
+        )
         return seen
 
     def _read(self, change: Change) -> Seen | None:

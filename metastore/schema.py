@@ -23,7 +23,8 @@ Parts = tuple[str, ...]
 #: the longest value of a record, in bytes; of what nodes publish of many namespaces more
 MAX_VALUE: Final = 64 << 10
 MAX_USAGE: Final = 2 << 20
-MAX_NAMESPACES: Final = 1 << 20
+#: namespaces in one record of what a node publishes; how many have a policy is bounded elsewhere (namespaces.MAX_NAMESPACES)
+MAX_PUBLISHED: Final = 1 << 20
 
 Usage = dict[str, list[int]]
 """Namespace -> [records, bytes]."""
@@ -76,9 +77,7 @@ def _next_partition(raw: bytes) -> int:
     return _number(raw.decode())
 
 
-_SUMS: Final = fields.mapping(
-    check_namespace, fields.row(fields.whole(), fields.whole()), high=MAX_NAMESPACES
-)
+_SUMS: Final = fields.mapping(check_namespace, fields.row(fields.whole(), fields.whole()), high=MAX_PUBLISHED)
 
 
 def _usage(raw: bytes) -> Usage:

@@ -17,15 +17,20 @@ that is of a later revision was removed since (``merge``), unless that one says 
 
 ``partitions`` always covers the ring, once it did: records that overlap or leave a gap are put aside (``aside``), and the last
 good map holds. A node's record that was removed is kept for as long as a partition names the node.
+
+A change costs its own size: which rows are other than they were is noted (``changes``), and who has the table as it
+was at a revision is told these alone (``to_wire`` with ``since``), by a table that ``merge`` takes for what it is.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from metastore import fields, schema
+from metastore.changes import MAX_CHANGES, Changes, RowKey
 from metastore.covering import Piece, finest
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.fields import BadRecord, Field, Shape
@@ -147,6 +152,18 @@ class TopologyTable:
         self._gone: set[str] = set()
         #: whether a partition has come, gone, or has another range, since ``partitions`` was made
         self._unsettled = False
+        self.changes = Changes()
+        #: etcd's records were all read, and what is applied from then on is what has changed
+        self._following = False
+        #: namespaces that have a quota
+        self.limited: dict[str, Policy] = {}
+        #: counts changes of namespaces
+        self.policies_changed = 0
+        #: how many partitions each node leads, as far as is known here
+        self.led: Counter[str] = Counter()
+        #: of a table that somebody told: all of it (None), or what has changed after that revision, and what is gone
+        self.since: int | None = None
+        self.removed: list[RowKey] = []
 
     # --- asking ---------------------------------------------------------------------------
 
@@ -237,15 +254,27 @@ class TopologyTable:
         if known is None or epoch <= known.epoch or leader is None or self.is_beyond(partition, epoch):
             return False
         self._given.setdefault(partition, known.epoch)
-        self.partitions[partition] = replace(known, leader=leader, epoch=epoch)
+        self._place(replace(known, leader=leader, epoch=epoch))
         return True
 
-    def know_leader(self, partition: int, leader: str, epoch: int) -> None:
-        """Etcd's word, or that of a replica in this very process: no bound holds for it."""
+    def know_leader(self, partition: int, leader: str, epoch: int, *, hint: bool = True) -> None:
+        """Etcd's word (no ``hint``), or that of a replica in this very process: no bound holds for it."""
         known = self.partitions.get(partition)
         self._give(partition, epoch)
         if known is not None and epoch > known.epoch:
-            self.partitions[partition] = replace(known, leader=leader, epoch=epoch)
+            self._place(replace(known, leader=leader, epoch=epoch), hint=hint)
+
+    def _place(self, placement: Placement, *, hint: bool = True) -> None:
+        """A partition that has the range that it had."""
+        self._count(self.partitions.get(placement.id), placement)
+        self.partitions[placement.id] = placement
+        self.changes.note(("partitions", placement.id), self.revision, hint)
+
+    def _count(self, old: Placement | None, new: Placement | None) -> None:
+        if old is not None and old.leader is not None:
+            self.led[old.leader] -= 1
+        if new is not None and new.leader is not None:
+            self.led[new.leader] += 1
 
     def _give(self, partition: int, epoch: int) -> None:
         if epoch > self._given.get(partition, -1):
@@ -258,7 +287,7 @@ class TopologyTable:
         known = self.partitions.get(wrong.id)
         if known is None or known.leader != wrong.leader or known.epoch != wrong.epoch:
             return  # there has been news meanwhile
-        self.partitions[wrong.id] = replace(known, leader=node, epoch=epoch)
+        self._place(replace(known, leader=node, epoch=epoch))
         for told in (self._records, self._learned):
             if wrong.id in told:
                 told[wrong.id] = replace(told[wrong.id], leader=node, epoch=epoch)
@@ -269,7 +298,7 @@ class TopologyTable:
         try:
             record = None if value is None else schema.read(parts, value)
         except BadRecord:
-            self.unreadable.add("/".join(parts))
+            self.note_unreadable(self.unreadable | {"/".join(parts)})
             raise
         self.apply([(parts, record)], revision)
 
@@ -277,21 +306,54 @@ class TopologyTable:
         """Records of etcd as metastore.schema reads them, None = deleted, in their order. The revision is etcd's when they
         were there, and of all that was applied before."""
         self.revision = max(self.revision, revision)
+        # a record that is again what it is here: others may have it as it was in between
+        followed = self._following
         for parts, record in records:
-            self.unreadable.discard("/".join(parts))
+            if self.unreadable and "/".join(parts) in self.unreadable:
+                self.note_unreadable(self.unreadable - {"/".join(parts)})
             match record:
                 case NodeRecord():
-                    self.nodes[record.node] = record
-                    self._gone.discard(record.node)
+                    self._set_node(record, followed)
                 case ConfigRecord():
                     self._set_record(placement_of(parts[1], record))
+                    if followed:
+                        self._note_leader(record.partition, record.epoch)
                 case LeaderRecord():
-                    self.know_leader(int(parts[2]), record.node, record.epoch)
+                    self.know_leader(int(parts[2]), record.node, record.epoch, hint=False)
+                    if followed:
+                        self._note_leader(int(parts[2]), record.epoch)
                 case Policy():
-                    self._set_policy(parts[1], record)
+                    self._set_policy(parts[1], record, followed)
                 case None:
                     self._removed(parts)
+                    if followed:
+                        self._note_removed(parts)
         self._settle()
+
+    def note_unreadable(self, keys: set[str]) -> None:
+        """These are the keys that make no sense now."""
+        if keys != self.unreadable:
+            self.unreadable = keys
+            self.changes.note(("unreadable", ""), self.revision)
+
+    def _set_node(self, record: NodeRecord, told: bool = False) -> None:
+        """``told``: it is news for others even when it is none here."""
+        self._gone.discard(record.node)
+        if told or self.nodes.get(record.node) != record:
+            self.nodes[record.node] = record
+            self.changes.note(("nodes", record.node), self.revision)
+
+    def _note_leader(self, p: int, epoch: int) -> None:
+        """etcd has told of a partition; what a replica knows better stays a replica's word."""
+        known = self.partitions.get(p)
+        self.changes.note(("partitions", p), self.revision, known is not None and known.epoch > epoch)
+
+    def _note_removed(self, parts: Parts) -> None:
+        """Others may have had it, where it came and went between two looks of ours."""
+        if parts[0] == "config" and is_config(parts):
+            self.changes.note(("partitions", int(parts[2])), self.revision)
+        elif parts[0] in ("nodes", "namespaces"):
+            self.changes.note((parts[0], parts[1]), self.revision)
 
     def _removed(self, parts: Parts) -> None:
         if parts[0] == "nodes" and parts[1] in self.nodes:
@@ -319,16 +381,28 @@ class TopologyTable:
             if (placement.cell, placement.id) not in homes:
                 del self._records[placement.id]
                 self._unsettled = True
-        self.unreadable &= {"/".join(parts) for parts in here}
+        self.note_unreadable(self.unreadable & {"/".join(parts) for parts in here})
         self._settle()
+        self.changes.begin(revision)
+        self._following = True
 
-    def _set_policy(self, namespace: str, policy: Policy | None) -> None:
+    def _set_policy(self, namespace: str, policy: Policy | None, told: bool = False) -> None:
+        """``told``: as in ``_set_node``."""
+        if not told and self.namespaces.get(namespace) == policy:
+            return
+        self.changes.note(("namespaces", namespace), self.revision)
+        self.policies_changed += 1
         if policy is None:
             self.namespaces.pop(namespace, None)
             self._rules.pop(namespace, None)
+            self.limited.pop(namespace, None)
+            return
+        self.namespaces[namespace] = policy
+        self._rules[namespace] = policy.rule
+        if policy.has_quota:
+            self.limited[namespace] = policy
         else:
-            self.namespaces[namespace] = policy
-            self._rules[namespace] = policy.rule
+            self.limited.pop(namespace, None)
 
     def _set_record(self, placement: Placement) -> None:
         """etcd's word of a partition; what is known of its leader with a higher epoch stays."""
@@ -340,7 +414,7 @@ class TopologyTable:
             placement = replace(placement, leader=known.leader, epoch=known.epoch)
         self._records[p] = placement
         if self._learned.pop(p, None) is None and p not in self.aside and _same_range(known, placement):
-            self.partitions[p] = placement
+            self._place(placement, hint=False)
         else:
             self._unsettled = True
 
@@ -356,6 +430,11 @@ class TopologyTable:
                 if known is not None and known.epoch > placement.epoch:
                     fitting[p] = replace(placement, leader=known.leader, epoch=known.epoch)
             self.aside = {p: q for p, q in self._records.items() if not _same_range(fitting.get(p), q)}
+            for p in self.partitions.keys() | fitting.keys():
+                old, new = self.partitions.get(p), fitting.get(p)
+                if old != new:
+                    self._count(old, new)
+                    self.changes.note(("partitions", p), self.revision, p in self._learned)
             self.partitions, self._map = fitting, None
         self._forget_nodes()
 
@@ -399,7 +478,8 @@ class TopologyTable:
         if self._gone:
             named = {node for q in self.partitions.values() for node in q.replicas}
             for node in self._gone - named:
-                self.nodes.pop(node, None)
+                if self.nodes.pop(node, None) is not None:
+                    self.changes.note(("nodes", node), self.revision)
             self._gone &= named
 
     # --- what replicas and other tables say -----------------------------------------------------------
@@ -447,9 +527,14 @@ class TopologyTable:
     def merge(self, other: TopologyTable) -> None:
         """Take what ``other`` knows better: newer records, what was removed since, and any higher epoch."""
         self.cluster = self.cluster or other.cluster
+        if other.since is not None and other.since > self.revision:
+            return  # what has changed in between is not known: the next question will tell
         if other.revision >= self.revision:
-            self._take(other, removed=other.revision > self.revision)
-            self.revision = other.revision
+            later, self.revision = other.revision > self.revision, other.revision
+            if other.since is not None:
+                self._take_changes(other, removed=later)
+            else:
+                self._take(other, removed=later)
         for placement in other.partitions.values():
             if placement.leader is not None:
                 self.know_leader(placement.id, placement.leader, placement.epoch)
@@ -472,9 +557,25 @@ class TopologyTable:
                 if f"{p:05d}" not in unread:
                     del self._records[p]
                     self._unsettled = True
-            self.unreadable = set(other.unreadable)
-        self._gone -= other.nodes.keys()
-        self.nodes.update(other.nodes)
+            self.note_unreadable(set(other.unreadable))
+        self._take_rows(other)
+
+    def _take_changes(self, other: TopologyTable, removed: bool) -> None:
+        """As ``_take``, of a table that has only what is other since."""
+        if removed:
+            for kind, name in other.removed:
+                if kind == "nodes" and name in self.nodes:
+                    self._gone.add(str(name))
+                elif kind == "namespaces" and name in self.namespaces:
+                    self._set_policy(str(name), None)
+                elif kind == "partitions" and self._records.pop(int(name), None) is not None:
+                    self._unsettled = True
+            self.note_unreadable(set(other.unreadable))
+        self._take_rows(other)
+
+    def _take_rows(self, other: TopologyTable) -> None:
+        for record in other.nodes.values():
+            self._set_node(record)
         for name, policy in other.namespaces.items():
             self._set_policy(name, policy)
         for placement in other._records.values():
@@ -483,18 +584,59 @@ class TopologyTable:
 
     # --- as plain data --------------------------------------------------------------------
 
-    def to_wire(self) -> dict[str, Any]:
+    def to_wire(self, since: int | None = None) -> dict[str, Any]:
         """Plain maps and lists, for msgpack and JSON; points as hexadecimal text. What earlier versions do not know is there
-        only when there is something to say."""
-        wire: dict[str, Any] = {
-            "cluster": self.cluster,
-            "revision": self.revision,
-            "nodes": [asdict(n) for n in self.nodes.values()],
+        only when there is something to say. ``since``: only what a table of that revision may lack, and what is gone; all of it
+        where that is not known."""
+        told = None if since is None else self.told_since(since)
+        if told is not None:
+            return told
+        head = self.head()
+        return {
+            "cluster": head.pop("cluster"),
+            "revision": head.pop("revision"),
+            "nodes": [asdict(n) for _, n in sorted(self.nodes.items())],
             "namespaces": [[name, policy.to_plain()] for name, policy in sorted(self.namespaces.items())],
             "partitions": [
                 placement_to_plain(p) for p in sorted(self.partitions.values(), key=lambda p: p.id)
             ],
+            **head,
         }
+
+    def told_since(self, revision: int, limit: int = MAX_CHANGES) -> dict[str, Any] | None:
+        """``to_wire`` with ``since``; None where that is not known, or would be more than ``limit`` rows."""
+        rows = self.changes.since(revision, limit) if self.complete else None
+        return None if rows is None else {**self.head(), **self._plain(rows), "since": revision}
+
+    def _plain(self, rows: Iterable[RowKey]) -> dict[str, Any]:
+        """These rows as they are now, and which of them are gone."""
+        found: dict[str, list[Any]] = {"nodes": [], "namespaces": [], "partitions": [], "removed": []}
+        for row in rows:
+            plain = self.row(row)
+            if row[0] in found:
+                found["removed" if plain is None else row[0]].append(list(row) if plain is None else plain)
+        return found
+
+    def row(self, row: RowKey) -> Any:
+        """A row as plain data; None = it is gone."""
+        match row:
+            case ("nodes", str(name)) if name in self.nodes:
+                return asdict(self.nodes[name])
+            case ("namespaces", str(name)) if name in self.namespaces:
+                return [name, self.namespaces[name].to_plain()]
+            case ("partitions", int(p)) if p in self.partitions:
+                return placement_to_plain(self.partitions[p])
+        return None
+
+    def rows(self) -> list[RowKey]:
+        """All there are."""
+        nodes: list[RowKey] = [("nodes", name) for name in self.nodes]
+        namespaces: list[RowKey] = [("namespaces", name) for name in self.namespaces]
+        return [*nodes, *namespaces, *(("partitions", p) for p in self.partitions)]
+
+    def head(self) -> dict[str, Any]:
+        """What is of the table as a whole."""
+        wire: dict[str, Any] = {"cluster": self.cluster, "revision": self.revision}
         learned = sorted(self._learned.keys() & self.partitions.keys())
         if learned:
             wire["learned"] = learned
@@ -512,6 +654,7 @@ class TopologyTable:
             raise InvalidRequest(f"not a topology table: {e}"[:300]) from None
         table = cls(head["cluster"])
         table.revision, table.unreadable = head["revision"], set(head["unreadable"])
+        table.since, table.removed = head["since"], list(head["removed"])
         learned = set(head["learned"])
 
         def node(plain: Any) -> None:
@@ -550,6 +693,12 @@ def _row_key(kind: str, plain: Any) -> str:
     return schema.shown(f"{kind}/{name!s:.100}")
 
 
+def _row_name(value: Any) -> RowKey:
+    """Of a row that is gone; what is of a later version is no row here."""
+    kind, name = fields.row(fields.text, fields.anything)(value)
+    return kind, _NUMBER(name) if kind == "partitions" else fields.text(name)
+
+
 _ROWS = fields.several(fields.anything, 0, 1 << 20)
 _NAMESPACE = fields.row(check_namespace, POLICY.read)
 HEAD: Final[Shape[dict[str, Any]]] = Shape(
@@ -563,6 +712,8 @@ HEAD: Final[Shape[dict[str, Any]]] = Shape(
         "partitions": Field(_ROWS),
         "learned": Field(fields.several(_NUMBER, 0, MAX_PARTITION + 1), ()),
         "unreadable": Field(fields.several(fields.text, 0, MAX_UNREADABLE), ()),
+        "since": Field(fields.maybe(fields.whole()), None),
+        "removed": Field(fields.several(_row_name, 0, 1 << 20), ()),
     },
 )
 

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -38,6 +39,8 @@ log = logging.getLogger("router")
 
 SNAPSHOT_INTERVAL_S = 5.0
 FIRST_SNAPSHOT_S = 0.1
+#: times what writing one took passes before the next
+SNAPSHOT_SHARE = 100
 ELECTION_PATIENCE_S = 3.0
 #: connections that wait to be accepted; the kernel's own bound (somaxconn) holds beside it
 BACKLOG = 4096
@@ -78,18 +81,20 @@ def save_snapshot(path: str, wire: bytes) -> None:
 
 
 async def keep_snapshot(path: str, table: TopologyTable) -> None:
-    """Write the snapshot as soon as there is a whole table, then when it changed, every few
-    seconds at most."""
-    saved = None
+    """Write the snapshot as soon as there is a whole table, then when it changed, every few seconds at most, and so seldom
+    that this takes a hundredth of the time: the file is written as a whole, however large it is."""
+    saved, pause_s = -1, FIRST_SNAPSHOT_S
     while True:
-        await asyncio.sleep(SNAPSHOT_INTERVAL_S if saved else FIRST_SNAPSHOT_S)
-        now = orjson.dumps({**table.to_wire(), "revision": 0})
+        await asyncio.sleep(pause_s)
+        now = table.changes.number
         if table.complete and now != saved:
+            began = time.monotonic()
             try:
                 await asyncio.to_thread(save_snapshot, path, orjson.dumps(table.to_wire()))
                 saved = now
             except OSError as e:
                 log.warning("the topology snapshot cannot be written: %s", e)
+            pause_s = max(SNAPSHOT_INTERVAL_S, SNAPSHOT_SHARE * (time.monotonic() - began))
 
 
 class Router:

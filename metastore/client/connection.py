@@ -354,9 +354,10 @@ class NodeConnection(asyncio.Protocol):
         if self._watches.pop(watch_id, None) is not None and not self.lost and self.transport is not None:
             self.transport.write(frames.pack(frames.UNWATCH, [watch_id]))
 
-    async def topology(self, timeout_s: float) -> Any:
-        """The node's topology table in wire form."""
-        return await self._ask(frames.TOPOLOGY_REQUEST, [0], self._topology, timeout_s)
+    async def topology(self, timeout_s: float, since: int = 0) -> Any:
+        """The node's topology table in wire form; of a node that knows it only what a table of the revision ``since``
+        lacks."""
+        return await self._ask(frames.TOPOLOGY_REQUEST, [since], self._topology, timeout_s)
 
     async def status(self, timeout_s: float) -> dict[str, Any]:
         """The node's own view."""

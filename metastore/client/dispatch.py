@@ -32,6 +32,8 @@ log = logging.getLogger("metastore.client")
 LOOK_S: Final = 0.1
 REFRESH_S: Final = 5.0
 MIN_REFRESH_GAP_S: Final = 0.2
+#: how often all of the topology is asked for, and not only what has changed
+WHOLE_S: Final = 600.0
 #: one that does not answer is not waited for longer before the next is asked too
 ASK_NEXT_S: Final = 0.25
 MAX_ASKED: Final = 6
@@ -76,6 +78,7 @@ class Dispatcher:
         self._refreshing: asyncio.Task[bool] | None = None
         self._refused: NoCommonVersion | None = None
         self._refreshed_at = -1e9
+        self._whole_due = -1e9
         self._refresher: asyncio.Task[None] | None = None
         self._rotation = random.randrange(1 << 16)
         self._background: set[asyncio.Task[None]] = set()
@@ -257,9 +260,17 @@ class Dispatcher:
                 answer.cancel()
 
     async def _table_of(self, address: str) -> TopologyTable:
-        """Raises MetastoreError."""
+        """What a node knows; of what is here already, only what has changed. Now and then all of it, so that nothing
+        that is wrong here stays for long. Raises MetastoreError."""
         connection = await self.connect(address)
-        return TopologyTable.from_wire(await connection.topology(CONNECT_TIMEOUT_S))
+        now = asyncio.get_running_loop().time()
+        whole = not self.table.complete or now >= self._whole_due
+        found = TopologyTable.from_wire(
+            await connection.topology(CONNECT_TIMEOUT_S, 0 if whole else self.table.revision)
+        )
+        if found.since is None and found.complete:
+            self._whole_due = now + WHOLE_S * random.uniform(0.7, 1.3)
+        return found
 
     async def _refresh_forever(self) -> None:
         """Constant work: one request every few seconds, whether all is well or not."""

@@ -124,11 +124,13 @@ QUIET_S = 3.0
 
 
 class Watch(Protocol):
-    """A mirror of a prefix. ``ready`` is set once its first content was delivered."""
+    """A mirror of a prefix. ``ready`` is set once its first content was delivered. ``read_at``: the revision of the newest
+    reading; what came and went before it may never have been told."""
 
     ready: asyncio.Event
     kvs: dict[str, KV]
     revision: int
+    read_at: int
 
     @property
     def silent_s(self) -> float:

@@ -13,6 +13,8 @@ class Mirror:
     def __init__(self) -> None:
         self.kvs: dict[str, KV] = {}
         self.revision = 0
+        #: the revision of the newest reading: what came and went before it may never have been told
+        self.read_at = 0
 
     def snapshot(self, revision: int, content: Iterable[KV]) -> list[Change]:
         """Replace the content by a fresh reading; what differs, deletes first."""
@@ -23,6 +25,7 @@ class Mirror:
             if old != kv:
                 changes.append(Change(key, old, kv))
         self.kvs, self.revision = new, max(revision, self.revision)
+        self.read_at = self.revision
         return changes
 
     def events(self, revision: int, events: Iterable[tuple[str, KV | None]]) -> list[Change]:

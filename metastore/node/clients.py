@@ -267,7 +267,8 @@ class ClientConnection(asyncio.Protocol):
 
     def other(self, kind: int, body: Any) -> None:
         if kind == frames.TOPOLOGY_REQUEST:
-            self.write(self.node.views.topology_frame())
+            since = body[0] if type(body) is list and body and type(body[0]) is int else 0
+            self.write(self.node.views.topology.frame(since))
         elif kind == frames.STATUS_REQUEST:
             self.write(self.node.views.status_frame())
         elif kind == frames.PING:

@@ -134,6 +134,8 @@ class Control:
         self._remember_due = False
         self._published: dict[str, list[int]] = {}
         self._published_at = 0
+        #: what was looked at last for that, and never changes
+        self._compared: dict[str, list[int]] | None = None
         self.ready = asyncio.Event()
         self.campaigns = 0
         self.elections_won = 0
@@ -177,7 +179,7 @@ class Control:
 
     def _lease_changed(self) -> None:
         self._registered = False
-        self._published = {}
+        self._published, self._compared = {}, None
         self.wake()
 
     async def close(self) -> None:
@@ -195,7 +197,7 @@ class Control:
 
     def _on_change(self, revision: int, changes: list[Change]) -> None:
         node = self.node
-        nodes = set(node.topology.nodes)
+        number = node.topology.changes.number
         seen = self.records.take(revision, changes)
         # configs before leader keys: a replica must exist before it hears who leads it; moves in
         # between, since they may ask for one
@@ -204,13 +206,20 @@ class Control:
                 self._act(found)
             except Exception as e:  # the record is in order: what is wrong is this node (R14)
                 node.fail_stop(e)
-        for name in nodes - node.topology.nodes.keys():
-            self.related.discard(name)
-            node.links.forget(name)
+        self._forget_nodes(number)
         self._open_set_aside()
         self._remember_due |= any(found.parts[0] in REMEMBERED for found in seen)
         self.wake()
         node.settle()
+
+    def _forget_nodes(self, number: int) -> None:
+        """Nodes that went from the table since that change of it."""
+        node = self.node
+        changed = node.topology.changes.after(number) or []
+        for name in [str(name) for kind, name in changed if kind == "nodes"]:
+            if name not in node.topology.nodes:
+                self.related.discard(name)
+                node.links.forget(name)
 
     def _act(self, seen: Seen) -> None:
         """Do what a change of a record asks for; the topology has it already."""
@@ -400,9 +409,9 @@ class Control:
         somebody to join."""
         node = self.node
         mine = (node.me.node, node.me.store)
-        for p, (_, config, mod_revision) in list(self._elsewhere.items()):
-            host = node.hosts.get(p)
-            if host is None or mod_revision < host.replica.config_mod_revision or mine in config.members():
+        for p, host in [(p, host) for p, host in node.hosts.items() if p in self._elsewhere]:
+            _, config, mod_revision = self._elsewhere[p]
+            if mod_revision < host.replica.config_mod_revision or mine in config.members():
                 continue
             if self._is_needed(p):
                 continue
@@ -457,6 +466,11 @@ class Control:
             if self.layout.parse(key)[0] in kinds and key.isprintable()
         ]
         return self._watch.revision, found
+
+    @property
+    def read_at(self) -> int:
+        """The revision at which all of etcd's records were read last."""
+        return self._watch.read_at if hasattr(self, "_watch") else 0
 
     def kv(self, key: str) -> KV | None:
         """A record as the watch has it."""
@@ -728,13 +742,14 @@ class Control:
     async def _publish(self, usage: dict[str, list[int]], session: Session) -> None:
         """What this node leads of namespaces with a quota, when that changed by over a hundredth."""
         now = now_ns()
-        if now - self._published_at < USAGE_S * 1e9:
+        if now - self._published_at < USAGE_S * 1e9 or usage is self._compared:
             return
         if usage.keys() == self._published.keys() and all(
             abs(new - old) * 100 <= old
             for ns in usage
             for new, old in zip(usage[ns], self._published[ns], strict=True)
         ):
+            self._compared = usage
             return
         key = self.layout.usage(self.node.config.node)
         await self.coordinator.txn([], [Put(key, orjson.dumps(usage), session.lease_id)])

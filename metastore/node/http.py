@@ -178,7 +178,7 @@ async def serve_http(node: Node) -> WebServer:
         return _json(node.status())
 
     async def topology(_: web.Request) -> web.Response:
-        return _json(node.views.topology())
+        return _json(node.views.topology.wire())
 
     async def control(_: web.Request) -> web.Response:
         """What the control plane's records are rebuilt from, when etcd has lost them."""

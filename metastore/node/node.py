@@ -57,6 +57,7 @@ from metastore.node.identity import (
     Verdict,
     judge_peer,
 )
+from metastore.node.keeping import Keeping
 from metastore.node.peers import PeerLinks
 from metastore.node.pins import Pins
 from metastore.node.policies import Policies
@@ -67,12 +68,10 @@ from metastore.node.views import Views
 from metastore.storage.facts import read_fact
 from metastore.storage.records import ConfigEntry, Fact, SealEntry
 from metastore.storage.store import Store
-from metastore.topology import TopologyTable
 
 log = logging.getLogger("metastore.node")
 
 FACT_LARGEST_GRANT = "largest_grant_ns"
-FACT_TOPOLOGY = "topology"
 STALL_NS = 500 * MS
 #: how often what peers told of their marks is made durable (R13)
 KEEP_MARKS_NS = 10_000 * MS
@@ -159,10 +158,8 @@ class Node:
         self.snapshots = Snapshots(self)
         self.links.on_dropped = self.snapshots.dropped
         self.rebuilding = Rebuilding(self)
-        self.topology = self._restored_topology()
-        #: up to which of etcd's revisions this node's copy would survive a restart without etcd
-        self.topology_kept = self.topology.revision
-        self._topology_keeping: tuple[int, int] | None = None
+        self.keeping = Keeping(store, config.cluster)
+        self.topology = self.keeping.table
         self.policies = Policies(self)
         self.control = Control(self)
         self.spreading = Spreading(self)
@@ -223,18 +220,9 @@ class Node:
         self._tasks.append(ticking)
         self.settle()
 
-    def _restored_topology(self) -> TopologyTable:
-        empty = TopologyTable(self.config.cluster)  # etcd and the peers tell it anew
-        table = read_fact(self.store.facts, FACT_TOPOLOGY, TopologyTable.from_wire, empty, empty)
-        if table.left_out:
-            names = ", ".join(table.left_out[:10])
-            log.warning("of the topology that this node kept this makes no sense, and is left out: %s", names)
-        return table
-
     def remember_topology(self) -> None:
-        """Keep the table for a start without etcd, ours and others' (R12, design: router)."""
-        seq = self.store.append(Fact(FACT_TOPOLOGY, self.topology.to_wire()))
-        self._topology_keeping = seq, self.topology.revision
+        """Keep what has changed of the table, for a start without etcd, ours and others' (R12, design: router)."""
+        self.keeping.keep()
         self.schedule_turn()
 
     def remember_fact(self, key: str, value: Any) -> None:
@@ -615,8 +603,7 @@ class Node:
         """The log is durable up to ``seq``: what waited for that leaves."""
         if self.failure is not None:
             return
-        if self._topology_keeping is not None and self._topology_keeping[0] <= seq:
-            self.topology_kept, self._topology_keeping = self._topology_keeping[1], None
+        self.keeping.durable(seq)
         held = self._held
         while held and held[0][0] <= seq:
             _, node, message = held.popleft()

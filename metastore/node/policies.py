@@ -8,11 +8,12 @@ grow a namespace whose sum is at its bound.
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 from metastore.errors import ConditionRequired, MetastoreError, QuotaExceeded, Unavailable, WrongRouting
 from metastore.keys import PARENT, hash_point, prefix_routing_key, well_placed
-from metastore.namespaces import Policy
+from metastore.namespaces import NEARLY_FULL, Policy
 from metastore.records import unpack_record
 from metastore.schema import Usage
 from metastore.wire.client_messages import ADD, DELETE, GET, LIST, PUT, TOUCH, TXN
@@ -20,6 +21,10 @@ from metastore.wire.client_messages import ADD, DELETE, GET, LIST, PUT, TOUCH, T
 if TYPE_CHECKING:
     from metastore.node.host import PartitionHost
     from metastore.node.node import Node
+
+
+#: so many namespaces that are near to their quota are named in status
+MAX_TOLD: Final = 20
 
 
 class Policies:
@@ -31,6 +36,14 @@ class Policies:
         self.others: dict[str, Usage] = {}
         #: namespaces at their quota: (of records, of bytes)
         self.full: dict[str, tuple[bool, bool]] = {}
+        #: namespaces that are near to it, and what part of it they hold
+        self.near: dict[str, float] = {}
+        self._local: Usage = {}
+        #: what it was counted of
+        self._counted: list[tuple[int, int]] | None = None
+        self._judged: tuple[int, int] = -1, -1
+        #: counts what others have published
+        self._others_changed = 0
 
     # --- before an operation ----------------------------------------------------------------
 
@@ -137,19 +150,26 @@ class Policies:
     # --- quotas -----------------------------------------------------------------------------
 
     def local(self) -> Usage:
-        """What this node leads, of namespaces with a quota."""
-        limited = {
-            name.encode(): name for name, policy in self.node.topology.namespaces.items() if policy.has_quota
-        }
+        """What this node leads, of namespaces with a quota; the very same as long as nothing has changed."""
+        node, limited = self.node, self.node.topology.limited
+        led = [(p, host) for p, host in node.hosts.items() if host.role == "active"] if limited else []
+        counted = [(node.topology.policies_changed, len(led)), *((p, host.applied) for p, host in led)]
+        if counted != self._counted:
+            self._counted = counted
+            self._local = self._sums([host.machine.usage for _, host in led])
+        return self._local
+
+    def _sums(self, held: list[dict[bytes, list[int]]]) -> Usage:
         usage: Usage = {}
-        for host in self.node.hosts.values() if limited else ():
-            if host.role == "active":
-                for raw, name in limited.items():
-                    held = host.machine.usage.get(raw)
-                    if held is not None:
-                        sums = usage.setdefault(name, [0, 0])
-                        sums[0] += held[0]
-                        sums[1] += held[1]
+        limited = self.node.topology.limited
+        for sums in held:
+            names = sums if len(sums) < len(limited) else (name.encode() for name in limited)
+            for raw in names:
+                name, found = raw.decode("ascii", "replace"), sums.get(raw)
+                if found is not None and name in limited:
+                    total = usage.setdefault(name, [0, 0])
+                    total[0] += found[0]
+                    total[1] += found[1]
         return usage
 
     def held(self, limit: int) -> tuple[Usage, int]:
@@ -166,22 +186,39 @@ class Policies:
 
     def published(self, node: str, usage: Usage | None) -> None:
         """Another node's usage, as etcd has it; None = gone."""
+        self._others_changed += 1
         if usage is None:
             self.others.pop(node, None)
         elif node != self.node.me.node:
             self.others[node] = usage
 
     def recount(self) -> Usage:
-        """Which namespaces are full now; also what to publish."""
-        local = self.local()
+        """Which namespaces are full now, and which nearly; also what to publish. Costs nothing while nothing has changed."""
+        before, local = self._local, self.local()
+        judged = self.node.topology.policies_changed, self._others_changed
+        if local is before and judged == self._judged:
+            return local
+        self._judged = judged
         full: dict[str, tuple[bool, bool]] = {}
-        for name, policy in self.node.topology.namespaces.items():
-            if policy.has_quota:
-                sums = [u[name] for u in (local, *self.others.values()) if name in u]
-                records, size = sum(s[0] for s in sums), sum(s[1] for s in sums)
-                records_full = 0 < policy.max_records <= records
-                bytes_full = 0 < policy.max_bytes <= size
-                if records_full or bytes_full:
-                    full[name] = records_full, bytes_full
-        self.full = full
+        near: dict[str, float] = {}
+        for name, policy in self.node.topology.limited.items():
+            sums = [u[name] for u in (local, *self.others.values()) if name in u]
+            records, size = sum(s[0] for s in sums), sum(s[1] for s in sums)
+            records_full = 0 < policy.max_records <= records
+            bytes_full = 0 < policy.max_bytes <= size
+            if records_full or bytes_full:
+                full[name] = records_full, bytes_full
+            part = max(records / (policy.max_records or math.inf), size / (policy.max_bytes or math.inf))
+            if part >= NEARLY_FULL:
+                near[name] = part
+        self.full, self.near = full, near
         return local
+
+    def crowded(self) -> dict[str, Any]:
+        """For status: namespaces that are near to their quota, or at it, the fullest first."""
+        fullest = heapq.nlargest(MAX_TOLD, self.near.items(), key=lambda item: item[1])
+        return {
+            "full": len(self.full),
+            "near": len(self.near),
+            "fullest": [[name, round(part, 3)] for name, part in fullest],
+        }

@@ -7,7 +7,6 @@ partition changes hands once too often. A node that lost leaders by silence gets
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,8 +75,8 @@ class Spreading:
         self._again_ns = now + self._pause_ns()
         if node.stopping or node.core.ctx.moves_paused or not node.control.can_elect():
             return
-        leads = Counter(p.leader for p in node.topology.partitions.values() if p.leader)
         me = node.config.node
+        leads = dict(node.topology.led)
         leads[me] = sum(h.replica.role == ACTIVE for h in node.hosts.values())
         found = next_hand_over(me, self._led(now, away), leads, closed)
         if found is not None:

@@ -29,6 +29,8 @@ SHARED_SETTINGS: Final = (
     "claim_without_etcd",
 )
 VIEW_AGE_NS: Final = 50 * MS
+#: so many rows of the topology that have changed are told within VIEW_AGE_NS; who asks for more gets the whole frame that is there
+MAX_ROWS_TOLD: Final = 2048
 
 
 class View(Generic[T]):
@@ -53,17 +55,66 @@ class Views:
         self.status: View[dict[str, Any]] = View(lambda: node_status(node))
         self.status_frame = View(lambda: frames.pack(frames.STATUS, [self.status()]))
         self.control: View[dict[str, Any]] = View(lambda: control_view(node))
-        self.topology: View[dict[str, Any]] = View(lambda: topology_wire(node))
-        self.topology_frame = View(lambda: frames.pack(frames.TOPOLOGY, [self.topology()]))
+        self.topology = TopologyView(node)
 
 
-def topology_wire(node: Node) -> dict[str, Any]:
-    """The node's table, its own replicas' knowledge of leaders in it."""
-    for p, host in node.hosts.items():
-        replica = host.replica
-        if replica.owner is not None and replica.sealed_epoch:
-            node.topology.know_leader(p, replica.owner.node, replica.sealed_epoch)
-    return node.topology.to_wire()
+class TopologyView:
+    """The node's table as it is told, its own replicas' knowledge of leaders in it: all of it, made anew only when there
+    was a change, or what has changed since a revision."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._looked_ns = 0
+        #: number of the newest change in it, revision, and the frame
+        self._whole: tuple[int, int, bytes] = -1, -1, b""
+        #: what was told within VIEW_AGE_NS: revision asked for -> frame, and how many rows more may be
+        self._changed: dict[int, bytes] = {}
+        self._rows_left = MAX_ROWS_TOLD
+        self.bytes = 0
+
+    def _look(self) -> None:
+        now, node = now_ns(), self._node
+        if now - self._looked_ns <= VIEW_AGE_NS:
+            return
+        self._looked_ns, self._rows_left = now, MAX_ROWS_TOLD
+        self._changed.clear()
+        for p, host in node.hosts.items():
+            replica = host.replica
+            if replica.owner is not None and replica.sealed_epoch:
+                node.topology.know_leader(p, replica.owner.node, replica.sealed_epoch)
+        node.topology.changes.read_again(node.control.read_at)
+
+    def wire(self) -> dict[str, Any]:
+        """All of it, as plain data."""
+        self._look()
+        return self._node.topology.to_wire()
+
+    def frame(self, since: int = 0) -> bytes:
+        """The answer to who has a table of the revision ``since``, 0 = none."""
+        self._look()
+        if since:
+            found = self._changed.get(since)
+            if found is None:
+                found = self._told(since)
+            if found:
+                return found
+        table = self._node.topology
+        if self._whole[:2] != (table.changes.number, table.revision):
+            frame = frames.pack(frames.TOPOLOGY, [table.to_wire()])
+            self._whole = table.changes.number, table.revision, frame
+            self.bytes = len(frame)
+        return self._whole[2]
+
+    def _told(self, since: int) -> bytes:
+        """b"" = all of it has to be told."""
+        told = self._node.topology.told_since(since, self._rows_left)
+        frame = b""
+        if told is not None:
+            self._rows_left -= 1 + sum(len(told[kind]) for kind in ("nodes", "namespaces", "partitions"))
+            frame = frames.pack(frames.TOPOLOGY, [told])
+        if len(self._changed) < MAX_ROWS_TOLD:
+            self._changed[since] = frame
+        return frame
 
 
 def learners(node: Node, r: PartitionReplica) -> dict[str, dict[str, int]]:
@@ -142,7 +193,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "etcd": node.control.status(),
         "lapses": node.core.ctx.lapses.view(now),
         "topology_revision": node.topology.revision,
-        "topology_kept": node.topology_kept,
+        "topology_kept": node.keeping.kept,
         "watches": node.watch_count(),
         "peers": node.links.connected(),
         "stalls": node.stalls,

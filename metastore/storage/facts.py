@@ -12,10 +12,20 @@ from typing import Any, TypeVar
 
 from metastore.errors import InvalidRequest
 from metastore.fields import Read
+from metastore.storage.kept import FACT_ROWS, KeptRows
+from metastore.storage.records import Fact
 
 log = logging.getLogger("metastore.facts")
 
 T = TypeVar("T")
+
+
+def keep_fact(facts: dict[str, Any], kept: KeptRows, fact: Fact) -> None:
+    """A fact of the log is so from here on."""
+    if fact.key == FACT_ROWS:
+        kept.take(fact.value)
+    else:
+        facts[fact.key] = fact.value
 
 
 def read_fact(facts: Mapping[str, Any], key: str, read: Read[T], absent: T, unreadable: T) -> T:

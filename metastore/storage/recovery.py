@@ -1,4 +1,4 @@
-"""Replay of the log onto what the state has: rebuilds each partition's log and durable facts."""
+"""Replay of the log onto what the state has: rebuilds each partition's log, durable facts and kept rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from metastore.core.entry import check_entry
 from metastore.errors import CorruptLog
 from metastore.keys import END_OF_RING
+from metastore.storage.facts import keep_fact
+from metastore.storage.kept import KeptRows
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.records import (
     ConfigEntry,
@@ -22,14 +24,17 @@ from metastore.storage.state import Meta
 
 
 class Recovery:
-    """Feed it every block in order, then ``finish``. ``metas`` and ``facts`` are brought up to
+    """Feed it every block in order, then ``finish``. ``metas``, ``facts`` and ``kept`` are brought up to
     date in place; ``commits`` is what entries said was committed."""
 
-    def __init__(self, log: NodeLog, metas: dict[int, Meta], facts: dict[str, Any], free_slot: int) -> None:
+    def __init__(
+        self, log: NodeLog, metas: dict[int, Meta], facts: dict[str, Any], kept: KeptRows, free_slot: int
+    ) -> None:
         """``free_slot``: from here on slots hold no rows."""
         self.log = log
         self.metas = metas
         self.facts = facts
+        self.kept = kept
         self.commits: dict[int, int] = {}
         self.free_slot = free_slot
         #: partition -> first entry found beyond what the state ends at: an error, unless taken back
@@ -75,7 +80,7 @@ class Recovery:
             self._part(record.p)
             self.metas[record.p].config = record.config
         elif isinstance(record, Fact):
-            self.facts[record.key] = record.value
+            keep_fact(self.facts, self.kept, record)
         elif isinstance(record, DropEntry):
             self._drop(record.p, seq)
 

@@ -29,7 +29,7 @@ PAUSE_S: Final = 30.0
 
 
 class RottenRow(NamedTuple):
-    """The value under a key of the state (table ``data``, ``aux`` or ``meta``) is not as it was put."""
+    """The value under a key of the state (table ``data``, ``aux``, ``meta`` or ``map``) is not as it was put."""
 
     table: str
     key: bytes
@@ -63,7 +63,7 @@ class Scrub:
 
     async def one_pass(self) -> None:
         """All of it once. What is found goes to ``Store.rotten``. Raises CorruptTree, OSError."""
-        for name in ("meta", "data", "aux"):
+        for name in ("meta", "map", "data", "aux"):
             after: bytes | None = b""
             while after is not None:
                 after, size, bad = await self._in_thread(

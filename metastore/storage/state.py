@@ -1,6 +1,7 @@
 """The applied state in LMDB: records, aux rows and the position each partition stands at.
 
-Databases: ``data`` (slot + lkey -> record), ``aux`` (slot + key -> row), ``meta``. A partition's
+Databases: ``data`` (slot + lkey -> record), ``aux`` (slot + key -> row), ``meta``, ``map`` (rows that the node keeps beside its
+facts: ``kept``). A partition's
 current *slot* is in its meta row, so that a snapshot is staged in a fresh slot and switched in
 by changing that row (R17). A partition that was split off another has its aux rows in a slot of its
 own and its records, until a snapshot takes their place, where they always were: in the other's (R18). LMDB keys end at 511 bytes: a longer lkey is cut to LONG bytes plus
@@ -53,6 +54,8 @@ _LEN: Final = struct.Struct("<H")
 NODE_ROW: Final = b"n"
 BORDER_ROW: Final = b"b"
 TABLES: Final = (b"data", b"aux", b"meta")
+#: made where it is missing, by a build from before it; that nothing of it is lost is told by the node's row
+MAP_TABLE: Final = b"map"
 READ_CACHE_BYTES: Final = 32 << 20
 DELETE_CHUNK: Final = 2000
 #: beside those of its rows, what a transaction may need: branches, roots, the list of free pages
@@ -183,6 +186,7 @@ class State:
             raise CorruptState(
                 f"the state lacks one of its tables {', '.join(map(bytes.decode, TABLES))}; replace the node"
             ) from None
+        self.map = env.open_db(MAP_TABLE, create=True)
         # what a killed process had committed may be in the kernel's cache only
         env.sync(True)
         self._begin()
@@ -340,6 +344,11 @@ class State:
             raise CorruptState("the state lacks the node's own rows; replace the node")
         return Saved(dict(unpack_own(node, strict_map_key=False)), border, metas)
 
+    def map_rows(self) -> dict[bytes, bytes]:
+        """What the ``map`` table holds, every row of it checked. Raises CorruptState."""
+        with self.env.begin() as txn:
+            return {bytes(key): unseal(key, row) for key, row in txn.cursor(db=self.map)}
+
     def meta_in(self, p: int, txn: Any) -> Meta | None:
         """A partition's row, in that transaction."""
         row = txn.get(meta_key(p), db=self.meta)
@@ -403,7 +412,7 @@ class State:
 
     def pages(self) -> Pages:
         """How much of its map is used, as the loop's thread sees it."""
-        return pages_of(self.env, self._reader, (self.data, self.aux, self.meta))
+        return pages_of(self.env, self._reader, (self.data, self.aux, self.meta, self.map))
 
     # --- writing (writer thread) -------------------------------------------------------------
 
@@ -413,7 +422,7 @@ class State:
         if self.blocks is None:
             return
         with self.env.begin() as txn:
-            pages = pages_of(self.env, txn, (self.data, self.aux, self.meta))
+            pages = pages_of(self.env, txn, (self.data, self.aux, self.meta, self.map))
         page = self.env.stat()["psize"]
         # each row has its leaf written anew, and there are no more of those than there are pages; some of what
         # is free may be in use by a reader still

@@ -16,7 +16,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from metastore.core.messages import Lineage, Run
 from metastore.errors import CorruptLog, CorruptState, NoRoom, RottenEntry, StorageError
 from metastore.keys import END_OF_RING
 from metastore.storage.disk import Disk
-from metastore.storage.facts import read_fact
+from metastore.storage.facts import keep_fact, read_fact
 from metastore.storage.identity import (
     lock_folder,
     make_folders,
@@ -40,6 +40,7 @@ from metastore.storage.identity import (
     read_identity,
     write_identity,
 )
+from metastore.storage.kept import FACT_ROWS, PART_BYTES, KeptRows, parts_of
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.overlay import Overlay
 from metastore.storage.records import ConfigEntry, DropEntry, Fact, SealEntry, TruncateEntry
@@ -160,6 +161,8 @@ class _Flush(NamedTuple):
     applied: list[tuple[int, int, int]]
     #: the records that it changes, once it is known what they are called in the state
     changed: dict[bytes, bytes | None]
+    #: how many rows are kept beside the facts
+    kept: int
 
 
 class Store:
@@ -173,6 +176,7 @@ class Store:
         self.created = created
         self.options = options
         self.facts: dict[str, Any] = {}
+        self.kept = KeptRows()
         self.partitions: dict[int, PartitionInfo] = {}
         self.scan_next: bytes | None = None
         self.scan_bytes_left = 0
@@ -197,6 +201,8 @@ class Store:
         self._checkpoint_seq = 0
         #: the newest record that is more than a fact (``mark``)
         self._data_seq = 0
+        #: the newest fact
+        self._facts_seq = 0
         self._next_slot = 1
         self._garbage: list[Rubbish] = []
         #: partitions split off that no flush has yet: of which, and their aux rows; and those that are being
@@ -289,11 +295,13 @@ class Store:
             )
         row, border, metas = saved
         self.facts = dict(row["facts"])
+        self.facts.pop(FACT_ROWS, None)  # of a build that does not know what it is
+        self._load_kept(row.get("rows"))
         self.log.last_seq = self.log.durable_seq = self._checkpoint_seq = row["seq"]
         self.log.block = self.log.durable_block = max(row["block"], border.block - 1)
         found = self.state.slots()
         free_slot = max(found | {s for m in metas.values() for s in (m.slot, m.shared)}, default=0) + 1
-        recovery = Recovery(self.log, metas, self.facts, free_slot)
+        recovery = Recovery(self.log, metas, self.facts, self.kept, free_slot)
         files.recover(border, row["block"], recovery.on_block)
         self.log.recovered()
         recovery.finish()
@@ -309,6 +317,15 @@ class Store:
         self._garbage = [Rubbish(0, s, s) for s in sorted(found - used)]
         self._dirty = set(metas)
 
+    def _load_kept(self, count: int | None) -> None:
+        """``count``: of the rows that there have to be, None = the build that ran here last knows nothing of them."""
+        rows = self.state.map_rows()
+        if count is not None and len(rows) != count:
+            raise CorruptState(
+                f"the state has {len(rows)} rows of the topology, and there were {count}; replace the node"
+            )
+        self.kept.load(rows, count is not None)
+
     def _begin(self, files: SegmentFiles) -> None:
         """Log and state of a new store. Raises CorruptLog, CorruptState when there is one already."""
         files.begin()
@@ -319,7 +336,7 @@ class Store:
             )
         self.state.write(
             [
-                (self.state.meta, NODE_ROW, self._node_row(0)),
+                (self.state.meta, NODE_ROW, self._node_row(0, 0)),
                 (self.state.meta, BORDER_ROW, msgpack.packb(BEGINNING)),
             ]
         )
@@ -356,6 +373,14 @@ class Store:
         """A durable fact: durable when this returns if the store has not been started, else soon."""
         self.append(Fact(key, value))
         self._save_soon()
+
+    def keep_rows(self, rows: Mapping[bytes, bytes | None], whole: bool) -> int:
+        """Rows beside the facts (``kept``), all of them or (not ``whole``) what has changed, None = gone; the number of the
+        record with which they are durable, as one."""
+        seq = self.last_seq
+        for part in parts_of(rows, whole, min(PART_BYTES, self.options.segment_bytes // 4)):
+            seq = self.append(Fact(FACT_ROWS, part))
+        return seq
 
     def _save_soon(self) -> None:
         if self._loop is None:
@@ -404,7 +429,7 @@ class Store:
         error = CorruptState(
             f"the stored row of {damage.key[:80]!r} in {damage.table} does not match its checksum"
         )
-        if damage.table == "meta":
+        if damage.table in ("meta", "map"):
             self._fail(error)
         for p in self._owners(damage):
             self.on_rotten(p, error)
@@ -448,6 +473,8 @@ class Store:
         found = []
         for p, info in self.partitions.items():
             meta = info.meta
+            if damage.table == "map":
+                break
             if damage.table == "aux":
                 mine = damage.key[: SLOT.size] == SLOT.pack(meta.slot)
             else:
@@ -604,7 +631,8 @@ class Store:
             self.partitions[record.p].meta.config = record.config
             self._dirty.add(record.p)
         elif isinstance(record, Fact):
-            self.facts[record.key] = record.value
+            keep_fact(self.facts, self.kept, record)
+            self._facts_seq = seq
             return seq
         self._data_seq = seq
         return seq
@@ -809,13 +837,14 @@ class Store:
             self._fail(e)
 
     def _needs_checkpoint(self) -> bool:
-        """The log is over its retention and waits for facts or idle partitions to be saved."""
+        """The log is over its retention and waits for facts or idle partitions to be saved: once a segment, so that it
+        ends whatever else keeps some."""
         files = self.log.files
         return self._has_rotten_segment() or (
-            bool(self._dirty)
+            (bool(self._dirty) or self._facts_seq > self._checkpoint_seq)
             and files.total_bytes() > self._retention()
             and len(files.segments) > 1
-            and files.segments[0].last_seq > self._checkpoint_seq
+            and files.segments[-2].last_seq > self._checkpoint_seq
         )
 
     def _freeze(self) -> None:
@@ -842,7 +871,9 @@ class Store:
         dirty, self._dirty = self._dirty, set()
         applied = [(p, self.partitions[p].meta.slot, self.partitions[p].meta.applied) for p in dirty]
         job += [(state.meta, meta_key(p), self.partitions[p].meta.pack()) for p in dirty]
-        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied, {})
+        kept, count = self.kept.unsaved()
+        job += [(state.map, key, row) for key, row in kept.items()]
+        self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied, {}, count)
         self._submit_flush()
 
     def _submit_flush(self) -> None:
@@ -851,7 +882,7 @@ class Store:
         if flush is None or self.log.durable_seq < flush.seq or self._loop is None:
             return
         self._flush_job = None
-        node_row = self._node_row(flush.seq)
+        node_row = self._node_row(flush.seq, flush.kept)
         began = time.monotonic()
         future = self._loop.run_in_executor(self._writer, self._write_flush, flush, node_row)
         future.add_done_callback(lambda f: self._flushed(f, flush, began))
@@ -864,9 +895,15 @@ class Store:
         flush.changed.update(job)
         self.state.write([*flush.rows, (self.state.meta, NODE_ROW, node_row)], job)
 
-    def _node_row(self, seq: int) -> bytes:
+    def _node_row(self, seq: int, kept: int) -> bytes:
         row: bytes = msgpack.packb(
-            {"store": self.store_id, "facts": self.facts, "seq": seq, "block": self.log.durable_block}
+            {
+                "store": self.store_id,
+                "facts": self.facts,
+                "seq": seq,
+                "block": self.log.durable_block,
+                "rows": kept,
+            }
         )
         return row
 
@@ -960,7 +997,7 @@ class Store:
         self._freeze()
         flush, self._flush_job = self._flush_job, None
         if flush is not None:
-            self._write_flush(flush, self._node_row(flush.seq))
+            self._write_flush(flush, self._node_row(flush.seq, flush.kept))
             self._flush_done(flush)
 
     async def run_in_writer(self, work: Callable[..., Any], *args: Any) -> Any:

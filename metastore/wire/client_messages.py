@@ -58,8 +58,8 @@ DELETE or EXPIRE), lkey, version, record (None but for PUT)]``. The first EVENTS
 ends with ``WATCH_END [watch_id, status, message, detail]`` or the connection; ``UNWATCH [watch_id]``
 ends it. Flags: WATCH_ANY = from any replica, not only the leader; WATCH_KEYS = without records.
 
-``TOPOLOGY_REQUEST [known_revision]`` -> ``TOPOLOGY [map]`` (metastore.topology's wire form), or
-``TOPOLOGY [None]`` when the node knows nothing newer.
+``TOPOLOGY_REQUEST [known_revision]`` -> ``TOPOLOGY [map]`` (metastore.topology's wire form): all of it, or, with a
+member ``since``, what a table of the known revision lacks (0 = there is none); a node may always tell all.
 ``STATUS_REQUEST []`` -> ``STATUS [map]``: the node's own view, for tools.
 """
 

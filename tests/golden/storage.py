@@ -15,15 +15,16 @@ from metastore.core.machine import Machine
 from metastore.core.messages import ASKED, CONFIRMED, Lineage, Run
 from metastore.core.replica import pack_config
 from metastore.keys import END_OF_RING
-from metastore.node import control, node
+from metastore.node import control, keeping, node
 from metastore.node.features import FACT_LEVEL
 from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED, Known
 from metastore.records import pack_record
-from metastore.storage import identity, records, store
+from metastore.storage import identity, kept, records, store
 from metastore.storage.disk import Disk
 from metastore.storage.segments import SEGMENT_HEAD, SEGMENT_MAGIC, Border, block_bytes, parse_block
 from metastore.storage.state import (
     BORDER_ROW,
+    MAP_TABLE,
     NODE_ROW,
     TABLES,
     Meta,
@@ -80,6 +81,19 @@ RUNS: Final = Lineage(
 KNOWN: Final = {"n2": Known("t" * 32, 8, "run8", 55, True)}
 
 
+#: the topology as a node keeps it
+MAP_ROWS: Final[dict[bytes, bytes | None]] = {
+    keeping.HEAD_ROW: msgpack.packb(TABLE.head()),
+    **{keeping.key_of(row): msgpack.packb(TABLE.row(row)) for row in TABLE.rows()},
+}
+
+
+def _rows_of_change(plain: Any) -> Any:
+    found = kept.KeptRows()
+    found.take(plain)
+    return found.found()
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -100,7 +114,9 @@ FACTS: Final[dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]]] 
     FACT_REGISTERED: (True, _same, _same),
     FACT_REFUSED: (["an old copy", "set it aside"], _same, _same),
     node.FACT_LARGEST_GRANT: (2_000_000_000, _same, _same),
-    node.FACT_TOPOLOGY: (TABLE.to_wire(), _same, lambda p: TopologyTable.from_wire(p).to_wire()),
+    #: of builds from before it was kept row by row
+    keeping.FACT_TOPOLOGY: (TABLE.to_wire(), _same, lambda p: TopologyTable.from_wire(p).to_wire()),
+    kept.FACT_ROWS: (MAP_ROWS, lambda rows: next(kept.parts_of(rows, True)), _rows_of_change),
     FACT_LEVEL: (2, _same, _same),
     control.FACT_CLUSTER_ID: (77, _same, _same),
     control.FACT_REVISION: (4711, _same, _same),
@@ -127,7 +143,7 @@ def _in_state(work: Callable[[State], Any], rows: Any = ()) -> Any:
     """``work`` on a state in a folder of its own, with these rows in its tables as they are."""
     with TemporaryDirectory() as folder:
         env = lmdb.open(folder, map_size=1 << 22, max_dbs=4)
-        tables = {name: env.open_db(name) for name in TABLES}
+        tables = {name: env.open_db(name) for name in (*TABLES, MAP_TABLE)}
         with env.begin(write=True) as txn:
             for table, key, row in rows:
                 txn.put(key, row, db=tables[table])
@@ -142,7 +158,7 @@ def _rows(state: State) -> bytes:
     """Every row of every table, as it is on the disk."""
     found = []
     with state.env.begin() as txn:
-        for name in TABLES:
+        for name in (*TABLES, MAP_TABLE):
             table = getattr(state, name.decode())
             found += [[name, key, row] for key, row in txn.cursor(db=table)]
     raw: bytes = msgpack.packb(found)
@@ -249,6 +265,11 @@ def _state() -> dict[str, Example]:
             _load_aux,
         ),
         "meta": _row((_NODE, Border(2, 5), _METAS), _put_metas, lambda state: state.saved()),
+        "map": _row(
+            MAP_ROWS,
+            lambda state, v: state.write([(state.map, key, row) for key, row in v.items()]),
+            lambda state: state.map_rows(),
+        ),
     }
 
 

@@ -53,6 +53,7 @@ def made(path: Path) -> None:
         store.set_aux_source(p, AUX.get)
         store.append(SealEntry(p, E1, b"owner", b"config"))
     store.append(Fact("largest_grant_ns", 900))
+    store.keep_rows({b"head": b"of the map", b"nodes/n1": b"where it is"}, whole=True)
     for index, key in enumerate(KEYS, 1):
         for p in (1, 2):
             store.append(EntryRecord(p, index - 1, pack_entry(index, E1, b"payload-%d" % index)))
@@ -68,7 +69,10 @@ def answers(path: Path) -> list[Any]:
     """Everything that the store says, question by question; damage that is told is an answer."""
     store = open_store(path, OPTIONS)
     everything = b"", b"\xff" * 9
-    questions: list[Callable[[], Any]] = [lambda: (store.facts, store.store_id, list(store.partitions))]
+    questions: list[Callable[[], Any]] = [
+        lambda: (store.facts, store.store_id, list(store.partitions)),
+        store.kept.found,
+    ]
     for p, info in store.partitions.items():
         slot = info.meta.slot
         questions += [
@@ -105,9 +109,9 @@ def ranges(path: Path, file: Path) -> Iterator[int]:
         yield from range(len(raw.rstrip(b"\0")))
         return
     store = open_store(path, OPTIONS)
-    patterns = [b"data", b"aux", b"meta"]
+    patterns = [b"data", b"aux", b"meta", b"map"]
     with store.state.env.begin() as txn:
-        for db in (store.state.data, store.state.aux, store.state.meta):
+        for db in (store.state.data, store.state.aux, store.state.meta, store.state.map):
             patterns += [key + row for key, row in txn.cursor(db=db)]
     store.abandon()
     for pattern in patterns:
@@ -353,7 +357,7 @@ async def test_a_scrub_reads_everything(tmp_path: Path) -> None:
     found, store = await scrubbed(tmp_path)
     assert not found
     with store.state.env.begin() as txn:
-        tables = (store.state.data, store.state.aux, store.state.meta)
+        tables = (store.state.data, store.state.aux, store.state.meta, store.state.map)
         rows = sum(len(key) + len(row) for db in tables for key, row in txn.cursor(db=db))
     assert store.scrub.bytes == rows + store.log.files.segments[0].end - SEGMENT_HEAD.size
     assert store.stats()["scrub_passes_total"] == 1
@@ -368,7 +372,7 @@ async def test_a_scrub_finds_each_row(tmp_path: Path) -> None:
     store = open_store(tmp_path, OPTIONS)
     rows = {}
     with store.state.env.begin() as txn:
-        for table in ("meta", "data", "aux"):
+        for table in ("meta", "map", "data", "aux"):
             rows[table] = list(txn.cursor(db=getattr(store.state, table)))
     store.abandon()
     for table, pairs in rows.items():

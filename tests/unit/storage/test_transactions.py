@@ -106,6 +106,22 @@ def state_at(p: int, applied: int) -> State_:
     return {key: record for key, record in found.items() if p == 3 or applied < SPLIT or key < AT}
 
 
+def map_at(number: int) -> dict[bytes, bytes]:
+    """The rows kept beside the facts after their change ``number``: many at 1 and 8, one each in between."""
+    found: dict[bytes, bytes] = {}
+    for n in range(1, number + 1):
+        if n in (1, 8):
+            found = {}
+        found |= map_change(n)
+        found.pop(b"nodes/%d" % (n % 7), None)
+    return found
+
+
+def map_change(n: int) -> dict[bytes, bytes]:
+    names = range(12) if n in (1, 8) else [n % 12]
+    return {b"head": b"%d" % n, **{b"nodes/%d" % name: b"%d-" % n * 25 for name in names}}
+
+
 class Life:
     """One process's life on a disk, and what was promised to others so far."""
 
@@ -113,10 +129,13 @@ class Life:
         self, disk: Disk, env: Env, created: bool, promised: dict[int, int], sealed: dict[int, int]
     ) -> None:
         self.promised, self.sealed = promised, sealed
+        #: number of the last change of the kept rows that was durable
+        self.kept = 0
         self.store = Store(FOLDER, {"store_id": "s" * 32}, not created, OPTIONS)
         self.store.recover(disk, State(env, not created))
         for p in self.store.partitions:
             self.store.set_aux_source(p, self.aux(p))
+        self.map = self.store.kept.found()
 
     def aux(self, p: int) -> Callable[[bytes], bytes | None]:
         return lambda key: b"%d" % self.store.partitions[p].applied_index
@@ -130,6 +149,13 @@ class Life:
             self.store.append(SealEntry(p, epoch, b"me", b"config"))
             self.store.run_round()
             self.sealed[p] = epoch
+
+    def keep(self, number: int) -> None:
+        """A change of the kept rows, durable when this returns."""
+        gone = {b"nodes/%d" % (number % 7): None}
+        self.store.keep_rows({**map_change(number), **gone}, whole=number in (1, 8))
+        self.store.run_round()
+        self.kept = number
 
     def write(self, p: int, upto: int, epoch: int = EPOCH) -> None:
         """Entries up to ``upto``, durable, and so acknowledged."""
@@ -200,6 +226,9 @@ class Life:
                     assert entry_position(found) == (number, info.log.epoch_at(number))
                     if info.log.epoch_at(number) == EPOCH:
                         assert found == blob(p, number)
+        number = int(self.map.get(b"head", b"0"))
+        assert number >= self.kept, f"the kept rows are of change {number}, and {self.kept} was durable"
+        assert self.map == map_at(number), "they are as they were at one change"
         parent = store.partitions.get(1)
         if parent is not None:  # S3
             child = store.partitions.get(2)
@@ -229,7 +258,9 @@ def script(life: Life) -> None:
     """Everything that a store does."""
     life.seal(1)
     life.write(1, 4)
+    life.keep(1)
     life.apply(1, 3)
+    life.keep(2)
     life.flush()
     life.seal(3)
     life.write(3, 3)
@@ -266,6 +297,7 @@ def script(life: Life) -> None:
         life.write(1, upto)
         life.apply(1, upto)
         life.write(2, upto)
+        life.keep((upto - SPLIT - 12) // 3 + 3)
         life.apply(2, upto)
         life.flush()
     life.snapshot(2, SPLIT + 50)
@@ -296,6 +328,7 @@ TOTAL = run(None)[4]
 def test_the_script_does_it_all() -> None:
     _, _, _, life, steps = run(None)
     assert life is not None
+    life.kept = 0  # of what it found
     life.check()
     assert life.store.log.files.segments[0].number > 3
     assert steps == TOTAL > 200
@@ -307,6 +340,7 @@ def test_cut_off_at_each_step(power: bool, part: int) -> None:
     for left in range(part, TOTAL, 8):
         disk, env, created, life, _ = run(left)
         promised, sealed = (life.promised, life.sealed) if life is not None else ({}, {})
+        kept = life.kept if life is not None else 0
         disk.power_loss() if power else disk.kill()
         # the first recovery may be cut off as well
         disk.steps.left = left % 23
@@ -318,15 +352,18 @@ def test_cut_off_at_each_step(power: bool, part: int) -> None:
             again = Life(disk, env, created, dict(promised), dict(sealed))
         disk.steps.left = None
         try:
+            again.kept = kept
             again.check()
             for p, info in again.store.partitions.items():  # what was found is promised from here on
                 if not info.dropped:
                     promised[p] = info.log.last_index
             disk.power_loss()
             again = Life(disk, env, True, dict(promised), dict(sealed))
+            again.kept = kept
             again.check()
             again.finish()
             last = Life(disk, env, True, dict(promised), dict(sealed))
+            last.kept = kept
             last.check()
         except AssertionError as e:
             raise AssertionError(f"cut off in step {left} of {TOTAL}: {e}") from e
