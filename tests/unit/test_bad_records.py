@@ -10,13 +10,20 @@ from metastore import following, schema
 from metastore.coordination.interface import KV, Change
 from metastore.following import Following
 from metastore.layout import ConfigRecord, Layout, NodeRecord, first_epoch, to_json
+from metastore.namespaces import Policy
 from metastore.schema import MAX_VALUE
 from metastore.topology import TopologyTable
 
 LAYOUT = Layout("c")
 NODE = NodeRecord("a", "c1", "sa", "127.0.0.1:1", "127.0.0.1:2")
 CONFIG = ConfigRecord(0, 0, 1 << 64, first_epoch(1), "a", (("a", "sa"),))
-KNOWN = {LAYOUT.node("a"): to_json(NODE), LAYOUT.config("c1", 0): CONFIG.to_json()}
+SPARE = replace(NODE, node="spare")  # no partition names it, so nothing but its record keeps it
+KNOWN = {
+    LAYOUT.node("a"): to_json(NODE),
+    LAYOUT.node("spare"): to_json(SPARE),
+    LAYOUT.config("c1", 0): CONFIG.to_json(),
+    LAYOUT.namespace("app"): Policy(max_records=7).to_json(),
+}
 
 
 class Follows:
@@ -40,16 +47,18 @@ class Follows:
         return [one.parts for one in seen if one.bad]
 
 
-@pytest.mark.parametrize("bad", [b"", b"{", b"[]", b"null", b'{"node": 7}', b"x" * (MAX_VALUE + 1)])
+@pytest.mark.parametrize(
+    "bad", [b"", b"{", b"[]", b"null", b'{"node": 7, "routing": 7}', b"x" * (MAX_VALUE + 1)]
+)
 @pytest.mark.parametrize("key", KNOWN)
 def test_a_bad_record_changes_nothing_and_is_told_until_it_is_mended(key: str, bad: bytes) -> None:
     f = Follows()
     table, below = f.records.table, key[len(LAYOUT.root) :]
-    known = dict(table.nodes), dict(table.partitions)
+    known = dict(table.nodes), dict(table.partitions), dict(table.namespaces)
     assert table.complete
     for ends in (KNOWN[key], None):
         assert f.tell({key: bad}) == [tuple(below.split("/"))]
-        assert (table.nodes, table.partitions) == known
+        assert (table.nodes, table.partitions, table.namespaces) == known
         assert below in table.unreadable
         assert f.records.status()["bad_now"] == 1
         assert list(f.records.bad) == [key]

@@ -15,7 +15,7 @@ import pytest
 from cellctl.backup import survey
 from cellctl.main import run
 from cellctl.snapshot_file import HEAD as FRAME
-from cellctl.snapshot_file import MAGIC, sent_frames, write_frame
+from cellctl.snapshot_file import MAGIC, check_rows, sent_frames, write_frame
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.keys import is_storage_key, storage_key
 from metastore.records import is_sound, pack_record
@@ -71,6 +71,15 @@ def test_each_frame(tmp_path: Path, lost: int) -> None:
     else:
         with pytest.raises(InvalidRequest):
             survey(path)
+
+
+def test_a_record_has_to_match_its_own_checksum() -> None:
+    """Whatever the frame says that it came in: it may have rotted before."""
+    key, record = storage_key("ns", "k"), pack_record(1, 1, b"value")
+    assert check_rows([[key, record]]) == ""
+    for at in range(len(record)):
+        rotten = record[:at] + bytes((record[at] ^ 1,)) + record[at + 1 :]
+        assert "checksum" in check_rows([[key, record], [key, rotten]]), at
 
 
 def test_a_snapshot_of_nothing(tmp_path: Path) -> None:

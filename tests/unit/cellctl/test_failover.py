@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cellctl.failover import check_heir, longest, split_off
+from cellctl.failover import check_heir, longest, split_off, survivors
 from metastore.errors import InvalidRequest
 from metastore.layout import ConfigRecord
 
@@ -60,6 +60,23 @@ def test_a_damaged_copy_is_the_last_choice_and_none() -> None:
     assert longest(parts) == "c"
     with pytest.raises(InvalidRequest, match="is damaged"):
         check_heir(3, PARENT, "b", parts, {})
+
+
+def test_whose_log_is_longest() -> None:
+    """R3's order: what a later epoch has counts for more than any number of entries."""
+    assert longest({"a": part(E1, 900), "b": part(E2, 41), "c": part(E2, 40)}) == "b"
+    assert longest({"b": part(E2, 41), "a": part(E2, 41)}) == "a"
+
+
+def test_who_survives_by_the_store_that_the_record_names() -> None:
+    """Another store under a member's name has nothing of what that one acknowledged."""
+    views: dict[str, dict[str, Any] | None] = {
+        "a": {"store_id": "sa", **view(part(E1, 40), part(E1, 7, 10))},
+        "b": {"store_id": "another", **view(part(E1, 99))},
+        "c": None,
+        "d": {"store_id": "sd", **view(part(E1, 40))},
+    }
+    assert survivors(3, MEMBERS, views) == {"a": part(E1, 40)}
 
 
 def test_without_a_split_any_log_goes_on() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cellctl.rebuild import TERMS_AHEAD, Etcd, Held, Rebuild, Report, compute
-from metastore.coordination.interface import KV, Delete, Put
+from metastore.coordination.interface import KV, Compare, Delete, Put
 from metastore.errors import InvalidRequest
 from metastore.layout import (
     CellRecord,
@@ -202,6 +202,27 @@ def test_the_lineage_names_all_that_was_known() -> None:
     assert (made.number, made.cluster_id, made.base) == (5, NEW, 1000)
     assert set(made.replaces) == {OLD, 0xC, 1, 2}
     assert result.steps[-1].what == "lineage", "last of all"
+
+
+def test_a_rebuilding_has_a_number_that_none_had() -> None:
+    """Also where only the record knows: of another etcd than this one, or of this."""
+    for there in (OLD, NEW):
+        before = LineageRecord(3, there, 50, (OLD,))
+        reports = [report(i, held(config())) for i in (1, 2)]
+        made = rebuilt(*reports, there=etcd({"lineage": before.to_json()})).lineage
+        assert made is not None
+        assert made.number == 4
+
+
+def test_every_record_is_compared_with_what_was_read() -> None:
+    there = etcd({"config/c1/00000": config(term=2).to_json(), "nodes/n1": b"{}", "cells/c1": b"[]"})
+    result = rebuilt(*(report(i, held(config())) for i in (1, 2, 3)), there=there)
+    compared = {c.key: c for step in result.steps for c in step.compares}
+    for key, kv in there.kvs.items():
+        assert compared[key] == Compare.mod_revision_is(key, kv.mod_revision)
+    for step in result.steps:
+        assert LAYOUT.root + step.what in {c.key for c in step.compares}, step.what
+        assert all(c == Compare.absent(c.key) for c in step.compares if c.key not in there.kvs)
 
 
 def test_records_that_are_good_stay_when_it_is_done_again() -> None:
