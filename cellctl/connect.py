@@ -137,6 +137,17 @@ def fetch_json(url: str, timeout_s: float = 5.0, method: str = "GET") -> Any:
         raise Unavailable(f"{url} does not answer: {reason}") from None
 
 
+def fetch_figure(url: str, name: str, timeout_s: float = 5.0) -> float | None:
+    """A figure without labels from a page of metrics; None when it is not there. Raises Unavailable."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+            text = response.read(MAX_RECORD_BYTES).decode("utf-8", "replace")
+        found = next((line for line in text.splitlines() if line.startswith(f"{name} ")), None)
+        return None if found is None else float(found.split()[1])
+    except (urllib.error.URLError, OSError, ValueError) as e:
+        raise Unavailable(f"{url} does not answer: {getattr(e, 'reason', e)}") from None
+
+
 def http_url(address: str) -> str:
     """Of a node's HTTP port, whose address is as its record or an option says it."""
     return address if address.startswith("http") else f"http://{address}"

@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 import click
 
-from cellctl.connect import Where, cluster_options, etcd_endpoints, fetch_json, router_url, topology
+from cellctl.connect import (
+    Where,
+    cluster_options,
+    etcd_endpoints,
+    fetch_figure,
+    fetch_json,
+    router_url,
+    topology,
+)
 from cellctl.history import read_history
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.plan import THRESHOLD, balance
@@ -67,6 +75,8 @@ class Seen:
     router_error: str = ""
     #: that have a policy
     namespaces: int = 0
+    #: and how many may, by the router's setting
+    max_namespaces: int = MAX_NAMESPACES
     members: Sequence[EtcdMember] = ()
 
     def up(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -572,13 +582,33 @@ def routers(seen: Seen) -> Iterator[Finding]:
 
 
 def crowding(seen: Seen) -> Iterator[Finding]:
-    if seen.namespaces >= NEARLY_FULL * MAX_NAMESPACES:
+    if seen.namespaces >= NEARLY_FULL * seen.max_namespaces:
         yield Finding(
             "warning",
             "cluster",
-            f"{seen.namespaces} namespaces have a policy; at {MAX_NAMESPACES} no more are made",
+            f"{seen.namespaces} namespaces have a policy; at {seen.max_namespaces} no more are made",
             "every node, router and client knows all of them, so their number is bounded (max_namespaces of the routers)",
             "remove those that are not needed (cellctl namespace list, delete), or use prefixes within one",
+        )
+    full: dict[str, float] = {}
+    for name, view in seen.up():
+        full |= dict(view.get("namespaces", {}).get("fullest", ()))  # a build from before has none
+        told = view.get("topology", {})
+        if told and told["bytes"] >= NEARLY_FULL * told["limit_bytes"]:
+            yield Finding(
+                "warning",
+                f"node {name}",
+                f"the topology has {told['bytes']} bytes; from {told['limit_bytes']} on new clients are told nothing",
+                f"{told['namespaces']} namespaces and {told['partitions']} partitions are told to each of them at once",
+                "remove namespaces that are not needed, split no more partitions, or spread the data over two clusters",
+            )
+    for name, part in sorted(full.items()):
+        yield Finding(
+            "warning",
+            f"namespace {name}",
+            f"it holds {part:.0%} of its quota",
+            "at all of it writes that add to it are refused with 507",
+            f"delete records of it, or raise its bounds: cellctl namespace set {name} --max-records N --max-bytes N",
         )
 
 
@@ -626,14 +656,17 @@ def look(where: Where) -> Seen:
     members: list[EtcdMember] = []
     with contextlib.suppress(MetastoreError):  # nobody says where it is
         members = asyncio.run(ask_members(etcd_endpoints(where)))
+    limit: float | None = None
     try:
         fetch_json(router_url(where) + "/livez", 2.0)
         router_error = ""
+        limit = fetch_figure(router_url(where) + "/metrics", "metastore_router_namespaces_limit", 2.0)
     except MetastoreError as e:
         router_error = e.message
     cells = {name: record.cell for name, record in table.nodes.items()}
     rows, namespaces = partition_rows(table, views), len(table.namespaces)
-    return Seen(views, cells, rows, asked, records, events, router_error, namespaces, members)
+    most = MAX_NAMESPACES if limit is None else int(limit)
+    return Seen(views, cells, rows, asked, records, events, router_error, namespaces, most, members)
 
 
 @click.command()

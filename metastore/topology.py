@@ -157,8 +157,6 @@ class TopologyTable:
         self._following = False
         #: namespaces that have a quota
         self.limited: dict[str, Policy] = {}
-        #: counts changes of namespaces
-        self.policies_changed = 0
         #: how many partitions each node leads, as far as is known here
         self.led: Counter[str] = Counter()
         #: of a table that somebody told: all of it (None), or what has changed after that revision, and what is gone
@@ -391,7 +389,6 @@ class TopologyTable:
         if not told and self.namespaces.get(namespace) == policy:
             return
         self.changes.note(("namespaces", namespace), self.revision)
-        self.policies_changed += 1
         if policy is None:
             self.namespaces.pop(namespace, None)
             self._rules.pop(namespace, None)

@@ -24,6 +24,7 @@ from metastore.client.through_router import RouterTransport
 from metastore.errors import ClientClosed, MetastoreError, NoCommonVersion, Unavailable
 from metastore.topology import TopologyTable
 from metastore.wire.client_messages import ADD, DELETE, GET, LINEARIZABLE, LIST, PUT, TOUCH, TXN
+from metastore.wire.op_checks import check_size
 
 __all__ = ["Dispatcher", "RequestIds"]
 
@@ -37,6 +38,8 @@ WHOLE_S: Final = 600.0
 #: one that does not answer is not waited for longer before the next is asked too
 ASK_NEXT_S: Final = 0.25
 MAX_ASKED: Final = 6
+#: operations that may be too large
+SIZED: Final = frozenset({PUT, TXN})
 
 
 class Dispatcher:
@@ -290,7 +293,10 @@ class Dispatcher:
     async def write(
         self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
     ) -> list[Any]:
-        """A write; its request id is made here, or belongs to ``ids``."""
+        """A write; its request id is made here, or belongs to ``ids``. Raises TooLarge before anything is sent."""
+        refused = check_size(op) if op[1] in SIZED else None
+        if refused is not None:
+            raise refused
         if ids is None:
             ids = self.ids
         else:

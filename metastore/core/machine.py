@@ -606,11 +606,14 @@ class Machine:
         if foreign:
             return nothing_tail(HistoryChanged.status, foreign, self._stamp(0)), 0
         succeeded = all(self._holds(self.read, *compare) for compare in op[7])
-        found = [self.read(part[1]) for part in (op[8] if succeeded else op[9])]
-        rows: list[list[Any]] = [[GET, None if record is None else self.shown(record)] for record in found]
-        size = sum(len(row[1]) for row in rows if row[1])
-        if size > MAX_TXN_READ_BYTES:
-            return nothing_tail(TooLarge.status, MAX_TXN_READ_BYTES, 0), 0
+        rows: list[list[Any]] = []
+        size = 0
+        for part in op[8] if succeeded else op[9]:
+            record = self.read(part[1])
+            rows.append([GET, None if record is None else self.shown(record)])
+            size += len(record or b"")
+            if size > MAX_TXN_READ_BYTES:  # the others are not read to be refused
+                return nothing_tail(TooLarge.status, MAX_TXN_READ_BYTES, 0), 0
         return (OK, succeeded, 0, _txn_results(0, rows)), size
 
     def _holds(

@@ -71,6 +71,19 @@ def _metrics(node: Node) -> str:
         ("metastore_records_bad", "records in etcd that make no sense", len(node.control.records.bad)),
         ("metastore_records_bad_total", "times that such a record came", node.control.records.bad_total),
         ("metastore_records_aside", "partitions whose ranges are others'", len(node.topology.aside)),
+        ("metastore_namespaces", "namespaces with a policy", status["topology"]["namespaces"]),
+        ("metastore_namespaces_full", "namespaces that hold their quota", status["namespaces"]["full"]),
+        (
+            "metastore_namespaces_nearly_full",
+            "namespaces that hold at least four fifths of their quota",
+            status["namespaces"]["near"],
+        ),
+        (
+            "metastore_topology_bytes",
+            "the topology as clients are told all of it, when somebody asked last",
+            status["topology"]["bytes"],
+        ),
+        ("metastore_topology_limit_bytes", "what it may have at most", status["topology"]["limit_bytes"]),
     ]
     rows += [
         (f"metastore_storage_{name}", f"storage: {name}", value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from metastore.errors import ConditionRequired, MetastoreError, QuotaExceeded, Unavailable, WrongRouting
@@ -38,12 +39,14 @@ class Policies:
         self.full: dict[str, tuple[bool, bool]] = {}
         #: namespaces that are near to it, and what part of it they hold
         self.near: dict[str, float] = {}
+        #: what this node leads of namespaces with a quota: never changed, but replaced
         self._local: Usage = {}
-        #: what it was counted of
-        self._counted: list[tuple[int, int]] | None = None
-        self._judged: tuple[int, int] = -1, -1
-        #: counts what others have published
-        self._others_changed = 0
+        #: of which partitions, each at which entry
+        self._counted: list[tuple[int, int]] = []
+        #: number of the newest change of the topology that was looked at
+        self._upto = -1
+        #: namespaces of which others have published something else
+        self._news: set[str] = set()
 
     # --- before an operation ----------------------------------------------------------------
 
@@ -149,28 +152,41 @@ class Policies:
 
     # --- quotas -----------------------------------------------------------------------------
 
-    def local(self) -> Usage:
-        """What this node leads, of namespaces with a quota; the very same as long as nothing has changed."""
-        node, limited = self.node, self.node.topology.limited
-        led = [(p, host) for p, host in node.hosts.items() if host.role == "active"] if limited else []
-        counted = [(node.topology.policies_changed, len(led)), *((p, host.applied) for p, host in led)]
-        if counted != self._counted:
-            self._counted = counted
-            self._local = self._sums([host.machine.usage for _, host in led])
-        return self._local
-
-    def _sums(self, held: list[dict[bytes, list[int]]]) -> Usage:
+    def _sums(self, held: list[dict[bytes, list[int]]], names: Collection[str]) -> Usage:
+        """What there is of these namespaces."""
         usage: Usage = {}
-        limited = self.node.topology.limited
         for sums in held:
-            names = sums if len(sums) < len(limited) else (name.encode() for name in limited)
-            for raw in names:
+            few = sums if len(sums) < len(names) else [name.encode() for name in names]
+            for raw in few:
                 name, found = raw.decode("ascii", "replace"), sums.get(raw)
-                if found is not None and name in limited:
+                if found is not None and name in names:
                     total = usage.setdefault(name, [0, 0])
                     total[0] += found[0]
                     total[1] += found[1]
         return usage
+
+    def _recount_local(self, changed: set[str]) -> set[str]:
+        """Bring ``_local`` up to date; namespaces of which it says something else than before, or that are among
+        ``changed``."""
+        limited = self.node.topology.limited
+        led = [(p, host) for p, host in self.node.hosts.items() if host.role == "active"] if limited else []
+        counted = [(p, host.applied) for p, host in led]
+        held = [host.machine.usage for _, host in led]
+        before = self._local
+        if counted != self._counted:
+            self._counted = counted
+            local = self._sums(held, limited.keys())
+            news = {name for name in local.keys() | before.keys() if local.get(name) != before.get(name)}
+        elif changed:
+            found = self._sums(held, changed & limited.keys())
+            news = {name for name in changed if found.get(name) != before.get(name)}
+            local = {name: sums for name, sums in before.items() if name not in news} if news else before
+            local |= {name: found[name] for name in news & found.keys()}
+        else:
+            return changed
+        if news:
+            self._local = local
+        return changed | news
 
     def held(self, limit: int) -> tuple[Usage, int]:
         """What this node leads of every namespace, the largest first, and how many more there are."""
@@ -186,33 +202,41 @@ class Policies:
 
     def published(self, node: str, usage: Usage | None) -> None:
         """Another node's usage, as etcd has it; None = gone."""
-        self._others_changed += 1
-        if usage is None:
-            self.others.pop(node, None)
-        elif node != self.node.me.node:
+        if node == self.node.me.node:
+            return
+        old, new = self.others.pop(node, {}), usage or {}
+        self._news |= {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+        if usage is not None:
             self.others[node] = usage
 
     def recount(self) -> Usage:
-        """Which namespaces are full now, and which nearly; also what to publish. Costs nothing while nothing has changed."""
-        before, local = self._local, self.local()
-        judged = self.node.topology.policies_changed, self._others_changed
-        if local is before and judged == self._judged:
-            return local
-        self._judged = judged
-        full: dict[str, tuple[bool, bool]] = {}
-        near: dict[str, float] = {}
-        for name, policy in self.node.topology.limited.items():
-            sums = [u[name] for u in (local, *self.others.values()) if name in u]
-            records, size = sum(s[0] for s in sums), sum(s[1] for s in sums)
-            records_full = 0 < policy.max_records <= records
-            bytes_full = 0 < policy.max_bytes <= size
-            if records_full or bytes_full:
-                full[name] = records_full, bytes_full
-            part = max(records / (policy.max_records or math.inf), size / (policy.max_bytes or math.inf))
-            if part >= NEARLY_FULL:
-                near[name] = part
-        self.full, self.near = full, near
-        return local
+        """Which namespaces are full now, and which nearly; also what to publish, the very same while nothing has changed. Only
+        what has changed is looked at."""
+        table = self.node.topology
+        rows = None if self._upto < 0 else table.changes.after(self._upto)
+        self._upto = table.changes.number
+        if rows is None:
+            changed = {*table.limited, *self.full, *self.near}
+        else:
+            changed = {str(name) for kind, name in rows if kind == "namespaces"}
+        news, self._news = self._news, set()
+        for name in self._recount_local(changed | news):
+            self._judge(name, table.limited.get(name))
+        return self._local
+
+    def _judge(self, name: str, policy: Policy | None) -> None:
+        self.full.pop(name, None)
+        self.near.pop(name, None)
+        if policy is None:
+            return
+        sums = [u[name] for u in (self._local, *self.others.values()) if name in u]
+        records, size = sum(s[0] for s in sums), sum(s[1] for s in sums)
+        records_full, bytes_full = 0 < policy.max_records <= records, 0 < policy.max_bytes <= size
+        if records_full or bytes_full:
+            self.full[name] = records_full, bytes_full
+        part = max(records / (policy.max_records or math.inf), size / (policy.max_bytes or math.inf))
+        if part >= NEARLY_FULL:
+            self.near[name] = part
 
     def crowded(self) -> dict[str, Any]:
         """For status: namespaces that are near to their quota, or at it, the fullest first."""

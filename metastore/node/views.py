@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.settings import MS
+from metastore.errors import ProtocolError
 from metastore.node.telling import control_view
+from metastore.topology import TopologyTable
 from metastore.wire import frames
 from metastore.wire.versions import build
 
@@ -66,10 +68,11 @@ class TopologyView:
         self._node = node
         self._looked_ns = 0
         #: number of the newest change in it, revision, and the frame
-        self._whole: tuple[int, int, bytes] = -1, -1, b""
+        self._whole: tuple[int, int, bytes | ProtocolError] = -1, -1, b""
         #: what was told within VIEW_AGE_NS: revision asked for -> frame, and how many rows more may be
         self._changed: dict[int, bytes] = {}
         self._rows_left = MAX_ROWS_TOLD
+        #: of the whole frame, as it was made last; at most MAX_FRAME_BYTES
         self.bytes = 0
 
     def _look(self) -> None:
@@ -100,10 +103,21 @@ class TopologyView:
                 return found
         table = self._node.topology
         if self._whole[:2] != (table.changes.number, table.revision):
+            self._whole = table.changes.number, table.revision, self._pack(table)
+        frame = self._whole[2]
+        if isinstance(frame, ProtocolError):
+            raise frame
+        return frame
+
+    def _pack(self, table: TopologyTable) -> bytes | ProtocolError:
+        """What is too large is known until there is a change: it is not made anew for everybody to be refused."""
+        try:
             frame = frames.pack(frames.TOPOLOGY, [table.to_wire()])
-            self._whole = table.changes.number, table.revision, frame
-            self.bytes = len(frame)
-        return self._whole[2]
+        except ProtocolError as e:
+            self.bytes = frames.MAX_FRAME_BYTES
+            return ProtocolError(f"the topology cannot be told: {e.message}")
+        self.bytes = len(frame)
+        return frame
 
     def _told(self, since: int) -> bytes:
         """b"" = all of it has to be told."""
@@ -192,6 +206,13 @@ def node_status(node: Node) -> dict[str, Any]:
         "partitions": partitions,
         "etcd": node.control.status(),
         "lapses": node.core.ctx.lapses.view(now),
+        "namespaces": node.policies.crowded(),
+        "topology": {
+            "namespaces": len(node.topology.namespaces),
+            "partitions": len(node.topology.partitions),
+            "bytes": node.views.topology.bytes,
+            "limit_bytes": frames.MAX_FRAME_BYTES,
+        },
         "topology_revision": node.topology.revision,
         "topology_kept": node.keeping.kept,
         "watches": node.watch_count(),

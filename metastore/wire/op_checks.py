@@ -221,7 +221,7 @@ def _check_put(value: Any, content_type: Any, ttl_ms: Any) -> MetastoreError | N
     if type(value) is not bytes:
         return InvalidRequest("the value is not bytes")
     if len(value) > MAX_VALUE_BYTES:
-        return TooLarge(f"value of {len(value)} bytes is over the limit of {MAX_VALUE_BYTES} bytes")
+        return _too_large(value)
     if type(content_type) is not str or not is_content_type(content_type):
         return InvalidRequest(
             f"the content type is not ASCII that can be printed, of at most {MAX_CONTENT_TYPE_BYTES} bytes"
@@ -244,7 +244,6 @@ def _check_fence(fence: Any, *, takes: bool = False) -> MetastoreError | None:
 
 
 def _check_txn(op: list[Any]) -> MetastoreError | None:
-    point_of = op[3]
     for compares in op[7:8]:
         if type(compares) is not list or len(compares) > MAX_TXN_PARTS:
             return InvalidRequest(f"the compares of a transaction are not a list of at most {MAX_TXN_PARTS}")
@@ -252,7 +251,6 @@ def _check_txn(op: list[Any]) -> MetastoreError | None:
             error = _check_compare(compare)
             if error is not None:
                 return error
-    size = len(point_of)
     for parts in op[8:10]:
         if type(parts) is not list or len(parts) > MAX_TXN_PARTS:
             return InvalidRequest(
@@ -262,10 +260,29 @@ def _check_txn(op: list[Any]) -> MetastoreError | None:
             error = _check_part(part)
             if error is not None:
                 return error
-            size += len(part[1]) + (len(part[2]) if part[0] == PUT else 0)
+    return check_size(op) or (_check_fence(op[10]) if len(op) == 11 else None)
+
+
+def check_size(op: list[Any]) -> MetastoreError | None:
+    """Whether a PUT or a TXN, well-formed as to the rest, is too large. Clients ask before they send one, too: what is refused
+    for its size takes no room on its way."""
+    if op[1] == PUT:
+        return _too_large(op[8]) if len(op[8]) > MAX_VALUE_BYTES else None
+    size = sum(len(c[0]) + len(c[3]) for c in op[7] if c[1] == VALUE)
+    for parts in op[8:10]:
+        for part in parts:
+            size += len(part[1])
+            if part[0] == PUT:
+                if len(part[2]) > MAX_VALUE_BYTES:
+                    return _too_large(part[2])
+                size += len(part[2])
     if size > MAX_TXN_BYTES:
         return TooLarge(f"a transaction of {size} bytes is over the limit of {MAX_TXN_BYTES} bytes")
-    return _check_fence(op[10]) if len(op) == 11 else None
+    return None
+
+
+def _too_large(value: bytes) -> TooLarge:
+    return TooLarge(f"value of {len(value)} bytes is over the limit of {MAX_VALUE_BYTES} bytes")
 
 
 def _check_compare(compare: Any) -> MetastoreError | None:

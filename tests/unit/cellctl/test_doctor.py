@@ -193,6 +193,23 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         "warning: cluster: it is at feature level 1, and every node supports 3",
     ),
     ("namespaces", lambda s: s.update(namespaces=8000), "warning: cluster: 8000 namespaces have a policy; at 10000 no more"),
+    (
+        "namespaces by setting",
+        lambda s: s.update(namespaces=80, max_namespaces=100),
+        "warning: cluster: 80 namespaces have a policy; at 100 no more",
+    ),
+    (
+        "a namespace near to its quota",
+        lambda s: [v.update(namespaces={"full": 0, "near": 1, "fullest": [["ns", 0.84]]}) for v in s["views"].values()],
+        "warning: namespace ns: it holds 84% of its quota",
+    ),
+    (
+        "a topology that is nearly too large",
+        lambda s: s["views"]["c1n1"].update(
+            topology={"namespaces": 9, "partitions": 8, "bytes": 13 << 20, "limit_bytes": 16 << 20}
+        ),
+        "warning: node c1n1: the topology has 13631488 bytes; from 16777216 on new clients",
+    ),
 ]  # fmt: skip
 
 
@@ -207,7 +224,7 @@ def test_each_ill_is_found(ill: Callable[[dict[str, Any]], Any], says: str) -> N
 
 def test_errors_come_first_and_all_say_what_to_do() -> None:
     seen = well()
-    for _, ill, _ in ILLS[3:-3]:
+    for _, ill, _ in ILLS[3:-6]:
         ill(seen)
     seen["rows"][0]["health"] = "no quorum"
     found = findings(Seen(**seen))

@@ -482,3 +482,14 @@ def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: 
         if payloads:
             assert set(follower.saved) == set(follower.machine.aux_keys())
         assert_accounts(follower)
+
+
+def test_a_transaction_that_reads_too_much_reads_no_more() -> None:
+    """It is refused as soon as that is known, and not after all of it was read."""
+    r, read = Replica(), []
+    for n in range(8):
+        r.run((A, put(f"k{n}", b"x" * (1 << 19))))
+    machine = Machine(lambda lkey: read.append(lkey) or r.state.get(lkey))
+    tail, _ = machine.read_txn(txn([], [[GET, lk(f"k{n}")] for n in range(8)]))
+    assert tail[0] == TooLarge.status
+    assert len(read) == 2, "what makes it too large is the second of them"

@@ -1,0 +1,82 @@
+"""What stays as it is costs a node nothing: an idle second is the same however much of the control plane there is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.control_cost import Case, leader, namespace, node_record, running, until
+from metastore.coordination.interface import Change, Op
+from metastore.node.node import Node
+
+SIZES = ((16, 10), (800, 1000))
+
+
+def calls_of(work: Callable[[], Any]) -> int:
+    """Calls of functions, Python's and C's."""
+    count = 0
+
+    def seen(frame: Any, event: str, arg: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def a_second(node: Node) -> Callable[[], None]:
+    """What a node does each second for all that it knows, but for what waits for etcd."""
+
+    def once() -> None:
+        control = node.control
+        control.leader_keys_read()
+        control._drop_what_left()
+        control._open_waiting()
+        control._remember()
+        node.policies.recount()
+        node.spreading.tick(node.spreading._again_ns + 1)
+        node.views.topology.frame(node.topology.revision)
+        node.note_room()
+
+    return once
+
+
+async def changes(case: Case, make: Callable[[Case], Op]) -> int:
+    """Calls that a change of one record takes the node, until it is in the log."""
+    control, watch = case.node.control, case.node.control._watch
+    await until(lambda: watch.revision >= case.etcd.revision)
+    case.number += 1
+    op: Any = make(case)
+    told: list[list[Change]] = []
+    take, watch._on_change = watch._on_change, lambda revision, found: told.append(found)
+    case.etcd.txn([], [op], [])
+    await until(lambda: bool(told))
+    watch._on_change = take
+
+    def work() -> None:
+        control._on_change(case.etcd.revision, told[0])
+        control._remember()
+        case.node.policies.recount()
+
+    return calls_of(work)
+
+
+async def test_a_second_and_a_change_are_the_same_however_much_there_is(tmp_path: Path) -> None:
+    idle, changed = [], []
+    for partitions, namespaces in SIZES:
+        async with running(tmp_path / f"{partitions}", partitions, namespaces) as case:
+            once = a_second(case.node)
+            once()
+            idle.append(min(calls_of(once) for _ in range(5)))
+            changed.append(
+                [min([await changes(case, m) for _ in range(3)]) for m in (namespace, leader, node_record)]
+            )
+    assert idle[0] * 1.1 + 20 > idle[1], idle
+    for few, many in zip(*changed, strict=True):
+        assert few * 1.1 + 40 > many, changed
