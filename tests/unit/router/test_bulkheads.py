@@ -11,7 +11,7 @@ from metastore.client.dispatch import Dispatcher
 from metastore.config import RouterConfig
 from metastore.errors import Overloaded, TooLarge
 from metastore.topology import Placement
-from router.bulkheads import MIB, SMALL_BYTES, Bulkheads, CellDispatcher, Hold
+from router.bulkheads import MIB, SMALL_BYTES, WINDOW, Bulkheads, CellDispatcher, Hold, Line
 from router.several import MAX_ANSWER_BYTES, AnswerRoom, answer_is_full, spread
 
 
@@ -64,6 +64,36 @@ def test_each_bound() -> None:
         "max_watches_per_cell",
         "max_watches",
     }
+
+
+def test_a_cell_has_its_share_and_leaves_the_rest_to_others() -> None:
+    """However much the router may have under way in all."""
+    b = Bulkheads(RouterConfig(max_inflight=1000, max_inflight_per_cell=2))
+    for _ in range(2):
+        b.begin("c1", 0)
+    with pytest.raises(Overloaded, match="max_inflight_per_cell"):
+        b.begin("c1", 0)
+    b.begin("c2", 0)
+
+
+async def test_a_turn_that_comes_too_late_is_passed_on() -> None:
+    """Who waited is gone in the very moment in which its turn comes: nobody else would ever have it."""
+    line, until = Line(), asyncio.get_running_loop().time() + 60
+    for _ in range(WINDOW):
+        assert line.try_enter()
+    gone = asyncio.ensure_future(line.wait(until))
+    after = asyncio.ensure_future(line.wait(until))
+    await asyncio.sleep(0)
+    line.leave()
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert after.done()
+    for _ in range(WINDOW):
+        line.leave()
+    assert line.active == 0
 
 
 def test_given_back_when_something_fails() -> None:
