@@ -101,15 +101,17 @@ async def test_who_waits_to_be_proposed_hears_that_nothing_was_done(tmp_path: Pa
         proposed = led.put("a")
         led.propose()
         await led.until(lambda: rounds)
-        short, long = led.put("b", within_ns=100 * MS), led.put("c")
-        await led.until(lambda: short.results)
-        assert short.statuses() == [DeadlineExceeded.status]
-        assert "nothing was done" in short.results[0][2]
-        assert (proposed.results, long.results, len(led.host.pending)) == ([], [], 1)
-        assert led.node.admission.waiting == led.host.pending_bytes > 0
-        led.store.log.writer = writer
-        assert writer is not None
-        writer(rounds[0])
+        try:
+            short, long = led.put("b", within_ns=100 * MS), led.put("c")
+            await led.until(lambda: short.results)
+            assert short.statuses() == [DeadlineExceeded.status]
+            assert "nothing was done" in short.results[0][2]
+            assert (proposed.results, long.results, len(led.host.pending)) == ([], [], 1)
+            assert led.node.admission.waiting == led.host.pending_bytes > 0
+        finally:  # or the store never ends
+            led.store.log.writer = writer
+            assert writer is not None
+            writer(rounds[0])
         await led.acknowledged()
         await led.until(lambda: proposed.results)
 
