@@ -272,7 +272,7 @@ class Dispatcher:
             await connection.topology(CONNECT_TIMEOUT_S, 0 if whole else self.table.revision)
         )
         if found.since is None and found.complete:
-            self._whole_due = now + WHOLE_S * random.uniform(0.7, 1.3)
+            self._whole_due = now + WHOLE_S
         return found
 
     async def _refresh_forever(self) -> None:
