@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from tests.model import test_model, test_moves, test_small, test_splits
+from tests.model import test_model, test_moves, test_small, test_snapshots, test_splits
 
-SUITES = (test_model.SUITE, test_splits.SUITE, test_moves.SUITE, *test_small.SUITES)
+SUITES = (test_model.SUITE, test_splits.SUITE, test_snapshots.SUITE, test_moves.SUITE, *test_small.SUITES)
 
 
 def main(wanted: list[str]) -> None:

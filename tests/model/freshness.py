@@ -120,7 +120,7 @@ class Freshness:
             return True
         if self.broken("R8 healthy is taken for fresh") and leader == 0:
             return world.now < world.heard + 2 * GRANT + 1
-        if leader == 0:
+        if leader == 0 and not self.broken("R8 an active leader says fresh without its grants"):
             return node.role == ACTIVE and world.now < world.heard + GRANT
         return node.role == ACTIVE
 
@@ -130,6 +130,8 @@ class Freshness:
         node = world.nodes[follower]
         if self.broken("R8 the commit index is not compared"):
             commit = 0
+        if self.broken("R8 the age counts from receipt"):
+            acked = world.acked
         if (fresh or self.broken("R8 any beat is taken for fresh")) and commit <= node.applied < acked:
             raise Violation(
                 f"R8: {follower} takes itself for fresh and lacks what was acknowledged before the beat"

@@ -25,6 +25,8 @@ Owner = tuple[int, int]
 Log = tuple[int, ...]
 #: found to be needed for no invariant: quorums of both sets do not need it
 LEARNED = "R10 new members join without the log"
+#: nor do they need that who makes the joint term is active: that term is sealed, adopted and waited for by itself
+JOINS_EARLY = "R10 joins before it is active"
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Moves:
             return having.bit_count() > need and (not joint or having.bit_count() > joint.bit_count() // 2)
         if self.broken("R10 the old set is quorum enough"):
             joint = 0
+        if self.broken("R10 the new set is quorum enough") and joint:
+            replicas = joint
         return is_majority(having, replicas) and (not joint or is_majority(having, joint))
 
     def quorums(self, conf: Config, n: int) -> list[int]:
@@ -299,7 +303,8 @@ class Moves:
         compared = term
         if self.broken("R10 a swap compares what is there now"):
             compared = max(r.term for r in world.records)
-        if joint == 0 and node.role == ACTIVE and replicas == self.b.old:
+        may = node.role == ACTIVE or self.broken(JOINS_EARLY)
+        if joint == 0 and may and replicas == self.b.old:
             new = [world.nodes[m] for m in bits(self.b.new & ~replicas)]
             if self.broken(LEARNED) or all(x.log == node.log and x.sealed == node.sealed for x in new):
                 yield from self.swap(world, n, compared, (replicas, self.b.new), n, "join")

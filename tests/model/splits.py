@@ -340,7 +340,7 @@ class Splits:
             owner = dict(world.splitters)[node.log[at - 1] // KINDS]
             replicas = self.child_replicas(world)
             yield f"{n} records the child in etcd", world._replace(record=(first, owner, replicas))
-        if node.role != ACTIVE:
+        if node.role != ACTIVE and not self.broken("R18 splits before it is active"):
             return
         if current and not at and world.intention != (term, own):
             yield f"{n} has etcd hold the intention", world._replace(intention=(term, own))

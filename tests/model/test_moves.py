@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.model.moves import LEARNED, Bounds, Moves, initial
+from tests.model.moves import JOINS_EARLY, LEARNED, Bounds, Moves, initial
 from tests.model.suite import Mutation, Suite
 
 #: nodes 0, 1, 2 become: 3 alone; 0 and 3; 1, 2 and 3
@@ -27,12 +27,16 @@ DEEPER = {
         elections=0, swaps=3, claims=2, crashes=1, writes=1, candidates=FIRST, drops=True
     ),
     "claims and elections": Bounds(claims=1, crashes=1, drops=True),
+    JOINS_EARLY: Bounds(new=PART, swaps=3, candidates=FIRST, broken=JOINS_EARLY),
     LEARNED: Bounds(claims=1, drops=True, candidates=0b0010, broken=LEARNED),
 }
 TWO = Bounds(new=APART)
 MUTATIONS = {
     "R10 learners count": Mutation(replace(TWO, elections=0), "I3"),
     "R10 the old set is quorum enough": Mutation(replace(TWO, elections=0), "I3"),
+    "R10 the new set is quorum enough": Mutation(
+        replace(TWO, elections=0, claims=1, candidates=0b0010), "I3"
+    ),
     "R10 the joint term is left before it is activated": Mutation(replace(TWO, elections=0, writes=1), "I3"),
     "R10 the joint term is left before the wait is over": Mutation(
         replace(TWO, grants=True, candidates=0b0010), "I5"

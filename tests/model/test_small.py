@@ -59,6 +59,8 @@ FRESHNESS = Suite(
         "R8 a leader that is not active yet says fresh": Mutation(freshness.Bounds(), "R8"),
         "R8 any beat is taken for fresh": Mutation(freshness.Bounds(), "R8"),
         "R8 the commit index is not compared": Mutation(freshness.Bounds(), "R8"),
+        "R8 the age counts from receipt": Mutation(freshness.Bounds(), "R8"),
+        "R8 an active leader says fresh without its grants": Mutation(freshness.Bounds(), "R8"),
         "R8 a leader's age is zero from its no-op on": Mutation(freshness.Bounds(), "R8"),
     },
     {"three writes": freshness.Bounds(writes=3, ticks=4, beats=3)},

@@ -40,6 +40,11 @@ MUTATIONS = {
     "R18 parent and child are flushed apart": Mutation(Bounds(crashes=1), "S3"),
     "R18 a move does not wait for the record": Mutation(MOVE, "S1"),
     "R18 answers as the child before that is durable": Mutation(Bounds(crashes=1, child_claims=1), "I3"),
+    "R18 splits before it is active": Mutation(
+        Bounds(elections=1, grants=True, candidates=0b010),
+        "I5",
+        "1 wins the parent's term 2|1 seals (1, 2) for the parent's 2.0, adopts the log of 1|1 has etcd hold the intention",
+    ),
     "R18 above is served until the entry is applied": Mutation(
         Bounds(elections=1, child_claims=1, grants=True, candidates=0b010), "I5"
     ),
