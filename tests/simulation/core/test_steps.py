@@ -353,6 +353,19 @@ def begin_the_same_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionReplica, "begin_term", begin_term)
 
 
+def go_back_to_a_snapshot(patch: pytest.MonkeyPatch) -> None:
+    def on_snapshot_staged(
+        self: Any, now: int, src: Process, epoch: int, index: int, index_epoch: int
+    ) -> None:
+        if self.installing or not self.obeys(now, src, epoch):
+            self.emit(fx.DiscardSnapshot(self.p))
+            return
+        self.installing = True
+        self.emit(fx.InstallSnapshot(self.p, index, index_epoch))
+
+    patch.setattr(Replica, "on_snapshot_staged", on_snapshot_staged)
+
+
 #: a bug in the core -> the rule that its first step breaks, and a plan in which it comes up
 BUGS: list[tuple[Patch, str, str]] = [
     (adopt_own_log, "R3 no quorum of answers is covered", "calm network, crashes"),
@@ -367,6 +380,7 @@ BUGS: list[tuple[Patch, str, str]] = [
     (resign_before_the_heir_has_it, "R11 resigns before", "hand-offs"),
     (say_fresh_when_healthy, "R8 says fresh", "everything"),
     (begin_the_same_again, "R12 neither a term", "no etcd for long"),
+    (go_back_to_a_snapshot, "R17 a snapshot below what is committed", "calm network, crashes"),
 ]
 
 
