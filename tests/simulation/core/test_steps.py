@@ -34,7 +34,8 @@ SECOND = 1000 * MS
 def view(role: str = FOLLOWER, owner: Process = B, log: tuple[int, ...] = (E, E), **more: Any) -> View:
     """A replica whose log has entries of these epochs, the first one committed."""
     firsts = [i for i in range(1, len(log) + 1) if i == 1 or log[i - 2] != log[i - 1]]
-    plain = View(E, owner, role, 1, (0, 0), len(log), tuple(firsts), tuple(log[i - 1] for i in firsts), 0, 0)
+    epochs = tuple(log[i - 1] for i in firsts)
+    plain = View(E, owner, role, 1, (0, 0), len(log), tuple(firsts), epochs, 0, 0, CONFIG)
     return plain._replace(**more)
 
 
