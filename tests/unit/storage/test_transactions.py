@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from metastore.core.entry import entry_position, pack_entry
+from metastore.core.messages import Seen
 from metastore.records import pack_record
-from metastore.storage.records import EntryRecord, SealEntry
+from metastore.storage.records import ConfigEntry, EntryRecord, SealEntry
 from metastore.storage.snapshot import AUX, DATA
 from metastore.storage.state import State
 from metastore.storage.store import Fork, StorageOptions, Store
@@ -26,8 +27,11 @@ OPTIONS = StorageOptions(segment_bytes=2 << 10, log_retention_bytes=4 << 10, cac
 EPOCH, LATER = 1 << 16, 2 << 16
 AT = b"\x80" + bytes(7)
 KEYS = [bytes([0x11 * n]) * 8 + b"ns\0k%d" % n for n in range(1, 15)]
-#: entry 12 of partition 1 splits off partition 2
+#: entry 12 of partition 1 splits off partition 2, that of partition 4 splits off partition 5, which was opened empty before
 SPLIT = 12
+CHILDREN = {1: 2, 4: 5}
+#: what they do is what these do
+LIKE = {1: 1, 2: 2, 3: 3, 4: 1, 5: 2}
 AUX_KEY = b"m"
 
 State_ = dict[bytes, bytes]
@@ -79,6 +83,7 @@ class Transaction(_Txn):
 
 def change(p: int, index: int) -> tuple[bytes, bytes | None]:
     """What entry ``index`` of a partition does, always the same; those of partition 2 lie above the point."""
+    p = LIKE[p]
     key = KEYS[7 + index % 7] if p == 2 else KEYS[(3 * index) % 14]
     if p == 1 and index > SPLIT:
         key = KEYS[index % 7]
@@ -91,6 +96,7 @@ def blob(p: int, index: int, epoch: int = EPOCH) -> bytes:
 
 def state_at(p: int, applied: int) -> State_:
     """The records of a partition as of an entry."""
+    p = LIKE[p]
     found: State_ = {}
     whole = 1 if p == 2 else p
     for index in range(1, applied + 1):
@@ -122,13 +128,31 @@ def map_change(n: int) -> dict[bytes, bytes]:
     return {b"head": b"%d" % n, **{b"nodes/%d" % name: b"%d-" % n * 25 for name in names}}
 
 
+class Facts:
+    """What else was called durable: the largest grant given (R8), the records that are known, which processes ran, and how
+    far the log of the newest had come, as that was told (R13)."""
+
+    def __init__(self) -> None:
+        self.grant = 0
+        self.configs: dict[int, int] = {}
+        self.runs: list[str] = []
+        self.mark = 0
+
+
 class Life:
     """One process's life on a disk, and what was promised to others so far."""
 
     def __init__(
-        self, disk: Disk, env: Env, created: bool, promised: dict[int, int], sealed: dict[int, int]
+        self,
+        disk: Disk,
+        env: Env,
+        created: bool,
+        promised: dict[int, int],
+        sealed: dict[int, int],
+        facts: Facts | None = None,
     ) -> None:
         self.promised, self.sealed = promised, sealed
+        self.facts = facts or Facts()
         #: number of the last change of the kept rows that was durable
         self.kept = 0
         self.store = Store(FOLDER, {"store_id": "s" * 32}, not created, OPTIONS)
@@ -142,11 +166,31 @@ class Life:
 
     # --- what the driver does ------------------------------------------------------------------
 
+    def run(self, name: str) -> None:
+        """A process begins: durable before its first message."""
+        self.store.raise_generation(name)
+        self.facts.runs.append(name)
+        self.facts.mark = 0
+
+    def tell(self) -> None:
+        """Peers hear how far the log has come."""
+        if self.facts.runs:
+            self.facts.mark = max(self.facts.mark, self.store.mark)
+
+    def grant(self, largest: int) -> None:
+        self.store.keep_fact("largest_grant_ns", largest)
+        self.facts.grant = largest
+
+    def know(self, p: int, number: int) -> None:
+        self.store.append(ConfigEntry(p, b"%d" % number))
+        self.store.run_round()
+        self.facts.configs[p] = number
+
     def seal(self, p: int, epoch: int = EPOCH) -> None:
         self.store.add_partition(p)
         self.store.set_aux_source(p, self.aux(p))
         if self.store.partitions[p].sealed_epoch < epoch:
-            self.store.append(SealEntry(p, epoch, b"me", b"config"))
+            self.store.append(SealEntry(p, epoch, b"me", b"0"))
             self.store.run_round()
             self.sealed[p] = epoch
 
@@ -163,15 +207,17 @@ class Life:
             self.store.append(EntryRecord(p, 0, blob(p, index, epoch)))
         self.store.run_round()
         self.promised[p] = max(self.promised.get(p, 0), upto)
+        self.tell()
 
     def apply(self, p: int, upto: int) -> None:
         info = self.store.partitions[p]
         for index in range(info.applied_index + 1, upto + 1):
             epoch = info.log.epoch_at(index)
-            if p == 1 and index == SPLIT:
-                fork = Fork(2, AT, [(AUX_KEY, b"%d" % SPLIT)], b"config")
+            if p in CHILDREN and index == SPLIT:
+                child = CHILDREN[p]
+                fork = Fork(child, AT, [(AUX_KEY, b"%d" % SPLIT)], b"0")
                 self.store.apply(p, index, epoch, [], {AUX_KEY}, fork)
-                self.store.set_aux_source(2, self.aux(2))
+                self.store.set_aux_source(child, self.aux(child))
             else:
                 self.store.apply(p, index, epoch, [change(p, index)], {AUX_KEY})
 
@@ -201,6 +247,7 @@ class Life:
 
     def drop(self, p: int) -> None:
         self.promised.pop(p, None)  # from here on nobody counts on it
+        self.facts.configs.pop(p, None)
         self.store.drop_partition(p)
         self.store.run_round()
 
@@ -229,18 +276,32 @@ class Life:
         number = int(self.map.get(b"head", b"0"))
         assert number >= self.kept, f"the kept rows are of change {number}, and {self.kept} was durable"
         assert self.map == map_at(number), "they are as they were at one change"
-        parent = store.partitions.get(1)
-        if parent is not None:  # S3
-            child = store.partitions.get(2)
+        for p, q in CHILDREN.items():  # S3
+            parent, child = store.partitions.get(p), store.partitions.get(q)
             there = child is not None and child.applied_index >= SPLIT
-            assert (parent.applied_index >= SPLIT) == there, "both or neither"
+            assert (parent is not None and parent.applied_index >= SPLIT) == there, "both or neither"
+        self.check_facts()
+
+    def check_facts(self) -> None:
+        store, facts = self.store, self.facts
+        assert store.facts.get("largest_grant_ns", 0) >= facts.grant, "R8: a grant is forgotten"
+        for p, number in facts.configs.items():
+            assert int(store.partitions[p].config or b"-1") >= number, (
+                f"partition {p}: its record is forgotten"
+            )
+        lineage = store.lineage
+        ran = [run.incarnation for run in lineage.runs][::-1]
+        assert ran[: len(facts.runs)] == facts.runs, "R13: a process that ran is forgotten"
+        if facts.runs:
+            told = Seen(len(facts.runs), facts.runs[-1], facts.mark)
+            assert lineage.begun("next", store.log.last_seq).has(told), "R13: a mere restart is an old copy"
 
     def check_state(self, p: int) -> None:
         info = self.store.partitions[p]
         found = dict(self.store.scan(p, b"", b"\xff" * 9, 10_000, 1 << 30))
         applied = info.applied_index
         assert found == state_at(p, applied), f"partition {p} at {applied}"
-        if applied and (p != 2 or applied > SPLIT):
+        if applied and (LIKE[p] != 2 or applied > SPLIT):
             assert dict(self.store.load_aux(p)).get(AUX_KEY) == b"%d" % applied
 
     def finish(self) -> None:
@@ -256,7 +317,10 @@ class Life:
 
 def script(life: Life) -> None:
     """Everything that a store does."""
+    life.run("first")
+    life.grant(100)
     life.seal(1)
+    life.know(1, 1)
     life.write(1, 4)
     life.keep(1)
     life.apply(1, 3)
@@ -285,7 +349,18 @@ def script(life: Life) -> None:
     life.apply(1, SPLIT + 5)
     life.snapshot(1, SPLIT + 4, rebuild=True)
     life.apply(1, SPLIT + 6)
+    life.seal(4)
+    life.seal(5)  # opened empty, before its parent has come to the entry
+    life.write(4, SPLIT + 1)
+    life.know(5, 2)
+    life.apply(4, SPLIT + 1)  # what is split off takes the empty one's place
+    life.write(1, SPLIT + 7)
+    life.flush()
+    life.write(5, SPLIT + 2)
+    life.grant(200)
     life.drop(3)
+    life.run("second")
+    life.know(1, 3)
     life.write(1, SPLIT + 9)
     life.flush()
     life.seal(3, LATER)  # taken up again, empty
@@ -310,10 +385,11 @@ def run(left: int | None) -> tuple[Disk, Env, bool, Life | None, int]:
     disk, env = Disk(steps), Env(steps)
     promised: dict[int, int] = {}
     sealed: dict[int, int] = {}
+    facts = Facts()
     life: Life | None = None
     created = False
     try:
-        life = Life(disk, env, False, promised, sealed)
+        life = Life(disk, env, False, promised, sealed, facts)
         created = True
         script(life)
     except Cut:
@@ -330,7 +406,7 @@ def test_the_script_does_it_all() -> None:
     assert life is not None
     life.kept = 0  # of what it found
     life.check()
-    assert life.store.log.files.segments[0].number > 3
+    assert life.store.log.files.segments[0].number >= 3
     assert steps == TOTAL > 200
 
 
@@ -340,16 +416,17 @@ def test_cut_off_at_each_step(power: bool, part: int) -> None:
     for left in range(part, TOTAL, 8):
         disk, env, created, life, _ = run(left)
         promised, sealed = (life.promised, life.sealed) if life is not None else ({}, {})
+        facts = life.facts if life is not None else Facts()
         kept = life.kept if life is not None else 0
         disk.power_loss() if power else disk.kill()
         # the first recovery may be cut off as well
         disk.steps.left = left % 23
         try:
-            again = Life(disk, env, created, dict(promised), dict(sealed))
+            again = Life(disk, env, created, dict(promised), dict(sealed), facts)
         except Cut:
             disk.power_loss() if power else disk.kill()
             disk.steps.left = None
-            again = Life(disk, env, created, dict(promised), dict(sealed))
+            again = Life(disk, env, created, dict(promised), dict(sealed), facts)
         disk.steps.left = None
         try:
             again.kept = kept
@@ -358,11 +435,11 @@ def test_cut_off_at_each_step(power: bool, part: int) -> None:
                 if not info.dropped:
                     promised[p] = info.log.last_index
             disk.power_loss()
-            again = Life(disk, env, True, dict(promised), dict(sealed))
+            again = Life(disk, env, True, dict(promised), dict(sealed), facts)
             again.kept = kept
             again.check()
             again.finish()
-            last = Life(disk, env, True, dict(promised), dict(sealed))
+            last = Life(disk, env, True, dict(promised), dict(sealed), facts)
             last.kept = kept
             last.check()
         except AssertionError as e:
