@@ -318,3 +318,19 @@ async def test_little_room_keeps_no_log_for_others(tmp_path: Path) -> None:
     await until(lambda: len(list((tmp_path / "log").glob("*.seg"))) <= 2)
     assert not failures
     await store.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+async def test_a_segment_for_which_there_is_no_room_is_made_later(tmp_path: Path, code: int) -> None:
+    """Nothing is in it yet, so no write has failed (R14); any other error is one."""
+    store = Store.open(tmp_path, cluster="c", node="n")
+    failures: list[Exception] = []
+    store.start(asyncio.get_running_loop(), lambda seq: None, failures.append)
+    store.log._prepared(OSError(code, "as told"), needed=True)
+    if code == errno.EIO:
+        assert failures
+        store.abandon()
+        return
+    assert not failures
+    assert store.log.no_room
+    await store.close()
