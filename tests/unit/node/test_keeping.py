@@ -111,6 +111,9 @@ def test_what_a_build_from_before_kept_is_read_until_there_are_rows(tmp_path: Pa
     later = TopologyTable.from_wire(keeping.table.to_wire())
     later.apply([(("nodes", "n4"), replace(NODES[0], node="n4"))], 50)
     store.append(Fact(FACT_TOPOLOGY, later.to_wire()))  # one ran here meanwhile
+    store.run_round()
+    store.abandon()
+    store = opened(tmp_path)
     again = Keeping(store, "c")
     assert again.table.to_wire() == later.to_wire()
     again.keep()
