@@ -264,6 +264,7 @@ class ChangingReplica(LeadingReplica):
         if new.leader == self.ctx.me.node:
             self.begin_term(now, new.epoch, new, reason)
         elif new.leader is not None:
+            self.emit(fx.PersistConfig(self.p, pack_config(new)))  # etcd's watch tells nothing that is newer
             if self.role == RESIGNED:
                 self.send(new.leader, m.Appoint(self.p, term.epoch, pack_config(new), mod_revision))
             else:

@@ -20,7 +20,8 @@ from metastore.core.settings import MS
 from metastore.layout import ConfigRecord
 from metastore.wire.client_messages import GET
 from tests.simulation.core.etcd import P
-from tests.simulation.core.steps import INSTALLED, Rules, Step, view_of
+from tests.simulation.core.rules import Rules
+from tests.simulation.core.steps import INSTALLED, RECORD, Step, view_of
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Node:
         self.replica = self.core.add_replica(
             self.now(), P, Restored(log, sealed, owner, config, max(commit, self.applied))
         )
-        self.rules = Rules(self.me, world.settings, self.now() + owed if owed else 0)
+        self.rules = Rules(self.me, world.settings, self.now() + owed if owed else 0, P)
         self.seen = view_of(self.replica)
         if sealed < world.checks.sealed_seen.get(self.name, 0):
             raise Violation(f"I7: {self.name} restarted with sealed {sealed} below what it promised")
@@ -189,7 +190,7 @@ class Node:
         call(now, *args)
         src = args[0] if args and type(args[0]) is Process else None
         self.seen = after = view_of(self.replica)
-        step = Step(now, event, src, before, after, effects[first:])
+        step = Step(now, event, src, before, after, effects[first:], args if src is None else args[1:])
         if self.world.trace is not None:
             self.world.trace.append((self.me, self.rules.quiet_until, step))
         self.rules.check(step)
@@ -366,7 +367,7 @@ class Node:
         etcd = self.world.etcd
         self.can_elect = etcd.up
         if etcd.up:
-            self.do("etcd's record", self.replica.on_config, self.now(), etcd.config, etcd.config_mod)
+            self.do(RECORD, self.replica.on_config, self.now(), etcd.config, etcd.config_mod)
             self.replica.on_leader_value(etcd.leader)
             self.run()
 

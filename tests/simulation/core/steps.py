@@ -1,51 +1,38 @@
-"""Trace validation: every step of a replica is one that the rules allow.
-
-The simulation writes each step of the real core as plain data: what happened, the replica before and after, what it
-asked for. ``Rules`` replays the steps of one process and remembers, from the messages alone, what that process may rely
-on: who answered its SEAL and when, what followers have acknowledged, which grants it holds and gave. Nothing here calls
-the core's own arithmetic, so a mistake there is not repeated here. Raises Violation that names the rule.
-"""
+"""A step of the real core as plain data: what happened, the replica before and after, what it asked for; and what
+``Rules`` remembers of a reign and of splits while it replays steps."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 from metastore.core import effects as fx
-from metastore.core import messages as m
-from metastore.core.entry import entry_position
+from metastore.core.machine import SplitOff
 from metastore.core.messages import Process
-from metastore.core.replica import (
-    ACTIVATING,
-    ACTIVE,
-    ADOPTING,
-    FOLLOWER,
-    RESIGNED,
-    RESIGNING,
-    SEALING,
-    Replica,
-    unpack_config,
-)
-from metastore.core.settings import CoreSettings
-from metastore.layout import ConfigRecord
-from tests.simulation.violation import Violation
-
-#: role -> what it may become within one step. SEALING begins a later epoch, whatever came before
-EDGES = {
-    FOLLOWER: {FOLLOWER, SEALING},
-    SEALING: {FOLLOWER, ADOPTING, ACTIVATING},
-    ADOPTING: {FOLLOWER, SEALING, ACTIVATING},
-    ACTIVATING: {FOLLOWER, ACTIVE},
-    ACTIVE: {FOLLOWER, RESIGNING},
-    RESIGNING: {FOLLOWER, ACTIVE, RESIGNED},
-    RESIGNED: {FOLLOWER},
-}
-
+from metastore.core.replica import Replica
+from metastore.layout import ConfigRecord, Member
 
 #: where a View has its log
-LOG = slice(4, 8)
-#: the name of the event that ends a snapshot's installation (R17)
-INSTALLED = "snapshot installed"
+LOG: Final = slice(4, 8)
+
+# names of events that are no messages, with what stands in ``Step.args``
+#: etcd's record: (config, mod revision)
+RECORD: Final = "etcd's record"
+#: an election ended: (record won or None, its mod revision)
+CAMPAIGNED: Final = "campaign done"
+#: a swap of the record ended: (the record or None, its mod revision, reason)
+CHANGED: Final = "change done"
+#: a whole snapshot is staged (R17): (epoch, index, the entry's epoch)
+STAGED: Final = "snapshot staged"
+#: it has been switched in: (index, the entry's epoch)
+INSTALLED: Final = "snapshot installed"
+#: the state alone has been replaced (R14): (done,)
+REBUILT: Final = "state rebuilt"
+#: an empty replica has become what an entry of its parent split off (R18): (index, the entry's epoch)
+FORKED: Final = "became what was split off"
+#: what was split off is known, and so its entry is committed (R18): (the entry's epoch, index)
+LEARNED: Final = "an entry is known to be committed"
 
 
 class View(NamedTuple):
@@ -63,6 +50,14 @@ class View(NamedTuple):
     read_until: int
     #: when its copy last was known to hold all that was acknowledged (R8, stale reads)
     fresh: int
+    #: its partition's record as it knows it, and the revision at which etcd has that (0: not known)
+    config: ConfigRecord | None = None
+    mod: int = 0
+    #: a snapshot is being switched in (R17)
+    installing: bool = False
+    #: its state is damaged, and the first entry that its log lacks (R14), 0 = none
+    damaged: bool = False
+    lost: int = 0
 
     def epoch_at(self, index: int) -> int:
         """Of an entry held, or of the base. Raises IndexError beyond both."""
@@ -72,12 +67,18 @@ class View(NamedTuple):
             raise IndexError(index)
         return self.epochs[bisect_right(self.firsts, index) - 1]
 
+    def has(self, epoch: int, index: int) -> bool:
+        """Whether the log holds that very entry, as far as it says."""
+        return self.base[1] <= index <= self.last and self.epoch_at(index) == epoch
+
     def position(self) -> tuple[int, int]:
         return (self.epochs[-1] if self.epochs else self.base[0], self.last)
 
 
 class Step(NamedTuple):
-    """``event``: the message received, or the name of what happened; ``src``: who sent it."""
+    """``event``: the message received, or the name of what happened; ``src``: who sent it; ``args``: what else came with
+    an event that has a name; ``held``: partitions of which the disk has a copy that is more than empty, where
+    that is looked at."""
 
     now: int
     event: Any
@@ -85,6 +86,8 @@ class Step(NamedTuple):
     before: View
     after: View
     effects: list[fx.Effect]
+    args: tuple[Any, ...] = ()
+    held: frozenset[int] = frozenset()
 
 
 def view_of(replica: Replica) -> View:
@@ -101,6 +104,11 @@ def view_of(replica: Replica) -> View:
         tuple(log._epochs),
         term.read_until_ns if term is not None else 0,
         replica.fresh_ns,
+        replica.config,
+        replica.config_mod_revision,
+        replica.installing,
+        replica.damaged,
+        replica.lost_index,
     )
 
 
@@ -120,8 +128,12 @@ class Reign:
         self.members = set(config.members())
         self.answers: dict[str, list[Answer]] = {}
         self.match: dict[str, int] = {}
+        #: R10: what those have acknowledged who are no members yet
+        self.learned: dict[Member, int] = {}
         self.hold: dict[str, int] = {}
         self.noop = 0
+        #: it was active under this epoch
+        self.activated = False
 
     def is_member(self, src: Process | None) -> bool:
         return src is not None and (src.node, src.store) in self.members
@@ -131,377 +143,59 @@ class Reign:
         return all(2 * sum(1 for node, _ in s if node in having) > len(s) for s in sets)
 
 
-class Rules:
-    """The steps of one process, in order. ``quiet_until``: it has forgotten its grants until then (R8)."""
+class Partings:
+    """R18: what entries split off, by the word of those who proposed them. One for all replicas of a world."""
 
-    def __init__(self, me: Process, settings: CoreSettings, quiet_until: int = 0) -> None:
-        self.me, self.settings, self.quiet_until = me, settings, quiet_until
-        self.reign: Reign | None = None
-        #: R8: process -> [(epoch, until)] of grants given
-        self.given: dict[Process, dict[int, int]] = {}
-        #: R11: an epoch resigned -> the process that owned it, as sealed here
-        self.owned: dict[int, Process] = {}
-        #: heartbeat number -> when it was sent
-        self.beats: dict[int, int] = {}
+    def __init__(self) -> None:
+        self.of: dict[int, dict[tuple[int, int], SplitOff]] = {}
+        #: (partition, epoch, index) of those that some replica knows to be committed, by R6
+        self.committed: set[tuple[int, int, int]] = set()
+        #: children, and stores that etcd's record of them has left out at some time
+        self.left: set[tuple[int, Member]] = set()
 
-    def check(self, step: Step) -> None:
-        """Raises Violation unless the rules allow it."""
-        before, after = step.before, step.after
-        if not step.effects and before == after:
-            if step.src is not None:
-                self.hear(step)
-            return
-        kinds = {type(e) for e in step.effects}
-        if before.sealed != after.sealed or before.owner != after.owner or fx.PersistSeal in kinds:
-            self.check_seal(step)
-        if fx.Send in kinds or step.src is not None:
-            self.hear(step)
-        if fx.RoleChanged in kinds or before.role != after.role:
-            self.check_roles(step)
-        if before[LOG] != after[LOG]:
-            self.check_log(step)
-        if before.commit != after.commit:
-            self.check_commit(step)
-        if fx.Send in kinds:
-            self.check_sent(step)
-        if before.fresh != after.fresh:
-            self.check_fresh(step)
-        if after.role == ACTIVE and after.read_until > before.read_until:
-            self.check_grants_held(after)
+    def note(self, p: int, split: SplitOff) -> None:
+        self.of.setdefault(p, {})[split.epoch, split.entry] = split
 
-    def drift(self, duration: int) -> int:
-        """R15: by how much two clocks may part in ``duration``."""
-        return duration * 2 * self.settings.clock_rate_error_ppm // 1_000_000
-
-    def fail(self, step: Step, rule: str) -> None:
-        event = step.event if isinstance(step.event, str) else type(step.event).__name__
-        raise Violation(
-            f"step: {rule}: {self.me.node} at {event}, as {step.before.role} of {step.before.sealed:x}"
-        )
-
-    # --- R1 -----------------------------------------------------------------------------------------
-
-    def check_seal(self, step: Step) -> None:
-        """The sealed epoch only grows, with its owner, and is persisted before anything else of that epoch."""
-        before, after, event = step.before, step.after, step.event
-        seals = [e for e in step.effects if isinstance(e, fx.PersistSeal)]
-        if before.owner is not None:
-            self.owned[before.sealed] = before.owner
-        if after.sealed < before.sealed:
-            self.fail(step, "I7 the sealed epoch went down")
-        if after.sealed == before.sealed:
-            if after.owner != before.owner or seals:
-                self.fail(step, "R1 the owner of an epoch changed")
-            return
-        if not seals or (seals[-1].epoch, seals[-1].owner) != (after.sealed, after.owner):
-            self.fail(step, "R1 an epoch is sealed and not persisted")
-        for effect in step.effects:
-            if isinstance(effect, fx.PersistSeal):
-                break
-            if isinstance(effect, fx.Send) and getattr(effect.message, "epoch", 0) == after.sealed:
-                self.fail(step, "R1 a message left before its epoch was persisted")
-        if isinstance(event, m.Seal):
-            if (after.sealed, after.owner) != (event.epoch, step.src):
-                self.fail(step, "R1 sealed another epoch or owner than was asked")
-        elif after.owner != self.me:
-            self.fail(step, "R1 sealed for another without being asked")
-        if after.owner == self.me:
-            config = unpack_config(seals[-1].config)
-            if config.epoch >> 16 != after.sealed >> 16:
-                self.fail(step, "R1 an epoch under the config of another term")
-            fresh = after.sealed >> 16 > before.sealed >> 16 and after.sealed == config.epoch
-            if not fresh and after.sealed != max(before.sealed, config.epoch) + 1:
-                self.fail(step, "R12 neither a term that etcd gave nor the next restart")
-            self.reign = Reign(after.sealed, config, self.me)
-        else:
-            self.reign = None
-
-    # --- what is heard -------------------------------------------------------------------------------
-
-    def hear(self, step: Step) -> None:
-        """What this process may count from now on."""
-        event, src, reign = step.event, step.src, self.reign
-        for effect in step.effects:
-            if isinstance(effect, fx.Send) and isinstance(effect.message, m.Heartbeat):
-                self.beats[effect.message.number] = step.now
-        if isinstance(event, m.Heartbeat):
-            self.give(step, event)
-        if reign is None or not reign.is_member(src):
-            return
-        assert src is not None
-        if isinstance(event, m.Sealed) and event.epoch == reign.epoch:
-            answer = Answer((event.last_epoch, event.last_index), event.remaining_grant_ns, step.now)
-            reign.answers.setdefault(src.node, []).append(answer)
-        elif isinstance(event, m.Appended) and event.epoch == reign.epoch and reign.noop:
-            if event.match <= step.before.last:
-                reign.match[src.node] = max(event.match, reign.match.get(src.node, 0))
-        elif isinstance(event, m.HeartbeatAck) and event.number in self.beats and not event.refused:
-            until = self.beats[event.number] + event.grant_ns - self.drift(event.grant_ns)
-            reign.hold[src.node] = max(until, reign.hold.get(src.node, 0))
-
-    def give(self, step: Step, beat: m.Heartbeat) -> None:
-        """R8: a grant is given only to the owner of the sealed epoch."""
-        acks = [
-            e.message
-            for e in step.effects
-            if isinstance(e, fx.Send) and isinstance(e.message, m.HeartbeatAck)
+    def in_log(self, p: int, view: View) -> list[SplitOff]:
+        """Of the entries that a replica of ``p`` has, or has had before its log began."""
+        found = self.of.get(p)
+        if not found:
+            return []
+        return [
+            split
+            for (epoch, index), split in found.items()
+            if view.has(epoch, index) or (index <= view.base[1] and (p, epoch, index) in self.committed)
         ]
-        refused = {p for ack in acks for p, _ in ack.refused}
-        for p, epoch, _, _ in beat.beats:
-            if not acks or p in refused:
-                continue
-            if (epoch, step.src) != (step.after.sealed, step.after.owner):
-                self.fail(step, "R8 a grant to another than the owner of the sealed epoch")
-            assert step.src is not None
-            self.given.setdefault(step.src, {})[epoch] = step.now + acks[0].grant_ns
 
-    def owed(self, now: int, owner: Process, resigned: int) -> int:
-        """R3: what is left of the grants given to others than ``owner``, R11's exceptions left out."""
-        left = 0
-        for process, grants in self.given.items():
-            for epoch, until in grants.items():
-                excused = resigned and (
-                    epoch == resigned or (epoch < resigned and self.owned.get(resigned) == process)
-                )
-                if process != owner and not excused:
-                    left = max(left, until - now)
-        return left
+    def commit(self, p: int, before: int, view: View) -> None:
+        """Entries of ``view`` above ``before`` and up to its commit index are committed."""
+        for epoch, index in self.of.get(p, ()):
+            if before < index <= view.commit and view.has(epoch, index):
+                self.committed.add((p, epoch, index))
 
-    # --- roles ----------------------------------------------------------------------------------------
-
-    def check_roles(self, step: Step) -> None:
-        role = step.before.role
-        for effect in step.effects:
-            if not isinstance(effect, fx.RoleChanged):
-                continue
-            if effect.role not in EDGES[role]:
-                self.fail(step, f"R3 {role} became {effect.role}")
-            if effect.role == ACTIVATING:
-                self.check_adoption(step)
-            elif effect.role == ACTIVE and role == ACTIVATING:
-                self.check_activation(step)
-            elif effect.role == RESIGNED:
-                self.check_resignation(step)
-            role = effect.role
-        if role != step.after.role:
-            self.fail(step, f"R3 is {step.after.role} and said {role}")
-        if role == FOLLOWER:
-            self.reign = None
-        elif role != RESIGNED and (step.after.owner != self.me or self.reign is None):
-            self.fail(step, "R1 leads an epoch that it does not own")
-
-    def check_adoption(self, step: Step) -> None:
-        """R3: a quorum answered whose logs are no higher than ours; then the no-op of this very epoch."""
-        reign, after = self.reign, step.after
-        if reign is None:
-            self.fail(step, "R3 adopts without a term")
-            return
-        noop = after.last
-        if after.epoch_at(noop) != reign.epoch or (
-            noop > after.base[1] and _epoch_before(after, noop) >= reign.epoch
-        ):
-            self.fail(step, "R3 no no-op of its epoch ends the adopted log")
-        own = (_epoch_before(after, noop), noop - 1)
-        having = {n for n, answers in reign.answers.items() if any(a.position <= own for a in answers)}
-        if self.me.node not in having or not reign.quorum(having):
-            self.fail(step, "R3 no quorum of answers is covered by the log adopted")
-        reign.noop = noop
-
-    def check_activation(self, step: Step) -> None:
-        """R4: the no-op is committed, and the grants of a quorum of answers have passed since these arrived."""
-        reign = self.reign
-        if reign is None or not reign.noop or step.after.commit < reign.noop:
-            self.fail(step, "R4 active before its no-op is committed")
-            return
-        passed = {
-            node
-            for node, answers in reign.answers.items()
-            if any(
-                not a.remaining or step.now > a.arrived + a.remaining + self.drift(a.remaining)
-                for a in answers
-            )
-        }
-        if not reign.quorum(passed):
-            self.fail(step, "R4 active before the grants of a quorum have passed")
-
-    def check_resignation(self, step: Step) -> None:
-        """R11: everything is committed, and the heir has all of it."""
-        reign, last = self.reign, step.after.last
-        if reign is None or step.after.commit != last:
-            self.fail(step, "R11 resigns with entries that are not committed")
-            return
-        for effect in step.effects:
-            hands = isinstance(effect, fx.Send) and isinstance(effect.message, m.HandOff | m.Appoint)
-            if hands and reign.match.get(effect.node, 0) < last:
-                self.fail(step, "R11 resigns before its heir has its whole log")
-
-    # --- the log ------------------------------------------------------------------------------------------
-
-    def check_log(self, step: Step) -> None:
-        """R5, R17: what was taken away and what was added, and by whom."""
-        before, after, event = step.before, step.after, step.event
-        if event == INSTALLED:
-            if after.last != after.base[1] or after.commit != after.last or after.commit < before.commit:
-                self.fail(step, "R17 a snapshot below what was committed")
-            return
-        if after.base[1] > max(before.base[1], before.commit):
-            self.fail(step, "R17 compacted beyond what is committed")
-        kept = _common(before, after)
-        if kept < min(before.last, max(before.commit, after.base[1])):
-            self.fail(step, f"I4 truncated to {kept}, below commit {before.commit}")
-        obeyed = (
-            step.src is not None and step.src == after.owner and getattr(event, "epoch", -1) == after.sealed
-        )
-        appends = isinstance(event, m.Append) and obeyed
-        pulls = isinstance(event, m.Pulled) and before.role == ADOPTING and event.epoch == before.sealed
-        if kept < before.last and not appends and not pulls:
-            self.fail(step, "R5 truncated, and no owner said so")
-        first = kept + 1
-        if appends or pulls:
-            self.check_taken(step, event, kept)
-            first = max(first, event.prev_index + len(event.entries) + 1)
-        # what is left is an entry of its own
-        if first > after.last:
-            return
-        leads = after.owner == self.me and after.role in (ACTIVATING, ACTIVE, RESIGNING, RESIGNED)
-        if not leads or after.last > first or after.epoch_at(first) != after.sealed:
-            self.fail(step, f"R5 entry {first} comes from nowhere")
-        if before.role not in (ACTIVE, SEALING, ADOPTING):
-            self.fail(step, f"R7 appends as {before.role}")
-
-    def check_taken(self, step: Step, event: Any, kept: int) -> None:
-        """R5: entries stand where and under what epoch they were sent, after a position that was there."""
-        before, after, prev = step.before, step.after, event.prev_index
-        if kept < before.last and kept < prev:
-            self.fail(step, "R5 truncated below what was sent")
-        if prev > before.commit and (prev > before.last or before.epoch_at(prev) != event.prev_epoch):
-            self.fail(step, "R5 takes entries after a position that it lacks")
-        for blob in event.entries:
-            index, epoch = entry_position(blob)
-            if (
-                after.base[1] < index <= after.last
-                and index > before.commit
-                and after.epoch_at(index) != epoch
-            ):
-                self.fail(step, f"R5 entry {index} has another epoch than was sent")
-
-    def check_commit(self, step: Step) -> None:
-        """R6, I7."""
-        before, after, event, reign = step.before, step.after, step.event, self.reign
-        if event == INSTALLED:
-            return
-        if after.commit < before.commit:
-            self.fail(step, "I7 the commit index went down")
-        if after.commit > after.last:
-            self.fail(step, "I3 commits what it does not have")
-        if isinstance(event, m.Append):
-            if (event.epoch, step.src) != (after.sealed, after.owner):
-                self.fail(step, "R6 commits by one that does not lead")
-            prev = event.prev_index
-            lacks = prev > before.last or (prev > before.commit and before.epoch_at(prev) != event.prev_epoch)
-            if lacks or after.commit > min(event.commit, prev + len(event.entries)):
-                self.fail(step, "R6 commits beyond what the leader has committed, or beyond the match")
-            return
-        if reign is None:
-            self.fail(step, "R6 commits by itself")
-            return
-        having = {node for node, match in reign.match.items() if match >= after.commit}
-        if not reign.quorum(having):
-            self.fail(step, "R6 commits without a quorum of acknowledgements")
-        if after.epoch_at(after.commit) != reign.epoch:
-            self.fail(step, "R6 commits an entry of an earlier epoch by counting")
-
-    # --- what is said -----------------------------------------------------------------------------------------
-
-    def check_sent(self, step: Step) -> None:
-        after = step.after
-        for effect in step.effects:
-            if not isinstance(effect, fx.Send):
-                continue
-            said = effect.message
-            kind = type(said)
-            if kind is m.Append:
-                if said.epoch != after.sealed or after.owner != self.me:
-                    self.fail(step, "R5 appends under an epoch that it does not own")
-                if (
-                    said.commit > after.commit
-                    or after.epoch_at(max(said.prev_index, after.base[1])) < said.prev_epoch
-                ):
-                    self.fail(step, "R5 says more than it knows")
-            elif kind is m.Sealed:
-                self.check_answer(step, effect, said)
-            elif kind is m.Appended:
-                if not effect.durable or said.epoch != after.sealed or said.match > after.last:
-                    self.fail(step, "R5 acknowledges what it does not have")
-                pulled = isinstance(step.event, str) and step.before.role == ADOPTING
-                if not pulled and (after.owner is None or effect.node != after.owner.node):
-                    self.fail(step, "R1 acknowledges to one that does not own the epoch")
-                if isinstance(step.event, m.Append) and step.src != after.owner:
-                    self.fail(step, "R1 acts on a message of another owner")
-            elif kind is m.Heartbeat:
-                self.check_beats(step, said)
-            elif kind is m.Pulled and step.src != after.owner:
-                self.fail(step, "R1 gives its log to one that does not own the epoch")
-
-    def check_answer(self, step: Step, effect: fx.Send, said: m.Sealed) -> None:
-        """R3: the position behind everything accepted, and every grant given."""
-        after, event = step.after, step.event
-        if not effect.durable or (said.epoch, step.src) != (after.sealed, after.owner):
-            self.fail(step, "R3 answers a SEAL of an epoch that it has not sealed for its owner")
-        if (said.last_epoch, said.last_index) != after.position() or said.commit != after.commit:
-            self.fail(step, "R3 answers with another position than its log has")
-        assert step.src is not None
-        if said.remaining_grant_ns < self.owed(step.now, step.src, event.resigned):
-            self.fail(step, "R3 leaves out a grant that it gave")
-        if step.now < self.quiet_until:
-            self.fail(step, "R8 a restarted replica answers before its grants have passed")
-
-    def check_beats(self, step: Step, said: m.Heartbeat) -> None:
-        """R8: a beat says fresh only while its sender may serve linearizable reads."""
-        reign = self.reign
-        for _, epoch, says, commit in said.beats:
-            if epoch != step.after.sealed or step.after.owner != self.me or commit > step.after.commit:
-                self.fail(step, "R8 a beat of an epoch that it does not own, or of what is not committed")
-            if says & m.FRESH and reign is not None:
-                having = {node for node, until in reign.hold.items() if until > step.now} | {self.me.node}
-                if step.after.role != ACTIVE or not reign.quorum(having):
-                    self.fail(step, "R8 says fresh, and may not read")
-
-    def check_fresh(self, step: Step) -> None:
-        """R8: a copy is as new as a beat that says so, of the owner, and holds what that had committed."""
-        after, event = step.after, step.event
-        if isinstance(event, m.Heartbeat) and step.src == after.owner:
-            for _, epoch, says, commit in event.beats:
-                told = epoch == after.sealed and says & m.FRESH and commit <= after.commit
-                if told and after.fresh <= min(event.echo, step.now):
-                    return
-        self.fail(step, "R8 takes itself for fresh")
-
-    def check_grants_held(self, after: View) -> None:
-        """R8: no more than acknowledged beats give, counted from when they were sent, less the margin."""
-        reign = self.reign
-        assert reign is not None
-        having = {node for node, until in reign.hold.items() if until >= after.read_until} | {self.me.node}
-        if not reign.quorum(having):
-            raise Violation(f"step: R8 holds grants for longer than they were given: {self.me.node}")
+    def needed(self, p: int, store: Member, upto: int, held: Iterable[int]) -> list[int]:
+        """What committed entries of ``p`` up to ``upto`` split off for this store too, and its disk does not have as such."""
+        return [
+            split.child
+            for (epoch, index), split in self.of.get(p, {}).items()
+            if index <= upto
+            and (p, epoch, index) in self.committed
+            and store in split.members
+            and split.child not in held
+            and (split.child, store) not in self.left
+        ]
 
 
-def _epoch_before(view: View, index: int) -> int:
-    """The epoch of the entry before ``index``."""
-    return view.epoch_at(index - 1) if index > view.base[1] else view.base[0]
-
-
-def _common(before: View, after: View) -> int:
-    """The last index at which both hold the same, or that one of them has compacted away."""
-    low, high = max(before.base[1], after.base[1]), min(before.last, after.last)
-    if high <= low or (before.firsts, before.epochs) == (after.firsts, after.epochs):
-        return high
-    points = {high, *(first - 1 for first in (*before.firsts, *after.firsts))}
-    kept = low
-    for at in sorted(p for p in points if low < p <= high):
-        if before.epoch_at(at) != after.epoch_at(at):
-            break
-        kept = at
-    else:
-        return high
-    return kept
+def child_of(p: int, split: SplitOff) -> ConfigRecord:
+    """R18: the record that a child begins with: it follows from the entry alone."""
+    term = (split.epoch >> 16) + 1
+    lo = int.from_bytes(split.at, "big")
+    return ConfigRecord(
+        split.child,
+        lo,
+        split.last + 1,
+        term << 16,
+        split.members[0][0],
+        split.members,
+        parent=(p, split.epoch, split.entry),
+    )

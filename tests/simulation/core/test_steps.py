@@ -20,7 +20,8 @@ from metastore.core.settings import MS, CoreSettings
 from metastore.core.term import Term
 from metastore.layout import ConfigRecord, first_epoch
 from tests.simulation.core.plans import PLANS, SETTINGS
-from tests.simulation.core.steps import INSTALLED, Rules, Step, View
+from tests.simulation.core.rules import Rules
+from tests.simulation.core.steps import INSTALLED, Step, View
 from tests.simulation.core.world import World, world_of
 from tests.simulation.violation import Violation
 

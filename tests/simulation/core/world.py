@@ -25,7 +25,7 @@ from tests.simulation.core.etcd import Etcd
 from tests.simulation.core.faults import Faults
 from tests.simulation.core.node import Node
 from tests.simulation.core.plans import FAULTY_NS, PLANS, SETTINGS, Plan
-from tests.simulation.core.steps import Step
+from tests.simulation.core.steps import STAGED, Step
 from tests.simulation.violation import Stopped, Violation, broken_by
 
 STORY_LINES = 80
@@ -161,7 +161,7 @@ class World:
             if target.up and target.generation == generation and not target.replica.installing:
                 target.installing = (index, epoch, state, rows)
                 staged = target.replica.on_snapshot_staged
-                target.do("snapshot staged", staged, target.now(), src, effect.epoch, index, epoch)
+                target.do(STAGED, staged, target.now(), src, effect.epoch, index, epoch)
                 target.run()
 
         late = self.random.choice((20, 200, 1500)) * MS

@@ -38,6 +38,11 @@ class Events:
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.failure: BaseException | None = None
 
+    def fail(self, error: BaseException) -> None:
+        """The world ends by the first of them."""
+        if self.failure is None:
+            self.failure = error
+
     def at(self, delay_ns: int, what: Callable[[], None]) -> None:
         self.count += 1
         heappush(self.queue, (self.now + delay_ns if delay_ns > 0 else self.now, self.count, what))

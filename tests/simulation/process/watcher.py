@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metastore.core import effects as fx
 from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING
 from metastore.node.node import Node
+from tests.simulation.process.recording import Recorder
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Watcher:
     def watch(self, process: Process, node: Node) -> None:
         """Look at one life of a process."""
         world = self.world
+        if world.judge is not None:
+            Recorder(world.judge, process, node)
         role_changed, install, apply = node._role_changed, node.snapshots._install, node.store.apply
 
         def changed(effect: fx.RoleChanged) -> None:

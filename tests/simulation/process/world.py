@@ -31,6 +31,7 @@ from tests.simulation.process.losses import Losses
 from tests.simulation.process.network import Link, Network
 from tests.simulation.process.plans import LOSSES, PLANS, TOGETHER, TOGETHER_FROM, Plan
 from tests.simulation.process.process import Process
+from tests.simulation.process.recording import Judge
 from tests.simulation.process.watcher import Watcher
 from tests.simulation.process.workloads import Workloads
 from tests.simulation.violation import Stopped, Violation, broken_by
@@ -71,9 +72,12 @@ def surroundings() -> Iterator[None]:
 
 
 class World:
-    """See the module. ``steps``: stop after so many events (0: at the end)."""
+    """See the module. ``steps``: stop after so many events (0: at the end); ``checked``: whether each step of each replica
+    is judged by the rules."""
 
-    def __init__(self, seed: int, plan: Plan, *, steps: int = 0, name: str = "") -> None:
+    def __init__(
+        self, seed: int, plan: Plan, *, steps: int = 0, name: str = "", checked: bool = False
+    ) -> None:
         self.seed, self.plan, self.steps, self.name = seed, plan, steps, name
         random.seed(seed)
         patch_clocks()
@@ -86,6 +90,7 @@ class World:
         self.etcd = MemoryEtcd()
         self.story: list[tuple[int, int | None, str]] = []
         self.watcher = Watcher(self)
+        self.judge = Judge(self.etcd, self.events.fail) if checked else None
         self.healed = False
         self.losses = Losses(self)
         self.control_losses = ControlLosses(self)
@@ -297,6 +302,8 @@ def plan_of(seed: int) -> str:
     return list(plans)[seed % len(plans)]
 
 
-def world_of(seed: int, steps: int = 0) -> World:
-    """The world of a seed."""
-    return World(seed, ALL_PLANS[plan_of(seed)], steps=steps, name=plan_of(seed))
+def world_of(seed: int, steps: int = 0, checked: bool | None = None) -> World:
+    """The world of a seed. ``checked``: whether each step of each replica is; by default in one of three, of each plan."""
+    name = plan_of(seed)
+    judged = (seed + seed // len(ALL_PLANS)) % 3 == 0 if checked is None else checked
+    return World(seed, ALL_PLANS[name], steps=steps, name=name, checked=judged)

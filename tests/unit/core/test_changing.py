@@ -266,6 +266,18 @@ def test_a_leader_that_left_appoints_its_heir_once_that_one_knows() -> None:
     assert change.new == replace(CONFIG, epoch=THIRD, leader="b", replicas=TARGET)
 
 
+def test_the_record_that_appoints_another_is_durable_here() -> None:
+    """The last config that a replica knows is durable: etcd's watch, which tells the same, is too late to make it so."""
+    a = joint()
+    changes(a)
+    a.core.receive(START, process("b"), m.Appointed(0, SECOND))
+    (change,) = (e for e in a.take() if isinstance(e, fx.ChangeConfig))
+    a.replica.on_change_done(START, change.new, 9, "test")
+    assert [e.config for e in a.take() if isinstance(e, fx.PersistConfig)] == [pack_config(change.new)]
+    a.replica.on_config(START, change.new, 9)
+    assert not a.take()
+
+
 def test_the_last_step_to_another_cell_names_it() -> None:
     a = joint(move=replace(MOVE, cell="c2"))
     changes(a)
