@@ -25,6 +25,8 @@ MAX_VALUE: Final = 64 << 10
 MAX_USAGE: Final = 2 << 20
 #: namespaces in one record of what a node publishes; how many have a policy is bounded elsewhere (namespaces.MAX_NAMESPACES)
 MAX_PUBLISHED: Final = 1 << 20
+#: of a namespace's policy, of which every node, router and client has all: what this version writes has under 300
+MAX_POLICY: Final = 4 << 10
 
 Usage = dict[str, list[int]]
 """Namespace -> [records, bytes]."""
@@ -100,7 +102,7 @@ KINDS: Final[dict[str, Kind]] = {
     "moves": Kind((_number,), layout.MOVE.read_json, ("partition",)),
     "splits": Kind((_number,), layout.SPLIT.read_json, ("partition",)),
     "next_partition": Kind((), _next_partition),
-    "namespaces": Kind((check_namespace,), POLICY.read_json),
+    "namespaces": Kind((check_namespace,), POLICY.read_json, max_bytes=MAX_POLICY),
     "usage": Kind((fields.name,), _usage, max_bytes=MAX_USAGE),
 }
 

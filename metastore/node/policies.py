@@ -3,6 +3,9 @@
 Routing rule, required condition, default TTL, quotas. Quotas are kept within seconds, not to the
 record: each node publishes what it leads of each namespace that has one, and refuses what would
 grow a namespace whose sum is at its bound.
+
+A namespace whose record makes no sense, and of which no policy was ever known here, exists all the same: where its records are, and
+what it asks of writes, is not known, so nothing of it is read or written until the record is mended or removed.
 """
 
 from __future__ import annotations
@@ -53,7 +56,10 @@ class Policies:
     def refuse(self, host: PartitionHost, op: list[Any]) -> MetastoreError | None:
         """Why a checked operation is not to be carried out; None = it is. A default TTL is filled in."""
         kind, lkey = op[1], op[3]
-        namespaces = self.node.topology.namespaces
+        topology = self.node.topology
+        namespaces = topology.namespaces
+        if topology.unreadable and (unread := self._refuse_unread(op)) is not None:
+            return unread
         if not namespaces and kind != TXN and (kind in (GET, TOUCH, LIST) or well_placed(lkey, PARENT)):
             return None
         if kind == LIST:
@@ -75,6 +81,26 @@ class Policies:
             self._refuse_growth(host, name, policy, lkey, len(op[8]) if kind == PUT else 0)
             if kind != DELETE and name in self.full
             else None
+        )
+
+    def _refuse_unread(self, op: list[Any]) -> MetastoreError | None:
+        """An operation on a namespace that is not known, though it has a record."""
+        lkeys = [op[3]]
+        if op[1] == TXN:
+            lkeys += [check[0] for check in op[7]] + [part[1] for parts in op[8:10] for part in parts]
+        return next(filter(None, map(self._unread, lkeys)), None)
+
+    def _unread(self, lkey: bytes) -> MetastoreError | None:
+        topology, nul = self.node.topology, lkey.find(0, 8)
+        name = lkey[8:nul].decode("ascii", "replace")
+        key = f"namespaces/{name}"
+        if nul < 0 or key not in topology.unreadable or name in topology.namespaces:
+            return None
+        layout = self.node.control.layout
+        return Unavailable(
+            f"the record {layout.root}{key} in etcd makes no sense, so it is not known where the records of namespace {name} "
+            "are, and what it asks of writes: mend or remove that record (cellctl doctor)",
+            retry_after_s=1,
         )
 
     def _refuse_txn(
@@ -136,6 +162,8 @@ class Policies:
 
     def refuse_range(self, start: bytes, end: bytes) -> MetastoreError | None:
         """A listing or watch of one routing key, made by another rule than the namespace has."""
+        if self.node.topology.unreadable and (unread := self._unread(start)) is not None:
+            return unread
         if start[:8] != end[:8] or len(start) < 10:
             return None
         nul = start.find(0, 8)
