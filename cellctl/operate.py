@@ -151,7 +151,7 @@ class Operator:
         if node not in records.nodes:
             raise unknown("node", node, records.nodes)
         key = self.layout.drained(node)
-        await self.etcd.txn([], [Put(key, b"{}") if drained else Delete(key)])
+        await self.etcd.txn([], [Put(key, schema.Mark().to_bytes()) if drained else Delete(key)])
 
     async def remove_node(self, node: str) -> None:
         """Forget a node that holds nothing. Raises InvalidRequest while it does, or is to."""
@@ -280,7 +280,7 @@ class Operator:
         same = (
             Compare.absent(counter) if known is None else Compare.mod_revision_is(counter, known.mod_revision)
         )
-        ops = [Put(counter, b"%d" % (child + 1)), Put(key, split.to_json())]
+        ops = [Put(counter, schema.next_partition_to_bytes(child + 1)), Put(key, split.to_json())]
         unasked = [Compare.absent(one) for one in (key, self.layout.move(partition))]
         if not (await self.etcd.txn([same, *unasked], ops)).succeeded:
             raise Unavailable(
@@ -346,7 +346,7 @@ class Operator:
     async def set_paused(self, paused: bool) -> None:
         """No move goes on while it is so; those that hand over just now end that."""
         key = self.layout.paused
-        await self.etcd.txn([], [Put(key, b"{}") if paused else Delete(key)])
+        await self.etcd.txn([], [Put(key, schema.Mark().to_bytes()) if paused else Delete(key)])
 
     async def raise_level(self, level: int) -> None:
         """Let the cluster have feature level ``level``, which never falls again. A node that is registered at the same moment

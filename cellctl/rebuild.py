@@ -419,7 +419,7 @@ class _Rebuilding:
         counter = wanted.get("next_partition")
         if any(c.parent for c in configs.values()) or counter is not None:
             known = int(counter) if counter is not None and counter.isdigit() else 0
-            wanted["next_partition"] = b"%d" % max(known, highest)
+            wanted["next_partition"] = schema.next_partition_to_bytes(max(known, highest))
         level = self._level(wanted.get("features"))
         if level > FIRST_LEVEL:
             wanted["features"] = FeaturesRecord(level).to_json()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import orjson
+
 from metastore import fields, layout
 from metastore.errors import InvalidRequest
 from metastore.fields import BadRecord, Read
@@ -38,10 +40,16 @@ class Presence:
 
     incarnation: str
 
+    def to_bytes(self) -> bytes:
+        return self.incarnation.encode()
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A key that says all there is by being there: ``drained/{node}``, ``paused``."""
+
+    def to_bytes(self) -> bytes:
+        return b"{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,17 @@ def _next_partition(raw: bytes) -> int:
     return _number(raw.decode())
 
 
+def next_partition_to_bytes(number: int) -> bytes:
+    """``next_partition``: the lowest number that no partition has had."""
+    return b"%d" % number
+
+
 _SUMS: Final = fields.mapping(check_namespace, fields.row(fields.whole(), fields.whole()), high=MAX_PUBLISHED)
+
+
+def usage_to_json(usage: Usage) -> bytes:
+    """``usage/{node}``."""
+    return orjson.dumps(usage)
 
 
 def _usage(raw: bytes) -> Usage:
@@ -95,7 +113,6 @@ KINDS: Final[dict[str, Kind]] = {
     "features": Kind((), layout.FEATURES.read_json),
     "paused": Kind((), _mark),
     "nodes": Kind((fields.name,), layout.NODE.read_json, ("node",)),
-    "marks": Kind((fields.name,), layout.MARK.read_json),
     "presence": Kind((fields.name,), _presence),
     "config": Kind((fields.name, _number), layout.CONFIG.read_json, ("", "partition")),
     "leader": Kind((fields.name, _number), layout.LEADER.read_json),

@@ -2,6 +2,11 @@
 
 Its topology comes from hints, the etcd watch and a snapshot on disk, in that order of trust;
 it starts and serves with etcd down.
+
+A router that restarts remembers nothing of which etcd it followed (R13), and need not: it promises nothing. What it believes
+of an etcd that was wiped or set back costs a hop, since nodes refuse what is placed by another rule or epoch than theirs, and their
+table, of a later revision, is taken then. The one thing that must not go to such an etcd, a namespace's policy, does not while a
+node distrusts it (``router.namespace_admin``).
 """
 
 from __future__ import annotations

@@ -16,6 +16,10 @@ Each step compares the revision that the one before has made, so of two that do 
 finishes and the other sees what is there. Who is interrupted leaves the namespace not ready: nothing
 can be written, nothing is lost, and the same request once more, or a removal, goes on from there.
 
+Nothing is written into an etcd that a node distrusts (R13): no node would hear of it, and a rebuilding takes no policy from
+there. A router and ``cellctl`` remember nothing of the etcd of before, so the nodes are asked; and where etcd was rebuilt, revisions
+are compared with the nodes' only as the lineage translates them.
+
 Used by the router and by ``cellctl``.
 """
 
@@ -23,12 +27,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from metastore.client.dispatch import Dispatcher
 from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Put
+from metastore.coordination.lineage import Follower
 from metastore.errors import (
     ConditionFailed,
     CoordinationError,
@@ -62,6 +68,8 @@ POLL_S: Final = 0.1
 STATUS_TIMEOUT_S: Final = 1.0
 ROLLBACK_S: Final = 4.0
 MAX_BARRIER_TRIES: Final = 1 << 20
+#: nodes that are asked whether they trust etcd
+MAX_ASKED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,7 @@ class NamespaceAdmin:
         routing rule as it is; whether it was made. Raises ConditionFailed, RoutingFixed,
         NamespaceNotEmpty, TooManyNamespaces, InvalidRequest."""
         self._check_name(name)
+        await self._check_etcd()
         for _ in range(MAX_TRIES):
             found = await self.get(name)
             self._check_condition(name, found, revision, absent, exists)
@@ -170,6 +179,7 @@ class NamespaceAdmin:
         """Remove the record: the default policy holds. Records stay; those that would not be found
         any more forbid it. Raises NotFound, ConditionFailed, NamespaceNotEmpty."""
         self._check_name(name)
+        await self._check_etcd()
         for _ in range(MAX_TRIES):
             found = await self.get(name)
             if found is None:
@@ -181,6 +191,29 @@ class NamespaceAdmin:
             elif await self._unmake(found, until):
                 return
         raise Unavailable(f"namespace {name} is being changed by others all the time", retry_after_s=1)
+
+    async def _check_etcd(self) -> None:
+        """Raises Unavailable when a node distrusts the etcd that is written to. Nodes that are silent are passed over."""
+        await Follower(self.coordinator, self.layout.lineage).look()
+        nodes = self.dispatcher.table.nodes
+        asked = random.sample(sorted(nodes), min(len(nodes), MAX_ASKED))
+        told = await asyncio.gather(*(self._distrust_of(nodes[name].rpc) for name in asked))
+        for name, why in zip(asked, told, strict=True):
+            if why:
+                raise Unavailable(
+                    f"nothing was changed: node {name} distrusts etcd, because {why:.200}; cellctl control rebuild shows what its "
+                    "records would be",
+                    retry_after_s=1,
+                )
+
+    async def _distrust_of(self, address: str) -> str:
+        """Why a node distrusts etcd; "" = it does not, or does not say."""
+        try:
+            connection = await self.dispatcher.connect(address)
+            etcd = (await connection.status(STATUS_TIMEOUT_S)).get("etcd")
+        except MetastoreError:
+            return ""
+        return str(etcd.get("untrusted") or "") if isinstance(etcd, dict) else ""
 
     def _check_room(self) -> None:
         """One more may be made. Counted in the copy that is at hand: those that are made in the same moment may pass

@@ -9,6 +9,7 @@ from typing import Final
 
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.etcd_calls import CALL_TIMEOUT_S, rpc
+from metastore.coordination.troubles import ALARMS
 
 #: entries that a member may be behind the one that is furthest
 LAG_ENTRIES: Final = 5000
@@ -104,18 +105,7 @@ def ailments(members: Sequence[EtcdMember]) -> Iterator[tuple[str, str, str, str
             "whoever asks another one than before trusts etcd no more (R13)",
             "name members of one cluster only",
         )
-    alarms = {alarm for member in up for alarm in member.alarms}
-    if "NOSPACE" in alarms:
-        yield (
-            "etcd",
-            "alarm NOSPACE: its space quota is used up",
-            "it takes no writes: no elections but by claims (R16), no moves, no policies",
-            "compact and defragment it (etcdctl compact, etcdctl defrag), then: etcdctl alarm disarm",
-        )
-    if "CORRUPT" in alarms:
-        yield (
-            "etcd",
-            "alarm CORRUPT: its members hold different data",
-            "it takes no requests; data here is served on",
-            "find and replace the member that differs, then: etcdctl alarm disarm",
-        )
+    raised = {name for member in up for name in member.alarms}
+    for alarm in ALARMS:
+        if alarm.name in raised:
+            yield ("etcd", f"alarm {alarm.name}: {alarm.what}", f"{alarm.costs}: {alarm.here}", alarm.do)

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
+
+class Alarm(NamedTuple):
+    """``name``: etcd's; ``says``: a piece of what etcd refuses with; ``what`` is wrong, what that ``costs`` etcd's users and
+    this cluster, and what to ``do``."""
+
+    name: str
+    says: str
+    what: str
+    costs: str
+    here: str
+    do: str
+
+
+ALARMS: Final = (
+    Alarm(
+        "NOSPACE",
+        "database space exceeded",
+        "its space quota is used up",
+        "it takes no writes",
+        "no elections but by claims (R16), no moves, no policies",
+        "compact and defragment it (etcdctl compact, etcdctl defrag), raise --quota-backend-bytes if that is too little, then: "
+        "etcdctl alarm disarm",
+    ),
+    Alarm(
+        "CORRUPT",
+        "corrupt cluster",
+        "its members hold different data",
+        "it takes no requests",
+        "data here is served on, and elections go by claims (R16)",
+        "find and replace the member that differs, then: etcdctl alarm disarm",
+    ),
+)
 #: a piece of what etcd or gRPC says -> what that is and what to do
 TROUBLES: Final = (
-    (
-        "database space exceeded",
-        "etcd takes no writes: its space quota is used up (alarm NOSPACE); compact and defragment it, raise "
-        "--quota-backend-bytes if that is too little, then: etcdctl alarm disarm",
-    ),
-    (
-        "corrupt cluster",
-        "etcd takes no requests: its members hold different data (alarm CORRUPT); find and replace the member that "
-        "differs, then: etcdctl alarm disarm",
-    ),
+    *((a.says, f"etcd: {a.costs}: {a.what} (alarm {a.name}); {a.do}") for a in ALARMS),
     (
         "no leader",
         "this member of etcd has no leader: a majority of etcd's members is down or cut off",

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from metastore import fields, schema
 from metastore.clock import now_ns
 from metastore.coordination.interface import (
@@ -52,6 +50,7 @@ from metastore.node.registering import Registration
 from metastore.node.replacing import Replacing
 from metastore.node.splitting import child_config
 from metastore.node.telling import ONLY_IN_ETCD
+from metastore.schema import usage_to_json
 from metastore.storage.facts import read_fact
 from metastore.topology import placement_of
 
@@ -752,7 +751,7 @@ class Control:
             self._compared = usage
             return
         key = self.layout.usage(self.node.config.node)
-        await self.coordinator.txn([], [Put(key, orjson.dumps(usage), session.lease_id)])
+        await self.coordinator.txn([], [Put(key, usage_to_json(usage), session.lease_id)])
         self._published, self._published_at = {ns: list(sums) for ns, sums in usage.items()}, now
 
     async def _put_back(self, p: int, epoch: int, session: Session) -> None:

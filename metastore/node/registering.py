@@ -16,6 +16,7 @@ from metastore.fields import BadRecord
 from metastore.layout import FeaturesRecord, MarkRecord, NodeRecord, node_record_from_json, to_json
 from metastore.logs import log_event
 from metastore.node.identity import FACT_REGISTERED, Verdict, judge, judge_living
+from metastore.schema import Presence
 from metastore.wire import frames
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Registration:
                 [_unchanged(key, kv), _unchanged(presence, present), _unchanged(layout.features, features)],
                 [
                     Put(key, to_json(mine)),
-                    Put(presence, mine.incarnation.encode(), session.lease_id),
+                    Put(presence, Presence(mine.incarnation).to_bytes(), session.lease_id),
                 ],
             )
             if swapped.succeeded:

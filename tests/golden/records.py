@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from cellctl import snapshot_file
-from metastore import layout, namespaces
+from metastore import layout, namespaces, schema
 from metastore.client import positions
 from metastore.core.entry import entry_payload, entry_position, pack_entry
 from metastore.core.machine import Machine
@@ -61,6 +62,16 @@ ETCD: Final[dict[str, Any]] = {
         3, EPOCH, "c1", "n1", ("n1", "n2"), "election", "lost", 1_700_000_000_000
     ),
     "policy": namespaces.Policy("segments:2", 60_000, 10, 1000, True, False),
+}
+
+
+#: of kinds without a class of their own in ``layout``: key, what is said, and how it is written
+PLAIN: Final[dict[str, tuple[tuple[str, ...], Any, Callable[[Any], bytes]]]] = {
+    "presence": (("presence", "n1"), schema.Presence("run3"), schema.Presence.to_bytes),
+    "usage": (("usage", "n1"), {"ns": [3, 70], "other": [0, 0]}, schema.usage_to_json),
+    "next-partition": (("next_partition",), 65, schema.next_partition_to_bytes),
+    "drained": (("drained", "n1"), schema.Mark(), schema.Mark.to_bytes),
+    "paused": (("paused",), schema.Mark(), schema.Mark.to_bytes),
 }
 
 
@@ -243,7 +254,13 @@ def forms() -> list[Form]:
         Form(
             "etcd",
             layout.FORMAT,
-            {name: Example(one, _etcd_written, _etcd_reader(one)) for name, one in ETCD.items()},
+            {
+                **{name: Example(one, _etcd_written, _etcd_reader(one)) for name, one in ETCD.items()},
+                **{
+                    name: Example(one, write, partial(schema.read, parts))
+                    for name, (parts, one, write) in PLAIN.items()
+                },
+            },
         ),
         Form("entry", 1, {name: _entry(payload) for name, payload in PAYLOADS.items()}),
         Form("record", 1, records),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metastore import layout
+from metastore import layout, schema
 from metastore.core.messages import KINDS
 from metastore.storage.records import _KINDS as LOG_KINDS
 from metastore.wire import client_messages, frames
@@ -40,6 +40,9 @@ def test_all_that_leaves_a_process_has_an_example() -> None:
         value for name, value in vars(layout).items() if name.endswith("Record") or name == "ClusterMeta"
     }
     assert kinds <= {type(one) for one in records.ETCD.values()}
+    assert set(schema.KINDS) == {parts[0] for parts, _, _ in records.PLAIN.values()} | {
+        "meta", "lineage", "cells", "features", "nodes", "config", "leader", "moves", "splits", "namespaces",
+    }  # fmt: skip
     raws = [raw for form in FORMS[:2] for raw in read_golden(form.file(form.version)).values()]
     sent = {frames.HEADER.unpack_from(raw)[2] for raw in raws}
     kinds_of_frames = {v for k, v in vars(frames).items() if k.isupper() and type(v) is int and v < 64}

@@ -4,7 +4,6 @@ lost on the way is acknowledged afterwards."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,6 @@ class Fixture:
 
     def answers(self) -> list[Any]:
         return [x for x in self.out if isinstance(x, m.Appended | m.Sealed)]
-
-
-@pytest.fixture
-async def f(tmp_path: Path) -> AsyncIterator[Fixture]:
-    fixture = Fixture(tmp_path)
-    await fixture.start()
-    yield fixture
-    await fixture.node.stop(hand_over=False)
 
 
 async def test_an_entry_that_cannot_be_applied_ends_the_node(f: Fixture) -> None:

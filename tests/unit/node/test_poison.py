@@ -63,7 +63,6 @@ GOOD: dict[str, Any] = {
     "nodes/l": node("l"),
     "nodes/gone": node("gone"),
     "presence/l": None,
-    "marks/l": {"store_id": "sl", "generation": 3, "incarnation": "i", "mark": 9},
     **{f"config/c1/{p:05d}": config(p) for p in range(4)},
     "leader/c1/00001": {"node": "l", "incarnation": "i", "epoch": TERM},
     "moves/00002": {"partition": 2, "cell": "c1", "target": [["l", "sl"]], "cancel": False, "cause": "t"},
@@ -238,7 +237,7 @@ async def test_every_wrong_type_in_every_field(p: Poisoned, key: str) -> None:
 async def test_missing_fields_are_of_an_earlier_version_or_bad(key: str) -> None:
     for field in GOOD[key] if isinstance(GOOD[key], dict) else ():
         value = dumps({k: v for k, v in GOOD[key].items() if k != field})
-        needed = key.split("/")[0] in ("leader", "marks")
+        needed = key.split("/")[0] == "leader"
         assert makes_sense(key, value) == (field in OPTIONAL and not needed), field
 
 

@@ -17,6 +17,7 @@ from metastore.config import NodeConfig
 from metastore.coordination.interface import Put, Session, TxnResult
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.core.messages import MAX_RUNS, Lineage, Process, Run, Seen
+from metastore.fields import BadRecord
 from metastore.layout import Layout, MarkRecord, NodeRecord, node_record_from_json, to_json
 from metastore.node.clients import ClientConnection
 from metastore.node.identity import State, judge
@@ -522,3 +523,28 @@ async def test_a_table_that_is_behind_names_no_copies(start: Start, etcd: Memory
     assert refusal is not None
     assert "its store is" in refusal.why
     assert refusal.seen is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{]", b"[]", b"5", b"\xff", b"{}", b'{"store_id":5,"generation":3,"incarnation":"i","mark":9}',
+     b'{"store_id":"s","generation":-1,"incarnation":"i","mark":9}', b'{"store_id":"s","generation":1,"incarnation":"i"}',
+     b'{"store_id":"s","generation":1,"incarnation":"i","mark":9223372036854775808}', b"[" * 50_000],
+)  # fmt: skip
+def test_what_makes_no_sense_is_no_mark(raw: bytes) -> None:
+    with pytest.raises(BadRecord):
+        MarkRecord.from_json(raw)
+
+
+async def test_a_mark_that_makes_no_sense_keeps_nobody_out(
+    start: Start, etcd: MemoryEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is passed over, and there is a good one again as soon as there is more to tell."""
+    monkeypatch.setattr("metastore.node.registering.MARK_NS", 0)
+    await end(await start(tmp_path, "run1"), etcd)
+    etcd.txn([], [Put(LAYOUT.mark("n"), b'{"mark": "x"}')], [])
+    again = await start(tmp_path, "run2")
+    assert states(again) == ["confirmed"]
+    await write(again, 1)
+    assert await again.control.registration.tell_mark()
+    assert mark(etcd).incarnation == "run2"

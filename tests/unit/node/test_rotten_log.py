@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +89,6 @@ async def test_a_follower_that_needs_it_gets_a_snapshot(tmp_path: Path) -> None:
 
 
 # --- a copy that has not applied it ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def f(tmp_path: Path) -> AsyncIterator[Fixture]:
-    fixture = Fixture(tmp_path)
-    await fixture.start()
-    yield fixture
-    await fixture.node.stop(hand_over=False)
 
 
 async def lose(f: Fixture) -> None:

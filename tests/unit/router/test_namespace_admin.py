@@ -19,7 +19,7 @@ from metastore.errors import (
 )
 from metastore.history import NO_VERSION
 from metastore.keys import PARENT, WHOLE_KEY, PartitionMap, storage_key
-from metastore.layout import Layout, NodeRecord, to_json
+from metastore.layout import Layout, LineageRecord, NodeRecord, to_json
 from metastore.namespaces import DEFAULT, policy_from_json
 from metastore.topology import Placement, TopologyTable
 from metastore.wire.client_messages import DELETE, LIST
@@ -37,14 +37,18 @@ class FakeNode:
         self.lag = 0
         self.answers = True
         self.kept_apart: int | None = None
+        #: the base of the lineage that it follows, and why it distrusts etcd
+        self.base = 0
+        self.untrusted = ""
 
     async def status(self, timeout_s: float) -> dict[str, Any]:
         if not self.answers:
             raise Unavailable("silent")
-        revision = self.etcd.revision - (1 if self.lag > 0 else 0)
+        revision = self.base + self.etcd.revision - (1 if self.lag > 0 else 0)
         self.lag -= 1
         kept = revision if self.kept_apart is None else self.kept_apart
-        return {"topology_revision": self.etcd.revision, "topology_kept": kept}
+        told = {"untrusted": self.untrusted}
+        return {"topology_revision": self.base + self.etcd.revision, "topology_kept": kept, "etcd": told}
 
 
 class FakeDispatcher:
@@ -93,6 +97,7 @@ class World:
         for name in ("n1", "n2"):
             record = NodeRecord(name, "c1", "s", f"{name}:1", f"{name}:2")
             self.set(LAYOUT.node(name), to_json(record))
+            self.dispatcher.table.nodes[name] = record
 
     def set(self, key: str, value: bytes) -> None:
         from metastore.coordination.interface import Put
@@ -344,3 +349,39 @@ async def test_there_is_a_bound_of_namespaces(routing: str) -> None:
     await w.delete()
     del known["x"]
     assert (await w.put({"routing": routing}, "new"))[1]
+
+
+# --- which etcd it is (R13) -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("routing", ["parent", "key"])
+async def test_nothing_is_written_into_an_etcd_that_a_node_distrusts(routing: str) -> None:
+    """No node would hear of it: not even where the router was started after etcd was lost, and knows of nothing else."""
+    w = World()
+    await w.put({"max_records": 5, "routing": routing})
+    w.dispatcher.nodes["n2:1"].untrusted = "its revision went back"
+    before = dict(w.etcd.kvs)
+    for change in (w.put({"max_records": 6}), w.put({}, name="new"), w.delete()):
+        with pytest.raises(
+            Unavailable, match="node n2 distrusts etcd, because its revision went back; cellctl control"
+        ):
+            await change
+    assert w.etcd.kvs == before
+    w.dispatcher.nodes["n2:1"].answers = False  # and what is not known is no distrust
+    await w.put({"max_records": 6, "routing": routing}, seconds=0)
+
+
+async def test_where_etcd_was_rebuilt_nodes_are_waited_for_as_before() -> None:
+    """Its own revisions begin anew; the nodes' go on, far above. A node that is behind must not count as one that knows."""
+    w = World()
+    w.set(LAYOUT.lineage, LineageRecord(1, w.etcd.cluster_id, 10_000, (77,), 5).to_json())
+    for node in w.dispatcher.nodes.values():
+        node.base = 10_000
+    slow = w.dispatcher.nodes["n1:1"]
+    slow.kept_apart = 10_000 + w.etcd.revision
+    with pytest.raises(Unavailable, match=r"n1 is at revision 100\d\d of 100\d\d"):
+        await w.put({"routing": "key"}, seconds=0.2)
+    slow.kept_apart = None
+    record, made = await w.put({"routing": "key"})
+    assert made
+    assert record.revision > 10_000
