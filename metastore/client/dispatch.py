@@ -81,7 +81,9 @@ class Dispatcher:
         self._refreshing: asyncio.Task[bool] | None = None
         self._refused: NoCommonVersion | None = None
         self._refreshed_at = -1e9
-        self._whole_due = -1e9
+        #: when all of the topology was told last, and whether somebody has met what contradicts it since
+        self._whole_at = -1e9
+        self._doubted = False
         self._refresher: asyncio.Task[None] | None = None
         self._rotation = random.randrange(1 << 16)
         self._background: set[asyncio.Task[None]] = set()
@@ -211,8 +213,8 @@ class Dispatcher:
     # --- topology ---------------------------------------------------------------------------
 
     async def refresh(self, until: float | None = None) -> bool:
-        """Ask around for the table; shared by all who want it at once, at most a few a second. Returns
-        by ``until`` (loop time): whether every key has a partition now."""
+        """Ask around for the table, which does not fit what was met; shared by all who want it at once, at most a few a
+        second. Returns by ``until`` (loop time): whether every key has a partition now."""
         self.refresh_soon()
         assert self._refreshing is not None
         timeout_s = None if until is None else max(0.0, until - asyncio.get_running_loop().time())
@@ -220,7 +222,11 @@ class Dispatcher:
         return self.table.complete
 
     def refresh_soon(self) -> None:
-        """Begin a refresh unless one is under way; nobody waits for it."""
+        """As ``refresh``; nobody waits for it."""
+        self._doubted = True
+        self._begin_refresh()
+
+    def _begin_refresh(self) -> None:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
 
@@ -263,23 +269,25 @@ class Dispatcher:
                 answer.cancel()
 
     async def _table_of(self, address: str) -> TopologyTable:
-        """What a node knows; of what is here already, only what has changed. Now and then all of it, so that nothing
-        that is wrong here stays for long. Raises MetastoreError."""
+        """What a node knows; of what is here already, only what has changed. All of it now and then, and sooner when it
+        is in doubt, so that nothing that is wrong here stays for long. Raises MetastoreError."""
         connection = await self.connect(address)
         now = asyncio.get_running_loop().time()
-        whole = not self.table.complete or now >= self._whole_due
+        whole = not self.table.complete or now >= self._whole_at + (REFRESH_S if self._doubted else WHOLE_S)
         found = TopologyTable.from_wire(
             await connection.topology(CONNECT_TIMEOUT_S, 0 if whole else self.table.revision)
         )
         if found.since is None and found.complete:
-            self._whole_due = now + WHOLE_S
+            self._whole_at, self._doubted = now, False
         return found
 
     async def _refresh_forever(self) -> None:
         """Constant work: one request every few seconds, whether all is well or not."""
         while True:
             await asyncio.sleep(REFRESH_S * random.uniform(0.7, 1.3))
-            await self.refresh()
+            self._begin_refresh()
+            assert self._refreshing is not None
+            await asyncio.wait({self._refreshing})
 
     # --- operations -------------------------------------------------------------------------
 
