@@ -41,8 +41,9 @@ REBUILD_ENTRIES = 200
 
 
 class _Outgoing:
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, epoch: int) -> None:
         self.number = number
+        self.epoch = epoch
         self.acked = -1
         self.sent_bytes = 0
         self.total_bytes = 0
@@ -78,12 +79,17 @@ class Snapshots:
     # --- sending --------------------------------------------------------------------------
 
     def start(self, p: int, to: str, epoch: int) -> None:
-        """Begin to stream partition ``p`` to ``to``, unless that is under way."""
+        """Begin to stream partition ``p`` to ``to``, unless that is under way. One of another epoch, which ``to`` would
+        not take any more (R1), ends."""
         under_way = self._out.get((p, to))
-        if (under_way is not None and not under_way.refused) or to not in self.node.links.connected():
+        if to not in self.node.links.connected():
             return
+        if under_way is not None:
+            if under_way.epoch == epoch and not under_way.refused:
+                return
+            under_way.changed.set()
         self._count += 1
-        out = self._out[p, to] = _Outgoing(self._count)
+        out = self._out[p, to] = _Outgoing(self._count, epoch)
         task = asyncio.get_running_loop().create_task(self._send(p, to, epoch, out))
         self._watched(task)
 
@@ -166,7 +172,11 @@ class Snapshots:
     async def _window(self, p: int, to: str, out: _Outgoing, until: int, pin: Pin) -> None:
         """Wait until chunk ``until`` is acknowledged. Raises Unavailable, TimeoutError."""
         pin.sent_bytes = out.sent_bytes
-        while out.acked < until:
+        while True:
+            if self._out.get((p, to)) is not out:
+                raise Unavailable("another has taken its place")
+            if out.acked >= until:
+                return
             if out.refused:
                 self.node.core.snapshot_refused(now_ns(), p, to)
                 raise Unavailable(f"{to} refused it")
