@@ -149,10 +149,10 @@ async def _run(scenario: Scenario, cluster: Cluster, faults: Faults, seed: int, 
             await asyncio.sleep(max(0.0, began + scenario.seconds - time.monotonic()))
         finally:
             dead = [n for n, s in (await asyncio.to_thread(cluster.processes)).items() if s == "dead"]
+            if len(dead) > scenario.died:
+                result.problems += [f"{name} ended by itself: {last_words(cluster, name)}" for name in dead]
             result.marks.append((time.monotonic() - began, "heal"))
             await faults.heal()
-        if len(dead) > scenario.died:
-            result.problems.append(f"ended by themselves: {dead}")
         result.back_s = max([await traffic.until_all_serve(SERVICE_BACK_S) for traffic in traffics])
         epochs.stop = True
         for traffic in traffics:
@@ -214,6 +214,12 @@ class Epochs:
                     f"I7: {name} had sealed {before} of partition {part['id']}, and now {epoch}"
                 )
             self._seen[at] = max(before, epoch)
+
+
+def last_words(cluster: Cluster, name: str) -> str:
+    log = cluster.data / "logs" / f"{name}.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return lines[-1] if lines else "without a word"
 
 
 async def same_everywhere(cluster: Cluster) -> bool:
