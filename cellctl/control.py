@@ -38,7 +38,8 @@ async def read_etcd(coordinator: Coordinator, layout: Layout) -> Etcd:
     """Raises CoordinationUnavailable."""
     seen = await coordinator.peek(layout.lineage)
     _, kvs = await coordinator.range(layout.root)
-    return Etcd(seen.cluster_id, seen.revision, {kv.key: kv for kv in kvs})
+    _, past = await coordinator.range(layout.history_root)
+    return Etcd(seen.cluster_id, seen.revision, {kv.key: kv for kv in kvs}, frozenset(kv.key for kv in past))
 
 
 async def carry_out(coordinator: Coordinator, rebuild: Rebuild) -> None:
@@ -135,7 +136,8 @@ def rebuild(
         found.extend(reports)
         at_ms = int(time.time() * 1000)
         records = kept.below(layout) if kept is not None else None
-        result = compute(layout, there, reports, without=without, backup=records, at_ms=at_ms)
+        past = kept.past(layout) if kept is not None else None
+        result = compute(layout, there, reports, without=without, backup=records, past=past, at_ms=at_ms)
         if result.needed and yes and not dry_run:
             await carry_out(etcd, result)
         return result
@@ -232,6 +234,10 @@ class Backup:
         """Records by key below the cluster's root."""
         root = layout.root
         return {k[len(root) :]: v.encode() for k, v in self.records if k.startswith(root)}
+
+    def past(self, layout: Layout) -> Mapping[str, bytes]:
+        """Events (``cellctl history``) by their keys."""
+        return {k: v.encode() for k, v in self.records if k.startswith(layout.history_root)}
 
 
 def _checksum(plain: Mapping[str, Any]) -> str:

@@ -46,6 +46,8 @@ from metastore.node.telling import ONLY_IN_ETCD
 from metastore.topology import TopologyTable, is_config
 from router.ring import RING
 
+#: events to a transaction: etcd takes 128 of each kind
+MAX_EVENTS: Final = 100
 #: so many terms the new ones are above all that are known
 TERMS_AHEAD: Final = 16
 RING_END: Final = 1 << 64
@@ -139,11 +141,13 @@ def report_from_plain(raw: Any, cluster: str) -> Report:
 
 @dataclass(frozen=True)
 class Etcd:
-    """etcd as it is: who it is, its own revision, and the records below the cluster's root, by key."""
+    """etcd as it is: who it is, its own revision, the records below the cluster's root, by key, and the keys of the
+    events that it has (``cellctl history``)."""
 
     cluster_id: int
     revision: int
     kvs: dict[str, KV]
+    past: frozenset[str] = frozenset()
 
 
 class Step(NamedTuple):
@@ -180,11 +184,14 @@ def compute(
     *,
     without: Collection[int] = (),
     backup: Mapping[str, bytes] | None = None,
+    past: Mapping[str, bytes] | None = None,
     at_ms: int = 0,
 ) -> Rebuild:
-    """``without``: partitions to leave as they are; ``backup``: records by key below the cluster's root. Raises InvalidRequest
-    when it would be wrong to write anything at all."""
-    return _Rebuilding(layout, etcd, list(reports), set(without), dict(backup or {}), at_ms).run()
+    """``without``: partitions to leave as they are; ``backup``: records by key below the cluster's root; ``past``: the events
+    of that backup, by their keys. Raises InvalidRequest when it would be wrong to write anything at all."""
+    return _Rebuilding(
+        layout, etcd, list(reports), set(without), dict(backup or {}), dict(past or {}), at_ms
+    ).run()
 
 
 class _Rebuilding:
@@ -197,10 +204,11 @@ class _Rebuilding:
         reports: list[Report],
         without: set[int],
         backup: dict[str, bytes],
+        past: dict[str, bytes],
         at_ms: int,
     ) -> None:
         self.layout, self.etcd, self.reports = layout, etcd, reports
-        self.without, self.backup, self.at_ms = without, backup, at_ms
+        self.without, self.backup, self.past, self.at_ms = without, backup, past, at_ms
         self.stores = [r for r in reports if r.counts]
         self.result = Rebuild()
         self.there = {key[len(layout.root) :]: kv for key, kv in etcd.kvs.items()}
@@ -221,6 +229,7 @@ class _Rebuilding:
             self._write_config(p, *self.result.configs[p])
         for p in self.result.left_out:
             self._leave_out(p)
+        self._write_past()
         self._write_lineage()
         return self.result
 
@@ -528,6 +537,24 @@ class _Rebuilding:
             if q == p:
                 self._write(f"config/{cell}/{p:05d}", None)
                 self.result.steps[-1].ops.append(Delete(self.layout.leader(cell, p)))
+
+    def _write_past(self) -> None:
+        """Events that the backup has and etcd has not, for people (``cellctl history``); nothing else knows them. None takes
+        the place of one that is there, or that this rebuilding makes."""
+        layout, taken = self.layout, {op.key for step in self.result.steps for op in step.ops}
+        puts: list[Op] = []
+        for key, value in sorted(self.past.items()):
+            if key in self.etcd.past or key in taken:
+                continue
+            try:
+                event = HistoryRecord.from_json(value)
+            except BadRecord:
+                continue
+            if key == layout.history(event.partition, event.epoch):
+                puts.append(Put(key, value))
+        for i in range(0, len(puts), MAX_EVENTS):
+            some = puts[i : i + MAX_EVENTS]
+            self.result.steps.append(Step("history", [Compare.absent(put.key) for put in some], some))
 
     def _write_lineage(self) -> None:
         """Last of all: by this nodes trust what is there."""

@@ -13,6 +13,7 @@ from metastore.errors import InvalidRequest
 from metastore.layout import (
     CellRecord,
     ConfigRecord,
+    HistoryRecord,
     Layout,
     LineageRecord,
     MoveRecord,
@@ -304,3 +305,39 @@ def test_a_backup_fills_in_what_nobody_remembers() -> None:
     without = rebuilt(*nodes)
     assert any("nobody remembers" in text for text in without.notes)
     assert CellRecord.from_json(written(without)["cells/c1"] or b"") == CellRecord()
+
+
+def test_a_generation_of_history_is_the_stores_whatever_etcd_says() -> None:
+    """R19: an etcd of before knows a lower one, and a leader that was deposed too."""
+    new, old = config(term=8, generation=3), config(term=5, generation=2)
+    there = etcd({"config/c1/00000": config(term=4, generation=1).to_json()})
+    result = rebuilt(
+        report(1, held(old, leads=True)), report(2, held(new)), report(3, held(new)), there=there
+    )
+    assert result.configs[0][1].generation == 3
+
+
+def event(p: int, term: int) -> HistoryRecord:
+    return HistoryRecord(p, first_epoch(term), "c1", "n1", ("n1",), "election", "test", 1)
+
+
+def test_events_come_back_from_a_backup_and_take_the_place_of_none() -> None:
+    nodes = [report(i, held(config())) for i in (1, 2, 3)]
+    made = LAYOUT.history(0, first_epoch(5 + TERMS_AHEAD))
+    there = LAYOUT.history(0, first_epoch(6))
+    lost = {LAYOUT.history(p, first_epoch(t)): event(p, t).to_json() for p in range(9) for t in range(7, 20)}
+    past = {
+        **lost,
+        there: event(0, 6).to_json(),
+        made: event(0, 5 + TERMS_AHEAD).to_json(),
+        LAYOUT.history(1, first_epoch(2)): b"nonsense",
+        LAYOUT.history(1, first_epoch(3)): event(2, 3).to_json(),  # in another's place
+        "/elsewhere": event(1, 1).to_json(),
+    }
+    result = rebuilt(*nodes, there=replace(etcd(), past=frozenset({there})), past=past)
+    steps = [step for step in result.steps if step.what == "history"]
+    puts = {op.key: op.value for step in steps for op in step.ops if isinstance(op, Put)}
+    assert puts == lost
+    assert all(len(step.ops) <= 100 for step in steps)
+    assert [c for step in steps for c in step.compares] == [Compare.absent(key) for key in sorted(lost)]
+    assert result.steps[-1].what == "lineage"
