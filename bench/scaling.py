@@ -44,7 +44,7 @@ from metastore.layout import (
     first_epoch,
     to_json,
 )
-from router.ring import RING
+from metastore.placement import RING
 
 CGROUPS = Path("/sys/fs/cgroup/cpu")
 PERIOD_US = 20_000

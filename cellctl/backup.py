@@ -29,6 +29,7 @@ from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebalance import operate
 from cellctl.snapshot_file import MAGIC, read_frames, sent_frames, write_frame
 from cellctl.status import node_views, partition_rows
+from metastore.admin.namespaces import RESERVED, NamespaceAdmin
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.client.codecs import BYTES
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, Unavailable
@@ -37,7 +38,6 @@ from metastore.keys import split_storage_key
 from metastore.namespaces import Policy, policy_from_plain
 from metastore.records import unpack_record
 from metastore.topology import TopologyTable
-from router.namespace_admin import RESERVED, NamespaceAdmin
 
 TRIES: Final = 20
 RETRY_S: Final = 0.5

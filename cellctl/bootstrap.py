@@ -19,7 +19,7 @@ from metastore.layout import (
     NodeRecord,
     to_json,
 )
-from router.ring import RING, plan_initial
+from metastore.placement import RING, plan_initial
 
 
 async def registered_nodes(coordinator: Coordinator, layout: Layout) -> dict[str, NodeRecord]:

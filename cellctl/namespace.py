@@ -20,13 +20,13 @@ from cellctl.connect import (
     topology,
 )
 from cellctl.output import note, output_option, print_data, print_table, say
+from metastore.admin.errors import as_callers_see
+from metastore.admin.namespaces import NamespaceAdmin, NamespaceRecord
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
 from metastore.layout import Layout
 from metastore.namespaces import DEFAULT, MAX_QUOTA, Policy
 from metastore.topology import TopologyTable
-from router.namespace_admin import NamespaceAdmin, NamespaceRecord
-from router.problems import for_http
 
 DEADLINE_S = 30.0
 USAGE_TIMEOUT_S = 3.0
@@ -84,7 +84,7 @@ async def with_admin(
             admin = NamespaceAdmin(coordinator, layout, client.dispatcher)
             return await work(admin, asyncio.get_running_loop().time() + DEADLINE_S)
         except MetastoreError as e:
-            raise for_http(e) from None
+            raise as_callers_see(e) from None
         finally:
             await coordinator.close()
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from metastore.errors import InvalidRequest
 from metastore.layout import Member
-from router.ring import preference
+from metastore.placement import preference
 
 By = Literal["partitions", "bytes", "operations"]
 THRESHOLD = 0.02

@@ -43,8 +43,8 @@ from metastore.layout import (
     to_json,
 )
 from metastore.node.telling import ONLY_IN_ETCD
+from metastore.placement import RING
 from metastore.topology import TopologyTable, is_config
-from router.ring import RING
 
 #: events to a transaction: etcd takes 128 of each kind
 MAX_EVENTS: Final = 100

@@ -39,22 +39,3 @@ class IdempotencyMismatch(MetastoreError):
     """The Idempotency-Key was used for another request on this record; nothing was done."""
 
     code, http_status = "idempotency_mismatch", 422
-
-
-class RoutingFixed(MetastoreError):
-    """The routing rule of a namespace cannot be changed: it says where its records are."""
-
-    code, http_status = "routing_fixed", 409
-
-
-class TooManyNamespaces(MetastoreError):
-    """The cluster has as many namespaces with a policy as it may have; nothing was done. Those without one, and what is
-    in them, are not counted. ``detail["limit"]``."""
-
-    code, http_status = "too_many_namespaces", 507
-
-
-class NamespaceNotEmpty(MetastoreError):
-    """The namespace holds records that another routing rule would not find. ``detail["record_key"]``: one."""
-
-    code, http_status = "namespace_not_empty", 409

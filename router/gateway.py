@@ -16,6 +16,7 @@ from typing import cast
 
 from aiohttp import HttpVersion10, web
 
+from metastore.admin.namespaces import NamespaceAdmin
 from metastore.config import RouterConfig
 from metastore.errors import MetastoreError
 from metastore.web import Connection
@@ -27,7 +28,6 @@ from router.errors import MethodNotAllowed
 from router.figures import Figures
 from router.health import Health
 from router.idempotency import refused, was_sent_before
-from router.namespace_admin import NamespaceAdmin
 from router.namespaces import Namespaces
 from router.problems import internal, problem
 from router.records import Records

@@ -6,7 +6,7 @@ it starts and serves with etcd down.
 A router that restarts remembers nothing of which etcd it followed (R13), and need not: it promises nothing. What it believes
 of an etcd that was wiped or set back costs a hop, since nodes refuse what is placed by another rule or epoch than theirs, and their
 table, of a later revision, is taken then. The one thing that must not go to such an etcd, a namespace's policy, does not while a
-node distrusts it (``router.namespace_admin``).
+node distrusts it (``metastore.admin.namespaces``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
+from metastore.admin.namespaces import NamespaceAdmin
 from metastore.config import RouterConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Change
@@ -38,7 +39,6 @@ from metastore.process import open_files_limit
 from metastore.topology import TopologyTable
 from router.bulkheads import Bulkheads, CellDispatcher
 from router.gateway import Gateway
-from router.namespace_admin import NamespaceAdmin
 
 log = logging.getLogger("router")
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from metastore.admin.namespaces import NamespaceAdmin, NamespaceRecord
 from metastore.errors import CoordinationError, NotFound, Unavailable
 from metastore.namespaces import Policy
 from router.bulkheads import CellDispatcher
 from router.calls import Call
-from router.namespace_admin import NamespaceAdmin, NamespaceRecord
 from router.records import condition, etag, json_response
 
 T = TypeVar("T")

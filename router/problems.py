@@ -10,10 +10,9 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from metastore.admin.errors import as_callers_see
 from metastore.errors import (
     ConditionFailed,
-    CoordinationUnavailable,
-    CoordinationUnknown,
     CorruptState,
     CrossPartition,
     DiskLow,
@@ -21,9 +20,7 @@ from metastore.errors import (
     HistoryChanged,
     InternalError,
     MetastoreError,
-    OutcomeUnknown,
     RequestIdExpired,
-    Unavailable,
 )
 from metastore.records import Record, unpack_record
 from router.errors import IdempotencyMismatch, MethodNotAllowed
@@ -83,11 +80,7 @@ def for_http(error: MetastoreError) -> MetastoreError:
             "this request was first made longer ago than is remembered, or its Idempotency-Key was; nothing was done now, "
             "and what became of it then is not known any more: read the record before deciding"
         )
-    if isinstance(error, CoordinationUnavailable):
-        return Unavailable(f"the control plane does not answer; nothing was changed: {error.message}")
-    if isinstance(error, CoordinationUnknown):
-        return OutcomeUnknown(f"the control plane did not answer in time: {error.message}")
-    return error
+    return as_callers_see(error)
 
 
 def retry_after_s(error: MetastoreError) -> int:

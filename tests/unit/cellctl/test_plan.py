@@ -21,7 +21,7 @@ from cellctl.plan import (
 )
 from metastore.errors import InvalidRequest
 from metastore.layout import NodeRecord
-from router.ring import plan_initial
+from metastore.placement import plan_initial
 
 PARTITIONS = 256
 

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from metastore.admin.errors import NamespaceNotEmpty, RoutingFixed, TooManyNamespaces
 from metastore.client.dispatch import Dispatcher
 from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Put
 from metastore.coordination.lineage import Follower
@@ -59,7 +60,6 @@ from metastore.layout import Layout, NodeRecord
 from metastore.namespaces import DEFAULT, MAX_NAMESPACES, Policy, policy_from_plain
 from metastore.schema import read_record, shown
 from metastore.wire.client_messages import DELETE, KEYS_ONLY, LINEARIZABLE, LIST, MAX_LIST_LIMIT
-from router.errors import NamespaceNotEmpty, RoutingFixed, TooManyNamespaces
 
 #: the namespace of the store's own probes and barriers
 RESERVED: Final = "metastore"

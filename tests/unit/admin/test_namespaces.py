@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from metastore.admin.errors import NamespaceNotEmpty, RoutingFixed, TooManyNamespaces
+from metastore.admin.namespaces import MAX_BARRIER_TRIES, NamespaceAdmin, barrier_keys
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import (
     ConditionFailed,
@@ -23,8 +25,6 @@ from metastore.layout import Layout, LineageRecord, NodeRecord, to_json
 from metastore.namespaces import DEFAULT, policy_from_json
 from metastore.topology import Placement, TopologyTable
 from metastore.wire.client_messages import DELETE, LIST
-from router.errors import NamespaceNotEmpty, RoutingFixed, TooManyNamespaces
-from router.namespace_admin import MAX_BARRIER_TRIES, NamespaceAdmin, barrier_keys
 
 LAYOUT = Layout("test")
 

@@ -8,7 +8,7 @@ import pytest
 
 from metastore.errors import InvalidRequest
 from metastore.layout import NodeRecord
-from router.ring import place_cells, place_replicas, plan_initial
+from metastore.placement import place_cells, place_replicas, plan_initial
 
 
 def nodes(cell: str, count: int, zones: int = 0) -> list[NodeRecord]:

@@ -1,0 +1,1 @@
+"""What operators and routers do alike to the records of the control plane."""
