@@ -1,6 +1,10 @@
 # make up     everything set up, a whole cluster in the foreground, Ctrl-C stops it
-# make test   what CI runs: checks, then all tests (real etcd, real processes)
+# make test   what CI runs: checks, then the tests of every commit (real etcd, real processes)
+# make nightly  the tests that take longer, every scenario of chaos, fresh schedules, the mutants: hours
 # make check  lint, format, types, direction of imports
+# make fix    format, and mend what the linter can
+# make unit   the tests that start no process
+# make cover  coverage of the unit tests and of the simulations, with its floor
 # make sim    SEED=n [STEPS=m] replays one schedule exactly; COUNT=n plays so many fresh ones
 # make soak   fresh schedules for SECONDS, in JOBS processes
 # make chaos  every scenario on real processes, with chaos-report.html
@@ -14,24 +18,35 @@ UP ?=
 SECONDS ?= 600
 JOBS ?= 2
 
-.PHONY: up test check sim soak chaos mutants bench bench-smoke clean
+.PHONY: up test nightly check fix unit cover sim soak chaos mutants bench bench-smoke clean
 
 up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
 
-# what needs nothing but a processor first; then what starts processes of its own, and mostly waits for
-# them, whole files side by side; last whole clusters under faults
 test: check
-	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/model tests/simulation
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/conformance tests/integration tests/hostile
-	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/chaos
+	@$(BIN)/python -m tests.lanes commit
 	@$(BIN)/python -m bench.smoke
+
+nightly: check
+	@$(BIN)/python -m tests.lanes nightly
+	@$(MAKE) chaos soak mutants
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+fix: $(VENV)/.dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+unit: $(VENV)/.dev
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not nightly" tests/unit
+
+cover: $(VENV)/.dev
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not nightly" tests/unit tests/simulation \
+	  --cov --cov-report=term:skip-covered
 
 sim: $(VENV)/.dev
 ifdef SEED
@@ -69,7 +84,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

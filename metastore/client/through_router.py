@@ -9,6 +9,7 @@ that a change of path between two attempts never applies a write twice (R7).
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,7 @@ from metastore.client.connection import (
 from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, unpack_body
 from metastore.errors import (
     BY_STATUS,
+    ConfigError,
     InternalError,
     InvalidRequest,
     MetastoreError,
@@ -96,6 +98,10 @@ class RouterTransport:
     def __init__(self, url: str, name: str) -> None:
         if not url.startswith(("http://", "https://")):
             raise InvalidRequest(f"router = {url!r:.100}: give its URL, as in http://127.0.0.1:8080")
+        if importlib.util.find_spec("aiohttp") is None:
+            raise ConfigError(
+                f"router = {url!r:.100}: this needs aiohttp, which is not installed: pip install 'metastore[http]'"
+            )
         self.url = url.rstrip("/")
         self.name = name
         self.lost = False

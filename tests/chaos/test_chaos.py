@@ -41,6 +41,7 @@ def test_the_short_set_keeps_every_promise(tmp_path: Path) -> None:
             assert f'<h2 id="{scenario.name}">' in text
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_bugs_are_seen(name: str) -> None:
     """Several tries: whether a fault meets the bug is a matter of chance. Seen is only what it breaks."""

@@ -72,6 +72,10 @@ MUTATIONS = {
 SUITE = Suite("replication", Protocol, initial, BASELINES, MUTATIONS, floor=5000)
 
 
+#: the model reads nothing of the product: what it says changes with the model alone
+pytestmark = pytest.mark.nightly
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_state_keeps_the_invariants(name: str) -> None:
     SUITE.check_baseline(name)

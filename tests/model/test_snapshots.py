@@ -43,6 +43,10 @@ MUTATIONS = {
 SUITE = Suite("snapshots", Snapshots, initial, BASELINES, MUTATIONS, DEEPER)
 
 
+#: the model reads nothing of the product: what it says changes with the model alone
+pytestmark = pytest.mark.nightly
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_state_keeps_the_invariants(name: str) -> None:
     SUITE.check_baseline(name)

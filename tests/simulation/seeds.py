@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from itertools import count
+from typing import Any
+
+import pytest
+
+
+def fixed(how_many: int, commit: int) -> list[Any]:
+    """So many seeds, the first ``commit`` of them at every commit and the others nightly."""
+    return [
+        *range(commit),
+        *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(commit, how_many)),
+    ]
 
 
 def seeds_of(names: Container[str], plans: Iterable[str], how_many: int) -> Iterator[int]:

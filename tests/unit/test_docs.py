@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
     "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "bench/README.md",
     *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
     "tests/README.md",
     "deploy/README.md",

@@ -53,6 +53,7 @@ def generations_are_numbers_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionReplica, "on_recall", lambda *_: None)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("mutate", "pinned"), [(generations_are_not_compared, 12), (generations_are_numbers_only, 0)]
 )

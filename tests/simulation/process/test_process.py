@@ -17,11 +17,13 @@ from metastore.errors import MetastoreError, OutcomeUnknown, Unavailable
 from tests.simulation.process.loop import MS, SimLoop
 from tests.simulation.process.plans import PLANS, Plan
 from tests.simulation.process.world import World, world_of
+from tests.simulation.seeds import fixed
 
-FIXED = 52
+#: at every commit each plan once
+FIXED, COMMIT = 52, len(PLANS)
 
 
-@pytest.mark.parametrize("seed", range(FIXED))
+@pytest.mark.parametrize("seed", fixed(FIXED, COMMIT))
 def test_fixed_seeds(seed: int) -> None:
     world = world_of(seed).play()
     assert sum(len(t.history) for _, t in world.workloads.traffics) > 50, "no work done"
@@ -62,6 +64,7 @@ def test_a_run_stops_where_it_is_told() -> None:
     assert 5000 <= world.events.done < 5100
 
 
+@pytest.mark.nightly
 def test_faults_happen() -> None:
     """Leaders change, snapshots go over, processes die in the middle of a write."""
     seen = {"snapshots": 0, "terms": 0, "torn": 0, "stops": 0, "free again": 0, "split": 0}

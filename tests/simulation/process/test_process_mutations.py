@@ -212,6 +212,7 @@ MUTATIONS: dict[Patch, Plant] = {
 SEEDS = 60
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
 def test_a_planted_bug_is_seen(mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = MUTATIONS[mutate]
@@ -219,6 +220,7 @@ def test_a_planted_bug_is_seen(mutate: Patch, monkeypatch: pytest.MonkeyPatch) -
     must_be_seen(mutate, planted, monkeypatch, seeds, lambda seed: world_of(seed, checked=False).play())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", list(seeds_of(["bad network"], PLANS, 5)))
 def test_ids_that_are_finished_early_are_safe_too(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     finishes_ids_early(Planter(monkeypatch))

@@ -22,6 +22,7 @@ def plays(*plans: str, count: int) -> list[World]:
     return [world_of(seed).play() for seed in seeds_of(plans, PLANS, count)]
 
 
+@pytest.mark.nightly
 def test_stale_reads_happen() -> None:
     """Old ones and new ones, from all bounds; at leaders and at others, with records and without."""
     found = [
@@ -38,6 +39,7 @@ def test_stale_reads_happen() -> None:
     assert min(sum(r.value == "" for r in listed), sum(r.value != "" for r in listed)) > 20
 
 
+@pytest.mark.nightly
 def test_watches_happen() -> None:
     """They are many, are gone and go on, lose what is not kept, and live through splits."""
     worlds = plays("watches", count=3)
@@ -186,6 +188,7 @@ MUTATIONS: dict[Patch, Plant] = {
 SEEDS = 40
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda f: f.__name__)
 def test_a_planted_bug_is_seen(mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = MUTATIONS[mutate]

@@ -16,16 +16,18 @@ from metastore.core.machine import Machine
 from metastore.node.ttls import Deadlines
 from tests.simulation.process.plans import TOGETHER, TOGETHER_FROM
 from tests.simulation.process.world import plan_of, world_of
+from tests.simulation.seeds import fixed
 from tests.simulation.violation import Violation
 
 EACH = 3
 
 
-@pytest.mark.parametrize("number", range(EACH * len(TOGETHER)))
+@pytest.mark.parametrize("number", fixed(EACH * len(TOGETHER), len(TOGETHER)))
 def test_fixed_seeds(number: int) -> None:
     world_of(TOGETHER_FROM + number).play()
 
 
+@pytest.mark.nightly
 def test_it_happens_together() -> None:
     """Partitions are split and moved, snapshots go over, fences refuse, records run out, policies refuse, and etcd goes
     in the middle of it."""
@@ -86,6 +88,7 @@ PLANTED: dict[Patch, list[str]] = {
 SEEDS = 20
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda f: f.__name__)
 def test_a_planted_bug_is_seen(plant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
