@@ -22,12 +22,12 @@ from metastore.core.entry import check_entries, pack_entry
 from metastore.core.machine import Machine
 from metastore.core.payloads import read_payload
 from metastore.keys import storage_key, well_placed
+from metastore.operations import GET, LINEARIZABLE, PUT
 from metastore.storage.overlay import Overlay, PartitionOverlay
 from metastore.storage.records import pack_entry_record
 from metastore.storage.segments import block_bytes
 from metastore.storage.state import State, record_writes
 from metastore.wire import frames
-from metastore.wire.client_messages import GET, LINEARIZABLE, PUT
 from metastore.wire.op_checks import check_request, is_plain
 from metastore.wire.peer_messages import decode, encode
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import msgpack
 
 from metastore.keys import storage_key
+from metastore.operations import GET, LINEARIZABLE, LIST, PUT
 from metastore.wire import frames
-from metastore.wire.client_messages import GET, LINEARIZABLE, LIST, PUT
 
 
 class Wrong(Exception):

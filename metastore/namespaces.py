@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import orjson
 
+from metastore.elements import MAX_TTL_MS
 from metastore.errors import InvalidRequest
 from metastore.fields import Field, Shape, anything, with_more
 from metastore.keys import MAX_SEGMENTS, PARENT, WHOLE_KEY
 
-MAX_TTL_MS = 10 * 365 * 86_400_000
 MAX_QUOTA = 1 << 53
 #: that have a policy: every node and client knows them all, so the cluster has a bound; and how many a topology can tell
 MAX_NAMESPACES = 10_000

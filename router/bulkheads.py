@@ -27,10 +27,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from metastore.client.connection import op_bytes
 from metastore.client.dispatch import Dispatcher, RequestIds
 from metastore.config import RouterConfig
 from metastore.errors import Overloaded
+from metastore.operations import KEY_AT, Op, size_of
 
 MIB = 1 << 20
 #: a request that holds no more is small: all of ``max_held_mib`` is there for it
@@ -278,16 +278,14 @@ class CellDispatcher(Dispatcher):
         """Operations that stand in line."""
         return sum(len(line.waiting) for line in self._lines.values())
 
-    async def read(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
+    async def read(self, op: Op, lkey: bytes, until: float) -> list[Any]:
         ask = partial(super().read, op, lkey, until)
         return await self._in_turn(lkey, len(lkey), until, ask)
 
-    async def write(
-        self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
-    ) -> list[Any]:
+    async def write(self, op: Op, lkey: bytes, until: float, ids: RequestIds | None = None) -> list[Any]:
         ask = partial(super().write, op, lkey, until, ids)
-        return await self._in_turn(lkey, len(lkey) + op_bytes(op), until, ask)
+        return await self._in_turn(lkey, size_of(op), until, ask)
 
-    async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
+    async def relay(self, client_id: bytes, op: Op, until: float) -> list[Any]:
         ask = partial(super().relay, client_id, op, until)
-        return await self._in_turn(op[3], len(op[3]) + op_bytes(op), until, ask)
+        return await self._in_turn(op[KEY_AT], size_of(op), until, ask)

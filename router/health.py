@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 
 from metastore.errors import MetastoreError, Unavailable
-from metastore.wire.client_messages import GET, LINEARIZABLE
+from metastore.operations import GET, LINEARIZABLE
 from router.api.openapi import document
 from router.api.operations import OPERATIONS
 from router.api.page import CONTENT_SECURITY_POLICY, page

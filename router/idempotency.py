@@ -22,8 +22,9 @@ import msgpack
 from aiohttp import web
 
 from metastore.client.request_ids import RequestIds, SingleRequest
+from metastore.elements import ONE_REQUEST
 from metastore.errors import MetastoreError
-from metastore.wire.client_messages import CLIENT_ID_BYTES, ONE_REQUEST
+from metastore.wire.client_messages import CLIENT_ID_BYTES
 
 KEY_HEADER: Final = "Idempotency-Key"
 AGE_HEADER: Final = "Idempotency-Age"

@@ -15,7 +15,7 @@ import msgpack
 from aiohttp import web
 
 from metastore.errors import InvalidRequest, MetastoreError, OutcomeUnknown, Overloaded, ProtocolError
-from metastore.wire.client_messages import GET, LIST, TXN
+from metastore.operations import ID_AT, KEY_AT, KIND_AT, READS, WRITES, Op, answer_size
 from metastore.wire.op_checks import check_op, check_request, op_shape
 from metastore.wire.versions import HEADER, agree, client_versions, from_header, to_header
 from router.bulkheads import CellDispatcher
@@ -38,18 +38,7 @@ def error_result(op_id: int, error: MetastoreError) -> list[Any]:
     return [op_id, error.status, error.message, plain(error.detail)]
 
 
-def answer_bytes(op: list[Any], result: list[Any]) -> int:
-    """What of an answer may be large: records."""
-    if op[1] == GET and isinstance(result[2], bytes):
-        return len(result[2])
-    if op[1] == LIST and isinstance(result[2], list):
-        return sum(len(row[0]) + (len(row[1]) if isinstance(row[1], bytes) else 8) for row in result[2])
-    if op[1] == TXN and isinstance(result[-1], list):
-        return sum(len(part[1]) for part in result[-1] if len(part) > 1 and isinstance(part[1], bytes))
-    return 0
-
-
-def checked(body: Any) -> tuple[bytes, int, list[list[Any]]]:
+def checked(body: Any) -> tuple[bytes, int, list[Op]]:
     """``(client_id, timeout_ms, ops)``; each op is of a known shape. Raises InvalidRequest, TooLarge."""
     error = check_request(body)
     if error is not None:
@@ -76,8 +65,8 @@ class Rpc:
     def __init__(self, dispatcher: CellDispatcher) -> None:
         self.dispatcher = dispatcher
 
-    def _cell_of(self, op: list[Any]) -> str:
-        return self.dispatcher.cell_of(op[3]) if type(op[3]) is bytes else ""
+    def _cell_of(self, op: Op) -> str:
+        return self.dispatcher.cell_of(op[KEY_AT]) if type(op[KEY_AT]) is bytes else ""
 
     async def rpc(self, call: Call) -> web.Response:
         version_of(call.request.headers.get(HEADER))
@@ -85,18 +74,18 @@ class Rpc:
         until = min(call.until, asyncio.get_running_loop().time() + timeout_ms / 1000)
         answer = AnswerRoom(call.hold, answer_is_full)
 
-        async def work(op: list[Any]) -> list[Any]:
-            op_id = op[0]
+        async def work(op: Op) -> list[Any]:
+            op_id = op[ID_AT]
             try:
                 error = check_op(op)
-                if error is None and len(op[3]) < POINT_BYTES:
+                if error is None and len(op[KEY_AT]) < POINT_BYTES:
                     error = InvalidRequest("the start of a list is no storage key")
                 if error is not None:
                     raise error
-                if op[1] in (GET, LIST):
+                if op[KIND_AT] in READS:
                     answer.look()
                 found = await self.dispatcher.relay(client_id, op, until)
-                take_room(answer, op, answer_bytes(op, found))
+                take_room(answer, op, answer_size(op, found))
             except MetastoreError as e:
                 return error_result(op_id, e)
             return [op_id, *found[1:]]
@@ -111,10 +100,10 @@ def answer_is_full() -> Overloaded:
     return Overloaded(f"an answer holds {MAX_ANSWER_BYTES} bytes of records", retry_after_s=0)
 
 
-def take_room(answer: AnswerRoom, op: list[Any], size: int) -> None:
-    """Room for what an operation has read. Raises Overloaded; of a transaction, which is done, OutcomeUnknown: the same
+def take_room(answer: AnswerRoom, op: Op, size: int) -> None:
+    """Room for what an operation has read. Raises Overloaded; of a write, which is done, OutcomeUnknown: the same
     request id gets the same outcome."""
     try:
         answer.take(size)
     except Overloaded as e:
-        raise OutcomeUnknown(e.message, **e.detail) if op[1] == TXN else e from None
+        raise OutcomeUnknown(e.message, **e.detail) if op[KIND_AT] in WRITES else e from None

@@ -58,8 +58,8 @@ from metastore.keys import (
 )
 from metastore.layout import Layout, NodeRecord
 from metastore.namespaces import DEFAULT, MAX_NAMESPACES, Policy, policy_from_plain
+from metastore.operations import DELETE, KEYS_ONLY, LINEARIZABLE, LIST, MAX_LIST_LIMIT
 from metastore.schema import read_record, shown
-from metastore.wire.client_messages import DELETE, KEYS_ONLY, LINEARIZABLE, LIST, MAX_LIST_LIMIT
 
 #: the namespace of the store's own probes and barriers
 RESERVED: Final = "metastore"

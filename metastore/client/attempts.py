@@ -44,8 +44,19 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.history import within_history
+from metastore.operations import (
+    FLOOR_AT,
+    INDEX_AT,
+    NOT_FOUND,
+    OK,
+    PARTITION_AT,
+    RESULT_HEAD,
+    SEQ_AT,
+    STAMP_AT,
+    STATUS_AT,
+    Op,
+)
 from metastore.topology import Placement
-from metastore.wire.client_messages import NOT_FOUND, OK
 
 if TYPE_CHECKING:
     from metastore.client.dispatch import Dispatcher
@@ -95,7 +106,7 @@ class Attempts:
         "until",
     )
 
-    def __init__(self, client: Dispatcher, op: list[Any], lkey: bytes, until: float) -> None:
+    def __init__(self, client: Dispatcher, op: Op, lkey: bytes, until: float) -> None:
         self.client = client
         self.loop = asyncio.get_running_loop()
         self.op = op
@@ -171,12 +182,12 @@ class Attempts:
                     patience = SILENT_TIMEOUT_S if client.is_silent(address) else CONNECT_TIMEOUT_S
                     connection = await client.connect(address, self.until, patience)
                 op = self.op.copy()
-                op[2] = placement.id
+                op[PARTITION_AT] = placement.id
                 if self.changes and placement.id != self.stamped:
                     self.split_off(placement)
-                    op[6] = self.op[6]
+                    op[STAMP_AT] = self.op[STAMP_AT]
                 if self.ids is not None:
-                    op[5] = self.ids.floor(*client.table.lineage(placement))
+                    op[FLOOR_AT] = self.ids.floor(*client.table.lineage(placement))
                 patience = ATTEMPT_TIMEOUT_S if address != client.router_url else ROUTER_ATTEMPT_TIMEOUT_S
                 if connection.silent:
                     patience = SILENT_TIMEOUT_S
@@ -201,17 +212,17 @@ class Attempts:
                 await self.pause(placement)
                 continue
             self.unreached.discard(address)
-            status = result[1]
+            status = result[STATUS_AT]
             if status in (OK, NOT_FOUND):
                 client.budget.succeeded()
                 if self.ids is not None:
-                    self.ids.seen(placement.id, result[3])
+                    self.ids.seen(placement.id, result[INDEX_AT])
                 if self.unreached and address == client.router_url:
                     client.detours.add(self.unreached)
                 if self.tried and not self.spread:
                     self.served_by(address, placement)
                 return result  # type: ignore[no-any-return]
-            await self.on_error(address, placement, self.meant(error_told(status, result[2], result[3])))
+            await self.on_error(address, placement, self.meant(error_told(status, *result[RESULT_HEAD:])))
 
     def meant(self, error: MetastoreError) -> MetastoreError:
         """What a server's error says of this operation: a read has no outcome that could be unknown, and of a number that
@@ -244,13 +255,14 @@ class Attempts:
         that says nothing of the other; where they parted is not known, nothing does. Raises Moved,
         OutcomeUnknown: another client's, which has to know."""
         at = self.client.table.split_off(self.stamped, placement.id)
-        if at is None and not self.op[6]:
+        if at is None and not self.op[STAMP_AT]:
             return  # a stamp of 0 is of no partition, whatever its client named
         if self.ids is None:
             if at is None:  # whoever numbered it knows of a split that is not known here
                 self.client.refresh_soon()
             raise self.at_the_end(Moved(f"partition {self.partition} was split", partition=self.partition))
-        self.op[6] = 0 if at is None else min(self.op[6], within_history(self.op[6], at))
+        stamp = self.op[STAMP_AT]
+        self.op[STAMP_AT] = 0 if at is None else min(stamp, within_history(stamp, at))
         self.stamped = placement.id
 
     # --- where to ---------------------------------------------------------------------------
@@ -357,9 +369,9 @@ class Attempts:
             if not self.maybe_done and isinstance(index, int) and self.ids.restamps:
                 self.ids.seen(placement.id, index)
                 if reused:  # so many later ones were finished that it counts as one
-                    self.ids.end(self.partition, self.op[4])
-                    self.op[4], _ = self.ids.begin(self.partition)
-                self.op[6] = max(index, self.op[6])
+                    self.ids.end(self.partition, self.op[SEQ_AT])
+                    self.op[SEQ_AT], _ = self.ids.begin(self.partition)
+                self.op[STAMP_AT] = max(index, self.op[STAMP_AT])
                 return
             raise self.at_the_end(error)
         if isinstance(error, Unavailable | Overloaded | ShuttingDown | TooStale | DeadlineExceeded):

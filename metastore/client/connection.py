@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from metastore.errors import MetastoreError, NoCommonVersion, Overloaded, ProtocolError, from_wire
+from metastore.operations import ID_AT, Op, size_of
 from metastore.wire import frames
 from metastore.wire.answer_checks import (
     MAX_MESSAGE,
@@ -19,7 +20,6 @@ from metastore.wire.answer_checks import (
     check_told,
     described,
 )
-from metastore.wire.client_messages import PUT, TXN
 from metastore.wire.versions import Spoken, agree, client_versions, spoken_at
 
 CONNECT_TIMEOUT_S = 1.0
@@ -38,15 +38,6 @@ MAX_ASKING = 16
 FOR_EVER_S = float("inf")
 #: patience with one attempt at a node that has fallen silent: enough to hear that it is back
 SILENT_TIMEOUT_S = 0.3
-
-
-def op_bytes(op: list[Any]) -> int:
-    """Roughly what is large in an operation."""
-    if op[1] == PUT:
-        return len(op[8])
-    if op[1] == TXN:
-        return sum(len(part[2]) for parts in op[8:10] for part in parts if part[0] == PUT)
-    return 0
 
 
 OnEvents = Callable[[int, list[Any]], None]
@@ -105,8 +96,8 @@ class NodeConnection(asyncio.Protocol):
         self._decoder = frames.FrameDecoder(max_items=frames.MAX_ANSWER_ITEMS)
         self._next_id = 1
         #: id -> (future, until, the operation)
-        self._waiting: dict[int, tuple[asyncio.Future[Any], float, list[Any]]] = {}
-        self._out: list[tuple[bytes, list[Any], float, float]] = []
+        self._waiting: dict[int, tuple[asyncio.Future[Any], float, Op]] = {}
+        self._out: list[tuple[bytes, Op, float, float]] = []
         self._topology: list[asyncio.Future[Any]] = []
         self._status: list[asyncio.Future[Any]] = []
         #: id -> (on_events, on_end, the body without the id)
@@ -265,7 +256,7 @@ class NodeConnection(asyncio.Protocol):
             self._sweeper.cancel()
         waiting, self._waiting = self._waiting, {}
         for _, op, _, _ in self._out:
-            unsent = waiting.pop(op[0], None)
+            unsent = waiting.pop(op[ID_AT], None)
             if unsent is not None and not unsent[0].done():
                 unsent[0].set_exception(ConnectionLost(error.message, sent=False))
         for future in [f for f, _, _ in waiting.values()] + self._topology + self._status:
@@ -281,7 +272,7 @@ class NodeConnection(asyncio.Protocol):
     # --- asking -------------------------------------------------------------------------------
 
     def submit(
-        self, client_id: bytes, op: list[Any], until: float, patience_s: float = FOR_EVER_S
+        self, client_id: bytes, op: Op, until: float, patience_s: float = FOR_EVER_S
     ) -> asyncio.Future[Any]:
         """Send ``op`` (its id is set here) with what else this tick brings. The future ends by
         ``until`` (loop time) at the latest, or when ``patience_s`` have passed since it was sent. Raises
@@ -297,7 +288,7 @@ class NodeConnection(asyncio.Protocol):
             raise Overloaded("the node does not read what it is sent", retry_after_s=0.1)
         if not self._waiting:
             self._quiet_since = self.loop.time()
-        op_id = op[0] = self._next_id
+        op_id = op[ID_AT] = self._next_id
         self._next_id = op_id + 1
         future: asyncio.Future[Any] = self.loop.create_future()
         self._waiting[op_id] = (future, until, op)
@@ -316,7 +307,7 @@ class NodeConnection(asyncio.Protocol):
         start = 0
         while start < len(out):
             client_id, longest = out[start][0], now
-            ops: list[list[Any]] = []
+            ops: list[Op] = []
             size = 0
             while start < len(out) and len(ops) < MAX_OPS_PER_FRAME and size < MAX_FRAME_BYTES:
                 client, op, until, patience_s = out[start]
@@ -324,11 +315,11 @@ class NodeConnection(asyncio.Protocol):
                     break
                 if patience_s < until - now:
                     until = now + patience_s
-                    found = waiting.get(op[0])
+                    found = waiting.get(op[ID_AT])
                     if found is not None:
-                        waiting[op[0]] = found[0], until, op
+                        waiting[op[ID_AT]] = found[0], until, op
                 ops.append(op)
-                size += 64 + op_bytes(op)
+                size += size_of(op)
                 longest = max(longest, until)
                 start += 1
             timeout_ms = min(120_000, max(1, int((longest - now) * 1000)))

@@ -22,9 +22,21 @@ from metastore.client.limits import Admission, RetryBudget
 from metastore.client.request_ids import RequestIds
 from metastore.client.through_router import RouterTransport
 from metastore.errors import ClientClosed, MetastoreError, NoCommonVersion, Unavailable
+from metastore.operations import (
+    CONSISTENCY_AT,
+    KEY_AT,
+    KIND_AT,
+    LINEARIZABLE,
+    PARTITION_AT,
+    SEQ_AT,
+    SIZED,
+    STAMP_AT,
+    WRITES,
+    Op,
+    check_size,
+    is_local,
+)
 from metastore.topology import TopologyTable
-from metastore.wire.client_messages import ADD, DELETE, GET, LINEARIZABLE, LIST, PUT, TOUCH, TXN
-from metastore.wire.op_checks import check_size
 
 __all__ = ["Dispatcher", "RequestIds"]
 
@@ -38,8 +50,6 @@ WHOLE_S: Final = 600.0
 #: one that does not answer is not waited for longer before the next is asked too
 ASK_NEXT_S: Final = 0.25
 MAX_ASKED: Final = 6
-#: operations that may be too large
-SIZED: Final = frozenset({PUT, TXN})
 
 
 class Dispatcher:
@@ -291,18 +301,18 @@ class Dispatcher:
 
     # --- operations -------------------------------------------------------------------------
 
-    async def read(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
+    async def read(self, op: Op, lkey: bytes, until: float) -> list[Any]:
         """A GET, LIST or TOUCH (``op`` without id and partition) of the partition of ``lkey``."""
         attempts = Attempts(self, op, lkey, until)
-        if op[1] != TOUCH and op[4 if op[1] == GET else 7] != LINEARIZABLE:
-            attempts.spread = True
+        at = CONSISTENCY_AT.get(op[KIND_AT])
+        attempts.spread = at is not None and op[at] != LINEARIZABLE
         return await (attempts.run() if self.admission is None else self._admitted(attempts))
 
     async def write(
         self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
     ) -> list[Any]:
         """A write; its request id is made here, or belongs to ``ids``. Raises TooLarge before anything is sent."""
-        refused = check_size(op) if op[1] in SIZED else None
+        refused = check_size(op) if op[KIND_AT] in SIZED else None
         if refused is not None:
             raise refused
         if ids is None:
@@ -314,7 +324,7 @@ class Dispatcher:
             await self.ready(until)
             partition = self.table.route(lkey).id
             seq, stamp = ids.begin(partition)
-            op[4], op[6] = seq, stamp
+            op[SEQ_AT], op[STAMP_AT] = seq, stamp
             attempts = Attempts(self, op, lkey, until)
             attempts.ids, attempts.client_id = ids, ids.client_id
             attempts.partition = attempts.stamped = partition
@@ -327,15 +337,15 @@ class Dispatcher:
             raise said from e
         finally:
             if partition >= 0:
-                ids.end(partition, op[4])
+                ids.end(partition, op[SEQ_AT])
 
-    async def relay(self, client_id: bytes, op: list[Any], until: float) -> list[Any]:
+    async def relay(self, client_id: bytes, op: Op, until: float) -> list[Any]:
         """Another client's operation, with the request id that it gave it (``op`` as it came, checked)."""
-        attempts = Attempts(self, op, op[3], until)
+        attempts = Attempts(self, op, op[KEY_AT], until)
         attempts.client_id = client_id
-        attempts.changes = op[1] in (PUT, DELETE, ADD, TXN)
-        attempts.partition = attempts.stamped = op[2]
-        attempts.spread = op[1] in (GET, LIST) and op[4 if op[1] == GET else 7] != LINEARIZABLE
+        attempts.changes = op[KIND_AT] in WRITES
+        attempts.partition = attempts.stamped = op[PARTITION_AT]
+        attempts.spread = is_local(op)
         return await attempts.run()
 
     async def _admitted(self, attempts: Attempts) -> list[Any]:

@@ -20,10 +20,9 @@ from metastore.client.results import (
     Put,
     PutResult,
 )
+from metastore.elements import MAX_TTL_MS
 from metastore.errors import InvalidRequest
-from metastore.namespaces import MAX_TTL_MS
-from metastore.records import unpack_record
-from metastore.wire.client_messages import (
+from metastore.operations import (
     ABSENT,
     ADD,
     AT_LEAST,
@@ -43,6 +42,7 @@ from metastore.wire.client_messages import (
     VALUE,
     VERSION,
 )
+from metastore.records import unpack_record
 
 _TARGETS: Final = {"version": VERSION, "created": CREATED, "value": VALUE}
 _RELATIONS: Final = {"==": EQUAL, "!=": NOT_EQUAL, "<": LESS, ">": GREATER}

@@ -20,6 +20,7 @@ from metastore.client.limits import backoff_s
 from metastore.client.results import Fence
 from metastore.client.watching import START_TIMEOUT_S, AsyncWatcher
 from metastore.clock import now_ns
+from metastore.elements import MAX_FENCE_NAME_BYTES
 from metastore.errors import (
     ClientClosed,
     Compacted,
@@ -34,7 +35,6 @@ from metastore.errors import (
 from metastore.history import NO_VERSION
 from metastore.keys import encode_key
 from metastore.records import Record
-from metastore.wire.client_messages import MAX_FENCE_NAME_BYTES
 
 if TYPE_CHECKING:
     from metastore.client.namespace import AsyncNamespace

@@ -43,6 +43,7 @@ from metastore.client.results import (
     TxnResult,
 )
 from metastore.client.watching import MAX_BUFFER_BYTES, AsyncWatcher
+from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,
     CorruptState,
@@ -64,20 +65,22 @@ from metastore.keys import (
     split_storage_key,
     storage_key,
 )
-from metastore.records import Record, unpack_record
-from metastore.wire.client_messages import (
+from metastore.operations import (
     ADD,
     DELETE,
-    GET,
     KEYS_ONLY,
-    LIST,
     MAX_LIST_LIMIT,
     NOT_FOUND,
     PUT,
-    RAISE,
-    TOUCH,
+    RESULT_HEAD,
     TXN,
+    get_op,
+    list_op,
+    rows_size,
+    touch_op,
+    write_op,
 )
+from metastore.records import Record, unpack_record
 
 #: a page ends with the rows that fill it, however many were asked for
 MAX_PAGE_BYTES = 2 << 20
@@ -189,12 +192,13 @@ class AsyncNamespace(Generic[T]):
 
         async def call(rule: int) -> Raw:
             lkey = storage_key(self.name, key, rule)
-            return await self.dispatcher.read([0, GET, 0, lkey, kind, arg], lkey, until)
+            return await self.dispatcher.read(get_op(lkey, kind, arg), lkey, until)
 
-        result = await self._routed(until, call)
-        if result[1] == NOT_FOUND:
-            return None, result[2]
-        return decoded(self.codec, key, read_record(key, result[2])), result[3]
+        _, status, *rest = await self._routed(until, call)
+        if status == NOT_FOUND:
+            return None, rest[0]
+        packed, age_ms = rest
+        return decoded(self.codec, key, read_record(key, packed)), age_ms
 
     async def put(
         self,
@@ -223,8 +227,8 @@ class AsyncNamespace(Generic[T]):
             if fence is not None:
                 raise InvalidRequest("give fence or raise_fence, not both")
             fence = Fence(raise_fence, RAISE)
-        result = await self.write(PUT, key, tail, fence, deadline_s, ids)
-        return PutResult(result[2], bool(result[4]))
+        version, _, created = await self.write(PUT, key, tail, fence, deadline_s, ids)
+        return PutResult(version, created)
 
     async def delete(
         self,
@@ -238,8 +242,8 @@ class AsyncNamespace(Generic[T]):
     ) -> int:
         """Delete a record; the version of the delete, 0 when there was nothing. Raises as ``put``."""
         tail = [condition_of(version, False, exists)]
-        result = await self.write(DELETE, key, tail, fence, deadline_s, ids)
-        return int(result[2])
+        version, _ = await self.write(DELETE, key, tail, fence, deadline_s, ids)
+        return int(version)
 
     async def add(
         self,
@@ -255,8 +259,8 @@ class AsyncNamespace(Generic[T]):
     ) -> AddResult:
         """Add to a counter, from 0 when absent. Raises NotANumber, and as ``put``."""
         tail = [condition_of(version, absent, exists), delta]
-        result = await self.write(ADD, key, tail, fence, deadline_s, ids)
-        return AddResult(result[4], result[2])
+        version, _, count = await self.write(ADD, key, tail, fence, deadline_s, ids)
+        return AddResult(count, version)
 
     async def touch(
         self, key: str, *, version: int | None = None, deadline_s: float | None = None
@@ -268,10 +272,13 @@ class AsyncNamespace(Generic[T]):
 
         async def call(rule: int) -> Raw:
             lkey = storage_key(self.name, key, rule)
-            return await self.dispatcher.read([0, TOUCH, 0, lkey, version], lkey, until)
+            return await self.dispatcher.read(touch_op(lkey, version), lkey, until)
 
-        result = await self._routed(until, call)
-        return None if result[1] == NOT_FOUND else TouchResult(result[2], result[4] / 1000)
+        _, status, *rest = await self._routed(until, call)
+        if status == NOT_FOUND:
+            return None
+        found, _, ttl_ms = rest
+        return TouchResult(found, ttl_ms / 1000)
 
     async def write(
         self,
@@ -282,16 +289,17 @@ class AsyncNamespace(Generic[T]):
         deadline_s: float | None,
         ids: RequestIds | None,
     ) -> Raw:
-        """A write of one record in the wire's terms. For the router and the client's own use."""
+        """A write of one record in the wire's terms: ``tail`` are the operation's elements behind the request id, what is
+        returned the answer's behind OK."""
         until = self.until(deadline_s)
-        fences = [] if fence is None else [list(fence)]
 
         async def call(rule: int) -> Raw:
             lkey = storage_key(self.name, key, rule)
-            return await self.dispatcher.write([0, kind, 0, lkey, 0, 0, 0, *tail, *fences], lkey, until, ids)
+            return await self.dispatcher.write(write_op(kind, lkey, tail, fence), lkey, until, ids)
 
         try:
-            return await self._routed(until, call)
+            result = await self._routed(until, call)
+            return result[RESULT_HEAD:]
         except ConditionFailed as e:
             packed = e.detail.get("record")
             if isinstance(packed, bytes):
@@ -326,18 +334,17 @@ class AsyncNamespace(Generic[T]):
             branches = [
                 [part_form(lkeys[op.key], op, self.codec) for op in branch] for branch in (then, otherwise)
             ]
-            fences = [] if fence is None else [list(fence)]
-            op = [0, TXN, 0, first, 0, 0, 0, compares, *branches, *fences]
+            op = write_op(TXN, first, [compares, *branches], fence)
             return await self.dispatcher.write(op, first, until, ids)
 
-        result = await self._routed(until, call)
+        _, _, succeeded, _, parts = await self._routed(until, call)
         results: list[OpResult[T] | DecodeFailed] = []
-        for op, part in zip(then if result[2] else otherwise, result[4], strict=True):
+        for op, part in zip(then if succeeded else otherwise, parts, strict=True):
             try:
                 results.append(part_result(op, part, self.codec))
             except DecodeFailed as e:  # what the transaction did is done
                 results.append(e)
-        return TxnResult(bool(result[2]), results)
+        return TxnResult(succeeded, results)
 
     def _check_together(self, lkeys: dict[str, bytes], rule: int) -> None:
         table = self.dispatcher.table
@@ -379,8 +386,8 @@ class AsyncNamespace(Generic[T]):
         if isinstance(op, Put):
             content_type = op.content_type or self.codec.content_type
             tail = [op.version, value, content_type, ttl_ms_of(op.ttl_s)]
-            result = await self.write(PUT, op.key, tail, fence, deadline_s, None)
-            return PutResult(result[2], bool(result[4]))
+            version, _, created = await self.write(PUT, op.key, tail, fence, deadline_s, None)
+            return PutResult(version, created)
         if isinstance(op, Add):
             return await self.add(op.key, op.delta, fence=fence, deadline_s=deadline_s)
         return await self.delete(op.key, version=op.version, fence=fence, deadline_s=deadline_s)
@@ -424,7 +431,8 @@ class AsyncNamespace(Generic[T]):
             if start_at and not start <= start_at < end:
                 raise InvalidRequest("the cursor is of another listing: give the same prefix with it")
             result = await self._rows(max(start, start_at), end, limit, tail, until)
-            return result[2], result[3], encode_resume([(start[:8], result[5])]), result[4]
+            found, following, age_ms, version = result
+            return found, following, encode_resume([(start[:8], version)]), age_ms
 
         rows, following, resume, age_ms = await self._routed(until, call)
         items: list[tuple[str, Record[T]]] = []
@@ -440,8 +448,10 @@ class AsyncNamespace(Generic[T]):
     async def _rows(
         self, start: bytes, end: bytes, limit: int, tail: Sequence[Any], until: float, wanted: bytes = b""
     ) -> Raw:
-        wanting = [wanted] if wanted else []
-        return await self.dispatcher.read([0, LIST, 0, start, end, limit, *tail, *wanting], start, until)
+        flags, consistency, arg = tail
+        op = list_op(start, end, limit, flags, consistency, arg, wanted)
+        result = await self.dispatcher.read(op, start, until)
+        return result[RESULT_HEAD:]
 
     async def _everywhere(
         self, start_at: bytes, wanted: bytes, limit: int, tail: Sequence[Any], until: float
@@ -460,11 +470,10 @@ class AsyncNamespace(Generic[T]):
             while start is not None:
                 if len(found) >= limit or size >= MAX_PAGE_BYTES:
                     return found, start, _oldest(ages)
-                result = await self._rows(start, end, limit - len(found), tail, until, wanted)
-                found += result[2]
-                size += sum(len(k) + (len(v) if type(v) is bytes else 8) for k, v in result[2])
-                ages.append(result[4])
-                start = result[3]
+                rows, start, age_ms, _ = await self._rows(start, end, limit - len(found), tail, until, wanted)
+                found += rows
+                size += rows_size(rows)
+                ages.append(age_ms)
         return found, None, _oldest(ages)
 
     async def scan(

@@ -6,8 +6,9 @@ import hashlib
 import os
 from typing import Final
 
+from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import ClientClosed, DiskLow, MetastoreError, OutcomeUnknown
-from metastore.wire.client_messages import CLIENT_ID_BYTES, DEDUPE_WINDOW_S, ONE_REQUEST
+from metastore.wire.client_messages import CLIENT_ID_BYTES
 
 #: what may be lost between the age that somebody tells and the partition that looks: ages in whole seconds, the way there, clocks
 #: that do not go alike for the length of the window, a process that stood still

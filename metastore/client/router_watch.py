@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from metastore.client.connection import Malformed
 from metastore.client.positions import Position, decode_resume, encode_resume
+from metastore.elements import is_count
 from metastore.errors import (
     ClientClosed,
     Compacted,
@@ -18,9 +19,9 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.keys import MAX_VALUE_BYTES, prefix_routing_key
+from metastore.operations import DELETE, EXPIRE, PUT
 from metastore.records import Record
-from metastore.wire.answer_checks import is_count
-from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_KEYS
+from metastore.wire.client_messages import WATCH_KEYS
 
 if TYPE_CHECKING:
     from metastore.client.watching import Buffer, Wanted

@@ -24,9 +24,9 @@ from metastore.client.connection import (
     AttemptTimeout,
     ConnectionLost,
     Malformed,
-    op_bytes,
 )
 from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, unpack_body
+from metastore.elements import shown
 from metastore.errors import (
     BY_STATUS,
     ConfigError,
@@ -37,10 +37,10 @@ from metastore.errors import (
     ProtocolError,
     Unavailable,
 )
+from metastore.operations import ID_AT, Op, size_of
 from metastore.topology import TopologyTable
 from metastore.wire.answer_checks import DETAIL, MAX_MESSAGE, check_answer
 from metastore.wire.client_messages import MAX_TIMEOUT_MS
-from metastore.wire.frames import shown
 from metastore.wire.versions import HEADER, client_versions, to_header
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ BY_CODE: Final = {
 
 Waiting = tuple[bytes, list[Any], float, float, asyncio.Future[Any]]
 """``(client id, op, until, patience, future)``."""
-Sent = tuple[list[Any], float, asyncio.Future[Any]]
+Sent = tuple[Op, float, asyncio.Future[Any]]
 """``(op, until, future)``."""
 
 
@@ -139,7 +139,7 @@ class RouterTransport:
     # --- operations -------------------------------------------------------------------------
 
     def submit(
-        self, client_id: bytes, op: list[Any], until: float, patience_s: float = FOR_EVER_S
+        self, client_id: bytes, op: Op, until: float, patience_s: float = FOR_EVER_S
     ) -> asyncio.Future[Any]:
         """Send ``op`` with what else this tick brings. The future ends by ``until`` (loop time), or when
         ``patience_s`` have passed since it was sent: with the raw result, ConnectionLost or AttemptTimeout.
@@ -172,8 +172,8 @@ class RouterTransport:
             for client, op, until, patience_s, future in out[:MAX_OPS_PER_FRAME]:
                 if client != client_id or size >= MAX_FRAME_BYTES:
                     break
-                op[0] = len(batch)  # the id: unique in this request
-                size += 64 + op_bytes(op)
+                op[ID_AT] = len(batch)  # the id: unique in this request
+                size += size_of(op)
                 batch.append((op, min(until, now + patience_s), future))
             out = out[len(batch) :]
             task = loop.create_task(self._post(client_id, batch))

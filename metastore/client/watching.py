@@ -24,8 +24,9 @@ from metastore.client.router_watch import RouterWatch
 from metastore.client.strands import Strands
 from metastore.errors import ClientClosed, InternalError, InvalidRequest, MetastoreError, Unavailable
 from metastore.keys import hash_point, prefix_routing_key, storage_key
+from metastore.operations import EXPIRE, PUT
 from metastore.records import Record, unpack_record
-from metastore.wire.client_messages import EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
+from metastore.wire.client_messages import WATCH_ANY, WATCH_KEYS
 
 if TYPE_CHECKING:
     from metastore.client.dispatch import Dispatcher

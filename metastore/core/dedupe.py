@@ -28,8 +28,8 @@ from typing import Any, Final
 import msgpack
 
 from metastore.decoding import MAX_ITEMS, unpack_body
+from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import RequestIdExpired
-from metastore.wire.client_messages import DEDUPE_WINDOW_S, ONE_REQUEST
 
 MAX_SESSIONS: Final = 10_000
 MAX_YOUNG_SESSIONS: Final = 40_000

@@ -39,6 +39,7 @@ import msgpack
 from metastore.core.dedupe import Session, Sessions, Tail
 from metastore.core.fences import FENCE_PREFIX, FLOOR_PREFIX, Fences, fence_digest
 from metastore.decoding import first_number, unpack_own
+from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,
     Fenced,
@@ -57,6 +58,41 @@ from metastore.history import (
     is_mark,
     is_of_another,
 )
+from metastore.operations import (
+    ADD,
+    COMPARES_AT,
+    CONDITION_AT,
+    CONTENT_TYPE_AT,
+    DELETE,
+    DELTA_AT,
+    EQUAL,
+    EXISTS,
+    EXPIRE,
+    FENCE_AT,
+    FLOOR_AT,
+    GET,
+    KEY_AT,
+    KIND_AT,
+    LESS,
+    MAX_TXN_READ_BYTES,
+    NOT_EQUAL,
+    NOT_FOUND,
+    OK,
+    OTHERWISE_AT,
+    PART_KEY_AT,
+    PUT,
+    SEQ_AT,
+    STAMP_AT,
+    THEN_AT,
+    TOUCH,
+    TOUCH_CONDITION_AT,
+    TTL_MS_AT,
+    TXN,
+    VALUE,
+    VALUE_AT,
+    VERSION,
+    Op,
+)
 from metastore.records import (
     COUNTER,
     TTL,
@@ -65,25 +101,6 @@ from metastore.records import (
     record_versions,
     shown_from,
     unpack_record,
-)
-from metastore.wire.client_messages import (
-    ADD,
-    DELETE,
-    EQUAL,
-    EXISTS,
-    EXPIRE,
-    GET,
-    LESS,
-    MAX_TXN_READ_BYTES,
-    NOT_EQUAL,
-    NOT_FOUND,
-    OK,
-    PUT,
-    RAISE,
-    TOUCH,
-    TXN,
-    VALUE,
-    VERSION,
 )
 
 NOTHING: Final = 0
@@ -97,9 +114,6 @@ SESSION_PREFIX: Final = b"s"
 USAGE_PREFIX: Final = b"u"
 TTL_PREFIX: Final = b"t"
 SPLITS_KEY: Final = b"x"
-
-#: where the fence of an operation stands, if it has one
-_FENCE_AT: Final = {PUT: 11, DELETE: 8, ADD: 9, TXN: 10}
 
 Change = tuple[bytes, bytes | None]
 """``(lkey, record)``, None = deleted."""
@@ -189,11 +203,6 @@ def base_version(payload: bytes) -> int | None:
     if not payload or is_mark(payload):
         return None
     return first_number(payload)
-
-
-def only_reads(op: list[Any]) -> bool:
-    """Whether a transaction changes nothing, whatever it finds."""
-    return len(op) == _FENCE_AT[TXN] and all(part[0] == GET for parts in op[8:10] for part in parts)
 
 
 def _txn_changes(parts: list[list[Any]]) -> list[Change]:
@@ -348,7 +357,7 @@ class Machine:
             table.clear()
 
     def resolve(
-        self, index: int, ops: Iterable[tuple[bytes, list[Any]]], expired: Iterable[tuple[bytes, int]] = ()
+        self, index: int, ops: Iterable[tuple[bytes, Op]], expired: Iterable[tuple[bytes, int]] = ()
     ) -> tuple[bytes | None, list[Resolved]]:
         """Resolve ``(client_id, op)`` pairs (checked before) into the payload of entry ``index``, and
         before them ``(lkey, version)`` of records whose TTL is over.
@@ -371,21 +380,21 @@ class Machine:
                 self._change(index, lkey, old, None, usage)
                 rows.append([EXPIRE, lkey, -1, 0])
         for client, op in ops:
-            if op[1] == TOUCH:
+            if op[KIND_AT] == TOUCH:
                 results.append(self._touch(op))
                 continue
-            seq = op[4]
+            seq = op[SEQ_AT]
             if seq:
-                known = self._known(client, seq, op[5], op[6])
+                known = self._known(client, seq, op[FLOOR_AT], op[STAMP_AT])
                 if known is not None:
                     results.append(known)
                     continue
                 at = sessions.get(client)
                 if at is None:
                     at = sessions[client] = len(floors)
-                    floors.append([client, op[5]])
-                elif op[5] > floors[at][1]:
-                    floors[at][1] = op[5]
+                    floors.append([client, op[FLOOR_AT]])
+                elif op[FLOOR_AT] > floors[at][1]:
+                    floors[at][1] = op[FLOOR_AT]
             else:
                 at = -1
             row, tail = self._resolve_one(index, op, at, seq, usage, fences)
@@ -406,9 +415,9 @@ class Machine:
         payload: bytes = msgpack.packb(entry)
         return payload, results
 
-    def knows(self, client: bytes, op: list[Any]) -> bool:
+    def knows(self, client: bytes, op: Op) -> bool:
         """Whether the request id of a write has an outcome already."""
-        return self._known(client, op[4], op[5], op[6]) is not None
+        return self._known(client, op[SEQ_AT], op[FLOOR_AT], op[STAMP_AT]) is not None
 
     def _known(self, client: bytes, seq: int, floor: int, stamp: int) -> Resolved | None:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
@@ -479,16 +488,16 @@ class Machine:
     def _resolve_one(
         self,
         index: int,
-        op: list[Any],
+        op: Op,
         at: int,
         seq: int,
         usage: dict[bytes, list[int]],
         fences: list[list[Any]],
     ) -> tuple[list[Any], Tail]:
-        kind, lkey, stamp = op[1], op[3], self._stamp(index)
+        kind, lkey, stamp = op[KIND_AT], op[KEY_AT], self._stamp(index)
         digest: bytes | None = None
-        if len(op) > _FENCE_AT[kind]:
-            name, token = op[-1]
+        if len(op) > FENCE_AT[kind]:
+            name, token = op[FENCE_AT[kind]]
             digest = fence_digest(lkey[8 : lkey.find(0, 8)], name)
             if token != RAISE:
                 if token < self.first_version:
@@ -498,7 +507,7 @@ class Machine:
                     return self._nothing(at, seq, *refused, stamp)
         if kind == TXN:
             return self._resolve_txn(index, op, at, seq, usage)
-        condition = op[7]
+        condition = op[CONDITION_AT]
         old = self.current(lkey)
         flags, version, created = self.shown_versions(old)
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
@@ -520,10 +529,11 @@ class Machine:
                 refused = self.fences.take(digest, new_version, fences)
                 if refused is not None:
                     return self._nothing(at, seq, *refused, stamp)
-            record = pack_record(new_version, created or new_version, op[8], op[9].encode(), op[10] or 0)
+            content_type, ttl_ms = op[CONTENT_TYPE_AT].encode(), op[TTL_MS_AT] or 0
+            record = pack_record(new_version, created or new_version, op[VALUE_AT], content_type, ttl_ms)
             tail = (0, new_version, stamp, not version)
         else:
-            total = self._add(old, flags, op[8])
+            total = self._add(old, flags, op[DELTA_AT])
             if total is None:
                 return self._nothing(at, seq, NotANumber.status, version, stamp)
             record = self._counter(old, new_version, created, total)
@@ -551,10 +561,10 @@ class Machine:
     def _nothing(at: int, seq: int, status: int, version: int, stamp: int) -> tuple[list[Any], Tail]:
         return [NOTHING, at, seq, status, version], nothing_tail(status, version, stamp)
 
-    def _touch(self, op: list[Any]) -> Resolved:
+    def _touch(self, op: Op) -> Resolved:
         """Nothing is proposed: the leader's clock is all that a TTL runs on (R15). The answer waits
         for the entry that made the record what it is."""
-        lkey, condition = op[3], op[4]
+        lkey, condition = op[KEY_AT], op[TOUCH_CONDITION_AT]
         found = self._records.get(lkey)
         at, record = (0, self.read(lkey)) if found is None else found
         _, version, _ = self.shown_versions(record)
@@ -571,15 +581,16 @@ class Machine:
     # --- transactions -----------------------------------------------------------------------
 
     def _resolve_txn(
-        self, index: int, op: list[Any], at: int, seq: int, usage: dict[bytes, list[int]]
+        self, index: int, op: Op, at: int, seq: int, usage: dict[bytes, list[int]]
     ) -> tuple[list[Any], Tail]:
-        stamp, foreign = self._stamp(index), self._foreign(op[7])
+        compares, stamp = op[COMPARES_AT], self._stamp(index)
+        foreign = self._foreign(compares)
         if foreign:
             return self._nothing(at, seq, HistoryChanged.status, foreign, stamp)
-        succeeded = all(self._holds(self.current, *compare) for compare in op[7])
+        succeeded = all(self._holds(self.current, *compare) for compare in compares)
         staged: dict[bytes, tuple[bytes | None, bytes | None]] = {}
         try:
-            parts = self._stage(op[8] if succeeded else op[9], staged)
+            parts = self._stage(op[THEN_AT if succeeded else OTHERWISE_AT], staged)
         except _Refused as refused:
             bound = MAX_TXN_READ_BYTES if refused.status == TooLarge.status else 0
             return self._nothing(at, seq, refused.status, bound, stamp)
@@ -599,17 +610,18 @@ class Machine:
                 return int(operand)
         return 0
 
-    def read_txn(self, op: list[Any]) -> tuple[Tail, int]:
+    def read_txn(self, op: Op) -> tuple[Tail, int]:
         """A transaction that only reads, of the committed state: no entry, nothing to remember. Its
         answer, and how many bytes it read."""
-        foreign = self._foreign(op[7])
+        compares = op[COMPARES_AT]
+        foreign = self._foreign(compares)
         if foreign:
             return nothing_tail(HistoryChanged.status, foreign, self._stamp(0)), 0
-        succeeded = all(self._holds(self.read, *compare) for compare in op[7])
+        succeeded = all(self._holds(self.read, *compare) for compare in compares)
         rows: list[list[Any]] = []
         size = 0
-        for part in op[8] if succeeded else op[9]:
-            record = self.read(part[1])
+        for part in op[THEN_AT if succeeded else OTHERWISE_AT]:
+            record = self.read(part[PART_KEY_AT])
             rows.append([GET, None if record is None else self.shown(record)])
             size += len(record or b"")
             if size > MAX_TXN_READ_BYTES:  # the others are not read to be refused
@@ -646,7 +658,7 @@ class Machine:
         version, read_bytes = self._version, 0
         rows: list[list[Any]] = []
         for part in parts:
-            kind, lkey = part[0], part[1]
+            kind, lkey = part[0], part[PART_KEY_AT]
             old = staged[lkey][1] if lkey in staged else self.current(lkey)
             if kind == GET:
                 read_bytes += len(old) if old else 0
@@ -663,10 +675,12 @@ class Machine:
                 new = None
                 rows.append([DELETE, lkey])
             elif kind == PUT:
-                new = pack_record(version, created or version, part[2], part[3].encode(), part[4] or 0)
+                _, _, value, content_type, ttl_ms = part
+                new = pack_record(version, created or version, value, content_type.encode(), ttl_ms or 0)
                 rows.append([PUT, lkey, new])
             else:
-                total = self._add(old, flags, part[2])
+                _, _, delta = part
+                total = self._add(old, flags, delta)
                 if total is None:
                     raise _Refused(NotANumber.status)
                 new = self._counter(old, version, created, total)

@@ -26,8 +26,8 @@ from metastore.core.machine import (
 from metastore.decoding import MAX_ITEMS, unpack_body
 from metastore.errors import ProtocolError
 from metastore.history import MAX_GENERATIONS, count_of, generation_of
+from metastore.operations import ADD, DELETE, EXPIRE, GET, PUT, TXN
 from metastore.records import COUNTER, is_sound, record_versions, unpack_record
-from metastore.wire.client_messages import ADD, DELETE, EXPIRE, GET, PUT, TXN
 
 _UNREADABLE: Final = (ProtocolError, ValueError, TypeError, RecursionError)
 #: entries up to this size may become as many objects as they can: few enough

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import msgpack
 
 from metastore.clock import now_ns
+from metastore.elements import shown
 from metastore.errors import InvalidRequest, MetastoreError, Overloaded, ProtocolError, StorageError
 from metastore.node.peers import PING_FRAME, PeerConnection
+from metastore.operations import ID_AT, PARTITION_AT
 from metastore.wire import frames
 from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION
-from metastore.wire.frames import shown
 from metastore.wire.op_checks import check_op, check_request, check_watch, is_plain, op_shape
 from metastore.wire.versions import OPTIONAL, Spoken, agree, client_versions, spoken_at
 
@@ -257,13 +258,13 @@ class ClientConnection(asyncio.Protocol):
                     raise ProtocolError(error.message)
                 error = check_op(op)
                 if error is not None:
-                    self.answer(error_result(op[0], error))
+                    self.answer(error_result(op[ID_AT], error))
                     continue
-            host = hosts.get(op[2])
+            host = hosts.get(op[PARTITION_AT])
             if host is not None:
                 host.operate(self, client, op, deadline, now)
             else:
-                self.answer(error_result(op[0], node.unknown_partition(op[2])))
+                self.answer(error_result(op[ID_AT], node.unknown_partition(op[PARTITION_AT])))
 
     def other(self, kind: int, body: Any) -> None:
         if kind == frames.TOPOLOGY_REQUEST:

@@ -19,7 +19,7 @@ from metastore.clock import now_ns
 from metastore.core.dedupe import Window
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
-from metastore.core.machine import Applied, Machine, only_reads
+from metastore.core.machine import Applied, Machine
 from metastore.core.messages import FULL, LOW
 from metastore.core.quorum import is_quorum
 from metastore.core.replica import (
@@ -55,24 +55,37 @@ from metastore.node.splitting import Splitting, child_config
 from metastore.node.ttls import Deadlines
 from metastore.node.waiters import FOREVER_NS, Waiters
 from metastore.node.watches import PartitionWatches
+from metastore.operations import (
+    AT_LEAST,
+    COMPOUND,
+    CONSISTENCY_AT,
+    FLAGS_AT,
+    GET,
+    ID_AT,
+    KEY_AT,
+    KEYS_ONLY,
+    KIND_AT,
+    LINEARIZABLE,
+    MANY_KEYS,
+    NOT_FOUND,
+    OK,
+    READS,
+    SEQ_AT,
+    START_AT,
+    TOUCH,
+    WANTED_AT,
+    WRITES,
+    Op,
+    adds,
+    is_local,
+    is_read,
+    keys_of,
+    size_of,
+    work_of,
+)
 from metastore.records import record_versions
 from metastore.storage.store import Fork
 from metastore.topology import placement_to_plain
-from metastore.wire.client_messages import (
-    ADD,
-    AT_LEAST,
-    DELETE,
-    GET,
-    KEYS_ONLY,
-    LINEARIZABLE,
-    LIST,
-    MAX_TXN_READ_BYTES,
-    NOT_FOUND,
-    OK,
-    PUT,
-    TOUCH,
-    TXN,
-)
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
@@ -103,42 +116,18 @@ MAX_EXPIRED_AT_ONCE = 256
 RATE_NS = 5_000_000_000
 #: proposed without giving way to others
 MAX_ENTRIES_A_TURN = 4
-WRITES = frozenset({PUT, DELETE, ADD, TXN})
 
-Waiting = tuple[ClientConnection, bytes, list[Any], int, int]
+Waiting = tuple[ClientConnection, bytes, Op, int, int]
 """``(connection, client id, op, deadline in ns, bytes that it takes)``."""
-
-
-def op_bytes(op: list[Any]) -> int:
-    """About what a waiting operation takes."""
-    kind = op[1]
-    size = 96 + len(op[3])
-    if kind == PUT:
-        size += len(op[8])
-    elif kind == TXN:
-        for compare in op[7]:
-            size += 96 + len(compare[0]) + (len(compare[3]) if type(compare[3]) is bytes else 0)
-        for branch in op[8:10]:
-            size += sum(96 + len(p[1]) + (len(p[2]) if p[0] == PUT else 0) for p in branch)
-    return size
-
-
-def adds(op: list[Any]) -> bool:
-    """Whether a write may add data."""
-    if op[1] == TXN:
-        return any(part[0] in (PUT, ADD) for parts in op[8:10] for part in parts)
-    return bool(op[1] in (PUT, ADD))
 
 
 def batch_length(pending: list[Waiting]) -> int:
     """How many of those waiting make one entry."""
     size, parts, count = 0, 0, 0
     for _, _, op, _, taken in pending:
-        size += taken
-        parts += 1
-        if op[1] == TXN:
-            parts += sum(map(len, op[8:10]))
-            size += MAX_TXN_READ_BYTES if any(p[0] == GET for b in op[8:10] for p in b) else 0
+        work, reads = work_of(op)
+        parts += work
+        size += taken + reads
         if count and (size > MAX_BATCH_BYTES or parts > MAX_BATCH_OPS):
             break
         count += 1
@@ -272,33 +261,29 @@ class PartitionHost:
                 replica.split = child_config(self.p, split)
                 replica.split_durable = split.child not in self.node.store.forks(self.p)
 
-    def operate(
-        self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int, now: int
-    ) -> None:
+    def operate(self, connection: ClientConnection, client: bytes, op: Op, deadline: int, now: int) -> None:
         """One checked operation of a client, that came at ``now``."""
         self.operations += 1
-        kind = op[1]
+        kind = op[KIND_AT]
         if self.replica.damaged and self.refuses(connection, op):
             return
-        if not self.covers(op[3]) or (kind == TXN and not self.covers_all(op)):
+        if not self.covers(op[KEY_AT]) or (kind in MANY_KEYS and not all(map(self.covers, keys_of(op)))):
             if self.is_parting() and len(self.waiting) < MAX_PARKED:
                 self.wait(connection, client, op, deadline)
                 return
             error: MetastoreError | None = self.elsewhere()
         else:
             error = self.refuse(client, op)
-            if error is not None and kind in WRITES and op[4] and not self.replica.can_read(now):
+            if error is not None and kind in WRITES and op[SEQ_AT] and not self.replica.can_read(now):
                 error = None  # whether it is a retry only a leader knows, and one that is confirmed as such
         if error is not None:
-            connection.answer(error_result(op[0], error))
-        elif kind == PUT:
-            self.write(connection, client, op, deadline, now)
-        elif kind in (GET, LIST):
-            if op[4 if kind == GET else 7] == LINEARIZABLE:
+            connection.answer(error_result(op[ID_AT], error))
+        elif kind in READS:
+            if op[CONSISTENCY_AT[kind]] == LINEARIZABLE:
                 self.read_linearizable(connection, client, op, deadline)
             else:
                 self.read_local(connection, op)
-        elif kind == TXN and only_reads(op):
+        elif kind in COMPOUND and is_read(op):
             self.read_linearizable(connection, client, op, deadline)
         else:
             self.write(connection, client, op, deadline, now)
@@ -317,23 +302,27 @@ class PartitionHost:
             return Moved(text, partition=self.p)
         return Moved(text, partition=self.p, family=[placement_to_plain(q) for q in family])
 
-    def refuse(self, client: bytes, op: list[Any]) -> MetastoreError | None:
+    def refuse(self, client: bytes, op: Op) -> MetastoreError | None:
         """What the namespace's policy, or the room on the disks, has against an operation; nothing, when it is a
         retry of what was done before there was anything against it: that gets the first outcome (R7)."""
         error = self.node.policies.refuse(self, op)
-        if error is None and self.node.tight and op[1] in WRITES:
+        if error is None and self.node.tight and op[KIND_AT] in WRITES:
             error = self.no_room(op)
-        if error is not None and op[1] in WRITES and op[4]:
-            waits = any(w[1] == client and w[2][1] in WRITES and w[2][4] == op[4] for w in self.pending)
+        if error is not None and op[KIND_AT] in WRITES and op[SEQ_AT]:
+            seq = op[SEQ_AT]
+            waits = any(
+                other == client and w[KIND_AT] in WRITES and w[SEQ_AT] == seq
+                for _, other, w, _, _ in self.pending
+            )
             if waits or self.machine.knows(client, op):
                 return None
         return error
 
-    def no_room(self, op: list[Any]) -> MetastoreError | None:
+    def no_room(self, op: Op) -> MetastoreError | None:
         """Why a write is refused for want of room; None = it is not. What frees room, or ends a lock, goes on
         as long as anything can be logged; so does everything once somebody leads who has room."""
         replica, node = self.replica, self.node
-        if replica.role != ACTIVE or (op[1] == TXN and only_reads(op)):
+        if replica.role != ACTIVE or is_read(op):
             return None
         ctx, space = node.core.ctx, node.store.space
         low = replica.short_of_room(LOW)
@@ -373,17 +362,16 @@ class PartitionHost:
             n != node.me.node and n not in low and not node.links.away_for_s(n) for n, _ in term.members
         )
 
-    def refuses(self, connection: ClientConnection, op: list[Any]) -> bool:
+    def refuses(self, connection: ClientConnection, op: Op) -> bool:
         """R14: nothing is read here while the state is damaged. What is for the leader goes on to it, if that
         is another node."""
-        kind = op[1]
-        local = kind in (GET, LIST) and op[4 if kind == GET else 7] != LINEARIZABLE
+        local = is_local(op)
         if self.replica.role != ACTIVE and not local:
             return False
         error: MetastoreError = self.damage()
         if local:
             error = TooStale(error.message, age_ms=None)
-        connection.answer(error_result(op[0], error))
+        connection.answer(error_result(op[ID_AT], error))
         return True
 
     def damage(self) -> MetastoreError:
@@ -398,13 +386,7 @@ class PartitionHost:
         self.node.rebuilding.found(self.p, error)
         return self.damage()
 
-    def covers_all(self, txn: list[Any]) -> bool:
-        keys = [compare[0] for compare in txn[7]] + [part[1] for parts in txn[8:10] for part in parts]
-        return all(map(self.covers, keys))
-
-    def write(
-        self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int, now: int
-    ) -> None:
+    def write(self, connection: ClientConnection, client: bytes, op: Op, deadline: int, now: int) -> None:
         replica, node = self.replica, self.node
         if replica.role != ACTIVE:
             self.turn_away(connection, client, op, deadline)
@@ -415,29 +397,27 @@ class PartitionHost:
             or node.admission.writes_full
         ):
             error = Overloaded("too many writes wait here", retry_after_s=0.1)
-            connection.answer(error_result(op[0], error))
+            connection.answer(error_result(op[ID_AT], error))
         elif replica.can_read(now):
             self.queue(connection, client, op, deadline)
         else:
             self.park(connection, client, op, deadline)
 
-    def queue(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+    def queue(self, connection: ClientConnection, client: bytes, op: Op, deadline: int) -> None:
         """To be proposed when the log is free."""
         node, pending = self.node, self.pending
         if not pending and not self.expired:
             node.writing.append(self)
-        size = op_bytes(op)
+        size = size_of(op)
         node.admission.waiting += size
         self.pending_bytes += size
-        if op[1] == TXN:
+        if op[KIND_AT] in COMPOUND:
             self.pending_txns = True
         if deadline < self.pending_until:
             self.pending_until = deadline
         pending.append((connection, client, op, deadline, size))
 
-    def read_linearizable(
-        self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int
-    ) -> None:
+    def read_linearizable(self, connection: ClientConnection, client: bytes, op: Op, deadline: int) -> None:
         replica = self.replica
         if replica.role == ACTIVE:
             result, size = self.read(connection, op, 0)
@@ -448,13 +428,13 @@ class PartitionHost:
         else:
             self.turn_away(connection, client, op, deadline)
 
-    def turn_away(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+    def turn_away(self, connection: ClientConnection, client: bytes, op: Op, deadline: int) -> None:
         """An operation for the leader, which this is not. While one hands over (R11), or has just begun, it is better
         told a little later than sent to look around."""
         if self.is_changing_hands() and len(self.waiting) < MAX_PARKED:
             self.wait(connection, client, op, deadline)
         else:
-            connection.answer(error_result(op[0], self.not_leader()))
+            connection.answer(error_result(op[ID_AT], self.not_leader()))
 
     def is_changing_hands(self) -> bool:
         role, term = self.role, self.replica.term
@@ -462,8 +442,8 @@ class PartitionHost:
             return term is not None and now_ns() - term.started_ns < MAX_WAIT_NS
         return role in HANDING_OVER
 
-    def wait(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
-        size = op_bytes(op)
+    def wait(self, connection: ClientConnection, client: bytes, op: Op, deadline: int) -> None:
+        size = size_of(op)
         self.node.admission.waiting += size
         self.waiting.append((now_ns() + MAX_WAIT_NS, (connection, client, op, deadline, size)))
 
@@ -476,14 +456,15 @@ class PartitionHost:
             _, (connection, client, op, deadline, size) = self.waiting.popleft()
             self.node.admission.waiting -= size
             if error is not None:
-                connection.answer(error_result(op[0], error))
+                connection.answer(error_result(op[ID_AT], error))
             else:
                 self.operations -= 1
                 self.operate(connection, client, op, deadline, now_ns())
 
-    def read_local(self, connection: ClientConnection, op: list[Any]) -> None:
+    def read_local(self, connection: ClientConnection, op: Op) -> None:
         """A stale or at-least read, from any replica."""
-        consistency, arg = (op[4], op[5]) if op[1] == GET else (op[7], op[8])
+        at = CONSISTENCY_AT[op[KIND_AT]]
+        consistency, arg = op[at : at + 2]
         age_ms = self.age_ms()
         error: MetastoreError | None = None
         if not self.has_state():
@@ -497,7 +478,7 @@ class PartitionHost:
         elif arg is not None and (age_ms is None or age_ms > arg):
             error = TooStale(f"this replica is {age_ms} ms old, over {arg} ms", age_ms=age_ms)
         if error is not None:
-            connection.answer(error_result(op[0], error))
+            connection.answer(error_result(op[ID_AT], error))
         else:
             connection.answer(*self.read(connection, op, age_ms))
 
@@ -512,41 +493,42 @@ class PartitionHost:
         age_ns = self.replica.age_ns(now_ns())
         return None if age_ns is None else -(-age_ns // 1_000_000)
 
-    def read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
+    def read(self, connection: ClientConnection, op: Op, age_ms: int | None) -> tuple[list[Any], int]:
         """The answer, and about how many bytes it is."""
         try:
             return self._read(connection, op, age_ms)
         except CorruptState as e:
-            return error_result(op[0], self.is_rotten(e)), 0
+            return error_result(op[ID_AT], self.is_rotten(e)), 0
 
-    def _read(self, connection: ClientConnection, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
+    def _read(self, connection: ClientConnection, op: Op, age_ms: int | None) -> tuple[list[Any], int]:
         store = self.node.store
         if connection.crowded():
             error = Overloaded("too many answers wait to be read on this connection", retry_after_s=0.1)
-            return error_result(op[0], error), 0
-        if op[1] == GET:
-            record = self.machine.read(op[3])
+            return error_result(op[ID_AT], error), 0
+        kind = op[KIND_AT]
+        if kind == GET:
+            record = self.machine.read(op[KEY_AT])
             if record is None:
-                return [op[0], NOT_FOUND, age_ms], 0
+                return [op[ID_AT], NOT_FOUND, age_ms], 0
             if self.machine.first_version:
                 record = self.machine.shown(record)
-            return [op[0], OK, record, age_ms], len(record)
-        if op[1] == TXN:
+            return [op[ID_AT], OK, record, age_ms], len(record)
+        if kind in COMPOUND:
             tail, size = self.machine.read_txn(op)
-            return [op[0], *tail], size
+            return [op[ID_AT], *tail], size
         if self.node.listing_ns > MAX_LISTING_NS:
             error = Overloaded("too many listings at once", retry_after_s=0.1)
-            return error_result(op[0], error), 0
+            return error_result(op[ID_AT], error), 0
         began = now_ns()
         result = self.list_rows(op, age_ms)
         self.node.listing_ns += now_ns() - began
         return result, MAX_LIST_BYTES - store.scan_bytes_left
 
-    def list_rows(self, op: list[Any], age_ms: int | None) -> list[Any]:
+    def list_rows(self, op: Op, age_ms: int | None) -> list[Any]:
         store = self.node.store
-        start, end, limit, flags = op[3:7]
+        start, end, limit, flags = op[START_AT : FLAGS_AT + 1]
         hi = self.hi
-        wanted = op[9] if len(op) > 9 else b""
+        wanted = op[WANTED_AT] if len(op) > WANTED_AT else b""
         rows = store.scan(
             self.p, start, min(end, hi) if end else hi, limit, MAX_LIST_BYTES, wanted, MAX_LIST_LOOKS
         )
@@ -557,8 +539,8 @@ class PartitionHost:
             shown = self.machine.shown
             rows = [(k, shown(r)) for k, r in rows]
         if flags & KEYS_ONLY:
-            return [op[0], OK, [[k, record_versions(r)[1]] for k, r in rows], *tail]
-        return [op[0], OK, rows, *tail]
+            return [op[ID_AT], OK, [[k, record_versions(r)[1]] for k, r in rows], *tail]
+        return [op[ID_AT], OK, rows, *tail]
 
     def missing(self, now: int) -> list[str]:
         """The replicas that are away while without them there is no quorum, as seen from here for longer than
@@ -620,7 +602,7 @@ class PartitionHost:
 
     # --- parked: a leader without enough grants asks a quorum (R8) -----------------------------
 
-    def park(self, connection: ClientConnection, client: bytes, op: list[Any], deadline: int) -> None:
+    def park(self, connection: ClientConnection, client: bytes, op: Op, deadline: int) -> None:
         now = now_ns()
         missing = self.missing(now)
         if missing or len(self.parked) >= MAX_PARKED:
@@ -629,13 +611,13 @@ class PartitionHost:
                 if missing
                 else Overloaded("too many operations wait for a quorum here", retry_after_s=0.5)
             )
-            connection.answer(error_result(op[0], error))
+            connection.answer(error_result(op[ID_AT], error))
             return
         core = self.node.core
         if not self.parked:
             self.node.parking.append(self)
         mark = core.last_number
-        size = op_bytes(op)
+        size = size_of(op)
         self.node.admission.waiting += size
         self.parked.append((mark, (connection, client, op, min(deadline, now + 2_000_000_000), size)))
         self.node.ask_quorum()
@@ -651,7 +633,7 @@ class PartitionHost:
                 error = self.damage()
             elif replica.confirmed_since(mark):
                 self.unpark_first()
-                if op[1] in (GET, LIST) or (op[1] == TXN and only_reads(op)):
+                if is_read(op):
                     connection.answer(*self.read(connection, op, 0))
                     continue
                 # policies may have changed meanwhile: what is proposed after a change obeys it
@@ -659,7 +641,7 @@ class PartitionHost:
                 if refused is None:
                     self.queue(connection, client, op, deadline)
                 else:
-                    connection.answer(error_result(op[0], refused))
+                    connection.answer(error_result(op[ID_AT], refused))
                 continue
             elif now > deadline:
                 error = Unavailable(
@@ -668,7 +650,7 @@ class PartitionHost:
             else:
                 return
             self.unpark_first()
-            connection.answer(error_result(op[0], error))
+            connection.answer(error_result(op[ID_AT], error))
 
     def unpark_first(self) -> None:
         _, (_, _, _, _, size) = self.parked.popleft()
@@ -695,7 +677,7 @@ class PartitionHost:
                 error = self.damage() if replica.role == ACTIVE else self.not_leader()
                 self.node.admission.waiting -= left
                 for connection, _, op, _, _ in pending:
-                    connection.answer(error_result(op[0], error))
+                    connection.answer(error_result(op[ID_AT], error))
                 return
             if entries == MAX_ENTRIES_A_TURN:
                 break
@@ -724,7 +706,7 @@ class PartitionHost:
             except CorruptState as e:
                 error = self.is_rotten(e)
                 for connection, _, op, _, _ in batch:
-                    connection.answer(error_result(op[0], error))
+                    connection.answer(error_result(op[ID_AT], error))
                 self.machine.abandon()  # what was proposed before is applied as the log has it
                 continue
             if payload is not None:
@@ -734,12 +716,12 @@ class PartitionHost:
             if first_due < waiters.until:
                 waiters.until = first_due
             for (connection, _, op, deadline, _), (at, tail) in zip(batch, results, strict=True):
-                if op[1] == TOUCH:
+                if op[KIND_AT] == TOUCH:
                     tail = self.touched(now, op, at, tail)
                 if at > applied:
-                    waiters.append((at, connection, op[0], tail, deadline))
+                    waiters.append((at, connection, op[ID_AT], tail, deadline))
                 else:
-                    connection.answer([op[0], *tail])
+                    connection.answer([op[ID_AT], *tail])
         self.pending, self.pending_bytes = pending, left
         if pending:
             self.pending_until = first_due
@@ -757,7 +739,7 @@ class PartitionHost:
         error = DeadlineExceeded("the deadline passed before the write was proposed; nothing was done")
         for connection, _, op, deadline, _ in batch:
             if now > deadline:
-                connection.answer(error_result(op[0], error))
+                connection.answer(error_result(op[ID_AT], error))
         return [w for w in batch if now <= w[3]]
 
     def without_new(self, batch: list[Waiting], full: DiskLow) -> list[Waiting]:
@@ -765,10 +747,10 @@ class PartitionHost:
         rest = []
         for waiting in batch:
             connection, client, op, _, _ = waiting
-            if op[1] not in WRITES or (op[4] and self.machine.knows(client, op)):
+            if op[KIND_AT] not in WRITES or (op[SEQ_AT] and self.machine.knows(client, op)):
                 rest.append(waiting)
             else:
-                connection.answer(error_result(op[0], full))
+                connection.answer(error_result(op[ID_AT], full))
         return rest
 
     def drop_late(self, now: int) -> None:
@@ -779,11 +761,12 @@ class PartitionHost:
         self.pending_bytes = size
         self.pending_until = min((w[3] for w in self.pending), default=FOREVER_NS)
 
-    def touched(self, now: int, op: list[Any], at: int, tail: tuple[Any, ...]) -> tuple[Any, ...]:
+    def touched(self, now: int, op: Op, at: int, tail: tuple[Any, ...]) -> tuple[Any, ...]:
         """Renew on this leader's clock, and answer so only while it is the leader (R8, R15): a
         later one starts all TTLs anew, which is later still."""
         if tail[0] == OK:
-            self.deadlines.renew(now, op[3], self.machine.timed.get(op[3]))
+            lkey = op[KEY_AT]
+            self.deadlines.renew(now, lkey, self.machine.timed.get(lkey))
             if at <= self.applied and not self.replica.can_read(now_ns()):
                 error = Unavailable(
                     f"partition {self.p}: no quorum confirms its leader now", retry_after_s=0.2
@@ -913,9 +896,9 @@ class PartitionHost:
         while self.parked:
             _, (connection, _, op, _, _) = self.parked[0]
             self.unpark_first()
-            connection.answer(error_result(op[0], moved))
+            connection.answer(error_result(op[ID_AT], moved))
         for connection, _, op, _, _ in self.pending:
-            connection.answer(error_result(op[0], moved))
+            connection.answer(error_result(op[ID_AT], moved))
         self.node.admission.waiting -= self.pending_bytes
         self.pending, self.expired, self.pending_bytes = [], [], 0
 

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 from metastore.addresses import split_address
 from metastore.core.messages import Lineage, Process, Seen
+from metastore.elements import shown
 from metastore.errors import ProtocolError
 from metastore.node.identity import PeerRefusal
 from metastore.wire import frames
-from metastore.wire.frames import shown
 from metastore.wire.peer_messages import (
     MAX_COUNT,
     Hello,

@@ -18,9 +18,30 @@ from typing import TYPE_CHECKING, Any, Final
 from metastore.errors import ConditionRequired, MetastoreError, QuotaExceeded, Unavailable, WrongRouting
 from metastore.keys import PARENT, hash_point, prefix_routing_key, well_placed
 from metastore.namespaces import NEARLY_FULL, Policy
+from metastore.operations import (
+    ADDING,
+    COMPARES_AT,
+    COMPOUND,
+    CONDITION_AT,
+    END_AT,
+    KEY_AT,
+    KIND_AT,
+    LIST,
+    MANY_KEYS,
+    PART_KEY_AT,
+    PART_TTL_MS_AT,
+    PART_VALUE_AT,
+    PUT,
+    START_AT,
+    TTL_MS_AT,
+    VALUE_AT,
+    WRITES,
+    Op,
+    keys_of,
+    parts_of,
+)
 from metastore.records import unpack_record
 from metastore.schema import Usage
-from metastore.wire.client_messages import ADD, DELETE, GET, LIST, PUT, TOUCH, TXN
 
 if TYPE_CHECKING:
     from metastore.node.host import PartitionHost
@@ -53,42 +74,40 @@ class Policies:
 
     # --- before an operation ----------------------------------------------------------------
 
-    def refuse(self, host: PartitionHost, op: list[Any]) -> MetastoreError | None:
+    def refuse(self, host: PartitionHost, op: Op) -> MetastoreError | None:
         """Why a checked operation is not to be carried out; None = it is. A default TTL is filled in."""
-        kind, lkey = op[1], op[3]
+        kind, lkey = op[KIND_AT], op[KEY_AT]
         topology = self.node.topology
         namespaces = topology.namespaces
         if topology.unreadable and (unread := self._refuse_unread(op)) is not None:
             return unread
-        if not namespaces and kind != TXN and (kind in (GET, TOUCH, LIST) or well_placed(lkey, PARENT)):
+        writes = kind in WRITES
+        if not namespaces and kind not in MANY_KEYS and (not writes or well_placed(lkey, PARENT)):
             return None
         if kind == LIST:
-            return self.refuse_range(lkey, op[4]) if namespaces else None
+            return self.refuse_range(op[START_AT], op[END_AT]) if namespaces else None
         name = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")
         policy = namespaces.get(name) if namespaces else None
         rule = PARENT if policy is None else self.node.topology.rule(name)
-        if kind in (GET, TOUCH):
+        if not writes:
             return None if policy is None or well_placed(lkey, rule) else self._misplaced(name)
         if not well_placed(lkey, rule):
             return self._misplaced(name)
-        if kind == TXN:
-            return self._refuse_txn(host, op, name, policy, rule)
+        if kind in COMPOUND:
+            return self._refuse_parts(host, op)
         if policy is None:
             return None
-        if kind == PUT and op[10] is None:
-            op[10] = policy.default_ttl_ms
-        return self._refuse_write(name, policy, op[7] is not None) or (
-            self._refuse_growth(host, name, policy, lkey, len(op[8]) if kind == PUT else 0)
-            if kind != DELETE and name in self.full
+        if kind == PUT and op[TTL_MS_AT] is None:
+            op[TTL_MS_AT] = policy.default_ttl_ms
+        return self._refuse_write(name, policy, op[CONDITION_AT] is not None) or (
+            self._refuse_growth(host, name, policy, lkey, len(op[VALUE_AT]) if kind == PUT else 0)
+            if kind in ADDING and name in self.full
             else None
         )
 
-    def _refuse_unread(self, op: list[Any]) -> MetastoreError | None:
+    def _refuse_unread(self, op: Op) -> MetastoreError | None:
         """An operation on a namespace that is not known, though it has a record."""
-        lkeys = [op[3]]
-        if op[1] == TXN:
-            lkeys += [check[0] for check in op[7]] + [part[1] for parts in op[8:10] for part in parts]
-        return next(filter(None, map(self._unread, lkeys)), None)
+        return next(filter(None, map(self._unread, keys_of(op))), None)
 
     def _unread(self, lkey: bytes) -> MetastoreError | None:
         topology, nul = self.node.topology, lkey.find(0, 8)
@@ -103,28 +122,27 @@ class Policies:
             retry_after_s=1,
         )
 
-    def _refuse_txn(
-        self, host: PartitionHost, op: list[Any], name: str, policy: Policy | None, rule: int
-    ) -> MetastoreError | None:
+    def _refuse_parts(self, host: PartitionHost, op: Op) -> MetastoreError | None:
         namespaces = self.node.topology.namespaces
-        for lkey in [c[0] for c in op[7]] + [part[1] for parts in op[8:10] for part in parts]:
+        for lkey in keys_of(op):
             named = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")
             if not well_placed(lkey, self.node.topology.rule(named)):
                 return self._misplaced(named)
-        for parts in op[8:10]:
-            for part in parts:
-                named = part[1][8 : part[1].index(0, 8)].decode("ascii", "replace")
-                found = namespaces.get(named)
-                if found is None or part[0] == GET:
-                    continue
-                if part[0] == PUT and part[4] is None:
-                    part[4] = found.default_ttl_ms
-                refused = self._refuse_write(named, found, any(c[0] == part[1] for c in op[7]))
-                if refused is None and part[0] in (PUT, ADD) and named in self.full:
-                    size = len(part[2]) if part[0] == PUT else 0
-                    refused = self._refuse_growth(host, named, found, part[1], size)
-                if refused is not None:
-                    return refused
+        compared = {compare[0] for compare in op[COMPARES_AT]}
+        for part in parts_of(op):
+            kind, lkey = part[0], part[PART_KEY_AT]
+            named = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")
+            found = namespaces.get(named)
+            if found is None or kind not in WRITES:
+                continue
+            if kind == PUT and part[PART_TTL_MS_AT] is None:
+                part[PART_TTL_MS_AT] = found.default_ttl_ms
+            refused = self._refuse_write(named, found, lkey in compared)
+            if refused is None and kind in ADDING and named in self.full:
+                size = len(part[PART_VALUE_AT]) if kind == PUT else 0
+                refused = self._refuse_growth(host, named, found, lkey, size)
+            if refused is not None:
+                return refused
         return None
 
     @staticmethod

@@ -29,8 +29,9 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.history import history_changed
+from metastore.operations import DELETE, EXPIRE, PUT
 from metastore.wire import frames
-from metastore.wire.client_messages import DELETE, EXPIRE, PUT, WATCH_ANY, WATCH_KEYS
+from metastore.wire.client_messages import WATCH_ANY, WATCH_KEYS
 
 if TYPE_CHECKING:
     from metastore.node.clients import ClientConnection

@@ -1,6 +1,6 @@
 """Checks of what a server answers, before anything acts on it: ``op_checks`` the other way round. Sans-I/O.
 
-The forms are those that ``client_messages`` describes. A server that answers otherwise is broken, of another
+The forms of answers are those of ``metastore.operations``. A server that answers otherwise is broken, of another
 version, or not one: nothing it says is believed, and whoever asked is told so by an error with an outcome. Each
 check returns "" when all is well, else what is wrong; ``check_answer`` is called for every answer.
 """
@@ -9,40 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
-from metastore.history import COUNT_BITS, MAX_GENERATIONS
-from metastore.records import HEAD_BYTES, is_sound
-from metastore.wire.client_messages import (
-    ADD,
+from metastore.elements import I64_END, RECORD_TOLD, is_age, is_count, is_flag, is_i64, is_record, shown
+from metastore.history import VERSIONS
+from metastore.operations import (
     DELETE,
     EXPIRE,
+    FLAGS_AT,
     GET,
     KEYS_ONLY,
+    KIND_AT,
     LIST,
     NOT_FOUND,
     OK,
+    OPERATIONS,
+    OTHERWISE_AT,
+    PART_RESULTS,
     PUT,
-    TOUCH,
+    RESULT_HEAD,
+    START_AT,
+    STATUS_AT,
+    THEN_AT,
     TXN,
-    WATCH_KEYS,
+    Op,
 )
-from metastore.wire.frames import shown
+from metastore.records import HEAD_BYTES, is_sound
+from metastore.wire.client_messages import WATCH_KEYS
 
-#: versions, indexes and ages are below it (metastore.history)
-_END: Final = MAX_GENERATIONS << COUNT_BITS
-_I63: Final = 1 << 63
 MAX_MESSAGE: Final = 4000
 MAX_HELLO_ELEMENTS: Final = 16
-
-
-def is_count(value: Any) -> TypeGuard[int]:
-    """Whether it can be a version, an index or an age."""
-    return type(value) is int and 0 <= value < _END
-
-
-def _is_age(value: Any) -> bool:
-    return value is None or is_count(value)
 
 
 def _is_text(value: Any) -> bool:
@@ -51,14 +47,6 @@ def _is_text(value: Any) -> bool:
 
 def _is_name(value: Any) -> bool:
     return value is None or type(value) is str
-
-
-def _is_flag(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _is_i64(value: Any) -> bool:
-    return type(value) is int and -_I63 <= value < _I63
 
 
 def _is_seconds(value: Any) -> bool:
@@ -71,11 +59,11 @@ def _are_texts(value: Any) -> bool:
 
 #: what the detail of an error may hold, whichever error it is
 DETAIL: Final[dict[str, Callable[[Any], bool]]] = {
-    "age_ms": _is_age,
+    "age_ms": is_age,
     "cell": _is_name,
-    "epoch": lambda value: type(value) is int and 0 <= value < _I63,
+    "epoch": lambda value: type(value) is int and 0 <= value < I64_END,
     "family": lambda value: type(value) is list,
-    "final": _is_flag,
+    "final": is_flag,
     "generation": is_count,
     "index": is_count,
     "keys": _are_texts,
@@ -83,12 +71,12 @@ DETAIL: Final[dict[str, Callable[[Any], bool]]] = {
     "missing": _are_texts,
     "nodes": _are_texts,
     "oldest": is_count,
-    "partition": _is_i64,
+    "partition": is_i64,
     "record": lambda value: type(value) is bytes,
     "retry_after_s": _is_seconds,
-    "reused": _is_flag,
+    "reused": is_flag,
     "rpc": _is_name,
-    "spent": _is_flag,
+    "spent": is_flag,
     "token": is_count,
     "version": is_count,
 }
@@ -112,76 +100,51 @@ def described(detail: dict[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in detail.items() if name in DETAIL}
 
 
-def check_answer(op: list[Any], result: list[Any]) -> str:
+def check_answer(op: Op, result: list[Any]) -> str:
     """Whether ``result``, an array with a number first, answers ``op``."""
-    if len(result) < 3 or type(result[1]) is not int:
+    if len(result) < 3 or type(result[STATUS_AT]) is not int:
         return f"an answer of {len(result)} elements without a status"
-    status = result[1]
+    status, kind = result[STATUS_AT], op[KIND_AT]
     if status == OK:
-        if _is_plain(op[1], result):  # as nearly all are
-            return ""
-        return _OK[op[1]](op, result)
+        return "" if _is_plain(kind, result) else _check_good(op, result)  # plain, as nearly all are
     if status == NOT_FOUND:
-        good = op[1] in (GET, TOUCH) and len(result) == 3 and _is_age(result[2])
+        good = OPERATIONS[kind].misses and len(result) == 3 and is_age(result[-1])
         return "" if good else "not found, where nothing is looked for, or without an age"
     if len(result) != 4:
         return f"an answer of status {shown(status)} with {len(result)} elements"
-    return check_error(status, result[2], result[3])
+    return check_error(status, *result[RESULT_HEAD:])
 
 
 def _is_plain(kind: int, result: list[Any]) -> bool:
-    """A GET's record, or a PUT done, in one look. True only for what ``_get`` and ``_put`` let pass."""
+    """A GET's record, or a PUT done, in one look. True only for what ``_check_good`` lets pass."""
     if kind == GET and len(result) == 4:
         _, _, record, age = result
-        return type(record) is bytes and len(record) >= HEAD_BYTES and type(age) is int and 0 <= age < _END
+        return (
+            type(record) is bytes and len(record) >= HEAD_BYTES and type(age) is int and 0 <= age < VERSIONS
+        )
     if kind == PUT and len(result) == 5:
         _, _, version, index, created = result
-        counts = type(version) is type(index) is int and 0 <= version < _END and 0 <= index < _END
+        counts = type(version) is type(index) is int and 0 <= version < VERSIONS and 0 <= index < VERSIONS
         return counts and type(created) is bool
     return False
 
 
-def _get(op: list[Any], result: list[Any]) -> str:
-    if len(result) == 4 and _is_record(result[2]) and _is_age(result[3]):
-        return ""
-    return "a read's answer is not [id, 0, record, age]"
+def _check_good(op: Op, result: list[Any]) -> str:
+    """An answer that begins with id and OK: each element by itself, and what some owe to the operation."""
+    operation = OPERATIONS[op[KIND_AT]]
+    told, values = operation.result, result[RESULT_HEAD:]
+    if len(values) != len(told) or not all(t.is_good(v) for t, v in zip(told, values, strict=True)):
+        return f"the answer to a {operation.name} is not [id, 0, {', '.join(t.name for t in told)}]"
+    owed = _OWED.get(operation.kind)
+    return "" if owed is None else owed(op, values)
 
 
-def _is_record(value: Any) -> bool:
-    """Whether it has the size of one. Its checksum is for who reads the value (``records.unpack_record``)."""
-    return type(value) is bytes and len(value) >= HEAD_BYTES
-
-
-def _is_written(result: list[Any], length: int) -> bool:
-    return len(result) == length and is_count(result[2]) and is_count(result[3])
-
-
-def _put(op: list[Any], result: list[Any]) -> str:
-    good = _is_written(result, 5) and type(result[4]) is bool
-    return "" if good else "a put's answer is not [id, 0, version, index, created]"
-
-
-def _delete(op: list[Any], result: list[Any]) -> str:
-    return "" if _is_written(result, 4) else "a delete's answer is not [id, 0, version, index]"
-
-
-def _add(op: list[Any], result: list[Any]) -> str:
-    good = _is_written(result, 5) and _is_i64(result[4])
-    return "" if good else "an addition's answer is not [id, 0, version, index, value]"
-
-
-def _touch(op: list[Any], result: list[Any]) -> str:
-    good = _is_written(result, 5) and is_count(result[4])
-    return "" if good else "a touch's answer is not [id, 0, version, 0, ttl]"
-
-
-def _list(op: list[Any], result: list[Any]) -> str:
-    if len(result) != 6 or type(result[2]) is not list or not (_is_age(result[4]) and is_count(result[5])):
-        return "a listing's answer is not [id, 0, rows, next, age, version]"
-    start, end, limit, rows = op[3], op[4], op[5], result[2]
+def _list(op: Op, values: list[Any]) -> str:
+    start, end, limit, flags = op[START_AT : FLAGS_AT + 1]
+    rows, following, *_ = values
     if len(rows) > limit:
         return f"{len(rows)} rows where {limit} were asked for"
-    is_good = is_count if op[6] & KEYS_ONLY else _is_record
+    is_good = is_count if flags & KEYS_ONLY else is_record
     last = b""
     for row in rows:
         if type(row) is not list or len(row) != 2 or type(row[0]) is not bytes or not is_good(row[1]):
@@ -189,37 +152,38 @@ def _list(op: list[Any], result: list[Any]) -> str:
         if not last < row[0] or row[0] < start or (end and row[0] >= end):
             return "the rows of a listing are not in order, or not in the range that was asked for"
         last = row[0]
-    following = result[3]
-    if following is not None and not (type(following) is bytes and following > max(last, start)):
+    if following is not None and not following > max(last, start):
         return "a listing does not go on behind its last row"
     return ""
 
 
-def _txn(op: list[Any], result: list[Any]) -> str:
-    if len(result) != 5 or type(result[2]) is not bool or not is_count(result[3]):
-        return "a transaction's answer is not [id, 0, succeeded, index, parts]"
-    asked, parts = op[8 if result[2] else 9], result[4]
-    if type(parts) is not list or len(parts) != len(asked):
+def _txn(op: Op, values: list[Any]) -> str:
+    succeeded, _, parts = values
+    asked = op[THEN_AT if succeeded else OTHERWISE_AT]
+    if len(parts) != len(asked):
         return f"a transaction's answer has other parts than the {len(asked)} that were asked for"
-    for wanted, part in zip(asked, parts, strict=True):
-        if type(part) is not list or not _is_part(wanted[0], part):
-            return f"the answer to operation {wanted[0]} of a transaction is malformed"
+    for (kind, *_), part in zip(asked, parts, strict=True):
+        if type(part) is not list or not _is_part(kind, part):
+            return f"the answer to operation {kind} of a transaction is malformed"
     return ""
 
 
 def _is_part(kind: int, part: list[Any]) -> bool:
-    if kind == GET and part == [NOT_FOUND] and type(part[0]) is int:
-        return True
-    if len(part) < 2 or type(part[0]) is not int or part[0] != OK:
+    """Whether ``part`` answers an operation of that kind within a transaction."""
+    if not part or type(part[0]) is not int:
         return False
-    if kind == GET:
-        return len(part) == 2 and type(part[1]) is bytes and is_sound(part[1])
-    if not is_count(part[1]) or len(part) != (2 if kind == DELETE else 3):
+    if part[0] == NOT_FOUND:
+        return OPERATIONS[kind].misses and len(part) == 1
+    told = PART_RESULTS[kind]
+    if part[0] != OK or len(part) != 1 + len(told):
         return False
-    return kind == DELETE or (_is_i64(part[2]) if kind == ADD else type(part[2]) is bool)
+    for element, value in zip(told, part[1:], strict=True):
+        if not element.is_good(value) or (element is RECORD_TOLD and not is_sound(value)):
+            return False
+    return True
 
 
-_OK: Final = {GET: _get, PUT: _put, DELETE: _delete, ADD: _add, LIST: _list, TXN: _txn, TOUCH: _touch}
+_OWED: Final = {LIST: _list, TXN: _txn}
 
 
 # --- frames beside answers --------------------------------------------------------------------------

@@ -5,7 +5,8 @@ store_id, incarnation, spoken]``, where each side tells the versions that it spe
 is told none) (requests may follow the HELLO without waiting), or ``ERROR [status, message,
 detail]`` and a close. ``cluster`` may be "" when the client does not know it yet.
 
-``REQUEST [client_id (16 bytes), timeout_ms, [op, ...]]``, at most MAX_OPS_PER_FRAME ops; an op is
+``REQUEST [client_id (16 bytes), timeout_ms, [op, ...]]``, at most MAX_OPS_PER_FRAME ops; an op, as
+``metastore.operations`` describes it for programs, is
 
     [id, GET,    partition, lkey, consistency, arg]
     [id, PUT,    partition, lkey, seq, floor, stamp, condition, value, content_type, ttl_ms]
@@ -67,49 +68,10 @@ from __future__ import annotations
 
 from typing import Final
 
-GET: Final = 1
-PUT: Final = 2
-DELETE: Final = 3
-ADD: Final = 4
-LIST: Final = 5
-TXN: Final = 6
-TOUCH: Final = 7
-#: no operation of a client: the leader's delete of a record whose TTL is over
-EXPIRE: Final = 8
-
-OK: Final = 0
-NOT_FOUND: Final = 1
-
-LINEARIZABLE: Final = 0
-STALE: Final = 1
-AT_LEAST: Final = 2
-
-ABSENT: Final = 0
-EXISTS: Final = -1
-
-#: of a PUT, in place of a fencing token
-RAISE: Final = 0
-
-KEYS_ONLY: Final = 1
-
 WATCH_ANY: Final = 1
 WATCH_KEYS: Final = 2
 
-#: targets and relations of a TXN's compares
-VERSION, VALUE, CREATED = 0, 1, 2
-EQUAL, NOT_EQUAL, LESS, GREATER = 0, 1, 2, 3
-
 MAX_OPS_PER_FRAME: Final = 4096
-MAX_LIST_LIMIT: Final = 10_000
 MAX_TIMEOUT_MS: Final = 120_000
 CLIENT_ID_BYTES: Final = 16
-#: a floor from here on says: this client makes a single request, and whoever repeats it may be another process. No
-#: request has such a number itself
-ONE_REQUEST: Final = 1 << 62
-#: what a request became is remembered at least so long (and at least of the last requests: core.dedupe)
-DEDUPE_WINDOW_S: Final = 600
-MAX_TXN_PARTS: Final = 128
-MAX_TXN_READ_BYTES: Final = 1 << 20
-MAX_TXN_BYTES: Final = 2 << 20
-MAX_FENCE_NAME_BYTES: Final = 256
 MAX_WATCHES_PER_CONNECTION: Final = 8192

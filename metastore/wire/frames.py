@@ -55,16 +55,6 @@ def pack(kind: int, body: Any) -> bytes:
     return HEADER.pack(len(raw) + 2, WIRE_VERSION, kind) + raw
 
 
-def shown(value: Any, limit: int = 40) -> str:
-    """``value`` for an error message: short, and without walking through what a stranger nested."""
-    kind = type(value)
-    if kind is str or kind is bytes:
-        return repr(value[:limit])[:limit]
-    if value is None or kind in (bool, int, float):
-        return repr(value)[:limit]
-    return f"a {kind.__name__} of {len(value)}" if kind in (list, dict) else f"a {kind.__name__}"
-
-
 class FrameDecoder:
     """Bytes in, ``(type, body)`` out: ``push`` what came, ``pull`` frames until there is none. Linear in
     what is pushed, however small the pieces. ``max_frame`` may be changed between two frames."""

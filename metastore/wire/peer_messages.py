@@ -23,8 +23,8 @@ from metastore.core.messages import (
     Seen,
     SnapshotChunk,
 )
+from metastore.elements import shown
 from metastore.errors import ProtocolError
-from metastore.wire.frames import shown
 from metastore.wire.versions import OPTIONAL, Levels, Spoken, levels_at, spoken_at
 
 #: Epochs, indexes and numbers end far below where 64 bits do: what is added to one stays a count.

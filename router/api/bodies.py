@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from metastore.elements import MAX_FENCE_NAME_BYTES, MAX_TTL_MS
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_VALUE_BYTES
-from metastore.namespaces import MAX_QUOTA, MAX_TTL_MS
-from metastore.wire.client_messages import MAX_FENCE_NAME_BYTES, MAX_OPS_PER_FRAME, MAX_TXN_PARTS
+from metastore.namespaces import MAX_QUOTA
+from metastore.operations import MAX_TXN_PARTS
+from metastore.wire.client_messages import MAX_OPS_PER_FRAME
 from router.api.parameters import (
     AGE_S,
     FENCE_NAME,

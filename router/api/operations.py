@@ -11,7 +11,8 @@ metrics can tell a counter from a read.
 from __future__ import annotations
 
 from metastore.keys import MAX_VALUE_BYTES
-from metastore.wire.client_messages import MAX_OPS_PER_FRAME, MAX_TXN_PARTS
+from metastore.operations import MAX_TXN_PARTS
+from metastore.wire.client_messages import MAX_OPS_PER_FRAME
 from router.api import bodies as b
 from router.api import parameters as p
 from router.api.operation import Answer, Body, MiB, Operation

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from metastore.elements import MAX_FENCE_NAME_BYTES, MAX_TTL_MS
 from metastore.keys import MAX_KEY_BYTES
-from metastore.namespaces import MAX_TTL_MS
-from metastore.wire.client_messages import MAX_FENCE_NAME_BYTES, MAX_LIST_LIMIT, MAX_TIMEOUT_MS
+from metastore.operations import MAX_LIST_LIMIT
+from metastore.wire.client_messages import MAX_TIMEOUT_MS
 from router.api.shapes import Choice, Flag, Integer, Number, Param, Text
 
 MAX_VERSION = (1 << 62) - 1

@@ -15,6 +15,7 @@ import orjson
 
 from cellctl import snapshot_file
 from metastore import layout, namespaces, schema
+from metastore import operations as c
 from metastore.client import positions
 from metastore.core.entry import entry_payload, entry_position, pack_entry
 from metastore.core.machine import Machine
@@ -24,7 +25,6 @@ from metastore.decoding import inflate
 from metastore.history import pack_mark
 from metastore.records import COUNTER, Record, pack_record, unpack_record
 from metastore.topology import TopologyTable
-from metastore.wire import client_messages as c
 from router.main import load_snapshot, save_snapshot
 from tests.golden.formats import Example, Form
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from metastore import operations as c
 from metastore.core import messages as m
+from metastore.elements import ONE_REQUEST, RAISE
 from metastore.errors import NotLeader, Unavailable
 from metastore.records import pack_record
 from metastore.topology import TopologyTable
 from metastore.wire import answer_checks, frames, peer_messages, versions
-from metastore.wire import client_messages as c
+from metastore.wire.client_messages import WATCH_ANY, WATCH_KEYS
 from metastore.wire.op_checks import check_op, check_request, check_watch, op_shape
 from metastore.wire.peer_messages import Hello
 from tests.golden.formats import Example, Form
@@ -142,10 +144,10 @@ OPS: Final[dict[str, list[Any]]] = {
     "put": [2, c.PUT, 3, LKEY, 9, 8, 99, None, b"value", "text/plain", 60_000],
     "put-absent": [2, c.PUT, 3, LKEY, 9, 8, 99, c.ABSENT, b"value", "", None],
     "put-fenced": [2, c.PUT, 3, LKEY, 9, 8, 99, None, b"value", "", 0, ["lock", 5]],
-    "put-takes": [2, c.PUT, 3, LKEY, 9, 8, 99, None, b"value", "", 0, ["lock", c.RAISE]],
+    "put-takes": [2, c.PUT, 3, LKEY, 9, 8, 99, None, b"value", "", 0, ["lock", RAISE]],
     "delete": [3, c.DELETE, 3, LKEY, 10, 8, 0, c.EXISTS],
     "delete-fenced": [3, c.DELETE, 3, LKEY, 10, 8, 0, 17, ["lock", 5]],
-    "add": [4, c.ADD, 3, LKEY, 11, c.ONE_REQUEST, 0, None, -2],
+    "add": [4, c.ADD, 3, LKEY, 11, ONE_REQUEST, 0, None, -2],
     "add-fenced": [4, c.ADD, 3, LKEY, 11, 8, 0, None, 2, ["lock", 5]],
     "list": [5, c.LIST, 3, LKEY[:8], LKEY + b"z", 100, 0, c.LINEARIZABLE, None],
     "list-wanted": [5, c.LIST, 3, LKEY[:8], LKEY + b"z", 100, c.KEYS_ONLY, c.STALE, None, b"ns\0"],
@@ -234,9 +236,7 @@ def _client() -> dict[str, Example]:
             for name, (of, tail) in ANSWERS.items()
         },
         "watch": framed(frames.WATCH, WATCH, _watch_error),
-        "watch-after": framed(
-            frames.WATCH, [*WATCH[:4], 17, c.WATCH_ANY | c.WATCH_KEYS, b"ns\0"], _watch_error
-        ),
+        "watch-after": framed(frames.WATCH, [*WATCH[:4], 17, WATCH_ANY | WATCH_KEYS, b"ns\0"], _watch_error),
         "unwatch": framed(frames.UNWATCH, [8], none),
         "events": framed(
             frames.EVENTS,

@@ -17,21 +17,9 @@ from hypothesis import strategies as st
 from metastore.errors import Compacted, InvalidRequest, Overloaded, TooLarge
 from metastore.keys import storage_key
 from metastore.node.admission import MAX_STRANGERS
+from metastore.operations import ADD, DELETE, GET, LINEARIZABLE, LIST, OK, PUT, STALE, TOUCH, TXN
 from metastore.wire import frames
-from metastore.wire.client_messages import (
-    ADD,
-    DELETE,
-    GET,
-    LINEARIZABLE,
-    LIST,
-    MAX_WATCHES_PER_CONNECTION,
-    OK,
-    PUT,
-    STALE,
-    TOUCH,
-    TXN,
-    WATCH_ANY,
-)
+from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION, WATCH_ANY
 from tests.hostile.attack import (
     HELLO,
     dial,

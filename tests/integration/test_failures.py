@@ -17,7 +17,7 @@ from metastore.client import AsyncClient
 from metastore.client.connection import NodeConnection
 from metastore.errors import DeadlineExceeded, MetastoreError, OutcomeUnknown, Unavailable
 from metastore.keys import storage_key
-from metastore.wire.client_messages import GET, LINEARIZABLE, PUT
+from metastore.operations import GET, LINEARIZABLE, PUT
 from tests.integration.harness import PATIENCE_S, Cluster, Load, keys_by_partition, until
 
 #: of the nodes' leases, as ``dev`` has it, and as steady cells do

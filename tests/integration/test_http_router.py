@@ -12,8 +12,8 @@ import pytest
 
 from metastore.errors import BY_STATUS, ConditionFailed, InvalidRequest
 from metastore.keys import storage_key
+from metastore.operations import ADD, DELETE, GET, LINEARIZABLE, LIST, NOT_FOUND, OK, PUT, TXN
 from metastore.records import unpack_record
-from metastore.wire.client_messages import ADD, DELETE, GET, LINEARIZABLE, LIST, NOT_FOUND, OK, PUT, TXN
 from tests.integration.harness import Cluster, until
 from tests.integration.http_api import Api, Reply, api_of, router_beside
 

@@ -6,23 +6,13 @@ from typing import Any
 
 import pytest
 
+from metastore.elements import is_count
 from metastore.errors import ConditionFailed
 from metastore.history import COUNT_BITS, MAX_GENERATIONS
+from metastore.operations import ADD, DELETE, EXPIRE, GET, KEYS_ONLY, LINEARIZABLE, LIST, PUT, TOUCH, TXN
 from metastore.records import HEAD_BYTES, pack_record
-from metastore.wire.answer_checks import check_answer, check_changes, check_error, check_events, is_count
-from metastore.wire.client_messages import (
-    ADD,
-    DELETE,
-    EXPIRE,
-    GET,
-    KEYS_ONLY,
-    LINEARIZABLE,
-    LIST,
-    PUT,
-    TOUCH,
-    TXN,
-    WATCH_KEYS,
-)
+from metastore.wire.answer_checks import check_answer, check_changes, check_error, check_events
+from metastore.wire.client_messages import WATCH_KEYS
 
 RECORD = pack_record(7, 7, b"value")
 ROTTEN = RECORD[:-1] + b"?"

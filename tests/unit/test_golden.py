@@ -9,8 +9,9 @@ import pytest
 
 from metastore import layout, schema
 from metastore.core.messages import KINDS
+from metastore.operations import OPERATIONS
 from metastore.storage.records import _KINDS as LOG_KINDS
-from metastore.wire import client_messages, frames
+from metastore.wire import frames
 from tests.golden import records, storage, wire
 from tests.golden.catalogue import FORMS
 from tests.golden.formats import FOLDER, Form, golden_versions, read_golden, wrong
@@ -34,7 +35,7 @@ def test_all_that_leaves_a_process_has_an_example() -> None:
     """Whoever adds a message, an operation, a record or a fact adds an example of it."""
     assert {type(one) for one in wire.PEER_MESSAGES} == set(KINDS.values())
     operations = {op[1] for op in wire.OPS.values()}
-    assert operations == set(range(client_messages.GET, client_messages.TOUCH + 1))
+    assert operations == set(OPERATIONS)
     assert {type(one) for one in storage.LOG_RECORDS} >= set(LOG_KINDS.values())
     kinds = {
         value for name, value in vars(layout).items() if name.endswith("Record") or name == "ClusterMeta"

@@ -8,31 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metastore.elements import MAX_FENCE_NAME_BYTES, MAX_TTL_MS, ONE_REQUEST, RAISE
 from metastore.errors import InvalidRequest, TooLarge
 from metastore.history import VERSIONS
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, storage_key
-from metastore.namespaces import MAX_TTL_MS
-from metastore.wire.client_messages import (
+from metastore.operations import (
     ADD,
     AT_LEAST,
-    CLIENT_ID_BYTES,
     DELETE,
     GET,
     LIST,
-    MAX_FENCE_NAME_BYTES,
     MAX_LIST_LIMIT,
-    MAX_OPS_PER_FRAME,
-    MAX_TIMEOUT_MS,
     MAX_TXN_PARTS,
-    ONE_REQUEST,
     PUT,
-    RAISE,
     TOUCH,
     TXN,
     VALUE,
     VERSION,
-    WATCH_KEYS,
 )
+from metastore.wire.client_messages import CLIENT_ID_BYTES, MAX_OPS_PER_FRAME, MAX_TIMEOUT_MS, WATCH_KEYS
 from metastore.wire.op_checks import check_op, check_request, check_watch, is_plain, op_shape
 
 KEY = storage_key("n", "k")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from metastore.core import messages as m
 from metastore.core.messages import KINDS, Lineage, Process, Run
+from metastore.elements import shown
 from metastore.errors import ProtocolError
 from metastore.wire import frames, peer_messages
 from metastore.wire.frames import (
@@ -22,7 +23,6 @@ from metastore.wire.frames import (
     WIRE_VERSION,
     FrameDecoder,
     pack,
-    shown,
     unpack_body,
 )
 from metastore.wire.peer_messages import MAX_COUNT, MAX_GRANT_NS, MAX_PARTITIONS, Hello

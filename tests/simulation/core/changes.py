@@ -14,7 +14,7 @@ from metastore.core.messages import Process
 from metastore.core.payloads import read_payload
 from metastore.core.replica import ACTIVE, ADOPTING, RESIGNED, pack_config, unpack_config
 from metastore.layout import ConfigRecord
-from metastore.wire.client_messages import ADD, DELETE, EXPIRE, PUT, TXN
+from metastore.operations import ADD, DELETE, EXPIRE, PUT, TXN
 from tests.simulation.core.steps import (
     CAMPAIGNED,
     CHANGED,

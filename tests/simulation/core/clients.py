@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from metastore.core.replica import ACTIVE
 from metastore.core.settings import MS
+from metastore.operations import GET, PUT
 from metastore.records import record_versions
-from metastore.wire.client_messages import GET, PUT
 from tests.simulation.core.etcd import P
 from tests.simulation.violation import Violation
 

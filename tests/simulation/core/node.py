@@ -18,7 +18,7 @@ from metastore.core.node import NodeCore
 from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING, RESIGNING, Restored, unpack_config
 from metastore.core.settings import MS
 from metastore.layout import ConfigRecord
-from metastore.wire.client_messages import GET
+from metastore.operations import GET
 from tests.simulation.core.etcd import P
 from tests.simulation.core.rules import Rules
 from tests.simulation.core.steps import INSTALLED, RECORD, Step, view_of

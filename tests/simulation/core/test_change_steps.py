@@ -17,7 +17,7 @@ from metastore.core.messages import Process
 from metastore.core.replica import ACTIVATING, ACTIVE, FOLLOWER, RESIGNED, SEALING, pack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord
-from metastore.wire.client_messages import DELETE
+from metastore.operations import DELETE
 from tests.simulation.core.rules import Rules
 from tests.simulation.core.steps import (
     CAMPAIGNED,

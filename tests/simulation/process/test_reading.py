@@ -10,7 +10,7 @@ import pytest
 from metastore.core.replica import Replica
 from metastore.node.host import PartitionHost
 from metastore.node.watches import PartitionWatches
-from metastore.wire.client_messages import LIST, STALE
+from metastore.operations import LIST, STALE
 from tests.simulation.planted import a_leader_to_be_is_new, a_sign_of_life_is_proof
 from tests.simulation.planting import Patch, Plant, Planter, must_be_seen, plant
 from tests.simulation.process.plans import PLANS

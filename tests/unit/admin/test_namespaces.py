@@ -23,8 +23,8 @@ from metastore.history import NO_VERSION
 from metastore.keys import PARENT, WHOLE_KEY, PartitionMap, storage_key
 from metastore.layout import Layout, LineageRecord, NodeRecord, to_json
 from metastore.namespaces import DEFAULT, policy_from_json
+from metastore.operations import DELETE, LIST
 from metastore.topology import Placement, TopologyTable
-from metastore.wire.client_messages import DELETE, LIST
 
 LAYOUT = Layout("test")
 

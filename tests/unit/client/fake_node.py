@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from metastore.errors import ConditionFailed
 from metastore.layout import NodeRecord
+from metastore.operations import ADD, DELETE, GET, KEYS_ONLY, LIST, PUT, TOUCH, TXN
 from metastore.records import pack_record
 from metastore.topology import Placement, TopologyTable
 from metastore.wire import frames
-from metastore.wire.client_messages import ADD, DELETE, GET, KEYS_ONLY, LIST, PUT, TOUCH, TXN
 
 RECORD: Final = pack_record(7, 7, b"value")
 EPOCH: Final = 5 << 16

@@ -24,9 +24,9 @@ from metastore.errors import (
     WrongRouting,
 )
 from metastore.keys import END_OF_RING
+from metastore.operations import DELETE, PUT
 from metastore.wire import frames
 from metastore.wire.answer_checks import check_answer, check_end
-from metastore.wire.client_messages import DELETE, PUT
 from tests.unit.client.fake_node import EPOCH, RECORD, FakeNode, failed, good
 from tests.unit.client.nonsense import mutations
 

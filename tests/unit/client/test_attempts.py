@@ -9,6 +9,7 @@ import pytest
 
 from metastore.client.connection import AttemptTimeout, ConnectionLost
 from metastore.client.dispatch import Dispatcher, RequestIds
+from metastore.elements import ONE_REQUEST
 from metastore.errors import (
     ConditionFailed,
     DeadlineExceeded,
@@ -21,8 +22,8 @@ from metastore.errors import (
 )
 from metastore.keys import storage_key
 from metastore.layout import NodeRecord
+from metastore.operations import GET, LINEARIZABLE, OK, PUT
 from metastore.topology import Placement, TopologyTable
-from metastore.wire.client_messages import GET, LINEARIZABLE, OK, ONE_REQUEST, PUT
 
 LKEY = storage_key("n", "k")
 NODES = ("n1", "n2", "n3")

@@ -10,7 +10,7 @@ import pytest
 from metastore.client.results import Compare, Put
 from metastore.errors import TooLarge
 from metastore.keys import MAX_VALUE_BYTES
-from metastore.wire.client_messages import MAX_TXN_BYTES
+from metastore.operations import MAX_TXN_BYTES
 from metastore.wire.op_checks import check_op
 from tests.unit.client.fake_node import FakeNode, good
 from tests.unit.client.test_answers import Call, client

@@ -11,8 +11,8 @@ from metastore.client.positions import Position
 from metastore.client.strands import Strand, Strands
 from metastore.client.watching import Buffer, Wanted
 from metastore.keys import storage_key
+from metastore.operations import DELETE
 from metastore.topology import Placement, TopologyTable
-from metastore.wire.client_messages import DELETE
 
 TOP = 1 << 64
 

@@ -11,7 +11,7 @@ from metastore.core import dedupe, fences
 from metastore.core.dedupe import Session, Sessions
 from metastore.core.machine import Machine
 from metastore.errors import ConditionFailed, RequestIdExpired
-from metastore.wire.client_messages import ABSENT, OK
+from metastore.operations import ABSENT, OK
 from tests.unit.core.test_machine import A, B, Replica, put
 
 C = b"c" * 16

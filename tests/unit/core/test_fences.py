@@ -10,8 +10,9 @@ from metastore.core import fences as fences_module
 from metastore.core.fences import BUCKETS, FENCE_PREFIX, FLOOR_PREFIX, MAX_FENCES, bucket_of, fence_digest
 from metastore.core.machine import Machine
 from metastore.core.payloads import check_aux, read_payload
+from metastore.elements import RAISE
 from metastore.errors import ConditionFailed, Fenced, FenceForgotten
-from metastore.wire.client_messages import ABSENT, OK, RAISE
+from metastore.operations import ABSENT, OK
 from tests.unit.core.test_machine import A, B, Replica, delete, lk, put, txn
 
 LOCK = ["job", RAISE]

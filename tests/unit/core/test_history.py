@@ -10,6 +10,7 @@ from metastore.core import dedupe
 from metastore.core.machine import Machine, base_version, changes_of
 from metastore.core.payloads import check_aux, read_payload
 from metastore.core.replica import pack_config, read_config
+from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,
     Fenced,
@@ -30,8 +31,7 @@ from metastore.history import (
     pack_mark,
 )
 from metastore.layout import ConfigRecord
-from metastore.records import pack_record, shown_from, unpack_record
-from metastore.wire.client_messages import (
+from metastore.operations import (
     ABSENT,
     CREATED,
     EQUAL,
@@ -41,10 +41,10 @@ from metastore.wire.client_messages import (
     NOT_EQUAL,
     OK,
     PUT,
-    RAISE,
     VALUE,
     VERSION,
 )
+from metastore.records import pack_record, shown_from, unpack_record
 from tests.unit.core.test_machine import A, B, Replica, add, delete, lk, put, touch, txn
 
 G1, G2 = first_version(1), first_version(2)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from metastore.core import dedupe, fences
 from metastore.core import machine as machine_module
 from metastore.core.machine import Machine, base_version, changes_of
+from metastore.elements import ONE_REQUEST, RAISE
 from metastore.errors import ConditionFailed, Fenced, NotANumber, RequestIdExpired, TooLarge
 from metastore.history import pack_mark
-from metastore.records import unpack_record
-from metastore.wire.client_messages import (
+from metastore.operations import (
     ABSENT,
     ADD,
     CREATED,
@@ -27,14 +27,13 @@ from metastore.wire.client_messages import (
     NOT_EQUAL,
     NOT_FOUND,
     OK,
-    ONE_REQUEST,
     PUT,
-    RAISE,
     TOUCH,
     TXN,
     VALUE,
     VERSION,
 )
+from metastore.records import unpack_record
 
 A, B = b"a" * 16, b"b" * 16
 

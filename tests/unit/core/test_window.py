@@ -10,8 +10,8 @@ from metastore.core import dedupe
 from metastore.core.dedupe import WINDOW_NS, WINDOW_STEP_NS, Sessions, Window
 from metastore.core.machine import Machine, changes_of
 from metastore.core.payloads import check_aux, read_payload
+from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import RequestIdExpired
-from metastore.wire.client_messages import DEDUPE_WINDOW_S, ONE_REQUEST
 from tests.unit.core.test_machine import Replica, put
 
 S = 1_000_000_000

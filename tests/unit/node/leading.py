@@ -14,8 +14,8 @@ from metastore.core.messages import Process
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.node.node import Node
+from metastore.operations import DELETE, GET, LINEARIZABLE, PUT, TOUCH
 from metastore.storage.store import Store
-from metastore.wire.client_messages import DELETE, GET, LINEARIZABLE, PUT, TOUCH
 
 P, EPOCH = 0, first_epoch(1)
 X, Y = Process("x", "sx", "1"), Process("y", "sy", "1")

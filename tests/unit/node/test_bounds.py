@@ -17,8 +17,8 @@ from metastore.node import http as http_module
 from metastore.node.admission import Admission
 from metastore.node.clients import MAX_CLIENT_NS, ClientConnection
 from metastore.node.http import Digests
+from metastore.operations import GET, LINEARIZABLE, OK, PUT
 from metastore.wire import frames
-from metastore.wire.client_messages import GET, LINEARIZABLE, OK, PUT
 from tests.unit.node.single import Single
 
 LKEY = storage_key("n", "k")

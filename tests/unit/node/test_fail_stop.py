@@ -21,9 +21,9 @@ from metastore.layout import ConfigRecord, first_epoch
 from metastore.node import host as host_module
 from metastore.node.clients import ClientConnection
 from metastore.node.node import Node
+from metastore.operations import PUT
 from metastore.records import pack_record, unpack_record
 from metastore.storage.store import Store
-from metastore.wire.client_messages import PUT
 
 LEADER = Process("l", "sl", "1")
 EPOCH = first_epoch(1)

@@ -17,7 +17,7 @@ from metastore.keys import storage_key
 from metastore.layout import SplitRecord
 from metastore.node import host as hosts
 from metastore.node.splitting import may_split
-from metastore.wire.client_messages import ADD, DELETE, NOT_FOUND, OK, TXN
+from metastore.operations import ADD, DELETE, NOT_FOUND, OK, TXN
 from tests.unit.node.leading import LONG_NS, Leading, P, X
 
 Y = Process("y", "sy", "1")

@@ -19,9 +19,9 @@ from metastore.errors import Moved, NotLeader, OutcomeUnknown, StorageError, Una
 from metastore.keys import storage_key
 from metastore.layout import first_epoch
 from metastore.node.node import FACT_LARGEST_GRANT, Node
+from metastore.operations import NOT_FOUND, OK
 from metastore.storage.records import Fact
 from metastore.storage.store import Store
-from metastore.wire.client_messages import NOT_FOUND, OK
 from tests.unit.node.leading import EPOCH, LONG_NS, Leading, P, X
 
 SECOND_NS = 1_000_000_000

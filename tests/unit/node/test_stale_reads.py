@@ -12,7 +12,8 @@ from metastore.core.settings import MS
 from metastore.errors import Moved, TooStale, Unavailable
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
-from metastore.wire.client_messages import AT_LEAST, GET, LIST, NOT_FOUND, OK, STALE, WATCH_ANY
+from metastore.operations import AT_LEAST, GET, LIST, NOT_FOUND, OK, STALE
+from metastore.wire.client_messages import WATCH_ANY
 from tests.unit.node.single import Single
 
 LKEY = storage_key("n", "d/k")

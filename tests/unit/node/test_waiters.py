@@ -7,7 +7,7 @@ from typing import Any, cast
 from metastore.errors import OutcomeUnknown
 from metastore.node.clients import ClientConnection
 from metastore.node.waiters import FOREVER_NS, Waiters
-from metastore.wire.client_messages import OK
+from metastore.operations import OK
 from tests.unit.node.leading import Asker
 
 

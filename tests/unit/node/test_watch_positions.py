@@ -15,8 +15,9 @@ from metastore.errors import Compacted, MetastoreError, Moved, Unavailable
 from metastore.keys import END_OF_RING
 from metastore.node import watches as watches_module
 from metastore.node.watches import PartitionWatches
+from metastore.operations import PUT
 from metastore.wire import frames
-from metastore.wire.client_messages import PUT, WATCH_ANY
+from metastore.wire.client_messages import WATCH_ANY
 
 EPOCH = 1 << 16
 

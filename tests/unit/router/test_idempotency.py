@@ -12,6 +12,7 @@ from metastore.client.request_ids import AGE_MARGIN_S
 from metastore.core import dedupe
 from metastore.core.dedupe import MAX_SESSIONS
 from metastore.core.machine import Machine
+from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import (
     ConditionFailed,
     DiskLow,
@@ -22,7 +23,7 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.keys import storage_key
-from metastore.wire.client_messages import ADD, DEDUPE_WINDOW_S, ONE_REQUEST
+from metastore.operations import ADD
 from metastore.wire.op_checks import check_op, op_shape
 from router.idempotency import AGE_HEADER, KEY_HEADER, OneRequest, aged, note_batch, refused, was_sent_before
 

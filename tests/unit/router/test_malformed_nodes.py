@@ -16,9 +16,9 @@ import pytest
 
 from metastore.client import AsyncClient
 from metastore.config import RouterConfig
+from metastore.operations import GET, PUT
 from metastore.records import pack_record
 from metastore.wire import frames
-from metastore.wire.client_messages import GET, PUT
 from router.main import Router
 from tests.unit.client.fake_node import FakeNode, failed, good
 from tests.unit.client.nonsense import mutations
