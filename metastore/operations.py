@@ -229,7 +229,7 @@ _ALL = (
         "delete",
         (*_REQUEST, e.CONDITION),
         _WRITTEN,
-        "Delete a record.",
+        "Delete a record, if there is one.",
         e.FENCE,
         writes=True,
         part=(),
@@ -241,7 +241,7 @@ _ALL = (
         "add",
         (*_REQUEST, e.CONDITION, e.DELTA),
         (*_WRITTEN, Told("count", e.is_i64)),
-        "Add to a counter.",
+        "Add to a counter, from 0 when absent.",
         e.FENCE,
         writes=True,
         adds=True,
@@ -304,7 +304,6 @@ WRITES: Final = frozenset(op.kind for op in _ALL if op.writes)
 ADDING: Final = frozenset(op.kind for op in _ALL if op.adds)
 #: made of parts, each of which is an operation
 COMPOUND: Final = frozenset(op.kind for op in _ALL if any(f.parts for f in op.fields))
-
 #: where the elements stand that several kinds have, of every kind that has it
 AT: Final[dict[str, dict[int, int]]] = {
     name: {op.kind: op.at(name) for op in _ALL if op.field(name) is not None}
@@ -383,6 +382,8 @@ _KEYS: Final = {
 }
 #: with other keys than the one that says where they are routed
 MANY_KEYS: Final = frozenset(kind for kind, found in _KEYS.items() if found)
+#: of one record each: what a batch is made of
+SINGLE: Final = frozenset(op.kind for op in _ALL if op.fields[0].keys is not None) - MANY_KEYS
 _BRANCHES: Final = {op.kind: tuple(op.at(f.name) for f in op.fields if f.parts) for op in _ALL}
 _TOLD_SIZES: Final = {
     op.kind: tuple((op.told_at(t.name), t.size) for t in op.result if t.size is not None) for op in _ALL

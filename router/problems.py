@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from metastore.admin.errors import as_callers_see
+from metastore.client.results import AddResult, PutResult, TouchResult
 from metastore.errors import (
     ConditionFailed,
     CorruptState,
@@ -66,6 +67,19 @@ def item_json(key: str, record: Record, keys_only: bool = False) -> dict[str, An
     item["content_type"] = record.content_type
     item["ttl_ms"] = record.ttl_ms
     return item | value_json(record.value)
+
+
+def result_json(key: str, result: Any) -> dict[str, Any]:
+    """What an operation of the client gave back, in a JSON answer."""
+    if isinstance(result, Record):
+        return item_json(key, result)
+    if isinstance(result, PutResult):
+        return {"key": key, "version": result.version, "created": result.created}
+    if isinstance(result, AddResult):
+        return {"key": key, "version": result.version, "count": result.value}
+    if isinstance(result, TouchResult):
+        return {"key": key, "version": result.version, "ttl_ms": round(result.ttl_s * 1000)}
+    return {"key": key, "version": result or 0}  # of a delete; of a read that found nothing
 
 
 def for_http(error: MetastoreError) -> MetastoreError:

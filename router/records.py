@@ -15,7 +15,7 @@ from metastore.keys import MAX_CONTENT_TYPE_BYTES, is_content_type
 from router.bulkheads import CellDispatcher
 from router.calls import Call
 from router.idempotency import OneRequest, aged
-from router.problems import item_json
+from router.problems import item_json, result_json
 
 NO_STORE = "no-store"
 #: what a value's own type could do in a browser, it does not do here
@@ -216,8 +216,8 @@ class Records:
             )
         except MetastoreError as e:
             raise await self.explained(call, ns, e) from None
-        body = {"key": key, "version": result.version, "created": result.created}
-        return json_response(body, 201 if result.created else 200, ETag=etag(result.version))
+        status = 201 if result.created else 200
+        return json_response(result_json(key, result), status, ETag=etag(result.version))
 
     async def delete(self, call: Call) -> web.Response:
         ns, key = self.namespace(call), call["key"]
@@ -229,7 +229,7 @@ class Records:
             raise await self.explained(call, ns, e) from None
         if not version:
             raise NotFound(f"there was no record {key!r:.200} in namespace {ns.name}; nothing was changed")
-        return json_response({"key": key, "version": version})
+        return json_response(result_json(key, version))
 
     async def add(self, call: Call) -> web.Response:
         ns, key = self.namespace(call), call["key"]
@@ -239,8 +239,7 @@ class Records:
             result = await ns.add(key, delta, **when, fence=token, ids=ids)
         except MetastoreError as e:
             raise await self.explained(call, ns, e) from None
-        body = {"key": key, "version": result.version, "count": result.value}
-        return json_response(body, ETag=etag(result.version))
+        return json_response(result_json(key, result), ETag=etag(result.version))
 
     async def touch(self, call: Call) -> web.Response:
         ns, key = self.namespace(call), call["key"]
@@ -254,5 +253,4 @@ class Records:
             if match is not None:
                 raise ConditionFailed("condition failed: there is no such record", version=0)
             raise NotFound(f"there is no record {key!r:.200} in namespace {ns.name}")
-        body = {"key": key, "version": result.version, "ttl_ms": round(result.ttl_s * 1000)}
-        return json_response(body, ETag=etag(result.version))
+        return json_response(result_json(key, result), ETag=etag(result.version))

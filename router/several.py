@@ -11,14 +11,12 @@ from aiohttp import web
 from metastore.client.namespace import Namespace
 from metastore.client.results import (
     Add,
-    AddResult,
     Compare,
     Delete,
     Fence,
     Get,
     Op,
     Put,
-    PutResult,
 )
 from metastore.errors import MetastoreError, NotFound, TooLarge
 from metastore.keys import storage_key
@@ -26,7 +24,7 @@ from metastore.records import Record
 from router.bulkheads import CellDispatcher, Hold
 from router.calls import Call
 from router.idempotency import OneRequest, aged, note_batch
-from router.problems import item_json, problem_body
+from router.problems import problem_body, result_json
 from router.records import consistency, json_response, ttl_s, with_current
 
 #: operations of one request under way to one cell; the others of that cell wait their turn
@@ -178,17 +176,12 @@ class Several:
             if record is None:
                 raise NotFound(f"there is no record {key!r:.200} in namespace {ns.name}")
             answer.take(len(record.value))
-            return {"status": 200, **item_json(key, record)}
+            return {"status": 200, **result_json(key, record)}
         if kind == "touch":
             touched = await ns.touch(key, version=op.get("if_version"), deadline_s=left_s)
             if touched is None:
                 raise NotFound(f"there is no record {key!r:.200} in namespace {ns.name}")
-            return {
-                "status": 200,
-                "key": key,
-                "version": touched.version,
-                "ttl_ms": round(touched.ttl_s * 1000),
-            }
+            return {"status": 200, **result_json(key, touched)}
         common: dict[str, Any] = {
             **condition_of(op),
             "fence": fence_of(op),
@@ -201,15 +194,14 @@ class Several:
             put = await ns.put(
                 key, value_of(op), content_type=content_type, ttl_s=ttl, raise_fence=name, **common
             )
-            status = 201 if put.created else 200
-            return {"status": status, "key": key, "version": put.version, "created": put.created}
+            return {"status": 201 if put.created else 200, **result_json(key, put)}
         if kind == "add":
             added = await ns.add(key, op["delta"], **common)
-            return {"status": 200, "key": key, "version": added.version, "count": added.value}
+            return {"status": 200, **result_json(key, added)}
         version = await ns.delete(key, **common)
         if not version:
             raise NotFound(f"there was no record {key!r:.200} in namespace {ns.name}; nothing was changed")
-        return {"status": 200, "key": key, "version": version}
+        return {"status": 200, **result_json(key, version)}
 
     def _ids(self, call: Call, ns: Namespace, op: dict[str, Any]) -> OneRequest | None:
         key, age_s = op.pop("idempotency_key", None), op.pop("idempotency_age_s", None)
@@ -237,7 +229,7 @@ class Several:
         for found in result.results:
             if isinstance(found, Record):
                 call.hold.force(len(found.value))
-        results = [self._part_json(op, found) for op, found in zip(branch, result.results, strict=True)]
+        results = [result_json(op.key, found) for op, found in zip(branch, result.results, strict=True)]
         return json_response({"succeeded": result.succeeded, "results": results})
 
     @staticmethod
@@ -254,13 +246,3 @@ class Several:
             ttl = ttl_s(op.get("ttl_ms"), op.get("ttl_s"))
             return Put(key, value_of(op), content_type=op["content_type"], ttl_s=ttl)
         return Add(key, op["delta"]) if kind == "add" else Delete(key)
-
-    @staticmethod
-    def _part_json(op: Op, found: Any) -> dict[str, Any]:
-        if isinstance(found, Record):
-            return item_json(op.key, found)
-        if isinstance(found, PutResult):
-            return {"key": op.key, "version": found.version, "created": found.created}
-        if isinstance(found, AddResult):
-            return {"key": op.key, "version": found.version, "count": found.value}
-        return {"key": op.key, "version": found or 0}

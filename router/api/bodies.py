@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
-from metastore.elements import MAX_FENCE_NAME_BYTES, MAX_TTL_MS
+from metastore.elements import FENCE_OR_RAISE, MAX_FENCE_NAME_BYTES, MAX_TTL_MS
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_VALUE_BYTES
 from metastore.namespaces import MAX_QUOTA
-from metastore.operations import MAX_TXN_PARTS
+from metastore.operations import BY_NAME, MAX_TXN_PARTS, OPERATIONS, SINGLE, Operation
 from metastore.wire.client_messages import MAX_OPS_PER_FRAME
 from router.api.parameters import (
     AGE_S,
@@ -60,18 +60,28 @@ FENCE = Object(
 # --- what comes in ------------------------------------------------------------------------------
 
 _KEY = Member(KEY_SHAPE, "", True)
-_VALUE = {
-    "value": Member(
-        Text(0, MAX_VALUE_BYTES, what=f"text of at most {MAX_VALUE_BYTES} bytes"), "The value, text."
-    ),
-    "value_base64": Member(Base64(MAX_VALUE_BYTES), "The value, any bytes."),
-    "content_type": Member(CONTENT_TYPE, "Kept with the value.", default=""),
-    "ttl_ms": Member(TTL_MS, "0 = lives for ever; without it, the namespace's default."),
-    "ttl_s": Member(TTL_S, "The same in seconds."),
+#: of an operation's element, by its name in ``metastore.operations``: its members here
+_ELEMENTS: dict[str, dict[str, Member]] = {
+    "value": {
+        "value": Member(
+            Text(0, MAX_VALUE_BYTES, what=f"text of at most {MAX_VALUE_BYTES} bytes"), "The value, text."
+        ),
+        "value_base64": Member(Base64(MAX_VALUE_BYTES), "The value, any bytes."),
+    },
+    "content_type": {"content_type": Member(CONTENT_TYPE, "Kept with the value.", default="")},
+    "ttl_ms": {
+        "ttl_ms": Member(TTL_MS, "0 = lives for ever; without it, the namespace's default."),
+        "ttl_s": Member(TTL_S, "The same in seconds."),
+    },
+    "delta": {"delta": Member(I64, "", default=1)},
+    "consistency": {"consistency": Member(Choice(("linearizable", "stale", "at_least")))},
+    "arg": {"max_staleness_ms": Member(Integer(0, 10**12)), "at_least": Member(_U63)},
 }
-_IF_VERSION = {"if_version": Member(VERSION, "Only if the record is at this version.")}
-_IF_EXISTS = {"if_exists": Member(Flag(), "Only if there is such a record.")}
-_IF_ABSENT = {"if_absent": Member(Flag(), "Only if there is no such record.")}
+_CONDITIONS = {
+    "version": ("if_version", Member(VERSION, "Only if the record is at this version.")),
+    "absent": ("if_absent", Member(Flag(), "Only if there is no such record.")),
+    "exists": ("if_exists", Member(Flag(), "Only if there is such a record.")),
+}
 _WRITE = {
     "fence": Member(FENCE),
     "idempotency_key": Member(
@@ -79,74 +89,49 @@ _WRITE = {
     ),
     "idempotency_age_s": Member(AGE_S, "As the header Idempotency-Age."),
 }
-_CONDITIONS = ("if_version", "if_absent", "if_exists")
-_READ = {
-    "consistency": Member(Choice(("linearizable", "stale", "at_least"))),
-    "max_staleness_ms": Member(Integer(0, 10**12)),
-    "at_least": Member(_U63),
-}
+_RAISE_FENCE = Member(FENCE_NAME, "The record is a lock: raise this fence to its new version.")
 
 
-def _op(word: str, name: str, text: str, members: dict[str, Member], **rules: Any) -> Object:
-    return Object({"op": Member(Const(word), "", True), "key": _KEY, **members}, name, text, **rules)
+def _form(prefix: str, op: Operation, more: str, names: Iterable[str], extra: dict[str, Member]) -> Object:
+    """The JSON form of an operation: its elements of these names, and what stands beside them."""
+    members = {"op": Member(Const(op.name), "", True), "key": _KEY}
+    for name in names:
+        members |= _ELEMENTS.get(name, {})
+    members |= extra
+    alone = (("ttl_ms", "ttl_s"), tuple(name for name, _ in _CONDITIONS.values()), ("fence", "raise_fence"))
+    given = (tuple(name for name in names if name in members) for names in alone)
+    return Object(
+        members,
+        f"{prefix}{op.name.capitalize()}",
+        op.text + more,
+        one_of=(("value", "value_base64"),) if "value" in members else (),
+        not_both=tuple(names for names in given if len(names) > 1),
+    )
 
 
-_VALUE_RULES: dict[str, Any] = {"one_of": (("value", "value_base64"),)}
+def _batch_form(op: Operation) -> Object:
+    extra = dict(_CONDITIONS[condition] for condition in op.conditions)
+    if op.writes:
+        extra |= _WRITE
+    if op.optional is FENCE_OR_RAISE:
+        extra["raise_fence"] = _RAISE_FENCE
+    return _form(
+        "Batch", op, "" if op.adds else " 404 when there is none.", [f.name for f in op.fields], extra
+    )
+
+
+def _txn_form(op: Operation) -> Object:
+    return _form("Txn", op, "", op.part or (), {})
+
+
 BATCH_OP = Tagged(
-    "op",
-    {
-        "get": _op("get", "BatchGet", "Read a record; 404 when there is none.", _READ),
-        "put": _op(
-            "put",
-            "BatchPut",
-            "Write a record.",
-            {
-                **_VALUE,
-                **_IF_VERSION,
-                **_IF_ABSENT,
-                **_IF_EXISTS,
-                **_WRITE,
-                "raise_fence": Member(
-                    FENCE_NAME, "The record is a lock: raise this fence to its new version."
-                ),
-            },
-            not_both=(("ttl_ms", "ttl_s"), _CONDITIONS, ("fence", "raise_fence")),
-            **_VALUE_RULES,
-        ),
-        "delete": _op(
-            "delete",
-            "BatchDelete",
-            "Delete a record; 404 when there was none.",
-            {**_IF_VERSION, **_IF_EXISTS, **_WRITE},
-            not_both=(("if_version", "if_exists"),),
-        ),
-        "add": _op(
-            "add",
-            "BatchAdd",
-            "Add to a counter, from 0 when absent.",
-            {"delta": Member(I64, "", default=1), **_IF_VERSION, **_IF_ABSENT, **_IF_EXISTS, **_WRITE},
-            not_both=(_CONDITIONS,),
-        ),
-        "touch": _op("touch", "BatchTouch", "Start the record's TTL anew.", _IF_VERSION),
-    },
-    "BatchOp",
+    "op", {op.name: _batch_form(op) for op in OPERATIONS.values() if op.kind in SINGLE}, "BatchOp"
 )
 BATCH = Object(
     {"ops": Member(EachOf(BATCH_OP, MAX_OPS_PER_FRAME), "Worked on side by side, in no order.", True)},
     "Batch",
 )
-TXN_OP = Tagged(
-    "op",
-    {
-        "get": _op("get", "TxnGet", "Read a record as the operations before left it.", {}),
-        "put": _op(
-            "put", "TxnPut", "Write a record.", dict(_VALUE), not_both=(("ttl_ms", "ttl_s"),), **_VALUE_RULES
-        ),
-        "delete": _op("delete", "TxnDelete", "Delete a record, if there is one.", {}),
-        "add": _op("add", "TxnAdd", "Add to a counter.", {"delta": Member(I64, "", default=1)}),
-    },
-    "TxnOp",
-)
+TXN_OP = Tagged("op", {op.name: _txn_form(op) for op in OPERATIONS.values() if op.part is not None}, "TxnOp")
 _RELATION = Member(Choice(("==", "!=", "<", ">")), "What has to hold between the two.", default="==")
 COMPARE = Tagged(
     "what",
@@ -183,7 +168,11 @@ TXN = Object(
         "compare": Member(
             ListOf(COMPARE, MAX_TXN_PARTS), "All have to hold for `then` to be done.", default=()
         ),
-        "then": Member(ListOf(TXN_OP, MAX_TXN_PARTS), "Done if they hold, all of it.", default=()),
+        "then": Member(
+            ListOf(TXN_OP, MAX_TXN_PARTS),
+            "Done if they hold, all of it; each operation sees what those before it did.",
+            default=(),
+        ),
         "otherwise": Member(ListOf(TXN_OP, MAX_TXN_PARTS), "Done if they do not.", default=()),
         "fence": Member(FENCE),
     },
@@ -222,23 +211,27 @@ ITEM = Object(
     "Item",
     "A record. With `keys_only`, key and version alone.",
 )
-WRITTEN = Object(
-    {"key": _KEY, "version": _VERSION, "created": Member(Flag(), "There was no record before.", True)},
-    "Written",
-)
-DELETED = Object({"key": _KEY, "version": Member(VERSION, "Of the delete.", True)}, "Deleted")
-ADDED = Object(
-    {"key": _KEY, "version": _VERSION, "count": Member(I64, "The counter after the addition.", True)}, "Added"
-)
-TOUCHED = Object(
-    {
-        "key": _KEY,
-        "version": _VERSION,
-        "ttl_ms": Member(_U63, "How long the record lives from now on; 0 = for ever.", True),
-    },
-    "Touched",
-    "The record's version stays.",
-)
+#: of an answer's element, by its name
+_TOLD = {
+    "version": _VERSION,
+    "created": Member(Flag(), "There was no record before.", True),
+    "count": Member(I64, "The counter after the addition.", True),
+    "ttl_ms": Member(_U63, "How long the record lives from now on; 0 = for ever.", True),
+}
+
+
+def _answer(name: str, component: str, text: str = "") -> Object:
+    """The JSON form of a good answer to an operation."""
+    told = {t.name: _TOLD[t.name] for t in BY_NAME[name].result if t.name in _TOLD}
+    return Object({"key": _KEY, **told}, component, text)
+
+
+WRITTEN = _answer("put", "Written")
+DELETED = _answer("delete", "Deleted", "The version is that of the delete.")
+ADDED = _answer("add", "Added")
+TOUCHED = _answer("touch", "Touched", "The record's version stays.")
+#: of the operations that a batch takes
+ANSWERS = {"get": ITEM, "put": WRITTEN, "delete": DELETED, "add": ADDED, "touch": TOUCHED}
 PROBLEM = Object(
     {
         "type": Member(_FREE, "A URN that ends in the code.", True),
@@ -297,11 +290,7 @@ BATCH_RESULTS = Object(
             ListOf(
                 OneOf(
                     (
-                        _result(ITEM, "GetResult"),
-                        _result(WRITTEN, "PutResult"),
-                        _result(DELETED, "DeleteResult"),
-                        _result(ADDED, "AddResult"),
-                        _result(TOUCHED, "TouchResult"),
+                        *(_result(shape, f"{name.capitalize()}Result") for name, shape in ANSWERS.items()),
                         PROBLEM,
                     ),
                     "BatchResult",

@@ -10,7 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metastore.client.results import AddResult, PutResult, TouchResult
 from metastore.errors import InvalidRequest, MetastoreError, TooLarge
+from metastore.operations import OPERATIONS as OPERATIONS_OF_CLIENTS
+from metastore.operations import SINGLE
+from metastore.records import Record
 from router.api import bodies, parameters
 from router.api.openapi import document
 from router.api.operations import OPERATIONS
@@ -30,6 +34,7 @@ from router.api.shapes import (
     Tagged,
     Text,
 )
+from router.problems import result_json
 
 POINT = Object(
     {
@@ -208,3 +213,29 @@ def test_patterns(param: Param, good: list[str], bad: list[str]) -> None:
         with pytest.raises(MetastoreError):
             param.shape.parse(text, param.name)
         assert not validator.is_valid(text), text
+
+
+RESULTS = {
+    "get": Record(7, 3, b"value", "text/plain", 5, False),
+    "put": PutResult(7, True),
+    "delete": 7,
+    "add": AddResult(-3, 7),
+    "touch": TouchResult(7, 0.25),
+}
+
+
+def test_a_batch_takes_and_answers_every_operation_of_a_single_record() -> None:
+    names = {OPERATIONS_OF_CLIENTS[kind].name for kind in SINGLE}
+    assert set(bodies.ANSWERS) == set(bodies.BATCH_OP.kinds) == set(RESULTS) == names
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_an_answer_is_of_the_form_that_is_told(name: str) -> None:
+    shape, answer = bodies.ANSWERS[name], result_json("a/b", RESULTS[name])
+    assert shape.check(answer, "answer") == answer
+    for member in shape.members:
+        if member in ("version", "created", "count", "ttl_ms"):
+            lacking = {k: v for k, v in answer.items() if k != member}
+            if shape.members[member].required:
+                with pytest.raises(InvalidRequest):
+                    shape.check(lacking, "answer")
