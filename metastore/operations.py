@@ -148,7 +148,8 @@ class Operation:
     ``reads``: it is answered from the state. ``writes``: it has a request id and is proposed. (Neither: it is for the leader, and
     nothing is proposed.) ``adds``: it may add data. ``misses``: it may be answered NOT_FOUND. ``part``: the names of the elements
     behind key in a transaction, None = it is not for one; ``part_result``: of the answer's behind OK. ``conditions``: which of
-    ``version``, ``absent`` and ``exists`` mean something to it. ``text``: one sentence for documents."""
+    ``version``, ``absent`` and ``exists`` mean something to it. ``since``: the first version of the protocol between clients and
+    nodes that has it (``wire.versions``). ``text``: one sentence for documents."""
 
     kind: int
     name: str
@@ -163,6 +164,7 @@ class Operation:
     part: tuple[str, ...] | None = None
     part_result: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    since: int = 1
 
     @property
     def all_fields(self) -> tuple[Field, ...]:
@@ -389,8 +391,7 @@ _TOLD_SIZES: Final = {
     op.kind: tuple((op.told_at(t.name), t.size) for t in op.result if t.size is not None) for op in _ALL
 }
 
-# --- made from it: questions -------------------------------------------------------------------------
-# For every operation whose form was checked.
+# --- made from it: questions, of operations whose form was checked -----------------------------------
 
 
 def parts_of(op: Op) -> Iterator[list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -233,3 +233,7 @@ class Call:
         """Raises DeadlineExceeded when the answer is due: nothing has been begun then."""
         if self.left_s <= 0:
             raise DeadlineExceeded("the deadline passed before the request was complete; nothing was done")
+
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+"""What answers the calls of one operation."""

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from typing import cast
 
 from aiohttp import HttpVersion10, web
@@ -23,7 +22,7 @@ from metastore.web import Connection
 from router.api.operation import Operation
 from router.api.operations import OPERATIONS
 from router.bulkheads import Bulkheads, CellDispatcher, Hold
-from router.calls import Call, Routes
+from router.calls import Call, Handler, Routes
 from router.errors import MethodNotAllowed
 from router.figures import Figures
 from router.health import Health
@@ -43,7 +42,6 @@ NAMESPACE_DEADLINE_S = 15.0
 #: what is refused at the door when the router is full; health and figures are not
 BOUNDED = "/v1/"
 SLOW_OPERATIONS = frozenset({"putNamespace", "deleteNamespace"})
-Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 
 class Gateway:
@@ -69,13 +67,7 @@ class Gateway:
         self._cutter = self._loop.create_task(self._cut_off())
         records, several = Records(dispatcher), Several(dispatcher)
         self.handlers: dict[str, Handler] = {
-            "getRecord": records.get,
-            "headRecord": records.get,
-            "putRecord": records.put,
-            "deleteRecord": records.delete,
-            "addToRecord": records.add,
-            "touchRecord": records.touch,
-            "listRecords": records.list,
+            **records.handlers(),
             "batch": several.batch,
             "txn": several.txn,
             "watch": self.streams.watch,

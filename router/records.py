@@ -13,7 +13,7 @@ from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, No
 from metastore.history import history_changed, is_of_another
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, is_content_type
 from router.bulkheads import CellDispatcher
-from router.calls import Call
+from router.calls import Call, Handler
 from router.idempotency import OneRequest, aged
 from router.problems import item_json, result_json
 
@@ -114,6 +114,18 @@ class Records:
 
     def __init__(self, dispatcher: CellDispatcher) -> None:
         self.dispatcher = dispatcher
+
+    def handlers(self) -> dict[str, Handler]:
+        """By the id of the operation that each answers, in the API's table."""
+        return {
+            "getRecord": self.get,
+            "headRecord": self.get,
+            "putRecord": self.put,
+            "deleteRecord": self.delete,
+            "addToRecord": self.add,
+            "touchRecord": self.touch,
+            "listRecords": self.list,
+        }
 
     def namespace(self, call: Call) -> Namespace:
         return Namespace(self.dispatcher, call["namespace"], max(0.0, call.left_s))

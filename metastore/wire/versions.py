@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from metastore.errors import NoCommonVersion, ProtocolError
 from metastore.layout import FIRST_LEVEL, MAX_LEVEL
+from metastore.operations import OPERATIONS
 
 #: numbers of frames, and of messages between nodes, from which on who does not know one passes it over
 OPTIONAL: Final = 128
@@ -61,8 +62,8 @@ def peer_versions() -> Spoken:
 
 
 def client_versions() -> Spoken:
-    """What this build speaks as a client, and with clients."""
-    return Spoken(1, 1, build())
+    """What this build speaks as a client, and with clients: up to the version that its newest operation came with."""
+    return Spoken(1, max(op.since for op in OPERATIONS.values()), build())
 
 
 #: a build that tells nothing

@@ -15,6 +15,7 @@ from metastore.operations import ADD, DELETE, GET, LIST, OPERATIONS, PUT, TOUCH,
 from metastore.wire import client_messages
 from metastore.wire.answer_checks import check_answer
 from metastore.wire.op_checks import check_op, is_plain, op_shape
+from metastore.wire.versions import client_versions
 from tests.golden import wire
 
 A, B, C = (storage_key("n", f"d/{name}") for name in "abc")
@@ -58,6 +59,21 @@ def test_kinds_and_positions_are_what_they_always_were() -> None:
     assert (o.STATUS_AT, o.INDEX_AT) == (1, 3)
     assert (o.PART_KEY_AT, o.PART_VALUE_AT, o.PART_TTL_MS_AT) == (1, 2, 4)
     assert {kind: 1 + len(fields) for kind, fields in o.PARTS.items()} == {GET: 2, PUT: 5, DELETE: 2, ADD: 3}
+
+
+def test_a_build_speaks_the_version_that_its_newest_operation_came_with() -> None:
+    """An older peer is told so, and refuses or is refused, before it meets an operation that it does not know."""
+    assert client_versions().highest == max(op.since for op in OPERATIONS.values())
+    assert all(client_versions().lowest <= op.since for op in OPERATIONS.values())
+    assert {op.name for op in OPERATIONS.values() if op.since == 1} >= {
+        "get",
+        "put",
+        "delete",
+        "add",
+        "list",
+        "txn",
+        "touch",
+    }
 
 
 @pytest.mark.parametrize("name", wire.OPS)
