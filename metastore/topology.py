@@ -364,6 +364,13 @@ class TopologyTable:
                 del self._records[known.id]
                 self._unsettled = True
 
+    def doubt(self) -> None:
+        """What is here may be of an etcd that is to be believed no more (R13): any table that a node tells from now on counts for
+        more, whatever its revision. It serves until then."""
+        self.revision = 0
+        self._following = False
+        self.changes.told_from = None
+
     def begin(self, present: Collection[Parts], revision: int) -> None:
         """``present``: the keys of all records that etcd has at this revision. What is not among them was removed
         while nobody here followed etcd."""

@@ -3,10 +3,9 @@
 Its topology comes from hints, the etcd watch and a snapshot on disk, in that order of trust;
 it starts and serves with etcd down.
 
-A router that restarts remembers nothing of which etcd it followed (R13), and need not: it promises nothing. What it believes
-of an etcd that was wiped or set back costs a hop, since nodes refuse what is placed by another rule or epoch than theirs, and their
-table, of a later revision, is taken then. The one thing that must not go to such an etcd, a namespace's policy, does not while a
-node distrusts it (``metastore.admin.namespaces``).
+A router that restarts remembers nothing of which etcd it followed (R13), and need not: nodes do, and it believes etcd only once
+they have been asked (``router.trust``). A snapshot is a guess that serves until a node tells better. A namespace's policy is not
+written into an etcd that a node distrusts (``metastore.admin.namespaces``).
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from metastore.coordination.interface import Change
 from metastore.coordination.lineage import Follower
 from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, read_file
 from metastore.errors import ConfigError, InvalidRequest, MetastoreError
-from metastore.following import Following
 from metastore.layout import Layout
 from metastore.logs import setup_logging
 from metastore.process import open_files_limit
 from metastore.topology import TopologyTable
 from router.bulkheads import Bulkheads, CellDispatcher
 from router.gateway import Gateway
+from router.trust import Trust
 
 log = logging.getLogger("router")
 
@@ -118,11 +117,13 @@ class Router:
         table = self.dispatcher.table
         if config.snapshot_path:
             load_snapshot(config.snapshot_path, table)
+            table.doubt()
         self.coordinator = EtcdCoordinator(config.etcd)
-        self.records = Following(self.layout, table)
+        self.trust = Trust(self.layout, self.dispatcher, self.coordinator)
         self._follower = Follower(self.coordinator, self.layout.lineage)
         self._following = loop.create_task(self._follower.run())
-        self._watch = self.coordinator.watch(self.layout.root, self._on_change)
+        self._watch = self.trust.watch = self.coordinator.watch(self.layout.root, self._on_change)
+        self._trusting = loop.create_task(self.trust.run())
         await self.dispatcher.start(0, required=False)
         admin = NamespaceAdmin(self.coordinator, self.layout, self.dispatcher, config.max_namespaces)
         self.gateway = Gateway(config, self.dispatcher, admin)
@@ -131,7 +132,7 @@ class Router:
             self._keeper = loop.create_task(keep_snapshot(config.snapshot_path, table))
 
     def _on_change(self, revision: int, changes: list[Change]) -> None:
-        self.records.take(revision, changes)
+        self.trust.take(revision, changes)
         if any(change.key == self.layout.lineage for change in changes):
             self._follower.notice()
 
@@ -149,7 +150,7 @@ class Router:
         self.gateway.server.stop_listening()
         await self.gateway.close()
         table = self.dispatcher.table
-        for task in (self._keeper, self._following):
+        for task in (self._keeper, self._following, self._trusting):
             if task is not None:
                 task.cancel()
         if self._keeper is not None and table.complete:

@@ -125,16 +125,21 @@ QUIET_S = 3.0
 
 class Watch(Protocol):
     """A mirror of a prefix. ``ready`` is set once its first content was delivered. ``read_at``: the revision of the newest
-    reading; what came and went before it may never have been told."""
+    reading; what came and went before it may never have been told. ``readings``: how many there were."""
 
     ready: asyncio.Event
     kvs: dict[str, KV]
     revision: int
     read_at: int
+    readings: int
 
     @property
     def silent_s(self) -> float:
         """How long ago it was known to have delivered all that there was; since it began, when it never was."""
+        ...
+
+    def begin_again(self) -> None:
+        """Read everything anew, soon; what differs is delivered."""
         ...
 
     def close(self) -> None: ...

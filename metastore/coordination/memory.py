@@ -305,6 +305,9 @@ class MemoryWatch(Mirror):
         self.ready = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
+    def begin_again(self) -> None:
+        self.due_again = True
+
     def close(self) -> None:
         self._task.cancel()
 

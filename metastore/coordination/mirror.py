@@ -15,6 +15,8 @@ class Mirror:
         self.revision = 0
         #: the revision of the newest reading: what came and went before it may never have been told
         self.read_at = 0
+        #: how many readings there were
+        self.readings = 0
 
     def snapshot(self, revision: int, content: Iterable[KV]) -> list[Change]:
         """Replace the content by a fresh reading; what differs, deletes first."""
@@ -26,6 +28,7 @@ class Mirror:
                 changes.append(Change(key, old, kv))
         self.kvs, self.revision = new, max(revision, self.revision)
         self.read_at = self.revision
+        self.readings += 1
         return changes
 
     def events(self, revision: int, events: Iterable[tuple[str, KV | None]]) -> list[Change]:

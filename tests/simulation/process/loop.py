@@ -13,6 +13,7 @@ import sys
 from asyncio import _set_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -24,6 +25,10 @@ MS = 1_000_000
 WAKE_NS = 5_000
 #: the most that a turn takes, and each of its callbacks adds
 TURN_NS, CALLBACK_NS = 30_000, 20_000
+#: tasks that a loop remembers at least before it looks which of them have ended
+MIN_TASKS_KEPT = 1000
+#: so often a coroutine may wait for something while it is ended, and so many may begin others
+MAX_WAYS_OUT = 100
 _real_now_ns = clock.now_ns
 
 
@@ -37,11 +42,19 @@ class Events:
         self.count = 0
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.failure: BaseException | None = None
+        #: of processes that have ended too
+        self.loops: list[SimLoop] = []
 
     def fail(self, error: BaseException) -> None:
         """The world ends by the first of them."""
         if self.failure is None:
             self.failure = error
+
+    def abandon(self) -> None:
+        """The world is over: no coroutine of it goes on."""
+        self.queue.clear()
+        for loop in self.loops:
+            loop.abandon()
 
     def at(self, delay_ns: int, what: Callable[[], None]) -> None:
         self.count += 1
@@ -118,6 +131,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._queued = False
         self._free_at = 0
         self._turn_callback = self._turn
+        #: those that have not ended, and some that have
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks_kept = 0
+        events.loops.append(self)
 
     # --- life -----------------------------------------------------------------------------
 
@@ -227,7 +244,26 @@ class SimLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self, **options)
+        """Whoever created it may forget it: nothing of a dead process is to run, not even what a coroutine that nobody
+        has any more does on its way out, so they are all kept until the world is over (``abandon``)."""
+        task = asyncio.Task(coro, loop=self, **options)
+        self._tasks.append(task)
+        if len(self._tasks) > 2 * self._tasks_kept + MIN_TASKS_KEPT:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._tasks_kept = len(self._tasks)
+        return task
+
+    def abandon(self) -> None:
+        """End all coroutines where they are. What they do on their way out reaches nobody."""
+        self.kill()
+        for _ in range(MAX_WAYS_OUT):
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    self.enter(partial(end, task.get_coro()))
+            if not tasks:
+                return
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         future = self.create_future()
@@ -269,6 +305,20 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     async def create_server(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
         self.network.listen(self, factory, host)
+
+
+def end(coroutine: Any) -> None:
+    """As the collector would, which can only complain of one that waits for something on its way out."""
+    for _ in range(MAX_WAYS_OUT):
+        try:
+            coroutine.close()
+            return
+        except RuntimeError:  # it waits once more: that never comes
+            continue
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # of a disk that is no more, too
+            return
 
 
 def now_ns() -> int:

@@ -132,7 +132,10 @@ class World:
         may end early."""
         try:
             with surroundings():
-                self._play()
+                try:
+                    self._play()
+                finally:
+                    self.events.abandon()
         except Stopped:
             pass
         except Exception as e:

@@ -1,0 +1,21 @@
+"""Nothing that the interpreter can only complain of goes by unseen: an exception where nobody can catch it, a coroutine that nobody
+has awaited. Such a warning says that something was forgotten, in the code or in the simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+STRICT = (
+    "error::pytest.PytestUnraisableExceptionWarning",
+    "error:.*was never awaited:RuntimeWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            for one in STRICT:
+                item.add_marker(pytest.mark.filterwarnings(one))
