@@ -6,6 +6,7 @@ whoever asks (status, metrics, cellctl doctor); what was known of it until then 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -23,6 +24,8 @@ log = logging.getLogger("metastore.records")
 #: so many bad records are remembered by their keys, and told in status
 MAX_REMEMBERED: Final = 1000
 MAX_TOLD: Final = 20
+#: read ahead without a pause: a few milliseconds
+SLICE_RECORDS: Final = 200
 
 
 class Seen(NamedTuple):
@@ -44,7 +47,25 @@ class Following:
         self.bad: dict[str, str] = {}
         self.bad_total = 0
         self._began = False
+        #: key -> value and what it says, of what was read ahead
+        self._ahead: dict[str, tuple[bytes, Any]] = {}
         self._ration = Ration(log, "%d more records that make no sense")
+
+    async def read_ahead(self, content: Sequence[KV]) -> None:
+        """Read what is to be delivered next, a slice at a time, so that a cluster of many records lets others have their turn
+        in between: the half of what ``take`` costs. Changes nothing; what a record says follows from its value alone."""
+        self._ahead = {}
+        if len(content) <= SLICE_RECORDS:
+            return
+        for i in range(0, len(content), SLICE_RECORDS):
+            for kv in content[i : i + SLICE_RECORDS]:
+                parts = self.layout.parse(kv.key)
+                try:
+                    if schema.kind_of(parts) is not None:
+                        self._ahead[kv.key] = kv.value, schema.read(parts, kv.value)
+                except BadRecord:
+                    continue  # ``take`` finds it, and tells
+            await asyncio.sleep(0)
 
     def take(self, revision: int, changes: Sequence[Change]) -> list[Seen]:
         """A watch's delivery, which the table follows; the first one is all that there is. Returns what to act on, without
@@ -58,6 +79,7 @@ class Following:
                 met[found.parts] = [*before, found] if found.bad else [found]
         seen = [each for record in sorted(met.values(), key=lambda r: r[-1].new is None) for each in record]
         self.table.apply([(each.parts, each.record) for each in seen if not each.bad], revision)
+        self._ahead = {}
         if not self._began:
             self._began = True
             self.table.begin([self.layout.parse(change.key) for change in changes], revision)
@@ -78,12 +100,17 @@ class Following:
                 self.note(change.key, e)
             return None
         try:
-            record = None if new is None else schema.read(parts, new.value)
+            record = None if new is None else self._record(change.key, parts, new.value)
         except BadRecord as e:
             self.note(change.key, e)
             return Seen(parts, None, new, True)
         self._is_well(change.key)
         return Seen(parts, record, new, False)
+
+    def _record(self, key: str, parts: Parts, value: bytes) -> Any:
+        """What a record says. Raises BadRecord."""
+        ahead = self._ahead.get(key)
+        return ahead[1] if ahead is not None and ahead[0] == value else schema.read(parts, value)
 
     def note(self, key: str, why: BadRecord) -> None:
         """A record that makes no sense was met."""

@@ -14,14 +14,9 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import sys
-import time
-import zlib
-from pathlib import Path
 
-import orjson
 import uvloop
 
 from metastore.admin.namespaces import NamespaceAdmin
@@ -29,76 +24,23 @@ from metastore.config import RouterConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Change
 from metastore.coordination.lineage import Follower
-from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, read_file
-from metastore.errors import ConfigError, InvalidRequest, MetastoreError
+from metastore.errors import ConfigError, MetastoreError
 from metastore.layout import Layout
 from metastore.logs import setup_logging
 from metastore.process import open_files_limit
-from metastore.topology import TopologyTable
 from router.bulkheads import Bulkheads, CellDispatcher
 from router.gateway import Gateway
+from router.snapshot import Snapshot, load_snapshot, save_snapshot
 from router.trust import Trust
 
 log = logging.getLogger("router")
 
-SNAPSHOT_INTERVAL_S = 5.0
-FIRST_SNAPSHOT_S = 0.1
-#: times what writing one took passes before the next
-SNAPSHOT_SHARE = 100
 ELECTION_PATIENCE_S = 3.0
 #: connections that wait to be accepted; the kernel's own bound (somaxconn) holds beside it
 BACKLOG = 4096
 #: open files beside client connections: nodes, etcd, logs, the snapshot
 SPARE_FILES = 512
 GC_THRESHOLD = (50_000, 20, 50)
-
-
-def load_snapshot(path: str, table: TopologyTable) -> None:
-    """Merge the snapshot, if there is a good one: a checksum, and then the table. One that is not whole, or
-    of before there was a checksum, is dropped with a warning: an epoch in it that has rotted could hide leaders for good."""
-    try:
-        crc, _, wire = read_file(Path(path), MAX_DOCUMENT_BYTES).partition(b"\n")
-        if crc != _crc(wire):
-            raise InvalidRequest("its checksum does not match")
-        found = TopologyTable.from_wire(load_json(wire, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES))
-        if found.left_out:
-            names = ", ".join(found.left_out[:10])
-            log.warning("of the topology snapshot %s this makes no sense, and is left out: %s", path, names)
-        table.merge(found)
-    except FileNotFoundError:
-        pass
-    except (OSError, Undecodable, InvalidRequest) as e:
-        log.warning("the topology snapshot %s cannot be used and is ignored: %s", path, e)
-
-
-def _crc(wire: bytes) -> bytes:
-    return b"%08x" % zlib.crc32(wire)
-
-
-def save_snapshot(path: str, wire: bytes) -> None:
-    temporary = f"{path}.{os.getpid()}.new"  # several routers may share a path
-    with open(temporary, "wb") as f:
-        f.write(_crc(wire) + b"\n" + wire)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-
-
-async def keep_snapshot(path: str, table: TopologyTable) -> None:
-    """Write the snapshot as soon as there is a whole table, then when it changed, every few seconds at most, and so seldom
-    that this takes a hundredth of the time: the file is written as a whole, however large it is."""
-    saved, pause_s = -1, FIRST_SNAPSHOT_S
-    while True:
-        await asyncio.sleep(pause_s)
-        now = table.changes.number
-        if table.complete and now != saved:
-            began = time.monotonic()
-            try:
-                await asyncio.to_thread(save_snapshot, path, orjson.dumps(table.to_wire()))
-                saved = now
-            except OSError as e:
-                log.warning("the topology snapshot cannot be written: %s", e)
-            pause_s = max(SNAPSHOT_INTERVAL_S, SNAPSHOT_SHARE * (time.monotonic() - began))
 
 
 class Router:
@@ -129,7 +71,8 @@ class Router:
         self.gateway = Gateway(config, self.dispatcher, admin)
         await self.gateway.server.start(config.http, BACKLOG)
         if config.snapshot_path:
-            self._keeper = loop.create_task(keep_snapshot(config.snapshot_path, table))
+            self._snapshot = Snapshot(config.snapshot_path, table)
+            self._keeper = loop.create_task(self._snapshot.keep())
 
     def _on_change(self, revision: int, changes: list[Change]) -> None:
         self.trust.take(revision, changes)
@@ -155,7 +98,7 @@ class Router:
                 task.cancel()
         if self._keeper is not None and table.complete:
             with contextlib.suppress(OSError):
-                save_snapshot(self.config.snapshot_path, orjson.dumps(table.to_wire()))
+                save_snapshot(self.config.snapshot_path, self._snapshot.wire())
         self._watch.close()
         await self.dispatcher.close()
         await self.coordinator.close()

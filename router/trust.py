@@ -132,11 +132,12 @@ class Trust:
         if lacking := self._lacking():
             self._say(f"etcd {lacking}: it was restored from a backup; see: cellctl control rebuild")
             return
+        records = Following(self.layout, table)
+        await records.read_ahead(list(self.watch.kvs.values()))
         if self.coordinator.untrusted:
             return
-        self.doubt = ""
         log.info("etcd is believed: it has what %d nodes know", len(words))
-        self._records = Following(self.layout, table)
+        self.doubt, self._records = "", records
         content = [Change(key, None, kv) for key, kv in self.watch.kvs.items()]
         self._records.take(max(self.watch.revision, self.watch.read_at), content)
 

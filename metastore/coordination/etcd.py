@@ -33,6 +33,7 @@ from metastore.coordination.interface import (
     Compare,
     Get,
     OnChange,
+    OnRead,
     Op,
     Session,
     TxnResult,
@@ -295,8 +296,10 @@ class EtcdCoordinator(Lineal):
         self._sessions.append(session)
         return session
 
-    def watch(self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S) -> EtcdWatch:
-        watch = EtcdWatch(self, prefix, on_change, quiet_s)
+    def watch(
+        self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S, on_read: OnRead | None = None
+    ) -> EtcdWatch:
+        watch = EtcdWatch(self, prefix, on_change, quiet_s, on_read)
         self._watches.append(watch)
         return watch
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from metastore.clock import now_ns
 from metastore.coordination.etcd_calls import CALL_TIMEOUT_S, RETRY_S, aetcd, key_of, kv_of, prefix_end, rpc
-from metastore.coordination.interface import Change, OnChange
+from metastore.coordination.interface import Change, OnChange, OnRead
 from metastore.coordination.mirror import Mirror
 from metastore.coordination.troubles import trouble_of
 from metastore.errors import CoordinationError, CoordinationUnavailable
@@ -36,12 +36,18 @@ class EtcdWatch(Mirror):
     """Implements Watch. ``quiet_s``: a stream that is silent for so long is asked whether it is alive."""
 
     def __init__(
-        self, coordinator: EtcdCoordinator, prefix: str, on_change: OnChange, quiet_s: float
+        self,
+        coordinator: EtcdCoordinator,
+        prefix: str,
+        on_change: OnChange,
+        quiet_s: float,
+        on_read: OnRead | None = None,
     ) -> None:
         super().__init__()
         self._etcd = coordinator
         self._prefix = prefix
         self._on_change = on_change
+        self._on_read = on_read
         self._quiet_s = quiet_s
         self._heard_ns = now_ns()
         self._fruitless = 0
@@ -70,6 +76,8 @@ class EtcdWatch(Mirror):
             try:
                 if reread:
                     revision, content = await self._etcd.range(self._prefix)
+                    if self._on_read is not None:
+                        await self._on_read(content)
                     self._deliver(revision, self.snapshot(revision, content))
                     self.ready.set()
                     self._heard_ns = now_ns()  # whether a stream brings anything is not known by that

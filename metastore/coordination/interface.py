@@ -7,7 +7,7 @@ bounded in time; nothing here can block or end the data plane.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -146,6 +146,7 @@ class Watch(Protocol):
 
 
 OnChange = Callable[[int, list[Change]], None]
+OnRead = Callable[[Sequence[KV]], Awaitable[None]]
 
 
 class Coordinator(Protocol):
@@ -206,10 +207,13 @@ class Coordinator(Protocol):
 
     def session(self, ttl_s: float) -> Session: ...
 
-    def watch(self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S) -> Watch:
+    def watch(
+        self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S, on_read: OnRead | None = None
+    ) -> Watch:
         """Mirror ``prefix``; every net change is delivered once, in order, deletes too, across
         disconnects and compaction. The first delivery is the content found (maybe none). When nothing came
-        for ``quiet_s`` it looks whether it is still told of changes."""
+        for ``quiet_s`` it looks whether it is still told of changes. ``on_read`` is awaited with what a reading found
+        before that is delivered."""
         ...
 
     async def close(self) -> None: ...

@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
 from metastore.coordination.interface import KV, Compare
+from metastore.coordination.waiting import set_within
 from metastore.errors import CoordinationError
 from metastore.fields import BadRecord
 from metastore.layout import LineageRecord
@@ -146,11 +147,7 @@ class Follower:
     async def run(self) -> None:
         """For ever."""
         while True:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await self._due.wait()
-            except TimeoutError:
-                pass
+            await set_within(self._due, LOOK_S)
             if self._etcd.untrusted or self._due.is_set():
                 self._due.clear()
                 try:

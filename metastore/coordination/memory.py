@@ -16,6 +16,7 @@ from metastore.coordination.interface import (
     Compare,
     Get,
     OnChange,
+    OnRead,
     Op,
     Put,
     Session,
@@ -226,8 +227,10 @@ class MemoryCoordinator(Lineal):
         self._tasks.append(session)
         return session
 
-    def watch(self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S) -> MemoryWatch:
-        watch = MemoryWatch(self, prefix, on_change)
+    def watch(
+        self, prefix: str, on_change: OnChange, quiet_s: float = QUIET_S, on_read: OnRead | None = None
+    ) -> MemoryWatch:
+        watch = MemoryWatch(self, prefix, on_change, on_read)
         self._tasks.append(watch)
         return watch
 
@@ -294,11 +297,14 @@ class MemorySession:
 class MemoryWatch(Mirror):
     """Implements Watch."""
 
-    def __init__(self, coordinator: MemoryCoordinator, prefix: str, on_change: OnChange) -> None:
+    def __init__(
+        self, coordinator: MemoryCoordinator, prefix: str, on_change: OnChange, on_read: OnRead | None = None
+    ) -> None:
         super().__init__()
         self._c = coordinator
         self._prefix = prefix
         self._on_change = on_change
+        self._on_read = on_read
         self._heard_s = coordinator.clock()
         #: everything is to be read anew
         self.due_again = True
@@ -326,6 +332,8 @@ class MemoryWatch(Mirror):
                     self.due_again = False
                     try:
                         revision, content = await c.range(self._prefix)
+                        if self._on_read is not None:
+                            await self._on_read(content)
                     except CoordinationError:
                         self.due_again = True
                         raise

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Final
 
 from metastore.clock import now_ns
 from metastore.coordination.interface import Coordinator
+from metastore.coordination.waiting import set_within
 from metastore.node.node import Node
 
 log = logging.getLogger("metastore.startup")
@@ -33,12 +33,8 @@ async def take_part(node: Node, coordinator: Coordinator) -> bool:
         return False
     node.start()
     node.control.follow()
-    if node.identity.state == "confirmed":
-        try:
-            async with asyncio.timeout(ETCD_PATIENCE_S):
-                await node.control.ready.wait()
-        except TimeoutError:
-            log.warning("etcd does not tell its records; going on with what the store knows (R12)")
+    if node.identity.state == "confirmed" and not await set_within(node.control.ready, ETCD_PATIENCE_S):
+        log.warning("etcd does not tell its records; going on with what the store knows (R12)")
     # a restarted owner of the newest epoch goes on, whether etcd is there or not
     node.core.resume_all(now_ns())
     node.settle()

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from metastore.coordination.lineage import Known
 from metastore.core.replica import ACTIVE, unpack_config
 
 if TYPE_CHECKING:
@@ -45,15 +44,15 @@ def control_view(node: Node) -> dict[str, Any]:
 
 def etcd_view(node: Node) -> dict[str, Any]:
     """Which etcd it follows, or would not."""
-    coordinator = getattr(node.control, "coordinator", None)
-    known = Known() if coordinator is None else coordinator.known
+    coordinator = node.control.coordinator
+    known = coordinator.known
     return {
         "cluster_id": None if known.cluster_id is None else f"{known.cluster_id:x}",
         "revision": known.revision,
         "base": known.base,
         "number": known.number,
-        "untrusted": "" if coordinator is None else coordinator.untrusted,
-        "connected": coordinator is not None and coordinator.connected,
+        "untrusted": coordinator.untrusted,
+        "connected": coordinator.connected,
     }
 
 

@@ -25,7 +25,7 @@ from metastore.decoding import inflate
 from metastore.history import pack_mark
 from metastore.records import COUNTER, Record, pack_record, unpack_record
 from metastore.topology import TopologyTable
-from router.main import load_snapshot, save_snapshot
+from router.snapshot import load_snapshot, save_snapshot
 from tests.golden.formats import Example, Form
 
 EPOCH: Final = 5 << 16 | 2

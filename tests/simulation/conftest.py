@@ -3,9 +3,12 @@ has awaited. Such a warning says that something was forgotten, in the code or in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.simulation.process.loop import abandon_worlds
 
 HERE = Path(__file__).parent
 STRICT = (
@@ -19,3 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             for one in STRICT:
                 item.add_marker(pytest.mark.filterwarnings(one))
+
+
+@pytest.fixture(autouse=True)
+def _the_world_is_over() -> Iterator[None]:
+    yield
+    abandon_worlds()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from typing import Any
 
 import pytest
 
+from metastore import following as following_module
 from metastore.coordination.interface import KV, Change
 from metastore.following import Following
 from metastore.layout import ConfigRecord, Layout, MoveRecord, first_epoch
@@ -54,3 +57,45 @@ def test_what_was_removed_goes_last(order: int) -> None:
     following, seen = delivered(*[(HERE, None), (THERE, RECORD.to_json())][::order])
     assert seen == [("config/c2", GOOD), ("config/c1", GONE)]
     assert following.table.partitions[0].cell == "c2"
+
+
+async def test_what_is_read_ahead_lets_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than a slice of records in one stretch, and what is taken then is read no second time, but for what has
+    changed or makes no sense."""
+    layout = Layout("c")
+    following = Following(layout, TopologyTable("c"))
+    content = [KV(layout.namespace(f"ns{i}"), b'{"max_records":5}', 5, 5) for i in range(1001)]
+    content.append(KV(layout.namespace("bad"), b'{"max_records":"x"}', 5, 5))
+    reading, turns, longest = 0, 0, 0
+    read = following_module.schema.read
+
+    def counted(parts: Any, value: bytes) -> Any:
+        nonlocal reading, longest
+        reading += 1
+        longest = max(longest, reading)
+        return read(parts, value)
+
+    monkeypatch.setattr(following_module.schema, "read", counted)
+
+    async def others() -> None:
+        nonlocal turns, reading
+        while True:
+            turns, reading = turns + 1, 0
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    await following.read_ahead(content)
+    other.cancel()
+    assert longest <= following_module.SLICE_RECORDS
+    assert turns >= 5
+    reading = 0
+    content[7] = KV(content[7].key, b'{"max_records":9}', 6, 5)
+    following.take(6, [Change(kv.key, None, kv) for kv in content])
+    assert reading == 2
+    assert following.table.policy("ns7").max_records == 9
+    assert following.table.policy("ns8").max_records == 5
+    assert list(following.bad) == [layout.namespace("bad")]
+    # and what was read once says nothing of what comes later
+    later = KV(content[8].key, b'{"max_records":1}', 7, 5)
+    following.take(7, [Change(later.key, content[8], later)])
+    assert following.table.policy("ns8").max_records == 1

@@ -32,6 +32,16 @@ MAX_WAYS_OUT = 100
 _real_now_ns = clock.now_ns
 
 
+#: of the world that is, if it was not abandoned: there is one at a time
+WORLDS: list[Events] = []
+
+
+def abandon_worlds() -> None:
+    """Nobody has use for the world that there was: no coroutine of it goes on."""
+    while WORLDS:
+        WORLDS.pop().abandon()
+
+
 class Events:
     """The queue. ``now``: true time in ns; ``done``: how many things have happened so far."""
 
@@ -44,6 +54,8 @@ class Events:
         self.failure: BaseException | None = None
         #: of processes that have ended too
         self.loops: list[SimLoop] = []
+        abandon_worlds()
+        WORLDS.append(self)
 
     def fail(self, error: BaseException) -> None:
         """The world ends by the first of them."""
@@ -51,7 +63,7 @@ class Events:
             self.failure = error
 
     def abandon(self) -> None:
-        """The world is over: no coroutine of it goes on."""
+        """See ``abandon_worlds``."""
         self.queue.clear()
         for loop in self.loops:
             loop.abandon()

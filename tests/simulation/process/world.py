@@ -132,10 +132,7 @@ class World:
         may end early."""
         try:
             with surroundings():
-                try:
-                    self._play()
-                finally:
-                    self.events.abandon()
+                self._play()
         except Stopped:
             pass
         except Exception as e:

@@ -23,7 +23,7 @@ from metastore.core.messages import Process
 from metastore.core.replica import pack_config
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
-from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION, known_etcd
+from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION, known_etcd, usage_pause_s
 from metastore.node.node import Node
 from metastore.node.registering import Outcome
 from metastore.records import pack_record
@@ -478,3 +478,7 @@ async def test_a_node_that_was_removed_is_no_peer_any_more(f: Fixture) -> None:
     assert "x" in f.node.links._targets, "a partition names it"
     f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, replicas=(("l", "sl"), f.mine)).to_json())
     await f.until(lambda: "x" not in f.node.links._targets)
+
+
+def test_a_large_record_of_usage_is_written_more_seldom() -> None:
+    assert [usage_pause_s(n) for n in (0, 1000, 2000, 10_000)] == [2.0, 2.0, 4.0, 20.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import orjson
 import pytest
 
 from metastore.topology import TopologyTable
-from router.main import load_snapshot, save_snapshot
+from router.snapshot import Snapshot, load_snapshot, save_snapshot
 from tests.unit.test_topology import table
 
 
@@ -64,3 +65,42 @@ def test_rows_of_it_that_make_no_sense_are_left_out(tmp_path: Path, caplog: pyte
     assert read.complete
     assert not read.nodes
     assert "nodes/n1" in caplog.text
+
+
+def many(count: int) -> TopologyTable:
+    found = table()
+    for i in range(count):
+        found.apply_kv(("namespaces", f"ns{i}"), b'{"max_records":5}', 100 + i)
+    return found
+
+
+async def test_a_change_makes_its_own_rows_anew_and_no_others(tmp_path: Path) -> None:
+    known = many(2000)
+    snapshot = Snapshot(str(tmp_path / "t"), known)
+
+    def read() -> TopologyTable:
+        return TopologyTable.from_wire(orjson.loads(snapshot.wire()))
+
+    await snapshot.prepare()
+    assert read().to_wire() == TopologyTable.from_wire(known.to_wire()).to_wire()
+    made = snapshot.made
+    known.apply_kv(("namespaces", "ns7"), b'{"max_records":6}', 5000)
+    known.apply_kv(("namespaces", "ns8"), None, 5001)
+    placed = known.in_order()[0]
+    assert known.apply_hint(placed.id, placed.replicas[-1], placed.epoch + 1)
+    assert read().to_wire() == TopologyTable.from_wire(known.to_wire()).to_wire()
+    assert snapshot.made == made + 3
+    known.doubt()
+    assert read().revision == 0
+
+
+async def test_what_changes_while_rows_are_made_is_in_it(tmp_path: Path) -> None:
+    known = many(2000)
+    snapshot = Snapshot(str(tmp_path / "t"), known)
+    making = asyncio.create_task(snapshot.prepare())
+    for i in range(20):
+        await asyncio.sleep(0)
+        known.apply_kv(("namespaces", f"ns{i}"), b'{"max_records":%d}' % (100 + i), 5000 + i)
+    await making
+    found = TopologyTable.from_wire(orjson.loads(snapshot.wire()))
+    assert found.to_wire() == TopologyTable.from_wire(known.to_wire()).to_wire()
