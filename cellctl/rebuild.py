@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from metastore import fields, schema
-from metastore.coordination.interface import KV, Compare, Delete, Op, Put
-from metastore.coordination.lineage import Known, Peek, objection
+from metastore.coordination.interface import KV, Compare, Delete, Known, Op, Peek, Put
+from metastore.coordination.lineage import objection
 from metastore.core.quorum import is_quorum
 from metastore.errors import InvalidRequest
 from metastore.fields import BadRecord, Field, Shape

@@ -42,7 +42,8 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
-from metastore.client.watching import MAX_BUFFER_BYTES, AsyncWatcher
+from metastore.client.subscription import MAX_BUFFER_BYTES
+from metastore.client.watching import AsyncWatcher
 from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,

@@ -24,7 +24,7 @@ from metastore.records import Record
 from metastore.wire.client_messages import WATCH_KEYS
 
 if TYPE_CHECKING:
-    from metastore.client.watching import Buffer, Wanted
+    from metastore.client.subscription import Buffer, Wanted
 
 RETRY_S: Final = (0.05, 1.0)
 LOOK_S: Final = 1.0

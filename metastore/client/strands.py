@@ -33,7 +33,7 @@ from metastore.keys import END_OF_RING, end_point, hash_point, next_key, prefix_
 from metastore.wire.client_messages import WATCH_ANY
 
 if TYPE_CHECKING:
-    from metastore.client.watching import Buffer, Wanted
+    from metastore.client.subscription import Buffer, Wanted
 
 log = logging.getLogger("metastore.client")
 

@@ -12,10 +12,11 @@ from metastore.coordination.interface import (
     OnChange,
     OnRead,
     Op,
+    Peek,
     Session,
     TxnResult,
 )
-from metastore.coordination.lineage import Lineal, Peek
+from metastore.coordination.lineage import Lineal
 from metastore.coordination.mirror import Mirror
 from metastore.errors import CoordinationUnavailable
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from metastore.clock import now_ns
 from metastore.coordination.etcd_calls import CALL_TIMEOUT_S, RETRY_S, aetcd, key_of, kv_of, prefix_end, rpc
+from metastore.coordination.etcd_connection import EtcdConnection
 from metastore.coordination.interface import Change, OnChange, OnRead
 from metastore.coordination.mirror import Mirror
 from metastore.coordination.troubles import trouble_of
 from metastore.errors import CoordinationError, CoordinationUnavailable
-
-if TYPE_CHECKING:
-    from metastore.coordination.etcd import EtcdCoordinator
 
 log = logging.getLogger("metastore.etcd")
 
@@ -37,7 +35,7 @@ class EtcdWatch(Mirror):
 
     def __init__(
         self,
-        coordinator: EtcdCoordinator,
+        coordinator: EtcdConnection,
         prefix: str,
         on_change: OnChange,
         quiet_s: float,

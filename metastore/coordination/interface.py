@@ -9,11 +9,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from metastore.coordination.lineage import Known, Peek
     from metastore.layout import LineageRecord
+
+
+class Peek(NamedTuple):
+    """What etcd says, whether it is trusted or not: who it is, its own revision, and a record's value (None = absent)."""
+
+    cluster_id: int
+    revision: int
+    value: bytes | None
+
+
+class Known(NamedTuple):
+    """What a process knows of etcd: its cluster id (None = nothing yet), the highest revision seen, ``base`` included, and the
+    lineage it follows: ``base``, and ``number`` (0 = there was never another etcd)."""
+
+    cluster_id: int | None = None
+    revision: int = 0
+    base: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

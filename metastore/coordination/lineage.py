@@ -20,9 +20,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
-from metastore.coordination.interface import KV, Compare
+from metastore.coordination.interface import KV, Compare, Known, Peek
 from metastore.coordination.waiting import set_within
 from metastore.errors import CoordinationError
 from metastore.fields import BadRecord
@@ -33,24 +33,6 @@ log = logging.getLogger("metastore.lineage")
 LOOK_S: Final = 1.0
 #: raw revision that no record has
 NEVER: Final = -1
-
-
-class Peek(NamedTuple):
-    """What etcd says, whether it is trusted or not: who it is, its own revision, and a record's value (None = absent)."""
-
-    cluster_id: int
-    revision: int
-    value: bytes | None
-
-
-class Known(NamedTuple):
-    """What a process knows of etcd: its cluster id (None = nothing yet), the highest revision seen, ``base`` included, and the
-    lineage it follows: ``base``, and ``number`` (0 = there was never another etcd)."""
-
-    cluster_id: int | None = None
-    revision: int = 0
-    base: int = 0
-    number: int = 0
 
 
 def objection(record: LineageRecord, known: Known, seen: Peek, trusted: bool) -> str:

@@ -15,14 +15,16 @@ from metastore.coordination.interface import (
     Change,
     Compare,
     Get,
+    Known,
     OnChange,
     OnRead,
     Op,
+    Peek,
     Put,
     Session,
     TxnResult,
 )
-from metastore.coordination.lineage import Known, Lineal, Peek
+from metastore.coordination.lineage import Lineal
 from metastore.coordination.mirror import Mirror
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 from metastore.layout import LineageRecord

@@ -25,12 +25,13 @@ from metastore.coordination.interface import (
     Coordinator,
     Delete,
     Get,
+    Known,
     Op,
     Put,
     Session,
     Watch,
 )
-from metastore.coordination.lineage import Follower, Known
+from metastore.coordination.lineage import Follower
 from metastore.coordination.waiting import set_within
 from metastore.core import effects as fx
 from metastore.core.replica import ACTIVE

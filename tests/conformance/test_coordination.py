@@ -13,8 +13,7 @@ import pytest
 
 from cellctl.dev_files import pick_ports
 from metastore.coordination.etcd import EtcdCoordinator
-from metastore.coordination.interface import KV, Change, Compare, Coordinator, Delete, Get, Put
-from metastore.coordination.lineage import Known
+from metastore.coordination.interface import KV, Change, Compare, Coordinator, Delete, Get, Known, Put
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 from tests.conftest import RealEtcd
@@ -259,7 +258,7 @@ async def test_a_watch_survives_compaction(backend: Backend) -> None:
     if isinstance(c, MemoryCoordinator):
         c.cut = False
     else:
-        from metastore.coordination.etcd import EtcdWatch
+        from metastore.coordination.etcd_watch import EtcdWatch
 
         assert isinstance(watch, EtcdWatch)
         watch._task = asyncio.create_task(watch._run(reread=False))

@@ -10,7 +10,7 @@ from typing import Any, Final
 import lmdb
 import msgpack
 
-from metastore.coordination.lineage import Known as Etcd
+from metastore.coordination.interface import Known as Etcd
 from metastore.core.machine import Machine
 from metastore.core.messages import ASKED, CONFIRMED, Lineage, Run
 from metastore.core.replica import pack_config

@@ -25,7 +25,7 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
-from metastore.client.watching import MAX_BUFFER_BYTES
+from metastore.client.subscription import MAX_BUFFER_BYTES
 from metastore.keys import check_namespace
 from metastore.records import Record
 

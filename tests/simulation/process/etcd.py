@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from metastore.coordination.interface import KV, Compare, Op, TxnResult
-from metastore.coordination.lineage import Known, Peek
+from metastore.coordination.interface import KV, Compare, Known, Op, Peek, TxnResult
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 from tests.simulation.process.network import Network

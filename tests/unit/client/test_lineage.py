@@ -11,7 +11,7 @@ from metastore.client.attempts import Attempts
 from metastore.client.connection import NodeConnection
 from metastore.client.dispatch import Dispatcher, RequestIds
 from metastore.client.strands import Strands
-from metastore.client.watching import Buffer, Wanted
+from metastore.client.subscription import Buffer, Wanted
 from metastore.errors import ClientClosed, Moved, NotLeader, RequestIdExpired
 from metastore.history import first_version
 from metastore.layout import NodeRecord

@@ -9,7 +9,7 @@ from typing import Any
 from metastore.client.dispatch import Dispatcher
 from metastore.client.positions import Position
 from metastore.client.strands import Strand, Strands
-from metastore.client.watching import Buffer, Wanted
+from metastore.client.subscription import Buffer, Wanted
 from metastore.keys import storage_key
 from metastore.operations import DELETE
 from metastore.topology import Placement, TopologyTable

@@ -12,8 +12,7 @@ import pytest
 from aetcd import rpc
 
 from metastore.coordination.etcd import EtcdCoordinator
-from metastore.coordination.interface import Change
-from metastore.coordination.lineage import Known
+from metastore.coordination.interface import Change, Known
 from tests.unit.coordination.scripted_etcd import CLUSTER, Member, Script, answers_progress
 
 QUIET_S = 0.05

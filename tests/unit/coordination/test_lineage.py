@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from metastore.coordination.interface import Change, Compare, Put
-from metastore.coordination.lineage import Follower, Known, Peek, objection
+from metastore.coordination.interface import Change, Compare, Known, Peek, Put
+from metastore.coordination.lineage import Follower, objection
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import CoordinationUnavailable
 from metastore.layout import LineageRecord

@@ -13,8 +13,7 @@ import pytest
 
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
-from metastore.coordination.interface import Delete, Op, Put, Session
-from metastore.coordination.lineage import Known
+from metastore.coordination.interface import Delete, Known, Op, Put, Session
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.core import effects as fx
 from metastore.core import messages as m
