@@ -16,7 +16,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "bench/README.md",
-    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+    *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
     "tests/README.md",
     "deploy/README.md",
 ]
@@ -54,8 +54,8 @@ def test_links_and_named_tests_exist(page: str) -> None:
         assert (ROOT / page).parent.joinpath(target).exists(), target
     tests = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"\b(test_[a-z0-9_]+)`", text):
-        assert f"def {name}(" in tests or (ROOT / "tests").rglob(name), name
-    for path in re.findall(r"`((?:metastore|router|cellctl|tests|bench|deploy)/[\w/.]*)", text):
+        assert f"def {name}(" in tests or any((ROOT / "tests").rglob(f"{name}.py")), name
+    for path in re.findall(r"`((?:metastore|router|cellctl|tests|bench|deploy)/[\w/.-]*)", text):
         assert (ROOT / path).exists(), path
 
 
