@@ -59,5 +59,22 @@ def test_links_and_named_tests_exist(page: str) -> None:
         assert (ROOT / path).exists(), path
 
 
+PACKAGES = [
+    *(path.parent for path in sorted((ROOT / "metastore").glob("*/__init__.py"))),
+    ROOT / "router",
+    ROOT / "cellctl",
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_each_package_has_a_page_that_names_its_modules(package: Path) -> None:
+    page = (ROOT / "docs/packages" / f"{package.name}.md").read_text()
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    named = set(re.findall(r"`([\w/]+)(?:\.py)?/?`", page))
+    for module in modules:
+        stem = module.removesuffix(".py")
+        assert {stem, Path(stem).name} & named, module
+
+
 if __name__ == "__main__":
     (ROOT / "deploy/configuration.md").write_text(configuration())

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import pytest
 
-from metastore import layout, schema
+from metastore import layout, operations, schema
 from metastore.core import machine
 from metastore.core.fences import FENCE_PREFIX, FLOOR_PREFIX
 from metastore.core.messages import KINDS
 from metastore.storage import records, state
-from metastore.wire import client_messages, frames, op_checks, versions
+from metastore.wire import frames, versions
 from tests.golden.catalogue import FORMS
 from tests.golden.formats import FOLDER
 from tests.golden.storage import FACTS
@@ -33,7 +33,6 @@ NO_VERSIONS: Final = {
     ("metastore/node/features.py", "FACT_LEVEL"),
     ("metastore/wire/frames.py", "LEVEL"),
     ("metastore/wire/versions.py", "MAX_VERSION"),
-    ("router/api/bodies.py", "_IF_VERSION"),
     ("router/api/bodies.py", "_VERSION"),
     ("router/api/parameters.py", "MAX_VERSION"),
     ("router/api/parameters.py", "VERSION"),
@@ -147,12 +146,12 @@ def test_every_frame_operation_and_message_is_named() -> None:
     numbers = {name: v for name, v in numbers.items() if not name.startswith("MAX_") and v <= frames.LEVEL}
     assert told == {name: v for name, v in numbers.items() if name not in {"WIRE_VERSION"}}
 
-    operations = {int(number): (quoted(name)[0], row) for number, name, row in table("number | operation")}
-    assert operations.keys() == op_checks._LENGTHS.keys()
-    for number, (name, lengths) in operations.items():
-        assert getattr(client_messages, name) == number
-        told_lengths = {int(n) for n in re.findall(r"\d+", lengths)}
-        assert told_lengths == set(op_checks._LENGTHS[number]), name
+    described = {int(number): (quoted(name)[0], row) for number, name, row in table("number | operation")}
+    assert described.keys() == operations.OPERATIONS.keys()
+    for number, (name, lengths) in described.items():
+        operation = operations.OPERATIONS[number]
+        assert name.lower() == operation.name
+        assert {int(n) for n in re.findall(r"\d+", lengths)} == set(operation.lengths), name
 
     cells = [cell for row in table("number | message") for cell in row]
     messages = {int(n): quoted(name)[0] for n, name in zip(cells[::2], cells[1::2], strict=True)}
