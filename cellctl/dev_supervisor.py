@@ -217,6 +217,18 @@ class Supervisor:
                 deadline += STOP_PATIENCE_S
             await asyncio.sleep(0.005)
 
+    async def pause(self, child: Child) -> None:
+        """SIGSTOP ``child`` and return when none of its threads runs any more: the signal alone returns before that, and
+        a busy machine lets the process answer what it is asked next."""
+        assert child.process is not None
+        child.process.send_signal(signal.SIGSTOP)
+        child.state = "paused"
+        deadline = time.monotonic() + STOP_PATIENCE_S
+        while child.process is not None and time.monotonic() < deadline:
+            if os.waitid(os.P_PID, child.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                return
+            await asyncio.sleep(0.002)
+
     # --- the whole ------------------------------------------------------------------------
 
     async def up(self) -> None:
@@ -316,11 +328,13 @@ class Supervisor:
                 )
         if verb == "kill":
             await asyncio.gather(*(self.end(c, signal.SIGKILL) for c in children))
-        elif verb in ("pause", "resume"):
+        elif verb == "pause":
+            await asyncio.gather(*map(self.pause, children))
+        elif verb == "resume":
             for child in children:
                 assert child.process is not None
-                child.process.send_signal(signal.SIGSTOP if verb == "pause" else signal.SIGCONT)
-                child.state = "paused" if verb == "pause" else "running"
+                child.process.send_signal(signal.SIGCONT)
+                child.state = "running"
         elif verb == "restart":
             how = signal.SIGTERM if graceful else signal.SIGKILL
             await asyncio.gather(*(self.end(c, how) for c in children))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pytest
 
 from cellctl.dev_files import pick_ports
 from metastore.coordination.embedded import etcd_command, wait_healthy
+from tests.processes import pause, resume
 
 
 @dataclass
@@ -34,9 +34,13 @@ class RealEtcd:
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         assert wait_healthy(f"http://{self.endpoint}", 120), "etcd did not become healthy"
 
-    def signal(self, number: signal.Signals) -> None:
+    def pause(self) -> None:
         assert self.process is not None
-        self.process.send_signal(number)
+        pause(self.process.pid)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        resume(self.process.pid)
 
     def kill(self) -> None:
         if self.process is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -67,13 +66,13 @@ class EtcdBackend:
         if self.how == "kill":
             self.etcd.kill()
         else:
-            self.etcd.signal(signal.SIGSTOP)
+            self.etcd.pause()
 
     def back(self) -> None:
         if self.how == "kill":
             self.etcd.start()
         else:
-            self.etcd.signal(signal.SIGCONT)
+            self.etcd.resume()
 
     async def compact(self) -> None:
         from aetcd import rpc

@@ -16,12 +16,21 @@ import pytest
 
 from metastore.client import AsyncClient
 from metastore.errors import MetastoreError
+from metastore.keys import storage_key
 from tests.integration.harness import Cluster
 
-#: short, and small, so that what takes long and costs much is quick and cheap to try
-PATIENCE_S = 1.0
-#: so long others may take, and what is bounded by PATIENCE_S beyond that; it tells a hang from a busy machine
+#: so long anything may take that nobody promised a time for; it tells a hang from a busy machine
 HANG_S = 60.0
+#: how long processes wait for a client, in files that try what comes of it (``HURRIED``): a busy machine may hold up
+#: a test for as long, so nothing else is tried there
+HURRIED_S = 1.0
+#: and in all others: longer than any machine is busy
+PATIENT_S = 4 * HANG_S
+PATIENCE = (
+    "METASTORE_NODE_CLIENT_PATIENCE_S",
+    "METASTORE_ROUTER_CLIENT_PATIENCE_S",
+    "METASTORE_ROUTER_WRITE_TIMEOUT_S",
+)
 NODE_MEMORY_MIB = 16
 ROUTER_MEMORY_MIB = 32
 ROUTER_CONNECTIONS = 500
@@ -29,10 +38,8 @@ ENVIRONMENT = {
     # leaders stay: some attacks know who leads, and nothing is handed over or suspected meanwhile
     "METASTORE_NODE_LEADER_SPREAD_S": "0",
     "METASTORE_NODE_SUSPECT_AFTER_MS": "5000",
-    "METASTORE_NODE_CLIENT_PATIENCE_S": str(PATIENCE_S),
+    # small, so that what costs much is cheap to try
     "METASTORE_NODE_CLIENT_MEMORY_MIB": str(NODE_MEMORY_MIB),
-    "METASTORE_ROUTER_CLIENT_PATIENCE_S": str(PATIENCE_S),
-    "METASTORE_ROUTER_WRITE_TIMEOUT_S": str(PATIENCE_S),
     "METASTORE_ROUTER_MAX_HELD_MIB": str(ROUTER_MEMORY_MIB),
     "METASTORE_ROUTER_MAX_CELL_MIB": str(ROUTER_MEMORY_MIB),
     "METASTORE_ROUTER_MAX_CONNECTIONS": str(ROUTER_CONNECTIONS),
@@ -145,10 +152,11 @@ def logs(cluster: Cluster) -> dict[str, str]:
     return {p.stem: p.read_text(errors="replace") for p in (cluster.data / "logs").glob("[cr]*.log")}
 
 
-@pytest.fixture(scope="session")
-def attacked(tmp_path_factory: Any) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def attacked(request: Any, tmp_path_factory: Any) -> Iterator[Cluster]:
+    patience_s = HURRIED_S if getattr(request.module, "HURRIED", False) else PATIENT_S
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
+        for name, value in (ENVIRONMENT | dict.fromkeys(PATIENCE, str(patience_s))).items():
             patch.setenv(name, value)
         cluster = Cluster.up(tmp_path_factory.mktemp("hostile") / "data", partitions=4)
     yield cluster
@@ -156,12 +164,47 @@ def attacked(tmp_path_factory: Any) -> Iterator[Cluster]:
         cluster.down()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def honest(attacked: Cluster) -> Iterator[Honest]:
     client = Honest(attacked)
     client.start()
     yield client
     client.stop()
+
+
+@pytest.fixture
+def rpc(attacked: Cluster) -> str:
+    return str(attacked.node("c1n1")["rpc"])
+
+
+@pytest.fixture(scope="module")
+def large(attacked: Cluster) -> tuple[bytes, int]:
+    """The storage key and partition of a record of one MiB in a namespace of thirty such."""
+    key, partition = b"", 0
+
+    async def write() -> None:
+        nonlocal key, partition
+        async with attacked.client() as client:
+            ns = client.namespace("large")
+            await asyncio.gather(*(ns.put(f"d/{i}", bytes([i]) * (1 << 20)) for i in range(30)))
+            key = storage_key("large", "d/0")
+            partition = client.dispatcher.table.route(key).id
+
+    asyncio.run(write())
+    return key, partition
+
+
+@pytest.fixture(scope="module")
+def big(attacked: Cluster) -> str:
+    """A namespace of twenty records of one MiB; the path of one."""
+
+    async def write() -> None:
+        async with attacked.client() as client:
+            ns = client.namespace("big")
+            await asyncio.gather(*(ns.put(f"r{i}", bytes([65 + i]) * (1 << 20)) for i in range(20)))
+
+    asyncio.run(write())
+    return "/v1/kv/big/r0"
 
 
 @pytest.fixture(autouse=True)

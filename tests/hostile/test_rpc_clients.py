@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import time
 from collections import Counter
 from typing import Any
 
 import msgpack
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metastore.errors import Compacted, InvalidRequest, Overloaded, TooLarge
 from metastore.keys import storage_key
-from metastore.node.admission import MAX_STRANGERS
 from metastore.operations import ADD, DELETE, GET, LINEARIZABLE, LIST, OK, PUT, STALE, TOUCH, TXN
 from metastore.wire import frames
 from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION, WATCH_ANY
 from tests.hostile.attack import (
     HELLO,
-    dial,
-    drain,
     exchange,
     frame,
     greeted,
@@ -33,18 +27,13 @@ from tests.hostile.attack import (
     request,
     send,
 )
-from tests.hostile.conftest import HANG_S, NODE_MEMORY_MIB, PATIENCE_S, memory_mib, pids
+from tests.hostile.conftest import HANG_S, NODE_MEMORY_MIB, memory_mib, pids
 from tests.integration.harness import Cluster
 
 LKEY = storage_key("hostile", "k")
 ID = b"i" * 16
 GET_OP = [1, GET, 0, LKEY, LINEARIZABLE, None]
 PUT_OP = [1, PUT, 0, LKEY, 0, 0, 0, None, b"v", "", 0]
-
-
-@pytest.fixture
-def rpc(attacked: Cluster) -> str:
-    return str(attacked.node("c1n1")["rpc"])
 
 
 def nested(depth: int, leaf: bytes = b"\xc0") -> bytes:
@@ -222,50 +211,6 @@ def test_numbers_at_the_end_of_64_bits_are_answered(rpc: str) -> None:
         assert s.read(frames.TOPOLOGY)[0]["cluster"] == "dev"
 
 
-# --- time ---------------------------------------------------------------------------------------
-
-
-def test_who_does_not_get_on_is_disconnected(rpc: str) -> None:
-    """Half a hello, half a frame, a byte at a time: all end within the time they have."""
-    beginnings = [b"", HELLO[:3], HELLO[:-1], *[HELLO + request(GET_OP)[:n] for n in (1, 5, 7, 20)]]
-    sockets = [dial(rpc) for _ in beginnings]
-    for s, data in zip(sockets, beginnings, strict=True):
-        s.sendall(data)
-    slow, slower = dial(rpc), greeted(rpc).socket
-    began = time.monotonic()
-    dripping = {slow: HELLO, slower: request(PUT_OP)}
-    at = 0
-    while dripping and time.monotonic() - began < PATIENCE_S + HANG_S:
-        for s, data in list(dripping.items()):
-            with contextlib.suppress(BlockingIOError):
-                s.setblocking(False)
-                try:
-                    if at < len(data):
-                        s.send(data[at : at + 1])
-                    if s.recv(1 << 16) == b"":
-                        del dripping[s]
-                except OSError as e:
-                    if isinstance(e, BlockingIOError):
-                        raise
-                    del dripping[s]
-        at += 1
-        time.sleep(0.2)
-    assert not dripping, "a byte at a time is fast enough"
-    for s, data in zip(sockets, beginnings, strict=True):
-        found = drain(s, HANG_S)
-        assert found is not None, f"{data!r} may wait for ever"
-        s.close()
-    assert time.monotonic() - began < PATIENCE_S + 2 * HANG_S
-
-
-def test_a_client_that_only_listens_may_stay(rpc: str) -> None:
-    """Idle is not slow: whoever owes nothing is left alone."""
-    with greeted(rpc) as s:
-        time.sleep(PATIENCE_S + 0.7)
-        s.send(request([7, GET, 0, LKEY, STALE, None]))
-        assert s.read(frames.RESPONSE)[0][0] == 7
-
-
 def test_half_closed_after_a_request(rpc: str) -> None:
     for data in (HELLO, HELLO + request(GET_OP), HELLO + request(PUT_OP)[:-3]):
         exchange(rpc, data)
@@ -274,30 +219,11 @@ def test_half_closed_after_a_request(rpc: str) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def test_thousands_who_say_nothing(attacked: Cluster, rpc: str) -> None:
-    """They do not lock out clients that do, nor peers, and are gone after their time."""
-    silent: list[socket.socket] = []
-    try:
-        silent += [dial(rpc) for _ in range(3000)]
-        began = time.monotonic()
-        clients = attacked.status("c1n1")["clients"]
-        assert clients["strangers"] <= MAX_STRANGERS
-        with greeted(rpc) as s:
-            s.send(request([1, GET, 0, LKEY, STALE, None]))
-            assert s.read(frames.RESPONSE)[0][0] == 1
-        while attacked.status("c1n1")["clients"]["strangers"] > 5:
-            assert time.monotonic() - began < PATIENCE_S + HANG_S
-            time.sleep(0.1)
-    finally:
-        for s in silent:
-            s.close()
-
-
 def test_halves_of_frames_have_a_budget(attacked: Cluster, rpc: str) -> None:
     """Thirty halves of 16 MiB frames hold no more than the budget; honest clients are not the ones
     that go for it."""
     pid = pids(attacked)["c1n1"]
-    before = memory_mib(pid, "VmRSS")
+    before, evicted = memory_mib(pid, "VmRSS"), attacked.status("c1n1")["clients"]["evicted_total"]
     sockets = []
     half = raw_frame(frames.REQUEST, bytes(15 << 20), length=(16 << 20) - 10)
     try:
@@ -308,62 +234,12 @@ def test_halves_of_frames_have_a_budget(attacked: Cluster, rpc: str) -> None:
         held = attacked.status("c1n1")["clients"]["unfinished_bytes"]
         assert held <= NODE_MEMORY_MIB << 20
         assert memory_mib(pid, "VmRSS") - before < 100
-        assert attacked.status("c1n1")["clients"]["evicted_total"] >= 25
+        until = time.monotonic() + HANG_S
+        while attacked.status("c1n1")["clients"]["evicted_total"] - evicted < 25:
+            assert time.monotonic() < until, "all halves are kept"
+            time.sleep(0.05)
     finally:
         for s in sockets:
-            s.socket.close()
-
-
-@pytest.fixture(scope="module")
-def large(attacked: Cluster) -> tuple[bytes, int]:
-    """The storage key and partition of a record of one MiB in a namespace of thirty such."""
-    key, partition = b"", 0
-
-    async def write() -> None:
-        nonlocal key, partition
-        async with attacked.client() as client:
-            ns = client.namespace("large")
-            await asyncio.gather(*(ns.put(f"d/{i}", bytes([i]) * (1 << 20)) for i in range(30)))
-            key = storage_key("large", "d/0")
-            partition = client.dispatcher.table.route(key).id
-
-    asyncio.run(write())
-    return key, partition
-
-
-@pytest.mark.parametrize("what", ["gets", "lists", "topology", "status"])
-def test_who_does_not_read_is_not_answered_for_ever(
-    attacked: Cluster, large: tuple[bytes, int], what: str
-) -> None:
-    """Small questions with large answers, and nobody takes those: beyond a bound they are refused,
-    then the connection ends."""
-    key, p = large
-    rpc = str(attacked.node("c1n1")["rpc"])
-    gets = request(*[[i, GET, p, key, STALE, None] for i in range(4096)])
-    lists = request(*[[i, LIST, p, key[:-1], b"\xff" * 9, 10_000, 0, STALE, None] for i in range(4096)])
-    data = {
-        "gets": gets,
-        "lists": lists,
-        "topology": frame(frames.TOPOLOGY_REQUEST, [0]) * 20_000,
-        "status": frame(frames.STATUS_REQUEST, []) * 20_000,
-    }[what]
-    others = attacked.status("c1n1")["clients"]["connections"]
-    speakers = [greeted(rpc, small_window=True) for _ in range(6)]
-    try:
-        for s in speakers:
-            s.socket.settimeout(PATIENCE_S + HANG_S)
-            with contextlib.suppress(OSError):
-                for _ in range(6):
-                    s.socket.sendall(data)
-        until = time.monotonic() + PATIENCE_S + HANG_S
-        while True:
-            now = attacked.status("c1n1")["clients"]
-            if now["connections"] <= others and now["unread_bytes"] < 1 << 20:
-                break
-            assert time.monotonic() < until, f"nobody reads, and it waits on: {now}"
-            time.sleep(0.1)
-    finally:
-        for s in speakers:
             s.socket.close()
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cellctl.dev_files import pick_ports
+from cellctl.dev_supervisor import ask_supervisor
 from metastore.client import AsyncClient
-from metastore.errors import ConditionFailed, MetastoreError
+from metastore.errors import ConditionFailed, DeadlineExceeded, MetastoreError, Unavailable
 from metastore.keys import storage_key
 
 #: for what is due at once on a machine of its own. Nothing is measured by it, so it is generous: what takes this long
@@ -95,7 +97,9 @@ class Cluster:
         cellctl("dev", "down", "--data", str(self.data))
 
     def verb(self, verb: str, *names: str) -> None:
-        cellctl("dev", verb, "--data", str(self.data), *names)
+        """What ``cellctl dev VERB`` asks of the supervisor, without a second of an interpreter's start. Raises
+        ConfigError."""
+        ask_supervisor(self.data, verb, [n for n in names if n != "--graceful"], "--graceful" in names)
 
     def json(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.data / "cluster.json").read_text())
@@ -113,11 +117,7 @@ class Cluster:
 
     def processes(self) -> dict[str, str]:
         """Process -> running, paused, stopped or dead (by itself)."""
-        done = cellctl(
-            "dev", "status", "--data", str(self.data), "-o", "json", check=False
-        )  # 1: some are down
-        rows = json.loads(done.stdout)
-        return {row["name"]: row["state"] for row in rows}
+        return {row["name"]: row["state"] for row in ask_supervisor(self.data, "status")}
 
     def status(self, name: str) -> dict[str, Any]:
         """A node's own view."""
@@ -153,6 +153,25 @@ async def until(what: str, condition: Any, timeout_s: float = PATIENCE_S) -> Any
             return value
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         await asyncio.sleep(0.05)
+
+
+async def refusal(
+    call: Callable[[float], Awaitable[Any]], kind: type[MetastoreError], match: str = ""
+) -> MetastoreError:
+    """The error that ``call``, of a deadline in seconds, ends with, for what is known only when the deadline comes. It is
+    short, and longer again where a busy machine came no further than to miss it."""
+    for deadline_s in (0.3, 5.0, PATIENCE_S):
+        try:
+            result = await call(deadline_s)
+        except MetastoreError as e:
+            if isinstance(e, kind) and re.search(match, e.message):
+                return e
+            error = e
+            if not isinstance(e, DeadlineExceeded | Unavailable):
+                break
+        else:
+            raise AssertionError(f"not refused: {result!r}")
+    raise AssertionError(f"{error!r} where {kind.__name__} {match!r} was due")
 
 
 @dataclass

@@ -37,7 +37,7 @@ from metastore.errors import (
     NotANumber,
     TooStale,
 )
-from tests.integration.harness import Cluster
+from tests.integration.harness import PATIENCE_S, Cluster, refusal
 
 
 @dataclasses.dataclass
@@ -230,8 +230,11 @@ def test_a_fork_starts_anew(shared: Cluster) -> None:
 
 
 def test_a_client_that_is_forgotten_ends(shared: Cluster) -> None:
+    """Without a word on stderr, where asyncio tells in its debug mode of what was left open. It tells too of each
+    callback that took a tenth of a second: that says something of the machine only, and is left out."""
     code = (
-        "import sys, threading, gc\nfrom metastore import Client\n"
+        "import sys, threading, gc, logging\nfrom metastore import Client\n"
+        "logging.getLogger('asyncio').addFilter(lambda r: not r.msg.startswith('Executing '))\n"
         "ns = Client(sys.argv[1].split(',')).namespace('n')\nns.put('k', b'1')\n"
         "assert threading.active_count() == 2\ndel ns\ngc.collect()\n"
         "assert threading.active_count() == 1, threading.enumerate()\n"
@@ -241,7 +244,7 @@ def test_a_client_that_is_forgotten_ends(shared: Cluster) -> None:
         [sys.executable, "-W", "error", "-X", "dev", "-c", code, ",".join(nodes_of(shared))],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
@@ -283,8 +286,8 @@ async def test_consistency(shared: Cluster) -> None:
         stale, age_ms = await ns.get_with_age("a/k")
         assert stale is not None
         assert age_ms is None or age_ms >= 0
-        with pytest.raises(TooStale):
-            await ns.get("a/k", at_least=put.version + 1000, deadline_s=0.5)
+        far = put.version + 1000
+        await refusal(lambda s: ns.get("a/k", at_least=far, deadline_s=s), TooStale)
         for wrong in ({"consistency": "fast"}, {"consistency": "at_least"}, {"max_staleness_ms": 5}):
             with pytest.raises(InvalidRequest):
                 await ns.get("a/k", **wrong)  # type: ignore[arg-type]

@@ -36,6 +36,7 @@ from tests.integration.proxies import (
     BlackHole,
 )
 from tests.integration.witness import Witness
+from tests.processes import pause
 
 WATCHDOG_S = PATIENCE_S
 
@@ -101,8 +102,7 @@ async def test_every_call_ends_by_its_deadline(cell: Cluster) -> None:
         blocking = threads.namespace("faults")
         sure = (await ns.add("a/n")).value
         pids = [cell.node(n)["pid"] for n in cell.names()]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        pause(*pids)
         found = await all_calls(ns, 3.0)
         assert all(isinstance(e, MetastoreError | list) for e in found.values()), found
         for name in ("put", "add", "txn"):

@@ -19,6 +19,7 @@ from metastore.errors import DeadlineExceeded, MetastoreError, OutcomeUnknown, U
 from metastore.keys import storage_key
 from metastore.operations import GET, LINEARIZABLE, PUT
 from tests.integration.harness import PATIENCE_S, Cluster, Load, keys_by_partition, until
+from tests.processes import pause, resume
 
 #: of the nodes' leases, as ``dev`` has it, and as steady cells do
 LEASE_TTL_S = 6.0
@@ -84,7 +85,7 @@ async def test_a_paused_leader_does_no_harm(cell: Cluster) -> None:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: NodeConnection("dev", "queued"), host, int(port))
         await until("the connection is greeted", lambda: connection.hello)
-        os.kill(old["pid"], signal.SIGSTOP)
+        pause(old["pid"])
         # into the sockets of the sleeping leader, while others take over and change these very keys
         queued = []
         for p in led:
@@ -97,7 +98,7 @@ async def test_a_paused_leader_does_no_harm(cell: Cluster) -> None:
         await asyncio.sleep(3 * LEASE_TTL_S)
         await until("others lead", lambda: set(led) <= set(_leaders_but(cell, victim)))
         floors = {key: load.acked.get(key, 0) for key, _, _ in queued}
-        os.kill(old["pid"], signal.SIGCONT)
+        resume(old["pid"])
         for key, read, write in queued:
             result = await asyncio.wait_for(read, PATIENCE_S)
             if result[1] == 0:  # served after all: then with everything acknowledged before it woke
@@ -298,10 +299,10 @@ async def test_a_slow_follower_is_not_seen(steady_cell: Cluster) -> None:
         load = Load(client, [k for p in mine for k in by_partition[p]])
         running = asyncio.create_task(load.run())
         await asyncio.sleep(1)
-        os.kill(cell.node(victim)["pid"], signal.SIGSTOP)
+        pause(cell.node(victim)["pid"])
         await asyncio.sleep(5)
         paused_failures = load.failures()
-        os.kill(cell.node(victim)["pid"], signal.SIGCONT)
+        resume(cell.node(victim)["pid"])
         await asyncio.sleep(1)
         load.stop = True
         await running

@@ -24,6 +24,7 @@ from metastore.keys import storage_key
 from tests.integration.harness import Cluster, cellctl, keys_by_partition, until
 from tests.integration.http_api import Api
 from tests.integration.test_operator import tool
+from tests.processes import pause, resume
 from tests.unit.node.test_histories import refusals
 
 P = 3
@@ -211,7 +212,7 @@ async def split_without(cell: Cluster, name: str) -> tuple[int, int]:
     comes too late happens as soon as the node goes on, and another partition's turn comes. (partition, child)."""
     where = Where(None, cell.data, None, 60.0)
     for p, child in zip((p for p in range(8) if cell.leaders()[p][0] != name), itertools.count(8)):
-        os.kill(cell.node(name)["pid"], signal.SIGSTOP)
+        pause(cell.node(name)["pid"])
         await asyncio.to_thread(operate, where, lambda o, p=p: o.request_split(p, None, "test"))  # type: ignore[misc]
         others = [cell.node(n)["http"] for n in cell.names() if n != name]
 
@@ -222,7 +223,7 @@ async def split_without(cell: Cluster, name: str) -> tuple[int, int]:
         with contextlib.suppress(AssertionError):
             await until("it is split", is_led, 10)
             return p, child
-        os.kill(cell.node(name)["pid"], signal.SIGCONT)
+        resume(cell.node(name)["pid"])
         await until("it is split, too late", is_led)
     raise AssertionError("no partition was split in time")
 

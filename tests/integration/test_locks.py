@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 import threading
 from typing import Any
@@ -21,7 +19,8 @@ from metastore.errors import (
     OutcomeUnknown,
 )
 from metastore.keys import storage_key
-from tests.integration.harness import PATIENCE_S, Cluster, until
+from tests.integration.harness import PATIENCE_S, Cluster, refusal, until
+from tests.processes import pause, resume
 
 NS = "locks"
 
@@ -69,8 +68,7 @@ async def test_waiting_trying_and_misuse(shared: Cluster) -> None:
         await lock.acquire()
         assert await other.holder() == "me"
         assert not await other.try_acquire()
-        with pytest.raises(DeadlineExceeded, match="held by another"):
-            await other.acquire(0.1)
+        await refusal(other.acquire, DeadlineExceeded, "held by another")
         with pytest.raises(InvalidRequest, match="already"):
             await lock.acquire()
         waiting = asyncio.create_task(other.acquire(PATIENCE_S))
@@ -235,7 +233,7 @@ async def test_a_holder_that_was_paused_notices_and_does_no_harm(shared: Cluster
     assert child.stdout is not None
     assert child.stdin is not None
     token = int((await asyncio.wait_for(child.stdout.readline(), PATIENCE_S)).split()[1])
-    os.kill(child.pid, signal.SIGSTOP)
+    pause(child.pid)
     async with shared.client() as client:
         ns = client.namespace(NS)
         async with ns.lock("l/paused", ttl_s=60) as lock:
@@ -243,7 +241,7 @@ async def test_a_holder_that_was_paused_notices_and_does_no_harm(shared: Cluster
             # nothing is written under the lock: taking it is enough (R20)
             child.stdin.write(b"\n")
             await child.stdin.drain()
-            os.kill(child.pid, signal.SIGCONT)
+            resume(child.pid)
             out, _ = await asyncio.wait_for(child.communicate(), PATIENCE_S)
             assert out.decode().splitlines() == ["check: lost 0.0 False", "write: fenced", "release: lost"]
             lock.check()
@@ -251,43 +249,47 @@ async def test_a_holder_that_was_paused_notices_and_does_no_harm(shared: Cluster
             await ns.put("l/guarded", b"new", fence=lock.fence)
 
 
-async def test_at_risk_comes_before_lost_when_the_store_is_away(cell: Cluster) -> None:
+async def test_at_risk_comes_before_lost_when_the_store_is_away(steady_cell: Cluster) -> None:
     """All nodes stop: the holder is warned, then told, by its own clock; when they wake it can go on."""
+    cell = steady_cell
     async with cell.client() as client:
         ns = client.namespace(NS)
         order: list[str] = []
-        lock = ns.lock("l/risk", ttl_s=6.0)
-        lock.on_at_risk(lambda: order.append("at risk"))
-        lock.on_lost(lambda: order.append("lost"))
+        left_s: list[float] = []
+        lock = ns.lock("l/risk", ttl_s=9.0)
         await lock.acquire()
-        assert not lock.at_risk.is_set()
+        # whose acquiring took half of the lease is at risk until it is renewed
+        await until("it is not at risk", lambda: not lock.at_risk.is_set())
+        lock.on_at_risk(lambda: order.append("at risk"))
+        lock.on_at_risk(lambda: left_s.append(lock.remaining_s))
+        lock.on_lost(lambda: order.append("lost"))
         pids = [cell.node(n)["pid"] for n in cell.names()]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        pause(*pids)
         try:
-            await asyncio.wait_for(lock.at_risk.wait(), PATIENCE_S)
-            if order == ["at risk"]:
-                lock.check()  # still held, and for longer than nothing
             await asyncio.wait_for(lock.lost.wait(), PATIENCE_S)
             assert order == ["at risk", "lost"]
+            assert 0 < left_s[0] <= 4.5, "still held, and for longer than nothing"
+            assert lock.at_risk.is_set()
             assert lock.remaining_s == 0
             with pytest.raises(LockLost, match="ran out"):
                 lock.check()
         finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+            resume(*pids)
         with pytest.raises(LockLost):
             await lock.release()
         await lock.acquire(PATIENCE_S)
         assert not lock.lost.is_set()
-        assert not lock.at_risk.is_set()
-        # a leader that dies is no reason to lose it
-        order.clear()
-        patient = ns.lock("l/patient", ttl_s=20)
+        await until("it is not at risk any more", lambda: not lock.at_risk.is_set())
+
+
+async def test_a_leader_that_dies_is_no_reason_to_lose_a_lock(steady_cell: Cluster) -> None:
+    cell = steady_cell
+    async with cell.client() as client:
+        patient = client.namespace(NS).lock("l/patient", ttl_s=24)
         await patient.acquire(PATIENCE_S)
         token = patient.token
-        leader = client.dispatcher.table.route(storage_key(NS, "l/patient")).leader
-        cell.verb("kill", str(leader))
+        partition = client.dispatcher.table.route(storage_key(NS, "l/patient")).id
+        cell.verb("kill", cell.leaders()[partition][0])
         left = patient.remaining_s
         await until("it is renewed by another leader", lambda: patient.remaining_s > left or None)
         patient.check()

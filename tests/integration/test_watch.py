@@ -25,6 +25,7 @@ from metastore.namespaces import Policy
 from metastore.wire import frames
 from tests.integration.harness import PATIENCE_S, Cluster, until
 from tests.integration.witness import Witness, partition_of
+from tests.processes import pause, resume
 
 NS = "seen"
 
@@ -47,9 +48,9 @@ async def test_every_change_once_and_in_order_whatever_dies(cell: Cluster) -> No
             cell.verb("restart", victim)
             await until("the restarted node follows", lambda v=victim: len(cell.status(v)["peers"]) == 2)
         paused = cell.leaders()[0][0]
-        os.kill(cell.node(paused)["pid"], signal.SIGSTOP)
+        pause(cell.node(paused)["pid"])
         await witness.everybody_has_seen(f"SIGSTOP of {paused}")
-        os.kill(cell.node(paused)["pid"], signal.SIGCONT)
+        resume(cell.node(paused)["pid"])
         await witness.everybody_has_seen(f"SIGCONT of {paused}")
         cell.verb("kill", *cell.names())
         cell.verb("restart", *cell.names())
@@ -241,7 +242,7 @@ async def test_a_leader_that_slept_does_not_call_a_newer_position_wrong(cell: Cl
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: NodeConnection("dev", "queued"), host, int(port))
         await until("the connection is greeted", lambda: connection.hello)
-        os.kill(node["pid"], signal.SIGSTOP)
+        pause(node["pid"])
         # into its socket before the word of its successor, with a position that only that one will reach
         ended: asyncio.Future[MetastoreError] = loop.create_future()
         start = storage_key(NS, "dir/k")
@@ -250,7 +251,7 @@ async def test_a_leader_that_slept_does_not_call_a_newer_position_wrong(cell: Cl
         newer = old
         while newer.version < old.version + 50:
             newer = await ns.put("dir/k", b"2")
-        os.kill(node["pid"], signal.SIGCONT)
+        resume(node["pid"])
         error = await asyncio.wait_for(ended, PATIENCE_S)
         assert error.retryable, error
         connection.close()

@@ -1,0 +1,33 @@
+"""What tests do to processes, so that it is done when they go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+#: for the kernel to stop a process's threads: one that waits for a disk is stopped when that answers
+STOP_S = 60.0
+
+
+def pause(*pids: int) -> None:
+    """SIGSTOP, and wait until no thread of them runs any more: ``kill`` returns before that, and on a busy machine
+    the process goes on for long enough to answer what is sent to it next."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + STOP_S
+    while not all(map(_is_stopped, pids)):
+        assert time.monotonic() < deadline, f"SIGSTOP has not stopped {pids}"
+        time.sleep(0.002)
+
+
+def resume(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _is_stopped(pid: int) -> bool:
+    # the state follows the command's name, which may hold anything: "12 (etcd) T 1 …"
+    threads = [path.read_text().rpartition(")")[2] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state.split()[0] in ("T", "t") for state in threads)
