@@ -11,7 +11,7 @@ import pytest
 
 from cellctl.dev_files import pick_ports
 from metastore.coordination.embedded import etcd_command, wait_healthy
-from tests.processes import pause, resume
+from tests.processes import PATIENCE_S, pause, resume
 
 
 @dataclass
@@ -32,7 +32,7 @@ class RealEtcd:
     def start(self) -> None:
         command = [*etcd_command(self.data, "test", self.port, self.peer_port), *self.flags]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        assert wait_healthy(f"http://{self.endpoint}", 120), "etcd did not become healthy"
+        assert wait_healthy(f"http://{self.endpoint}", PATIENCE_S), "etcd did not become healthy"
 
     def pause(self) -> None:
         assert self.process is not None

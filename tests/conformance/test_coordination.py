@@ -16,10 +16,10 @@ from metastore.coordination.interface import KV, Change, Compare, Coordinator, D
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 from tests.conftest import RealEtcd
+from tests.processes import PATIENCE_S
 
 #: long enough for a busy machine to keep a session alive, short enough to wait for its end
 TTL_S = 4.0
-PATIENCE_S = 120.0
 
 
 class Backend(Protocol):

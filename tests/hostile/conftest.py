@@ -20,7 +20,7 @@ from metastore.keys import storage_key
 from tests.integration.harness import Cluster
 
 #: so long anything may take that nobody promised a time for; it tells a hang from a busy machine
-HANG_S = 60.0
+HANG_S = 180.0
 #: how long processes wait for a client, in files that try what comes of it (``HURRIED``): a busy machine may hold up
 #: a test for as long, so nothing else is tried there
 HURRIED_S = 1.0

@@ -7,6 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.processes import PATIENCE_S
+
 MARK = "--- end of a command ---"
 
 
@@ -48,7 +50,9 @@ def run(page: Path, replace: dict[str, str], prelude: str = "") -> list[str]:
         for old, new in replace.items():
             text = text.replace(old, new)
         script += f"{text}\necho \"$?\"; echo '{MARK}'\n"
-    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        ["bash"], input=script, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     outputs = done.stdout.split(MARK + "\n")
     wrong: list[str] = []
     for command, output in zip(todo, outputs, strict=False):

@@ -20,10 +20,10 @@ from cellctl.dev_supervisor import ask_supervisor
 from metastore.client import AsyncClient
 from metastore.errors import ConditionFailed, DeadlineExceeded, MetastoreError, Unavailable
 from metastore.keys import storage_key
+from tests.processes import PATIENCE_S
 
-#: for what is due at once on a machine of its own. Nothing is measured by it, so it is generous: what takes this long
-#: is broken, not slow
-PATIENCE_S = 120.0
+#: of a call that is to succeed, when nothing else is said
+CALL_S = 60.0
 #: leaders stay where they are: none is handed over for the sake of evenness, and none is suspected because a busy
 #: machine let it stand still for a second or two. Who is killed is missed at once all the same. For tests that say
 #: who has to lead
@@ -36,7 +36,7 @@ def cellctl(*args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "cellctl.main", *args],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE_S,
         check=False,
     )
     if check and done.returncode != 0:
@@ -76,7 +76,7 @@ class Cluster:
     def wait_until_whole(self) -> None:
         """Until each node is connected with every other: a death costs no partition its quorum."""
         names = self.names()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not all(self._is_met_by(name, names) for name in names):
             assert time.monotonic() < deadline, "the nodes do not find each other"
             time.sleep(0.05)
@@ -135,7 +135,7 @@ class Cluster:
                         found[p["id"]] = (name, p["epoch"])
         return found
 
-    def client(self, deadline_s: float = 20.0) -> AsyncClient:
+    def client(self, deadline_s: float = CALL_S) -> AsyncClient:
         return AsyncClient([n["rpc"] for n in self.json()["nodes"]], cluster="dev", deadline_s=deadline_s)
 
 
@@ -160,7 +160,7 @@ async def refusal(
 ) -> MetastoreError:
     """The error that ``call``, of a deadline in seconds, ends with, for what is known only when the deadline comes. It is
     short, and longer again where a busy machine came no further than to miss it."""
-    for deadline_s in (0.3, 5.0, PATIENCE_S):
+    for deadline_s in (0.3, 5.0, CALL_S, PATIENCE_S):
         try:
             result = await call(deadline_s)
         except MetastoreError as e:
@@ -293,7 +293,7 @@ class Load:
         """Every acknowledged write is there and nothing else; raises AssertionError."""
         ns = self.client.namespace("load")
         for key in self.keys:
-            record = await ns.get(key, deadline_s=30)
+            record = await ns.get(key, deadline_s=PATIENCE_S)
             value = int(record.value) if record else 0
             if not self.acked.get(key, 0) <= value <= self.attempted.get(key, 0):
                 self.problems.append(

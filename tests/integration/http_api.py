@@ -21,7 +21,8 @@ from router.api.openapi import document
 from router.api.operations import OPERATIONS
 from router.calls import Routes
 from router.main import Router
-from tests.integration.harness import PATIENCE_S, Cluster
+from tests.integration.harness import Cluster
+from tests.processes import PATIENCE_S
 
 
 @dataclass

@@ -37,7 +37,8 @@ from metastore.errors import (
     NotANumber,
     TooStale,
 )
-from tests.integration.harness import PATIENCE_S, Cluster, refusal
+from tests.integration.harness import Cluster, refusal
+from tests.processes import PATIENCE_S
 
 
 @dataclasses.dataclass
@@ -223,7 +224,7 @@ def test_a_fork_starts_anew(shared: Cluster) -> None:
         [sys.executable, "-c", FORKING, ",".join(nodes_of(shared))],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "good\n"), done.stderr

@@ -26,7 +26,7 @@ from metastore.errors import (
     Unavailable,
 )
 from tests.integration.fake_router import FakeRouter
-from tests.integration.harness import PATIENCE_S, Cluster, keys_by_partition, until
+from tests.integration.harness import Cluster, keys_by_partition, until
 from tests.integration.proxies import (
     PASS,
     REFUSE,
@@ -36,7 +36,7 @@ from tests.integration.proxies import (
     BlackHole,
 )
 from tests.integration.witness import Witness
-from tests.processes import pause
+from tests.processes import PATIENCE_S, pause
 
 WATCHDOG_S = PATIENCE_S
 

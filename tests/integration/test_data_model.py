@@ -281,7 +281,7 @@ async def test_routing_rules(
 
 async def test_stale_reads_tell_their_age(cell: Cluster) -> None:
     """With etcd gone and two of three nodes dead, who is left still answers, and says how old it is."""
-    async with cell.client(deadline_s=3) as client:
+    async with cell.client() as client:
         ns = client.namespace("flags")
         put = await ns.put("on", b"1")
         record, age = await ns.get_with_age("on", consistency="linearizable")

@@ -15,6 +15,7 @@ import pytest
 
 from cellctl.dev_files import process_start
 from tests.integration.harness import Cluster, cellctl, until
+from tests.processes import PATIENCE_S
 
 
 def alive(pid: int | None) -> bool:
@@ -192,6 +193,6 @@ def test_the_node_says_what_is_wrong_with_its_settings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/v1/topology"])
 async def test_health_and_topology(cell: Cluster, path: str) -> None:
-    with urllib.request.urlopen(cell.router + path, timeout=5) as response:
+    with urllib.request.urlopen(cell.router + path, timeout=PATIENCE_S) as response:
         assert response.status == 200
         assert response.read()

@@ -24,7 +24,7 @@ from metastore.keys import storage_key
 from tests.integration.harness import Cluster, cellctl, keys_by_partition, until
 from tests.integration.http_api import Api
 from tests.integration.test_operator import tool
-from tests.processes import pause, resume
+from tests.processes import PATIENCE_S, pause, resume
 from tests.unit.node.test_histories import refusals
 
 P = 3
@@ -108,7 +108,7 @@ async def assert_goes_on(ns: AsyncNamespace, api: Api, folder: str, generation: 
 
 
 async def test_a_forced_failover(cell: Cluster) -> None:
-    async with cell.client(deadline_s=10) as client, aiohttp.ClientSession() as http:
+    async with cell.client() as client, aiohttp.ClientSession() as http:
         ns, api = client.namespace(NS), Api(cell.json()["router"]["url"], http)
         folder = folder_in(client, P)
         lock = ns.lock(f"{folder}/held", ttl_s=30)
@@ -124,7 +124,7 @@ async def test_a_forced_failover(cell: Cluster) -> None:
         assert "new-generation" in said
         await assert_refused(ns, api, before, 1)
         await assert_goes_on(ns, api, folder, 1)
-        await asyncio.wait_for(lock.lost.wait(), 60)
+        await asyncio.wait_for(lock.lost.wait(), PATIENCE_S)
         with pytest.raises(LockLost):
             await lock.release()
         # those who come back, and the others' next leaders, are of the new history
@@ -231,7 +231,7 @@ async def split_without(cell: Cluster, name: str) -> tuple[int, int]:
 async def test_a_forced_failover_undoes_no_split(steady_cell: Cluster) -> None:
     """R18: a log that ends before the entry that split goes on alone for neither half; one that has it does for both."""
     cell = steady_cell
-    async with cell.client(deadline_s=10) as client:
+    async with cell.client() as client:
         ns = client.namespace(NS)
         keys = keys_by_partition(client, 40, NS)
         for found in keys.values():
@@ -264,6 +264,6 @@ async def test_a_forced_failover_undoes_no_split(steady_cell: Cluster) -> None:
         for p in (split, child):
             await asyncio.to_thread(tool, cell, "failover", "--force", str(p), "--yes")
         for key in keys[split]:
-            record = await ns.get(key, deadline_s=60)
+            record = await ns.get(key)
             assert record is not None
             assert record.value == b"kept"

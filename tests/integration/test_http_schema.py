@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from router.api.openapi import document
 from router.api.operations import OPERATIONS
 from tests.integration.harness import Cluster
+from tests.processes import PATIENCE_S
 
 #: in the detail of a 400 that is about two parameters, or about where keys live
 BETWEEN = (
@@ -68,7 +69,7 @@ session = requests.Session()
     suppress_health_check=list(HealthCheck),
 )
 def test_the_api_does_what_its_document_says(case: Any, shared_cell: Cluster) -> None:
-    response = case.call(base_url=shared_cell.router, session=session, timeout=30)
+    response = case.call(base_url=shared_cell.router, session=session, timeout=PATIENCE_S)
     excluded = [positive_data_acceptance]
     if case.operation.definition.raw["operationId"] == LENIENT:
         excluded.append(negative_data_rejection)
@@ -79,9 +80,9 @@ def test_the_api_does_what_its_document_says(case: Any, shared_cell: Cluster) ->
 
 
 def test_the_document_is_served(shared_cell: Cluster) -> None:
-    with urllib.request.urlopen(shared_cell.router + "/openapi.json", timeout=10) as r:
+    with urllib.request.urlopen(shared_cell.router + "/openapi.json", timeout=PATIENCE_S) as r:
         assert json.loads(r.read()) == json.loads(json.dumps(document(OPERATIONS)))
-    with urllib.request.urlopen(shared_cell.router + "/docs", timeout=10) as r:
+    with urllib.request.urlopen(shared_cell.router + "/docs", timeout=PATIENCE_S) as r:
         text = r.read().decode()
         assert r.headers["Content-Type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in r.headers["Content-Security-Policy"]

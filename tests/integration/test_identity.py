@@ -20,6 +20,7 @@ from cellctl.dev_files import pick_ports
 from metastore import Put
 from tests.integration.conftest import _cluster
 from tests.integration.harness import Cluster, cellctl, until
+from tests.processes import PATIENCE_S
 
 NODE = "c1n2"
 DEPLOY = Path(__file__).parents[2] / "deploy" / "README.md"
@@ -47,7 +48,7 @@ def stop(cluster: Cluster, *names: str) -> None:
 def ready(cluster: Cluster, node: str = NODE) -> tuple[int, dict[str, Any]]:
     """What /readyz of a node says."""
     try:
-        with urllib.request.urlopen(cluster.node(node)["http"] + "/readyz", timeout=5) as response:
+        with urllib.request.urlopen(cluster.node(node)["http"] + "/readyz", timeout=PATIENCE_S) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as e:
         return e.code, json.loads(e.read())
@@ -63,7 +64,7 @@ async def digests_agree(cluster: Cluster) -> None:
             found = []
             for name in cluster.names():
                 url = f"{cluster.node(name)['http']}/v1/partitions/{p}/digest"
-                with urllib.request.urlopen(url, timeout=5) as response:
+                with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
                     answer = json.loads(response.read())
                     found.append((answer["applied"], answer["digest"]))
             if len(set(found)) != 1:
@@ -132,7 +133,7 @@ def discard(cell: Cluster) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert "discarded" in done.stderr
@@ -154,7 +155,7 @@ def settings(cell: Cluster, **changes: str) -> list[str]:
 
 async def filled(cell: Cluster) -> None:
     """The node has a new store, and all replicas are in the stores that their nodes have."""
-    await until("all is well", lambda: health(cell) == ["ok", "ok"], 60)
+    await until("all is well", lambda: health(cell) == ["ok", "ok"])
     await digests_agree(cell)
     assert cell.status(NODE)["identity"]["state"] == "confirmed"
     assert tool(cell, "status", check=False).returncode == 0
@@ -226,7 +227,9 @@ async def test_a_clone_beside_the_living_node_is_refused(cell: Cluster, tmp_path
         try:
 
             def identity() -> dict[str, Any]:
-                with urllib.request.urlopen(f"http://{changes['http']}/v1/status", timeout=5) as response:
+                with urllib.request.urlopen(
+                    f"http://{changes['http']}/v1/status", timeout=PATIENCE_S
+                ) as response:
                     found: dict[str, Any] = json.loads(response.read())["identity"]
                     return found
 

@@ -19,8 +19,8 @@ from metastore.errors import (
     OutcomeUnknown,
 )
 from metastore.keys import storage_key
-from tests.integration.harness import PATIENCE_S, Cluster, refusal, until
-from tests.processes import pause, resume
+from tests.integration.harness import Cluster, refusal, until
+from tests.processes import PATIENCE_S, pause, resume
 
 NS = "locks"
 

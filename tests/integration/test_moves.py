@@ -102,7 +102,7 @@ async def test_watches_and_scans_go_along(cell: Cluster, tmp_path: Path) -> None
         async def scan() -> None:
             nonlocal scans
             while not stop:
-                assert sorted([k async for k, _ in still.scan(page=7, deadline_s=30)]) == keys
+                assert sorted([k async for k, _ in still.scan(page=7)]) == keys
                 scans += 1
 
         scanning = asyncio.create_task(scan())

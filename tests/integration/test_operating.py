@@ -99,7 +99,7 @@ async def test_the_doctor(steady_cell: Cluster) -> None:
 
 
 async def test_a_partition_without_its_majority_goes_on_by_force(cell: Cluster) -> None:
-    async with cell.client(deadline_s=10) as client:
+    async with cell.client() as client:
         keys = keys_by_partition(client, 20, "kept")
         ns = client.namespace("kept")
         await ns.batch([Put(k, b"x") for ks in keys.values() for k in ks])
@@ -140,7 +140,7 @@ async def test_a_snapshot_is_of_one_moment_and_goes_anywhere(cell: Cluster, tmp_
     """Pairs that one transaction changes are never apart in it, what was answered before is in it, though
     its leaders are killed meanwhile; and a cluster of another shape takes it."""
     file = tmp_path / "all.snapshot"
-    async with cell.client(deadline_s=30) as client:
+    async with cell.client() as client:
         ns = client.namespace("pairs")
         await asyncio.to_thread(
             tool, cell, "namespace", "create", "whole", "--routing", "key", "--default-ttl", "1h"

@@ -14,6 +14,7 @@ from cellctl.connect import Where, etcd_endpoints
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.layout import ConfigRecord, Layout
 from tests.integration.harness import Cluster, Load, cellctl, keys_by_partition, until
+from tests.processes import PATIENCE_S
 
 LAYOUT = Layout("dev")
 MEMBERS = (("c1n1", "s"), ("c1n2", "s"), ("c1n3", "s"))
@@ -43,16 +44,16 @@ class Etcd:
 
     async def put(self, key: bytes, value: bytes) -> None:
         client = await self._coordinator.client()
-        await client.kvstub.Put(rpc.PutRequest(key=self._root + key, value=value), timeout=20)
+        await client.kvstub.Put(rpc.PutRequest(key=self._root + key, value=value), timeout=PATIENCE_S)
 
     async def get(self, key: bytes) -> bytes:
         client = await self._coordinator.client()
-        found = await client.kvstub.Range(rpc.RangeRequest(key=self._root + key), timeout=20)
+        found = await client.kvstub.Range(rpc.RangeRequest(key=self._root + key), timeout=PATIENCE_S)
         return bytes(found.kvs[0].value)
 
     async def delete(self, key: bytes) -> None:
         client = await self._coordinator.client()
-        await client.kvstub.DeleteRange(rpc.DeleteRangeRequest(key=self._root + key), timeout=20)
+        await client.kvstub.DeleteRange(rpc.DeleteRangeRequest(key=self._root + key), timeout=PATIENCE_S)
 
     async def close(self) -> None:
         await self._coordinator.close()
@@ -167,6 +168,6 @@ async def test_what_was_removed_is_known_to_nobody(steady_cell: Cluster) -> None
 
 def topology_of(cell: Cluster, name: str) -> dict[str, Any]:
     """A node's table."""
-    with urllib.request.urlopen(cell.node(name)["http"] + "/v1/topology", timeout=15) as response:
+    with urllib.request.urlopen(cell.node(name)["http"] + "/v1/topology", timeout=PATIENCE_S) as response:
         found: dict[str, Any] = json.loads(response.read())
         return found

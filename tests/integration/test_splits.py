@@ -36,7 +36,7 @@ async def test_partitions_are_split_under_load(cell: Cluster) -> None:
         before = tool(cell, "status", "-o", "json")
         for p in range(8):
             await asyncio.to_thread(tool, cell, "partition", "split", str(p), "--yes")
-            assert sorted([k async for k, _ in still.scan(page=7, deadline_s=30)]) == keys
+            assert sorted([k async for k, _ in still.scan(page=7)]) == keys
         await until("all are led", lambda: len(partitions(cell)) == 16)
         await witness.everybody_has_seen("everything is split")
         load.stop = True

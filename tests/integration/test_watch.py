@@ -23,9 +23,9 @@ from metastore.keys import END_OF_RING, storage_key
 from metastore.layout import Layout
 from metastore.namespaces import Policy
 from metastore.wire import frames
-from tests.integration.harness import PATIENCE_S, Cluster, until
+from tests.integration.harness import Cluster, until
 from tests.integration.witness import Witness, partition_of
-from tests.processes import pause, resume
+from tests.processes import PATIENCE_S, pause, resume
 
 NS = "seen"
 
