@@ -7,7 +7,6 @@ import contextlib
 import json
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,6 +19,7 @@ from cellctl.dev_supervisor import ask_supervisor
 from metastore.client import AsyncClient
 from metastore.errors import ConditionFailed, DeadlineExceeded, MetastoreError, Unavailable
 from metastore.keys import storage_key
+from tests import preloaded
 from tests.processes import PATIENCE_S
 
 #: of a call that is to succeed, when nothing else is said
@@ -32,13 +32,7 @@ STEADY = ("leader_spread_s=0", "suspect_after_ms=5000", "lease_ttl_s=6")
 
 def cellctl(*args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run cellctl as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cellctl.main", *args],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    done = preloaded.run(list(args), PATIENCE_S)
     if check and done.returncode != 0:
         raise AssertionError(f"cellctl {' '.join(args)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done

@@ -21,7 +21,7 @@ from router.api.openapi import document
 from router.api.operations import OPERATIONS
 from router.calls import Routes
 from router.main import Router
-from tests.integration.harness import Cluster
+from tests.integration.harness import CALL_S, Cluster
 from tests.processes import PATIENCE_S
 
 
@@ -119,7 +119,7 @@ async def router_beside(cluster: Cluster, **settings: Any) -> AsyncIterator[tupl
         http=f"127.0.0.1:{port}",
         etcd=[info["etcd"][0]["url"].removeprefix("http://")],
         nodes=[n["rpc"] for n in info["nodes"]],
-        **settings,
+        **{"deadline_s": CALL_S, **settings},
     )
     router = Router(config)
     await router.start()
