@@ -26,9 +26,12 @@ from typing import IO
 MAX_REQUEST_BYTES = 1 << 20
 
 
-def run(args: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """The exit code and what was written. Raises TimeoutError; the process goes on then."""
-    request = json.dumps({"args": args, "cwd": os.getcwd(), "env": dict(os.environ)}).encode()
+def run(
+    args: list[str], timeout_s: float, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The exit code and what was written. ``env``: beside that of this process. Raises TimeoutError; the process goes on
+    then."""
+    request = json.dumps({"args": args, "cwd": os.getcwd(), "env": {**os.environ, **(env or {})}}).encode()
     with (
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
