@@ -176,7 +176,7 @@ async def _run(scenario: Scenario, cluster: Cluster, faults: Faults, seed: int, 
 
 def clients_of(scenario: Scenario, cluster: Cluster) -> list[AsyncClient]:
     """The first goes to the nodes."""
-    direct = [cluster.client() for _ in range(2 if scenario.routed else 3)]
+    direct = [cluster.client(deadline_s=20.0) for _ in range(2 if scenario.routed else 3)]
     routed = [AsyncClient(router=cluster.router, direct=False, deadline_s=20.0) for _ in range(2)]
     return direct + routed if scenario.routed else direct
 
