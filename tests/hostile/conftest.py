@@ -24,8 +24,8 @@ HANG_S = 180.0
 #: how long processes wait for a client, in files that try what comes of it (``HURRIED``): a busy machine may hold up
 #: a test for as long, so nothing else is tried there
 HURRIED_S = 1.0
-#: and in all others: longer than any machine is busy
-PATIENT_S = 4 * HANG_S
+#: and in all others: longer than any machine is busy, and as long as can be set
+PATIENT_S = 600.0
 PATIENCE = (
     "METASTORE_NODE_CLIENT_PATIENCE_S",
     "METASTORE_ROUTER_CLIENT_PATIENCE_S",
