@@ -119,6 +119,12 @@ async def eventually(call: Callable[[], Any], timeout_s: float = PATIENCE_S) -> 
             await asyncio.sleep(0.05)
 
 
+async def connected(c: Coordinator) -> Coordinator:
+    """``c`` once it has been answered: on a busy machine the first attempt to connect may time out."""
+    await eventually(lambda: c.get("/none"))
+    return c
+
+
 class Seen:
     """What a watch delivered; the net content must equal the service's."""
 
@@ -138,7 +144,7 @@ class Seen:
 
 
 async def test_transactions(backend: Backend) -> None:
-    c = backend.connect()
+    c = await connected(backend.connect())
     made = await c.txn([Compare.absent("/t/a")], [Put("/t/a", b"1"), Put("/t/b", b"2")])
     assert made.succeeded
     again = await c.txn([Compare.absent("/t/a")], [Put("/t/a", b"x")], [Get("/t/a"), Get("/t/none")])
@@ -163,7 +169,7 @@ async def test_transactions(backend: Backend) -> None:
 
 
 async def test_a_transaction_that_needs_what_lies_under_a_prefix_to_be_unchanged(backend: Backend) -> None:
-    c = backend.connect()
+    c = await connected(backend.connect())
 
     async def is_unchanged(prefix: str, revision: int) -> bool:
         return (await c.txn([Compare.unchanged_since(prefix, revision)], [Put("/q/done", b"")])).succeeded
@@ -186,7 +192,7 @@ async def test_a_transaction_that_needs_what_lies_under_a_prefix_to_be_unchanged
 
 
 async def test_a_session_is_kept_and_its_keys_go_with_it(backend: Backend) -> None:
-    c, other = backend.connect(), backend.connect()
+    c, other = await connected(backend.connect()), await connected(backend.connect())
     session = c.session(TTL_S)
     leases: list[int] = []
     session.on_change = lambda s: leases.append(s.lease_id)
@@ -207,7 +213,7 @@ async def test_a_session_is_kept_and_its_keys_go_with_it(backend: Backend) -> No
 
 
 async def test_a_lost_session_is_made_anew(backend: Backend) -> None:
-    c = backend.connect()
+    c = await connected(backend.connect())
     session = c.session(TTL_S)
     session.start()
     await until("a lease", lambda: session.alive)
@@ -222,7 +228,7 @@ async def test_a_lost_session_is_made_anew(backend: Backend) -> None:
 
 
 async def test_a_watch_misses_nothing_while_the_service_is_away(backend: Backend) -> None:
-    c, writer, seen = backend.connect(), backend.connect(), Seen()
+    c, writer, seen = await connected(backend.connect()), await connected(backend.connect()), Seen()
     await writer.txn([], [Put("/w/a", b"1"), Put("/w/b", b"1"), Put("/x/other", b"0")])
     watch = c.watch("/w/", seen)
     await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
@@ -240,7 +246,7 @@ async def test_a_watch_misses_nothing_while_the_service_is_away(backend: Backend
 
 async def test_a_watch_survives_compaction(backend: Backend) -> None:
     """What was compacted away while the watcher was cut off still shows as net changes."""
-    c, writer, seen = backend.connect(), backend.connect(), Seen()
+    c, writer, seen = await connected(backend.connect()), await connected(backend.connect()), Seen()
     await writer.txn([], [Put(f"/w/{i}", b"old") for i in range(5)])
     watch = c.watch("/w/", seen)
     await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
@@ -283,7 +289,7 @@ async def test_a_watch_takes_more_than_a_message_holds(real_etcd: RealEtcd) -> N
 
 
 async def test_a_watch_knows_for_how_long_it_has_heard_nothing(backend: Backend) -> None:
-    c = backend.connect()
+    c = await connected(backend.connect())
     watch = c.watch("/w/", Seen(), quiet_s=0.2)
     await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
     await until("it hears", lambda: watch.silent_s < 1)
@@ -338,7 +344,7 @@ async def test_a_full_etcd_is_told_as_full(tmp_path: Path) -> None:
 
 async def test_away_is_told_apart_from_unknown(backend: Backend) -> None:
     """A request that certainly had no effect is Unavailable; one that was sent is Unknown."""
-    c = backend.connect()
+    c = await connected(backend.connect())
     await c.txn([], [Put("/u/a", b"0")])
     backend.away()
     if isinstance(backend, MemoryBackend):
@@ -367,7 +373,7 @@ async def test_away_is_told_apart_from_unknown(backend: Backend) -> None:
 
 async def test_another_identity_is_not_trusted(backend: Backend) -> None:
     """R13: a cluster id that changed, or a revision that went back."""
-    c = backend.connect()
+    c = await connected(backend.connect())
     await c.txn([], [Put("/i/a", b"0")])
     assert c.cluster_id is not None
     for known in (Known(c.cluster_id + 1), Known(revision=c.revision + 1000)):
@@ -388,7 +394,7 @@ async def test_a_dead_endpoint_is_passed_over(real_etcd: RealEtcd) -> None:
     c = EtcdCoordinator([f"127.0.0.1:{dead}", real_etcd.endpoint])
     seen = Seen()
     watch = c.watch("/e/", seen)
-    assert (await c.txn([], [Put("/e/a", b"1")])).succeeded
+    assert (await eventually(lambda: c.txn([], [Put("/e/a", b"1")]))).succeeded
     await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
     await until("the watch finds the live one", lambda: seen.content == {"/e/a": b"1"})
     await c.close()
