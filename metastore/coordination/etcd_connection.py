@@ -44,7 +44,9 @@ CHANNEL_OPTIONS = {
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.min_reconnect_backoff_ms": 100,
+    # the time of one attempt to connect, whatever its name says: a busy etcd, or a far one, takes its part of a second to
+    # greet. Less than a call has, so that the call knows that nothing was sent, and another endpoint is asked
+    "grpc.min_reconnect_backoff_ms": 1000,
     "grpc.max_reconnect_backoff_ms": 1000,
     "grpc.enable_retries": 0,
     "grpc.use_local_subchannel_pool": 1,

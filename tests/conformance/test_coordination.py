@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -398,3 +399,33 @@ async def test_a_dead_endpoint_is_passed_over(real_etcd: RealEtcd) -> None:
     await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
     await until("the watch finds the live one", lambda: seen.content == {"/e/a": b"1"})
     await c.close()
+
+
+async def test_an_endpoint_that_greets_slowly_is_reached(real_etcd: RealEtcd) -> None:
+    """A third of a second until a connection is greeted is no reason to call etcd away. On a machine that is so busy that
+    it takes three times as long, one of ten is reached at once."""
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.3)
+        etcd_reader, etcd_writer = await asyncio.open_connection("127.0.0.1", real_etcd.port)
+        await asyncio.gather(pump(reader, etcd_writer), pump(etcd_reader, writer))
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+        writer.close()
+
+    async def is_reached() -> bool:
+        c = EtcdCoordinator([address])
+        try:
+            return await c.get("/none") is None
+        except CoordinationUnavailable:
+            return False
+        finally:
+            await c.close()
+
+    proxy = await asyncio.start_server(late, "127.0.0.1", 0)
+    address = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    assert any([await is_reached() for _ in range(10)])
+    proxy.close()
