@@ -281,7 +281,7 @@ async def test_a_watch_takes_more_than_a_message_holds(real_etcd: RealEtcd) -> N
     await asyncio.wait_for(watch.ready.wait(), PATIENCE_S)
     watch.close()
     for i in range(12):
-        await writer.txn([], [Put(f"/w/{i}", bytes(1 << 20))])
+        await eventually(lambda i=i: writer.txn([], [Put(f"/w/{i}", bytes(1 << 20))]))  # type: ignore[misc]
     watch._task = asyncio.create_task(watch._run(reread=False))
     await until("all of it", lambda: len(seen.content) == 12)
     await until("it hears", lambda: watch.silent_s < 1 and not c.trouble)
@@ -319,6 +319,8 @@ async def test_a_full_etcd_is_told_as_full(tmp_path: Path) -> None:
         for _ in range(40):
             try:
                 await c.txn([], [Put("/f/b", bytes(1 << 20))])
+            except CoordinationUnknown:  # a disk that is slow today
+                continue
             except CoordinationUnavailable as e:
                 refused = e
                 break
