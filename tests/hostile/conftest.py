@@ -14,10 +14,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from metastore.client import AsyncClient
+from metastore.client import AsyncClient, AsyncNamespace
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
 from tests.integration.harness import Cluster
+from tests.processes import PATIENCE_S
 
 #: so long anything may take that nobody promised a time for; it tells a hang from a busy machine
 HANG_S = 180.0
@@ -26,7 +27,7 @@ HANG_S = 180.0
 HURRIED_S = 1.0
 #: and in all others: longer than any machine is busy, and as long as can be set
 PATIENT_S = 600.0
-PATIENCE = (
+PATIENT_SETTINGS = (
     "METASTORE_NODE_CLIENT_PATIENCE_S",
     "METASTORE_ROUTER_CLIENT_PATIENCE_S",
     "METASTORE_ROUTER_WRITE_TIMEOUT_S",
@@ -156,7 +157,7 @@ def logs(cluster: Cluster) -> dict[str, str]:
 def attacked(request: Any, tmp_path_factory: Any) -> Iterator[Cluster]:
     patience_s = HURRIED_S if getattr(request.module, "HURRIED", False) else PATIENT_S
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (ENVIRONMENT | dict.fromkeys(PATIENCE, str(patience_s))).items():
+        for name, value in (ENVIRONMENT | dict.fromkeys(PATIENT_SETTINGS, str(patience_s))).items():
             patch.setenv(name, value)
         cluster = Cluster.up(tmp_path_factory.mktemp("hostile") / "data", partitions=4)
     yield cluster
@@ -177,6 +178,19 @@ def rpc(attacked: Cluster) -> str:
     return str(attacked.node("c1n1")["rpc"])
 
 
+async def fill(ns: AsyncNamespace, values: dict[str, bytes]) -> None:
+    """One after the other, and again where a busy machine was too slow: all at once are more than may be on their way."""
+    until = time.monotonic() + PATIENCE_S
+    for key, value in values.items():
+        while True:
+            try:
+                await ns.put(key, value)
+                break
+            except MetastoreError:
+                assert time.monotonic() < until, f"{key} cannot be written"
+                await asyncio.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def large(attacked: Cluster) -> tuple[bytes, int]:
     """The storage key and partition of a record of one MiB in a namespace of thirty such."""
@@ -186,7 +200,7 @@ def large(attacked: Cluster) -> tuple[bytes, int]:
         nonlocal key, partition
         async with attacked.client() as client:
             ns = client.namespace("large")
-            await asyncio.gather(*(ns.put(f"d/{i}", bytes([i]) * (1 << 20)) for i in range(30)))
+            await fill(ns, {f"d/{i}": bytes([i]) * (1 << 20) for i in range(30)})
             key = storage_key("large", "d/0")
             partition = client.dispatcher.table.route(key).id
 
@@ -201,7 +215,7 @@ def big(attacked: Cluster) -> str:
     async def write() -> None:
         async with attacked.client() as client:
             ns = client.namespace("big")
-            await asyncio.gather(*(ns.put(f"r{i}", bytes([65 + i]) * (1 << 20)) for i in range(20)))
+            await fill(ns, {f"r{i}": bytes([65 + i]) * (1 << 20) for i in range(20)})
 
     asyncio.run(write())
     return "/v1/kv/big/r0"
