@@ -325,7 +325,10 @@ def test_a_leader_that_makes_no_sense_is_disconnected(with_stranger: Cluster, ho
         seen = len(log.read_text())
         # in one piece: the real leader dials again at once, and the newest connection is the one
         exchange(rpc, hello + peer(*sent), half_close=False)
-        assert why in log.read_text()[seen:], what
+        until = time.monotonic() + HANG_S
+        while why not in log.read_text()[seen:]:
+            assert time.monotonic() < until, what
+            time.sleep(0.01)
     status = next(s for s in cluster.status("c1n3")["partitions"] if s["id"] == p)
     assert status["epoch"] < far
     assert status["last_index"] < ahead
