@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ async def turn(peer: Any, kind: str, count: int, depth: int, seconds: float) -> 
 
 
 def middle(results: list[Result], what: str) -> float:
-    return statistics.median(getattr(r, what) for r in results)
+    values: list[float] = [getattr(r, what) for r in results]
+    return statistics.median(values)
 
 
 async def closed_loops(started: dict[str, Any], turns: int, seconds: float) -> dict[str, Any]:
@@ -145,7 +147,7 @@ async def fan_out(peer: Any, seconds: float) -> dict[str, float]:
         if isinstance(peer, EtcdPeer):
             address = HOST, port
             speaker: Any = Etcd([n.encode() for n in names], VALUE, f"{address[0]}:{address[1]}")
-            _, watcher = await loop.create_connection(lambda s=speaker: Watcher(s), *address)
+            _, watcher = await loop.create_connection(partial(Watcher, speaker), *address)
             watcher.transport.write(speaker.watch(directory.encode()))
             speaker.watching()
         else:
@@ -154,7 +156,7 @@ async def fan_out(peer: Any, seconds: float) -> dict[str, float]:
             where = table.address(table.partitions[at.partition].leader)
             port = int(where.rpartition(":")[2])
             speaker = Metastore(os.urandom(16), [target("bench", n, table) for n in names], VALUE)
-            _, watcher = await loop.create_connection(lambda s=speaker: Watcher(s), HOST, port)
+            _, watcher = await loop.create_connection(partial(Watcher, speaker), HOST, port)
             start = at.lkey[: at.lkey.rindex(b"/") + 1]
             body = [1, at.partition, start, start[:-1] + b"0", None, 0, b""]
             watcher.transport.write(frames.pack(frames.WATCH, body))

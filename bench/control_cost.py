@@ -93,6 +93,7 @@ async def running(folder: Path, partitions: int, namespaces: int) -> AsyncIterat
     loop, etcd = asyncio.get_running_loop(), MemoryEtcd()
     store = Store.open(folder, cluster="metastore", node=ME)
     fill(etcd, store.store_id, partitions, namespaces)
+    node: Node
     server = await loop.create_server(lambda: ClientConnection(node), "127.0.0.1", 0)
     address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     settings = NodeConfig(

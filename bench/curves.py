@@ -88,7 +88,9 @@ async def memory(folder: Path, millions: float) -> list[dict[str, float]]:
     cluster = Cluster.up(folder / "memory", cells=1, nodes=1, partitions=1)
     try:
         pid = cluster.json()["nodes"][0]["pid"]
-        rows = [{"records": 0, "anonymous_mib": round(resident(pid) / (1 << 20)), "state_mib": 0}]
+        rows: list[dict[str, float]] = [
+            {"records": 0, "anonymous_mib": round(resident(pid) / (1 << 20)), "state_mib": 0}
+        ]
         total = int(millions * 1e6)
         async with cluster.client(deadline_s=60) as client:
             ns = client.namespace("memory")
@@ -103,7 +105,7 @@ async def memory(folder: Path, millions: float) -> list[dict[str, float]]:
                 await asyncio.sleep(3)
                 state = folder / "memory" / "nodes" / "c1n1" / "state" / "data.mdb"
                 used = state.stat().st_blocks * 512
-                row = {
+                row: dict[str, float] = {
                     "records": (quarter + 1) * total // 4,
                     "anonymous_mib": round(resident(pid) / (1 << 20)),
                     "state_mib": round(used / (1 << 20)),

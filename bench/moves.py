@@ -105,9 +105,9 @@ async def measure(cluster: Cluster, mib: int) -> None:
         calm_gap = longest_gap_ms(here.acked, began)
         cell = table.partitions[p].cell
         to = ",".join(cluster.names("c2" if cell == "c1" else "c1"))
-        size = sum(
-            x["bytes"] for x in cluster.status(table.partitions[p].leader)["partitions"] if x["id"] == p
-        )
+        leader = table.partitions[p].leader
+        assert leader is not None
+        size = sum(x["bytes"] for x in cluster.status(leader)["partitions"] if x["id"] == p)
         began = time.monotonic()
         args = ("partition", "move", str(p), "--to", to, "--yes", "--data", str(cluster.data))
         await asyncio.to_thread(cellctl, *args)

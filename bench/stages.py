@@ -43,7 +43,8 @@ class Stages:
     def __init__(self, size: int) -> None:
         self.size = size
         self.seq = 0
-        self.leader, self.follower = Machine({}.get), Machine({}.get)
+        no_rows: dict[bytes, bytes] = {}
+        self.leader, self.follower = Machine(no_rows.get), Machine(no_rows.get)
         self.index = 0
         self.ops: list[list[Any]] = []
         self.frame = self.payload = self.blob = self.peer_frame = b""
@@ -185,7 +186,7 @@ def measure() -> dict[str, dict[str, float]]:
     """``{stage: {"alone": µs, "of 64": µs}}``, of all nodes that do it together."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="metastore-bench-") as folder:
-        state = State.open(Path(folder), 1 << 30)
+        state = State.open(Path(folder), True, 1 << 30)
         for column, size in (("alone", 1), ("of 64", 64)):
             stages = Stages(size)
             best = dict.fromkeys((name for name, _, _ in Stages.PUT), float("inf"))

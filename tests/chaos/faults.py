@@ -198,7 +198,11 @@ class Faults(Operators, Stores, LostEtcd):
         self._control(name, clock_jump_s=int(jump_s))
 
     async def fill_disk(self, *names: str) -> None:
-        await asyncio.to_thread(lambda: [self._fill(name) for name in names])
+        def fill() -> None:
+            for name in names:
+                self._fill(name)
+
+        await asyncio.to_thread(fill)
 
     def _fill(self, name: str) -> None:
         path = self.cluster.data / "nodes" / name / "filler"

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, cast
 
 from metastore.client import Add, AsyncClient, AsyncNamespace, Compare, Delete, Fence, Get, Put
 from metastore.errors import ConditionFailed, Fenced, MetastoreError
@@ -27,6 +27,9 @@ KINDS = {
     "read": 8, "put": 6, "cas": 5, "delete": 2, "add": 6, "list": 4, "look": 3, "both": 5, "count": 4, "swap": 3,
     "timed": 3, "touch": 5, "lock": 3, "unlock": 2, "fenced": 6,
 }  # fmt: skip
+
+What = Literal["version", "created", "value"]
+Relation = Literal["==", "!=", "<", ">"]
 
 
 def homes_of(client: AsyncClient, count: int, namespace: str = NAMESPACE) -> list[str]:
@@ -249,8 +252,11 @@ class Mixed:
         op = replace(op, then=tuple(then), otherwise=tuple(otherwise))
         compares: list[Any] = [
             Compare(
-                c.key, c.what, c.relation, c.operand.encode() if isinstance(c.operand, str) else c.operand
-            )  # type: ignore[arg-type]
+                c.key,
+                cast(What, c.what),
+                cast(Relation, c.relation),
+                c.operand.encode() if isinstance(c.operand, str) else c.operand,
+            )
             for c in checks
         ]
         branches = [[_asked(part) for part in branch] for branch in (then, otherwise)]

@@ -55,8 +55,8 @@ class Journal:
             sync(disk, fd)
             self.synced(fd)
 
-        Disk.write = journalled_write  # type: ignore[method-assign]
-        Disk.sync = journalled_sync  # type: ignore[method-assign]
+        Disk.write = journalled_write  # type: ignore[method-assign, assignment]
+        Disk.sync = journalled_sync  # type: ignore[method-assign, assignment]
 
 
 def take_back(folder: Path, log: Path, rng: random.Random) -> int:

@@ -96,7 +96,7 @@ def _etcd_reader(record: Any) -> Callable[[bytes], Any]:
 
 def _payloads() -> dict[str, bytes]:
     """By the leader's own hand: one of each kind of row."""
-    machine = Machine({}.get)
+    machine = Machine(lambda _: None)
     found: dict[str, bytes] = {}
 
     def entry(name: str, index: int, *ops: tuple[bytes, list[Any]], expired: Any = ()) -> None:
@@ -138,7 +138,7 @@ def _read_entry(blob: bytes) -> Any:
 
 def _entry(payload: bytes) -> Example:
     value = ((99, EPOCH), read_payload(payload) if payload else None)
-    return Example(value, lambda v: pack_entry(*v[0], payload), _read_entry)
+    return Example(value, lambda v: pack_entry(v[0][0], v[0][1], payload), _read_entry)
 
 
 def _record(

@@ -239,7 +239,7 @@ def _aux_of(machine: Machine) -> Any:
 
 
 def _load_aux(state: State) -> Any:
-    machine = Machine({}.get)
+    machine = Machine(lambda _: None)
     machine.load(state.aux_rows(5))
     return _aux_of(machine)
 

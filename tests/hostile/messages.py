@@ -100,7 +100,14 @@ class Nonsense:
         ]
         if dice < 0.9:
             return pack_config(rng.choice(wrong))
-        return rng.choice([b"", b"\xc1", msgpack.packb(7), msgpack.packb({"partition": f.p}), whole[:-3]])
+        no_config: list[bytes] = [
+            b"",
+            b"\xc1",
+            msgpack.packb(7),
+            msgpack.packb({"partition": f.p}),
+            whole[:-3],
+        ]
+        return rng.choice(no_config)
 
     def rows(self) -> list[Any]:
         f, rng = self.facts, self.rng
@@ -163,7 +170,8 @@ class Nonsense:
         """A message as the wire has it; one in four has a field of another type, or beyond bounds."""
         raw = encode(self.message())
         if self.rng.random() < 0.25:
-            value = self.rng.choice([-1, 1 << 62, (1 << 64) - 1, None, "x", 1.5, [], {}, [[[]]], b"\xff"])
+            odd: list[Any] = [-1, 1 << 62, (1 << 64) - 1, None, "x", 1.5, [], {}, [[[]]], b"\xff"]
+            value = self.rng.choice(odd)
             raw[self.rng.randrange(len(raw))] = value
         return raw
 

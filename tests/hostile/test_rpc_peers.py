@@ -287,7 +287,7 @@ def test_a_leader_that_makes_no_sense_is_disconnected(with_stranger: Cluster, ho
     incredible = dataclasses.replace(facts.config, epoch=far)
 
     def chunk(*row: Any) -> m.SnapshotChunk:
-        return m.SnapshotChunk(p, epoch, 1, 0, [row])  # type: ignore[list-item]
+        return m.SnapshotChunk(p, epoch, 1, 0, [row])
 
     #: what is sent, and what of it the log has to name
     messages: dict[str, tuple[list[Any], str]] = {

@@ -150,7 +150,9 @@ class EventSource:
 
     async def next(self) -> Sse | None:
         """The next event; None at the end of the stream."""
-        name, data, token = "message", [], None
+        name = "message"
+        data: list[str] = []
+        token: str | None = None
         while True:
             line = (await self.response.content.readline()).decode()
             if not line:
@@ -175,7 +177,7 @@ class EventSource:
 
     async def take(self, count: int) -> list[Sse]:
         """The next ``count`` events. Raises AssertionError when the stream ends before."""
-        found = []
+        found: list[Sse] = []
         while len(found) < count:
             event = await self.next()
             assert event is not None, f"the stream ended after {len(found)} of {count}"

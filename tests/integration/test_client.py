@@ -291,7 +291,7 @@ async def test_consistency(shared: Cluster) -> None:
         await refusal(lambda s: ns.get("a/k", at_least=far, deadline_s=s), TooStale)
         for wrong in ({"consistency": "fast"}, {"consistency": "at_least"}, {"max_staleness_ms": 5}):
             with pytest.raises(InvalidRequest):
-                await ns.get("a/k", **wrong)  # type: ignore[arg-type]
+                await ns.get("a/k", **wrong)
 
 
 async def test_named_request_ids_are_carried_out_once(shared: Cluster) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.integration.harness import Cluster, Load, cellctl, keys_by_partition, until
+from tests.typed import there
 
 
 def tool(cluster: Cluster, *args: str, code: int = 0) -> str:
@@ -91,7 +92,7 @@ async def test_a_cluster_whose_etcd_is_gone_starts_and_serves(cell: Cluster, tmp
     cell.wait_until_led(8)
     await asyncio.to_thread(tool, cell, "control", "rebuild", "--yes")
     async with cell.client() as client:
-        assert (await client.namespace("kept").get("k")).value == b"v"
+        assert there(await client.namespace("kept").get("k")).value == b"v"
     await check_all_can_change(cell)
     cell.down()
     cell.up_again()

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from metastore.client import Add, Compare, Delete, Fence, Get, Namespace, Put, PutResult
+from metastore.client import Add, AsyncNamespace, Compare, Delete, Fence, Get, Put, PutResult, Record
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Delete as EtcdDelete
 from metastore.coordination.interface import Put as EtcdPut
@@ -82,7 +82,8 @@ async def test_transfers_across_failovers_keep_the_sum(cell: Cluster) -> None:
                     seen = await bank.txn([], [Get(n) for n in names])
                 except MetastoreError:
                     continue
-                assert sum(int(r.value) for r in seen.results if r is not None) == 600  # type: ignore[union-attr,arg-type]
+                found = [r for r in seen.results if isinstance(r, Record)]
+                assert sum(int(r.value) for r in found) == 600
 
         tasks = [asyncio.create_task(teller(n)) for n in range(8)] + [asyncio.create_task(auditor())]
         partition = client.dispatcher.table.route(storage_key("bank", names[0])).id
@@ -134,7 +135,7 @@ async def test_records_expire_and_touched_ones_do_not(cell: Cluster) -> None:
         await until("all replicas hold the same", lambda: same_everywhere(cell))
 
 
-async def gone(ns: Namespace, keys: list[str]) -> bool:
+async def gone(ns: AsyncNamespace[bytes], keys: list[str]) -> bool:
     found = await asyncio.gather(*(ns.get(k) for k in keys))
     return not any(found)
 
@@ -230,11 +231,11 @@ async def test_quotas_bound_what_a_namespace_holds(shared_cell: Cluster) -> None
 _number = 0
 
 
-async def refused(ns: Namespace) -> bool:
+async def refused(ns: AsyncNamespace[bytes]) -> bool:
     return not await taken(ns)
 
 
-async def taken(ns: Namespace) -> bool:
+async def taken(ns: AsyncNamespace[bytes]) -> bool:
     global _number
     _number += 1
     try:

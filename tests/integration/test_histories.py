@@ -213,7 +213,7 @@ async def split_without(cell: Cluster, name: str) -> tuple[int, int]:
     where = Where(None, cell.data, None, 60.0)
     for p, child in zip((p for p in range(8) if cell.leaders()[p][0] != name), itertools.count(8)):
         pause(cell.node(name)["pid"])
-        await asyncio.to_thread(operate, where, lambda o, p=p: o.request_split(p, None, "test"))  # type: ignore[misc]
+        await asyncio.to_thread(operate, where, lambda o, p=p: o.request_split(p, None, "test"))
         others = [cell.node(n)["http"] for n in cell.names() if n != name]
 
         async def is_led(child: int = child, others: list[str] = others) -> bool:

@@ -146,7 +146,7 @@ async def check_batch_and_idempotency(cluster: Cluster, http: aiohttp.ClientSess
 
 
 async def check_bad_input(cluster: Cluster, http: aiohttp.ClientSession) -> None:
-    for method, path, options, status in [
+    cases: list[tuple[str, str, dict[str, Any], int]] = [
         ("PUT", "/v1/kv/UPPER/k", {"data": b"x"}, 400),
         ("PUT", "/v1/kv/app/", {"data": b"x"}, 400),
         ("PUT", "/v1/kv/app/%FF", {"data": b"x"}, 400),
@@ -163,7 +163,8 @@ async def check_bad_input(cluster: Cluster, http: aiohttp.ClientSession) -> None
         ("POST", "/v1/batch/app", {"json": {"ops": [{}] * 5000}}, 413),
         ("PATCH", "/v1/kv/app/k", {"data": b"x"}, 405),
         ("GET", "/v2/none", {}, 404),
-    ]:
+    ]
+    for method, path, options, status in cases:
         async with http.request(method, raw(cluster, path), **options) as r:
             assert r.status == status, (method, path, r.status, await r.text())
             assert r.content_type == "application/problem+json"

@@ -61,7 +61,7 @@ schema = _schema()
 session = requests.Session()
 
 
-@schema.parametrize()
+@schema.parametrize()  # type: ignore[untyped-decorator]  # schemathesis has no types for it
 @settings(
     max_examples=15,
     deadline=None,

@@ -187,6 +187,7 @@ async def test_a_client_that_does_not_read_is_cut_off(shared_cell: Cluster) -> N
         reader, writer = await asyncio.open_connection(host, port, limit=1024)
         writer.write(b"GET /v1/watch/slow?prefix=d/ HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"started")
+        assert isinstance(writer.transport, asyncio.Transport)
         writer.transport.pause_reading()
         async with watching(api, "/v1/watch/slow?prefix=d/") as other:
             reading = asyncio.create_task(other.take(30))

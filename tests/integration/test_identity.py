@@ -21,6 +21,7 @@ from metastore import Put
 from tests.integration.conftest import _cluster
 from tests.integration.harness import Cluster, cellctl, until
 from tests.processes import PATIENCE_S
+from tests.typed import there
 
 NODE = "c1n2"
 DEPLOY = Path(__file__).parents[2] / "deploy" / "README.md"
@@ -195,7 +196,7 @@ async def test_a_copy_of_the_running_node_is_found(cell: Cluster, tmp_path: Path
         discard(cell)
         cell.verb("restart", NODE)
         await filled(cell)
-        assert all([(await ns.get(f"new{i}/x")).value == b"1" for i in range(300)])
+        assert all([there(await ns.get(f"new{i}/x")).value == b"1" for i in range(300)])
 
 
 def leads_nothing(cluster: Cluster, node: str) -> bool:
@@ -208,7 +209,9 @@ def leads_nothing(cluster: Cluster, node: str) -> bool:
 
 def lag(cluster: Cluster) -> int:
     """Of the node behind its leaders, in entries."""
-    found = [p["lag"].get(NODE, 0) for n in ("c1n1", "c1n3") for p in cluster.status(n)["partitions"]]
+    found: list[int] = [
+        p["lag"].get(NODE, 0) for n in ("c1n1", "c1n3") for p in cluster.status(n)["partitions"]
+    ]
     return max(found)
 
 
@@ -265,7 +268,7 @@ async def test_a_node_that_returns_empty_is_filled_by_itself(cell: Cluster) -> N
         tool(cell, "resume")
         await filled(cell)
         for i in range(200):
-            assert (await ns.get(f"k{i}/x")).value == b"0"
+            assert there(await ns.get(f"k{i}/x")).value == b"0"
         events = tool(cell, "history", "0", "-o", "json")
         assert any(NODE in e["cause"] and "another store" in e["cause"] for e in events), events
 

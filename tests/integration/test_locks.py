@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -78,7 +79,8 @@ async def test_waiting_trying_and_misuse(shared: Cluster) -> None:
         with pytest.raises(LockLost, match="not held"):
             await lock.release()
         await other.release()
-        for wrong in (0.1, 1e9, "10"):
+        wrong_ttls: tuple[Any, ...] = (0.1, 1e9, "10")
+        for wrong in wrong_ttls:
             with pytest.raises(InvalidRequest, match="ttl_s"):
                 ns.lock("l/y", ttl_s=wrong)
         # a key that no directory holds is locked as well, and no other key frees it
@@ -380,4 +382,5 @@ def test_for_threads(shared: Cluster) -> None:
             assert first is not None
             assert (first.value, first.version) == ("me", leadership.token)
         assert next(observed) is None
+        assert isinstance(observed, Generator)
         observed.close()

@@ -20,6 +20,7 @@ from metastore.errors import ClientClosed, MetastoreError
 from tests.integration.conftest import _cluster
 from tests.integration.harness import STEADY, Cluster, Load, cellctl, keys_by_partition, until
 from tests.integration.test_operator import tool
+from tests.typed import there
 
 QUICK_SPREAD = (*STEADY, "leader_spread_s=1")
 
@@ -122,7 +123,7 @@ async def test_a_partition_without_its_majority_goes_on_by_force(cell: Cluster) 
         assert (done["leader"], sorted(done["without"])) == ("c1n3", ["c1n1", "c1n2"])
         # everything was acknowledged by all three, so nothing is lost here
         for key in keys[3]:
-            assert (await ns.get(key)).value == b"x"
+            assert there(await ns.get(key)).value == b"x"
         await ns.put(keys[3][0], b"y")
         cell.verb("restart", "c1n1")
         cell.verb("restart", "c1n2")
@@ -131,7 +132,7 @@ async def test_a_partition_without_its_majority_goes_on_by_force(cell: Cluster) 
             lambda: all(3 not in {p["id"] for p in cell.status(n)["partitions"]} for n in ("c1n1", "c1n2")),
         )
         await asyncio.to_thread(tool, cell, "partition", "move", "3", "--to", "c1n1,c1n2,c1n3", "--yes")
-        assert (await ns.get(keys[3][0])).value == b"y"
+        assert there(await ns.get(keys[3][0])).value == b"y"
         await until("all are led", lambda: len(cell.leaders()) == 8)
         assert "forced" in [e["kind"] for e in tool(cell, "history", "3", "-o", "json")]
 
@@ -193,12 +194,12 @@ async def test_a_snapshot_is_of_one_moment_and_goes_anywhere(cell: Cluster, tmp_
             ns = client.namespace("pairs")
             assert [k async for k, _ in ns.scan()].__len__() == 8000
             for d in range(40):
-                values = {(await ns.get(f"d{d}/{n}")).value for n in range(5)}
+                values = {there(await ns.get(f"d{d}/{n}")).value for n in range(5)}
                 assert len(values) == 1, f"d{d} is of two moments: {values}"
                 assert before[d] <= int(values.pop()) <= at_most[d]
             whole = client.namespace("whole")
-            assert (await whole.get("a/b")).ttl_ms == 3_600_000
-            assert (await whole.get("n")).counter
+            assert there(await whole.get("a/b")).ttl_ms == 3_600_000
+            assert there(await whole.get("n")).counter
         row = tool(other, "namespace", "show", "whole", "-o", "json")
         assert row["routing"] == "key"
         again = tool(other, "snapshot", "restore", str(file), "--only-absent", "-n", "whole")

@@ -9,6 +9,7 @@ from typing import Any
 
 from metastore import Put
 from tests.integration.harness import Cluster, Load, cellctl, keys_by_partition, until
+from tests.typed import there
 
 
 def tool(cluster: Cluster, *args: str, code: int = 0) -> Any:
@@ -86,7 +87,7 @@ async def test_records_go_out_and_in_again(cell: Cluster, tmp_path: Path) -> Non
         await back.put("a/text", b"mine")
         said = await asyncio.to_thread(tool, cell, "import", "jsonl", str(file), "-n", "in", "--only-absent")
         assert "2004 were there already" in said
-        assert (await back.get("a/text")).value == b"mine"
+        assert there(await back.get("a/text")).value == b"mine"
         bad = [
             "{",
             '{"key": "k"}',
@@ -96,7 +97,7 @@ async def test_records_go_out_and_in_again(cell: Cluster, tmp_path: Path) -> Non
         file.write_text("\n".join([*bad, '{"namespace": "in", "key": "good", "value": "v"}', ""]))
         said = await asyncio.to_thread(tool, cell, "import", "jsonl", str(file), code=2)
         assert all(f"line {n}: " in said for n in (1, 2, 3, 4)), said
-        assert (await back.get("good")).value == b"v"
+        assert there(await back.get("good")).value == b"v"
 
 
 async def test_a_dead_node_is_replaced(cell: Cluster) -> None:

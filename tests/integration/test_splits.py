@@ -11,6 +11,7 @@ from metastore import Put
 from tests.integration.harness import Cluster, Load, keys_by_partition, until
 from tests.integration.test_operator import tool
 from tests.integration.witness import Witness
+from tests.typed import there
 
 
 def partitions(cluster: Cluster) -> dict[int, str]:
@@ -80,7 +81,7 @@ async def test_halves_survive_everything(cell: Cluster, tmp_path: Path) -> None:
         await load.check_all()
         assert not [a for a in load.failures() if a.outcome == "none" and "condition" in a.error]
         for key in keys:
-            assert (await ns.get(key)).value == key.encode()
+            assert there(await ns.get(key)).value == key.encode()
     assert 8 not in {p["id"] for p in cell.status("c1n1")["partitions"]}
     cell.down()
     cell.up_again()

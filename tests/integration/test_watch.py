@@ -220,7 +220,8 @@ async def test_a_reader_that_lets_its_socket_fill_is_served_on(shared: Cluster) 
         writer.write(frames.pack(frames.HELLO, ["dev", "slow"]))
         writer.write(frames.pack(frames.WATCH, [1, placement.id, low, end, 0, 0, b"backlog\0"]))
         await ns.get(key)  # time for the node to fill what there is to fill
-        decoder, versions = frames.FrameDecoder(), []
+        decoder = frames.FrameDecoder()
+        versions: list[int] = []
         while len(versions) < 40:
             data = await asyncio.wait_for(reader.read(1 << 16), PATIENCE_S)
             assert data, "the node closed the connection"

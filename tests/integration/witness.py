@@ -13,6 +13,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from metastore import AsyncClient, MaybeHappened, MetastoreError
 from metastore.client import AsyncNamespace, AsyncWatcher, Event
@@ -80,7 +81,7 @@ class Witness:
             count += 1
             key, value = rng.choice(keys), f"{number}.{count}".encode()
             if rng.random() < 0.2:
-                await self._change(("delete", key, None), lambda key=key: self.ns.delete(key))
+                await self._change(("delete", key, None), partial(self.ns.delete, key))
             else:
                 await self._put(key, value)
             await asyncio.sleep(0.002 * rng.random())

@@ -52,7 +52,8 @@ def explore(initial: State, steps: Steps, limit: int) -> Found:
 def _path(came: dict[State, tuple[State | None, str]], state: State | None) -> list[str]:
     path: list[str] = []
     while state is not None:
-        state, what = came[state][0], came[state][1]
+        before, what = came[state]
+        state = before
         if what:
             path.append(what)
     return path[::-1]

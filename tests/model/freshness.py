@@ -91,8 +91,8 @@ class Freshness:
             source, node = nodes[leader], nodes[follower]
             if source.role and node.applied < source.applied:
                 upto = source.applied
-                fresh = node._replace(applied=upto, log=max(node.log, upto))
-                yield f"{follower} applies {upto} of {leader}", self.set(world, follower, fresh)
+                newer = node._replace(applied=upto, log=max(node.log, upto))
+                yield f"{follower} applies {upto} of {leader}", self.set(world, follower, newer)
             for beat in world.beats:
                 if beat[0] == leader:
                     self.receive(world, follower, beat)

@@ -161,7 +161,8 @@ class Protocol:
     def is_spent(self, world: World, message: tuple[Any, ...]) -> bool:
         """True when no process will ever act on it again, by R1 and by what its receiver knows: to
         take it away merges states that differ in nothing. Not where R1 or an epoch check is broken."""
-        kind, epoch = message[0], message[1]
+        kind: str = message[0]
+        epoch: int = message[1]
         if kind in ("seal", "append", "beat"):
             return all(node.sealed > epoch for node in world.nodes)
         if kind == "handoff":
@@ -171,18 +172,19 @@ class Protocol:
         if node.sealed > epoch or node.run != owner[1] or node.role == FOLLOWER:
             return True
         if kind == "sealed":
-            return node.role not in (SEALING, ACTIVATING) or node.answers[src] is not None
+            return bool(node.role not in (SEALING, ACTIVATING) or node.answers[src] is not None)
         if kind == "acked":
-            return message[4] <= node.match[src]
+            return bool(message[4] <= node.match[src])
         if self.broken("R8 holds from receipt"):
             return False
-        return message[4] + self.b.grant <= max(world.now, node.hold[src])
+        return bool(message[4] + self.b.grant <= max(world.now, node.hold[src]))
 
     def says(self, world: World, n: int, node: Node) -> list[tuple[Any, ...]]:
         """R5 and R8: what a leader sends."""
         if node.role not in (ACTIVATING, ACTIVE):
             return []
-        epoch, owner, said = node.sealed, (n, node.run), []
+        epoch, owner = node.sealed, (n, node.run)
+        said: list[tuple[Any, ...]] = []
         ends = {0, len(node.log) - 1} if self.b.tails else {0}
         for prev, until in [(prev, len(node.log)) for prev in ends] + [(0, end) for end in ends if end]:
             before, entries = position(node.log, prev)[0], node.log[prev:until]

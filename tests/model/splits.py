@@ -312,9 +312,9 @@ class Splits:
                 continue
             sealed = follower._replace(sealed=epoch, role=FOLLOWER)
             if follower.log != node.log or sealed != follower:
-                after = self.receive(self.set(world, m, sealed), m, n)
-                if after is not None:
-                    yield f"{m} gets the parent's log of {n}", after
+                received = self.receive(self.set(world, m, sealed), m, n)
+                if received is not None:
+                    yield f"{m} gets the parent's log of {n}", received
             upto = min(node.applied, common(follower.log, node.log))
             if follower.sealed == epoch and upto > follower.applied:
                 yield f"{m} applies {upto}", self.apply(world, m, upto, False)

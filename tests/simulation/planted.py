@@ -25,10 +25,11 @@ def a_leader_to_be_is_new(patch: Planter) -> None:
     age_ns = LeadingReplica.age_ns
 
     def age(self: Any, now: int) -> int | None:
-        known, term = age_ns(self, now), self.term
+        known: int | None = age_ns(self, now)
+        term = self.term
         if term is None or not term.noop_index or self.role == ACTIVE:
             return known
-        since = now - min(now, term.quorum_acked_at_ns())
+        since: int = now - min(now, term.quorum_acked_at_ns())
         return since if known is None else min(known, since)
 
     patch.setattr(LeadingReplica, "age_ns", age)

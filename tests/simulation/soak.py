@@ -52,7 +52,8 @@ def soak(kinds: list[str], first: int, count: int, seconds: float, jobs: int) ->
         worker.start()
     print(f"seeds of {' and '.join(kinds)} from {first}, {jobs} at a time", flush=True)
     seen: dict[str, list[Run]] = {of: [] for of in kinds}
-    failed, left, tell_at = [], jobs, began + TELL_EVERY_S
+    failed: list[Run] = []
+    left, tell_at = jobs, began + TELL_EVERY_S
     while left:
         try:
             result = results.get(timeout=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -34,7 +35,7 @@ class Follows:
         self.revision = 1
         self.tell(KNOWN)
 
-    def tell(self, found: dict[str, bytes | None]) -> list[schema.Parts]:
+    def tell(self, found: Mapping[str, bytes | None]) -> list[schema.Parts]:
         """One delivery; whose records were bad."""
         self.revision += 1
         seen = self.records.take(

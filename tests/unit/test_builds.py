@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from metastore.core.messages import HandOff
+from metastore.core.messages import HandOff, Process
 from metastore.layout import ConfigRecord, NodeRecord, first_epoch
 from metastore.topology import TopologyTable
 from metastore.wire import peer_messages
@@ -45,7 +45,7 @@ def test_the_other_build_says_more_and_is_understood(tmp_path: Path) -> None:
     message, hello, record, (whole, change) = orjson.loads(done.stdout)
     assert len(message) == 4
     assert peer_messages.decode(message) == HandOff(1, 2)
-    told = peer_messages.read_hello(hello, "c", peer_messages.Process("b", "sb", "1"))
+    told = peer_messages.read_hello(hello, "c", Process("b", "sb", "1"))
     assert len(hello) == 10
     assert (told.process.node, told.lineage.generation, told.levels) == ("a", 1, (1, 2))
     spoken = told.spoken

@@ -153,9 +153,10 @@ def test_the_bounds_of_a_request() -> None:
     me = bytes(CLIENT_ID_BYTES)
     for good in ([me, 1, []], [me, MAX_TIMEOUT_MS, [None] * MAX_OPS_PER_FRAME]):
         assert check_request(good) is None
-    for bad in (None, {}, [], [me, 1], [me, 1, None], [me, 1, [], 1], [me[1:], 1, []], [me + b"x", 1, []],
-                ["x" * CLIENT_ID_BYTES, 1, []], [me, 0, []], [me, MAX_TIMEOUT_MS + 1, []], [me, True, []],
-                [me, [[]], []]):  # fmt: skip
+    wrong: tuple[Any, ...] = (None, {}, [], [me, 1], [me, 1, None], [me, 1, [], 1], [me[1:], 1, []], [me + b"x", 1, []],
+             ["x" * CLIENT_ID_BYTES, 1, []], [me, 0, []], [me, MAX_TIMEOUT_MS + 1, []], [me, True, []],
+             [me, [[]], []])  # fmt: skip
+    for bad in wrong:
         assert isinstance(check_request(bad), InvalidRequest), bad
     assert isinstance(check_request([me, 1, [None] * (MAX_OPS_PER_FRAME + 1)]), TooLarge)
 
@@ -193,7 +194,7 @@ def test_which_are_plain() -> None:
 
 
 #: values that are wrong in some place, and those that are right in it
-ODD = [None, True, False, -1, 0, 1, 2, 1.0, 2.0, MAX, MAX + 1, 1 << 64, "", "x" * 200, "\n", b"", KEY, KEY[:9], KEY + b"\xff",
+ODD: list[Any] = [None, True, False, -1, 0, 1, 2, 1.0, 2.0, MAX, MAX + 1, 1 << 64, "", "x" * 200, "\n", b"", KEY, KEY[:9], KEY + b"\xff",
        b"\0" * 8 + b"NS\0k", b"\0" * 8 + b"ns\0", b"\0" * 8 + b"n" * 65 + b"\0k", bytes(MAX_VALUE_BYTES + 1),
        [], MAX_TTL_MS + 1]  # fmt: skip
 
@@ -206,5 +207,6 @@ def test_what_is_plain_is_right(good: list[Any]) -> None:
             if is_plain(made):
                 assert op_shape(made) is None
                 assert check_op(made) is None
-    for other in (None, {}, [], good[:-1], tuple(good)):
+    others: tuple[Any, ...] = (None, {}, [], good[:-1], tuple(good))
+    for other in others:
         assert not is_plain(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,7 @@ async def test_clients_use_the_highest_version_that_both_speak(
         assert connection.version == 1
         await connection.topology(5)
         assert connection.version == version
+        assert isinstance(node, Telling)
         assert node.heard[2] == [1, 4, "1.0"]
         connection.close()
 
@@ -356,7 +358,7 @@ async def test_a_node_tells_a_client_that_it_does_not_speak_with(
 async def test_a_router_tells_what_it_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """On ``/v1/rpc``, as a node does in its hello; who tells nothing speaks version 1."""
     for header, mine, version in ((None, (1, 4), 1), ("2 9 2.0", (1, 4), 4), ("1 2 0.9", (3, 4), 0)):
-        monkeypatch.setattr(rpc, "client_versions", lambda mine=mine: Spoken(*mine, "1.0"))
+        monkeypatch.setattr(rpc, "client_versions", partial(Spoken, *mine, "1.0"))
         if version:
             assert rpc.version_of(header) == version
         else:

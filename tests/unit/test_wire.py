@@ -199,7 +199,7 @@ def test_a_wrong_field_is_refused(message: Any, data: st.DataObject) -> None:
     if at == len(raw):
         raw.pop()
     else:
-        nonsense = [-1, 1.5, None, "x", {}, 1 << 62, (1 << 64) - 1]
+        nonsense: list[Any] = [-1, 1.5, None, "x", {}, 1 << 62, (1 << 64) - 1]
         raw[at] = data.draw(st.sampled_from(nonsense).filter(lambda v: v != raw[at]))
     with pytest.raises(ProtocolError):
         peer_messages.decode(raw)

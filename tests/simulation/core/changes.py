@@ -167,7 +167,13 @@ class Changes:
     def check_sending(self, step: Step, effect: fx.StartSnapshot) -> None:
         after = step.after
         leads = self.reign is not None and after.owner == self.me
-        pulled = isinstance(step.event, m.Pull) and step.src == after.owner and effect.node == step.src.node
+        src = step.src
+        pulled = (
+            isinstance(step.event, m.Pull)
+            and src is not None
+            and src == after.owner
+            and effect.node == src.node
+        )
         if effect.epoch != after.sealed or not (leads or pulled):
             self.fail(step, "R17 sends a snapshot under an epoch that it does not own")
         if after.damaged and leads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from metastore.core import effects as fx
@@ -53,7 +54,7 @@ class Etcd:
         for node in world.nodes.values():
             if node.up:
                 world.after(world.random.randrange(20 * MS), node, node.see_etcd)
-                world.after(world.random.randrange(20 * MS), node, lambda n=node: self.put_back(n))
+                world.after(world.random.randrange(20 * MS), node, partial(self.put_back, node))
         world.at(60 * MS, self.tick)
 
     def put_back(self, node: Node) -> None:

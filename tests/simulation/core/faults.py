@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from metastore.core.replica import ACTIVATING, ACTIVE
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 def links_between(a: str, others: list[str]) -> list[tuple[str, str]]:
     return sorted({(a, b) for b in others} | {(b, a) for b in others})
+
+
+def start(node: Node) -> None:
+    """Start it, unless somebody else has."""
+    if not node.up:
+        node.start()
 
 
 class Faults:
@@ -59,7 +66,7 @@ class Faults:
             if node.up:
                 self.world.tell(f"{node.name} crashes")
                 node.crash()
-                self.world.at(self.random.randrange(most), lambda n=node: None if n.up else n.start())
+                self.world.at(self.random.randrange(most), partial(start, node))
 
     def pause(self) -> None:
         node = self.world.pick()
@@ -133,7 +140,7 @@ class Faults:
         for here, there in links_between(a, others):
             world.cuts.discard((here, there))
             node = world.nodes[here]
-            world.after(self.random.randrange(20 * MS), node, lambda n=node, o=there: n.connected(o))
+            world.after(self.random.randrange(20 * MS), node, partial(node.connected, there))
 
     def breaks(self, here: str, there: str) -> Callable[[], None]:
         node = self.world.nodes[here]

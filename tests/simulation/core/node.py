@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +109,8 @@ class Node:
         world.after(TICK_NS, self, self.tick)
         for other in world.nodes.values():
             if other is not self and other.up:
-                world.after(world.random.randrange(5 * MS), other, lambda o=other: o.connected(self.name))
-                world.after(world.random.randrange(5 * MS), self, lambda o=other: self.connected(o.name))
+                world.after(world.random.randrange(5 * MS), other, partial(other.connected, self.name))
+                world.after(world.random.randrange(5 * MS), self, partial(self.connected, other.name))
 
     def connected(self, name: str) -> None:
         self.do("peer up", self.core.peer_up, self.now(), name)
@@ -125,7 +126,7 @@ class Node:
         disk.durable = keep
         for other in world.nodes.values():
             if other.up:
-                world.after(world.random.randrange(5 * MS), other, lambda o=other: o.lost(self.name))
+                world.after(world.random.randrange(5 * MS), other, partial(other.lost, self.name))
 
     def lost(self, name: str) -> None:
         if not self.world.nodes[name].up:
@@ -161,7 +162,7 @@ class Node:
     # --- driving the core -------------------------------------------------------------------
 
     def read_log(self, p: int, first: int, max_bytes: int) -> list[bytes]:
-        out = []
+        out: list[bytes] = []
         while first in self.blobs and (max_bytes > 0 or not out):
             out.append(self.blobs[first])
             max_bytes -= len(self.blobs[first])

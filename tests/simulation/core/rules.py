@@ -279,8 +279,9 @@ class Rules(Changes):
             self.fail(step, "R11 resigns with entries that are not committed")
             return
         for effect in step.effects:
-            hands = isinstance(effect, fx.Send) and isinstance(effect.message, m.HandOff | m.Appoint)
-            if hands and reign.match.get(effect.node, 0) < last:
+            if not isinstance(effect, fx.Send) or not isinstance(effect.message, m.HandOff | m.Appoint):
+                continue
+            if reign.match.get(effect.node, 0) < last:
                 self.fail(step, "R11 resigns before its heir has its whole log")
 
     # --- the log ------------------------------------------------------------------------------------------

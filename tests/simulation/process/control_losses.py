@@ -39,6 +39,7 @@ class ControlLosses:
             return
         how = self.random.choice(("wiped", "set back", "replaced"))
         etcd = self.world.etcd
+        kept: tuple[int, dict[str, Any]]
         if self._kept is None or how == "wiped":
             how, kept = "wiped", (1, {})
         else:
@@ -65,7 +66,7 @@ class ControlLosses:
         for process in self.world.processes.values():
             if not process.runs or not hasattr(process.node.control, "coordinator"):
                 return False
-            coordinator = process.node.control.coordinator
+            coordinator: Any = process.node.control.coordinator
             if coordinator.untrusted or coordinator.cluster_id != etcd.cluster_id:
                 return False
             if coordinator.revision > coordinator.base + etcd.revision:

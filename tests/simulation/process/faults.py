@@ -332,7 +332,7 @@ class Faults:
             result = carry_out(compares, then, otherwise)
             steps = ("/splits/", "/moves/", "/config/")
             if result.succeeded and any(step in op.key for op in then for step in steps):
-                del etcd.txn  # type: ignore[attr-defined]
+                del etcd.txn
                 self.later(self.random.choice((1, 20, 150)), self._away)
             return result
 

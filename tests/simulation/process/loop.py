@@ -122,6 +122,45 @@ class Handle:
 class SimLoop(asyncio.AbstractEventLoop):
     """See the module. ``rate``, ``offset_ns``: of this process's clock; ``load``: how slow its turns are."""
 
+    # what neither nodes nor clients ask of a loop: it raises NotImplementedError, as the base class has it
+    add_reader: Any
+    add_signal_handler: Any
+    add_writer: Any
+    close: Any
+    connect_read_pipe: Any
+    connect_write_pipe: Any
+    create_datagram_endpoint: Any
+    default_exception_handler: Any
+    get_exception_handler: Any
+    get_task_factory: Any
+    getaddrinfo: Any
+    getnameinfo: Any
+    remove_reader: Any
+    remove_signal_handler: Any
+    remove_writer: Any
+    run_forever: Any
+    run_until_complete: Any
+    sendfile: Any
+    set_debug: Any
+    set_default_executor: Any
+    set_exception_handler: Any
+    set_task_factory: Any
+    shutdown_asyncgens: Any
+    shutdown_default_executor: Any
+    sock_accept: Any
+    sock_connect: Any
+    sock_recv: Any
+    sock_recv_into: Any
+    sock_recvfrom: Any
+    sock_recvfrom_into: Any
+    sock_sendall: Any
+    sock_sendfile: Any
+    sock_sendto: Any
+    start_tls: Any
+    stop: Any
+    subprocess_exec: Any
+    subprocess_shell: Any
+
     def __init__(
         self,
         events: Events,
@@ -220,6 +259,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         else:
             self._queued = False
 
+    # Its handles are its own and cannot be told apart from asyncio's by who calls, so `override` is ignored below.
+
     # --- time -------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
@@ -228,19 +269,19 @@ class SimLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return (self.offset_ns + int(self.events.now * self.rate)) / 1e9
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         handle = Handle(self, callback, args, context, self.time() + delay)
         if not self.dead:
             self.events.at(int(delay * 1e9 / self.rate), handle.due)
         return handle
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         handle = Handle(self, callback, args, context, when)
         if not self.dead:
             self.events.at(int((when - self.time()) * 1e9 / self.rate), handle.due)
         return handle
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         handle = Handle(self, callback, args, context)
         if not self.dead:
             self._ready.append(handle)
@@ -248,14 +289,14 @@ class SimLoop(asyncio.AbstractEventLoop):
                 self._queue_turn()
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     # --- tasks ------------------------------------------------------------------------------
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
 
-    def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+    def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:  # type: ignore[override]
         """Whoever created it may forget it: nothing of a dead process is to run, not even what a coroutine that nobody
         has any more does on its way out, so they are all kept until the world is over (``abandon``)."""
         task = asyncio.Task(coro, loop=self, **options)
@@ -277,7 +318,7 @@ class SimLoop(asyncio.AbstractEventLoop):
             if not tasks:
                 return
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         future = self.create_future()
 
         def work() -> None:
@@ -312,10 +353,10 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     # --- network ----------------------------------------------------------------------------
 
-    async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
+    async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:  # type: ignore[override]
         return await self.network.connect(self, factory, host)
 
-    async def create_server(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
+    async def create_server(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:  # type: ignore[override]
         self.network.listen(self, factory, host)
 
 

@@ -210,7 +210,7 @@ class Recorder:
         node.snapshots._queue = self.queue  # type: ignore[method-assign]
 
     def add(self, now: int, p: int, restored: Restored) -> Replica:
-        replica = self._add(now, p, restored)
+        replica: Replica = self._add(now, p, restored)
         for name, event in EVENTS.items():
             setattr(replica, name, self._of_replica(getattr(replica, name), p, event, name in TIMELESS))
         judge, node = self.judge, self.node

@@ -163,9 +163,12 @@ class OnlyInTheLog:
         s, leader = self.s, self.s.leader(p)
         if leader.name not in self.both:
             replica = leader.node.hosts[p].replica
-            leader.loop.enter(
-                lambda: replica.transfer(leader.loop.now_ns(), self.both[0]) and leader.node.settle()
-            )
+
+            def hand_over() -> None:
+                if replica.transfer(leader.loop.now_ns(), self.both[0]):
+                    leader.node.settle()
+
+            leader.loop.enter(hand_over)
             s.world.run(SECOND)
             s.world.until(s.world.all_led, 5, "no leader")
         return s.leader(p)
@@ -173,7 +176,7 @@ class OnlyInTheLog:
     def acknowledged_by_b(self, p: int) -> int:
         world, a, b, c = self.world, self.a, self.b, self.c
         host = a.node.hosts[p]
-        world.run(5 * SECOND, lambda: host.replica.parting)
+        world.run(5 * SECOND, lambda: bool(host.replica.parting))
         entry = host.replica.log.last_index
         self.cut = [(a.name, c.name), (c.name, a.name), (b.name, c.name), (c.name, b.name)]
         for x, y in self.cut:
@@ -267,7 +270,7 @@ def read_where_nothing_is(seed: int) -> None:
     child, at = s.want_split(0)
     assert any(storage_key("old", key) >= at for key in reader.old)
     parent = a.node.hosts[0]
-    world.run(5 * SECOND, lambda: parent.replica.parting)
+    world.run(5 * SECOND, lambda: bool(parent.replica.parting))
     cut = [(a.name, c.name), (c.name, a.name), (b.name, c.name), (c.name, b.name)]
     for x, y in cut:
         world.network.reset_between(x, y)

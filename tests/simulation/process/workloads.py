@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from metastore.client import AsyncClient
@@ -157,7 +158,7 @@ class Workloads:
         world = self.world
         for loop, traffic in self.traffics:
             if not isinstance(traffic, Readers):
-                world.await_(loop, lambda t=traffic: t.until_all_serve(15.0), 20)
+                world.await_(loop, partial(traffic.until_all_serve, 15.0), 20)
         for worker in [*(w for _, w in [*self.traffics, *self.counters, *self.stale]), *self.rollers]:
             worker.stop = True
         world.until(lambda: all(t.done() for t in self.tasks), 20, "I8: clients hang")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -142,7 +143,8 @@ def test_a_plan_is_a_file() -> None:
         replace(view, cells=(*view.cells, CellView("new")), nodes=(*view.nodes, *nodes_of("new")))
     )
     assert moves_from_plain(to_plain(plan)) == list(plan.moves)
-    for bad in ({}, [], {"format": 9}, {"format": 1, "moves": [{}]}):
+    wrong: tuple[Any, ...] = ({}, [], {"format": 9}, {"format": 1, "moves": [{}]})
+    for bad in wrong:
         with pytest.raises(InvalidRequest):
             moves_from_plain(bad)
 
@@ -168,10 +170,10 @@ def test_any_cluster(old: int, more: list[tuple[float, bool, int]], seed: int, r
     assert make_plan(replace(full, cells=tuple(cells), nodes=tuple(nodes)), seed=seed) == plan
     after = applied(full, plan)
     by_name = {n.name: n for n in nodes}
-    draining = {c.name for c in cells if c.draining}
+    emptied = {c.name for c in cells if c.draining}
     for p in after.partitions:
         assert p.replicas
-        assert p.cell not in draining
+        assert p.cell not in emptied
         assert all(by_name[n].cell == p.cell for n in p.replicas)
         assert len(set(p.replicas)) == len(p.replicas)
     assert between_cells(make_plan(after, seed=seed)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -49,7 +50,8 @@ class Execution:
         op = Operation(rng.randrange(9), key, kind, began, ended)
         lost = kind not in ("read", "list", "touch") and rng.random() < self.unknown
         before = (dict(self.rows), self.last, self.token)
-        op = getattr(self, "_" + kind)(op)
+        does: Callable[[Operation], Operation] = getattr(self, "_" + kind)
+        op = does(op)
         if not lost:
             return op
         if rng.random() < 0.5:
@@ -174,7 +176,7 @@ def lie(rng: Random, operations: list[Operation]) -> list[Operation] | None:
     if op.outcome in ("refused", "fenced"):
         changed = replace(op, version=max(0, op.version + rng.choice((-1, 1))))
     elif op.kind in ("read", "touch"):
-        others = [o for o in operations for o in o.told() if o[0] == op.key]
+        others = [told for o in operations for told in o.told() if told[0] == op.key]
         if not others or (op.kind == "touch" and not op.version):
             return None
         _, value, version = rng.choice(others)
@@ -182,14 +184,16 @@ def lie(rng: Random, operations: list[Operation]) -> list[Operation] | None:
     elif op.kind in ("txn", "list"):
         parts = list(op.done())
         i = rng.randrange(len(parts))
-        others = [o for o in operations for o in o.told() if o[0] == parts[i].key]
+        others = [told for o in operations for told in o.told() if told[0] == parts[i].key]
         if parts[i].kind == "get" and others:
             _, value, version = rng.choice(others)
             parts[i] = replace(parts[i], value=value, version=version)
         elif parts[i].kind == "add":
             parts[i] = replace(parts[i], value=str(int(parts[i].value) + rng.choice((-1, 1))))
-        name = "otherwise" if op.succeeded is False else "then"
-        changed = replace(op, **{name: tuple(parts)})
+        if op.succeeded is False:
+            changed = replace(op, otherwise=tuple(parts))
+        else:
+            changed = replace(op, then=tuple(parts))
     elif op.kind == "add":
         changed = replace(op, value=str(int(op.value) + rng.choice((-1, 1))))
     if changed == op:

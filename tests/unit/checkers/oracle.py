@@ -117,8 +117,8 @@ def _done(world: World, op: Operation) -> list[World]:
 def _part(world: World, part: Part, known: bool, began: int) -> list[World]:
     row = world.rows.get(part.key)
     if part.kind == "get":
-        told = (part.value, part.version) if part.value else ("", 0)
-        return [world] if not known or told == ((row.value, row.version) if row else ("", 0)) else []
+        said = (part.value, part.version) if part.value else ("", 0)
+        return [world] if not known or said == ((row.value, row.version) if row else ("", 0)) else []
     if part.kind == "delete" and row is None:
         return [world] if not known or part.version == 0 else []
     new: Any = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.checkers.history import Operation
@@ -12,7 +14,7 @@ def op(kind: str, began: int, ended: int, version: int, value: str = "", outcome
     return Operation(0, "k", kind, began * MS, ended * MS, outcome, value, version)
 
 
-def read(at: int, value: str, version: int, age_ms: int | None, **asked: int) -> StaleRead:
+def read(at: int, value: str, version: int, age_ms: int | None, **asked: Any) -> StaleRead:
     return StaleRead("k", at * MS, at * MS + 1, value, version, age_ms, **asked)
 
 

@@ -20,8 +20,8 @@ ODD: Final[list[Any]] = [
     "",
     "text",
     b"",
+    *(b"bytes" * 9, [], [[[[]]]], {}, {"a": {"b": []}}, "x" * 70_000, [0] * 16_000),
 ]
-ODD += [b"bytes" * 9, [], [[[[]]]], {}, {"a": {"b": []}}, "x" * 70_000, [0] * 16_000]
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -32,7 +32,7 @@ from tests.unit.client.nonsense import mutations
 
 AT_A_TIME = 100
 Call = Callable[[AsyncNamespace[bytes]], Awaitable[Any]]
-TXN_OPS = [Get("d/a"), Put("d/b", b"v"), Delete("d/c"), Add("d/e", 1)]
+TXN_OPS: list[Get | Put[bytes] | Delete | Add] = [Get("d/a"), Put("d/b", b"v"), Delete("d/c"), Add("d/e", 1)]
 READS: dict[str, Call] = {
     "get": lambda ns: ns.get("k"),
     "get stale": lambda ns: ns.get("k", consistency="stale", max_staleness_ms=500),
@@ -186,8 +186,10 @@ async def test_frames_of_no_form(what: str) -> None:
 
 
 async def test_a_status_of_no_form() -> None:
-    for odd in ([5], [[]], 7, [{}, {}], {}):
-        async with FakeNode(watch=lambda name, body, odd=odd: [frames.pack(frames.STATUS, odd)]) as node:
+    forms: tuple[Any, ...] = ([5], [[]], 7, [{}, {}], {})
+    for odd in forms:
+        frame = frames.pack(frames.STATUS, odd)
+        async with FakeNode(watch=partial(lambda frame, name, body: [frame], frame)) as node:
             loop = asyncio.get_running_loop()
             host, _, port = node.address.rpartition(":")
             _, connection = await loop.create_connection(lambda: NodeConnection("c", "x"), host, int(port))

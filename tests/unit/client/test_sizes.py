@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from metastore import PutResult
 from metastore.client.results import Compare, Put
 from metastore.errors import TooLarge
 from metastore.keys import MAX_VALUE_BYTES
@@ -42,6 +43,7 @@ async def test_it_is_refused_here_and_what_goes_with_it_is_done(name: str) -> No
         )
     assert isinstance(large, TooLarge)
     assert large.outcome == "none"
+    assert isinstance(small, PutResult)
     assert small.version == 8
     assert len(seen) == 1
 

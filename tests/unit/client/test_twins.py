@@ -58,6 +58,7 @@ def plain(annotation: Any) -> str:
 
 def signature(member: Any) -> list[tuple[str, Any, Any, str]] | str:
     if isinstance(member, property):
+        assert member.fget is not None
         return plain(inspect.signature(member.fget).return_annotation)
     found = inspect.signature(member)
     parameters = [(p.name, p.kind, p.default, plain(p.annotation)) for p in found.parameters.values()]

@@ -17,7 +17,7 @@ CLUSTER = 7
 Script = Callable[["Member", Any, AsyncIterator[Any], Any], Awaitable[None]]
 
 
-class Member(rpc_pb2_grpc.KVServicer, rpc_pb2_grpc.WatchServicer):
+class Member(rpc_pb2_grpc.KVServicer, rpc_pb2_grpc.WatchServicer):  # type: ignore[misc]  # aetcd has no types
     """One member. ``script`` plays one stream of a watch, given what created it, what is asked and where to write."""
 
     def __init__(self, content: dict[bytes, tuple[bytes, int]], revision: int, script: Script) -> None:

@@ -53,11 +53,12 @@ def test_a_new_member_gets_the_log_before_it_joins() -> None:
     assert a.replica.term is not None
     assert a.replica.term.learners == {"d": "sd"}
     last = a.replica.log.last_index
-    for state in (
+    states: tuple[dict[str, Any], ...] = (
         {"match": last, "sealed": False},
         {"match": 0},
         {"match": last, "snapshot": True},
-    ):
+    )
+    for state in states:
         learner(a, **state)
         assert not changes(a), state
     learner(a, match=last)

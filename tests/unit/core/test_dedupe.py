@@ -99,6 +99,7 @@ def test_a_guard_survives_saving() -> None:
     session.raise_floor(3)
     session.outcomes[3] = tail(3)
     again = Session.unpack(session.pack())
+    assert isinstance(again, Session)
     assert (again.guard, again.floor, again.outcomes) == (7, 3, {3: tail(3)})
 
 

@@ -187,7 +187,7 @@ def test_both_halves_of_a_split_remember_fences_and_floors(monkeypatch: pytest.M
     r.index += 1
     forked = r.machine.apply(r.index, payload).forked
     assert forked is not None
-    child = Machine({}.get)
+    child = Machine(lambda _: None)
     child.load(forked.aux)
     for machine in (r.machine, child):
         assert [machine.fences.pass_by(fence_digest(b"n", n), 19, []) for n in (a, b)] == [

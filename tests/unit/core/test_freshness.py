@@ -143,6 +143,7 @@ def says(node: Node, now: int) -> int:
     """What its next heartbeats say."""
     node.take()
     node.core.heartbeat(now)
+    said: int
     (said,) = {beat[2] for h in node.sent(m.Heartbeat) for beat in h.beats}
     return said
 

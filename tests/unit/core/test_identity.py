@@ -15,7 +15,7 @@ from metastore.core.messages import Process
 from metastore.core.replica import Restored
 from metastore.core.settings import MS
 from metastore.layout import MoveRecord, first_epoch
-from tests.unit.core.test_leadership import CONFIG, START, TERM1, Node, deliver, followers, process
+from tests.unit.core.nodes import CONFIG, START, TERM1, Node, deliver, followers, process
 
 LEADER = process("a", "now")
 

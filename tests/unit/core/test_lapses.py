@@ -141,8 +141,8 @@ def test_where_nobody_else_could_lead_it_does_not_wait() -> None:
     """All that are there have lapsed alike; or the one that has not is dead."""
     plain = max(follower().replica.election_delay_ns(START) for _ in range(50))
     alike, alone = follower(), follower()
-    for node in "bc":
-        alike.core.ctx.lapses.note(START, node)
+    for name in "bc":
+        alike.core.ctx.lapses.note(START, name)
     alone.core.ctx.lapses.note(START, "b")
     alone.core.peer_down(START, "c")
     for node in (alike, alone):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from metastore.operations import (
     VALUE,
     VERSION,
 )
-from metastore.records import unpack_record
+from metastore.records import COUNTER, pack_record, unpack_record
 
 A, B = b"a" * 16, b"b" * 16
 
@@ -96,21 +97,23 @@ def put(
     when: int | None = None,
     ttl: int | None = None,
     fence: list[Any] | None = None,
-):
+) -> list[Any]:
     return [0, PUT, 0, lk(key), seq, floor, stamp, when, value, "", ttl, *([fence] if fence else [])]
 
 
-def delete(key: str, *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None):
+def delete(key: str, *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None) -> list[Any]:
     return [0, DELETE, 0, lk(key), seq, floor, stamp, when]
 
 
-def add(key: str, delta: int, *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None):
+def add(
+    key: str, delta: int, *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None
+) -> list[Any]:
     return [0, ADD, 0, lk(key), seq, floor, stamp, when, delta]
 
 
 def txn(
-    compares: list[Any], then: list[Any], otherwise: list[Any] = (), *, seq: int = 0, fence: Any = None
-) -> list[Any]:  # type: ignore[assignment]
+    compares: list[Any], then: list[Any], otherwise: Sequence[Any] = (), *, seq: int = 0, fence: Any = None
+) -> list[Any]:
     return [0, TXN, 0, lk("x"), seq, 0, 0, compares, then, list(otherwise), *([fence] if fence else [])]
 
 
@@ -394,7 +397,7 @@ def test_a_counter_keeps_its_ttl() -> None:
     r = Replica()
     r.run((A, add("n", 1)))
     assert r.machine.timed == {}
-    r.state[lk("n")] = machine_module.pack_record(1, 1, b"1", b"", 500, machine_module.COUNTER)
+    r.state[lk("n")] = pack_record(1, 1, b"1", b"", 500, COUNTER)
     r.run((A, add("n", 1)))
     assert r.machine.timed == {lk("n"): (2, 500)}
 
@@ -485,10 +488,16 @@ def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: 
 
 def test_a_transaction_that_reads_too_much_reads_no_more() -> None:
     """It is refused as soon as that is known, and not after all of it was read."""
-    r, read = Replica(), []
+    r = Replica()
+    read: list[bytes] = []
+
+    def get(lkey: bytes) -> bytes | None:
+        read.append(lkey)
+        return r.state.get(lkey)
+
     for n in range(8):
         r.run((A, put(f"k{n}", b"x" * (1 << 19))))
-    machine = Machine(lambda lkey: read.append(lkey) or r.state.get(lkey))
+    machine = Machine(get)
     tail, _ = machine.read_txn(txn([], [[GET, lk(f"k{n}")] for n in range(8)]))
     assert tail[0] == TooLarge.status
     assert len(read) == 2, "what makes it too large is the second of them"

@@ -24,7 +24,8 @@ def beat(nodes: dict[str, Node], now: int) -> m.Heartbeat:
     """The leader's next heartbeat, sent at ``now``."""
     a = nodes["a"]
     a.core.heartbeat(now)
-    return next(h for h in a.sent(m.Heartbeat))
+    said: list[m.Heartbeat] = a.sent(m.Heartbeat)
+    return said[0]
 
 
 def acknowledge(nodes: dict[str, Node], now: int, name: str, number: int, grant_ns: int = GRANT) -> None:

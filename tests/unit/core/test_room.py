@@ -8,8 +8,8 @@ from metastore.core import messages as m
 from metastore.core.settings import MS
 from metastore.history import pack_mark
 from metastore.wire.peer_messages import decode, encode
-from tests.unit.core.nodes import START, blob, led, process
-from tests.unit.core.test_committing import NOW, OLD, answers, append, follower, log_of
+from tests.unit.core.nodes import START, blob, led, log_of, process
+from tests.unit.core.test_committing import NOW, OLD, answers, append, follower
 
 
 def test_an_acknowledgement_says_how_much_room_there_is() -> None:

@@ -81,5 +81,8 @@ class Single:
             await go.wait()
             writer(pieces)
 
-        log.writer = lambda pieces: loop.create_task(later(pieces)) and None
+        def write(pieces: Any) -> None:
+            loop.create_task(later(pieces))
+
+        log.writer = write
         return go

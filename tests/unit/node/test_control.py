@@ -28,6 +28,7 @@ from metastore.node.registering import Outcome
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord
 from metastore.storage.store import Fork, Store
+from tests.typed import put_in_log
 
 P = 0
 TERM1, TERM2, TERM3 = first_epoch(1), first_epoch(2), first_epoch(3)
@@ -382,7 +383,7 @@ async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixtu
     """The record of the parent has moved on before the flush that has the child."""
     store, submit = f.store, f.store._submit_flush
     f.seal(TERM1)
-    store.append(EntryRecord(P, 1, pack_entry(1, TERM1, b"split")))
+    put_in_log(store, EntryRecord(P, 1, pack_entry(1, TERM1, b"split")))
     await f.until(lambda: store.durable_seq == store.last_seq)
     store._submit_flush = lambda: None  # type: ignore[method-assign]
     store.on_forked = lambda child, parent: None
@@ -457,7 +458,7 @@ async def test_an_error_of_ones_own_half_way_through_a_record_ends_the_node(f: F
     def breaks(*_: Any) -> None:
         raise KeyError("ours")
 
-    f.host.replica.on_config = breaks  # type: ignore[method-assign]
+    f.host.replica.on_config = breaks  # type: ignore[method-assign, assignment]
     f.put(CONFIG_KEY, replace(f.record, epoch=TERM2).to_json())
     await f.until(lambda: f.node.failure is not None)
     assert isinstance(f.node.failure, KeyError)

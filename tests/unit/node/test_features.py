@@ -136,6 +136,8 @@ async def test_a_level_is_raised_when_every_node_supports_it() -> None:
 
 
 async def test_a_level_does_not_fall_where_two_raise_it() -> None:
+    etcd = MemoryEtcd()
+
     class Raced(MemoryCoordinator):
         """Somebody else raises it when this one has looked at the records."""
 
@@ -144,7 +146,6 @@ async def test_a_level_does_not_fall_where_two_raise_it() -> None:
             etcd.txn([], [Put(LAYOUT.features, FeaturesRecord(3).to_json())], [])
             return found
 
-    etcd = MemoryEtcd()
     config = ConfigRecord(0, 0, 1 << 64, 1 << 16, "a", (("a", "sa"),))
     await put(etcd, LAYOUT.config("c", 0), config.to_json())
     await put(etcd, LAYOUT.node("a"), to_json(NodeRecord("a", "c", "sa", "h:1", "h:2", level=3)))

@@ -137,12 +137,12 @@ async def test_nothing_expires_and_nothing_is_split_while_no_quorum_can_take_it(
         await led.written("k", ttl_ms=600_000)
         wanted = SplitRecord(P, 1, 1 << 63)
         led.node.control.can_elect = lambda: True  # type: ignore[method-assign]
-        led.node.links.connected = lambda: {"x", "y"}  # type: ignore[method-assign, assignment]
+        led.node.links.connected = lambda: ["x", "y"]  # type: ignore[method-assign]
         term = led.replica.term
         assert term is not None
         term.progress["y"].sealed, term.progress["y"].probing = True, False
         term.progress["y"].match = led.replica.log.last_index
-        led.replica.owns_record = lambda _: True  # type: ignore[method-assign]
+        led.replica.owns_record = lambda _: True  # type: ignore[method-assign, assignment]
         assert may_split(led.host, wanted)
         await led.written("l", ttl_ms=600_000)
         led.host.deadlines.add_time(-LONG_NS)

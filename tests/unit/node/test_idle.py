@@ -49,7 +49,8 @@ def a_second(node: Node) -> Callable[[], None]:
 
 async def changes(case: Case, make: Callable[[Case], Op]) -> int:
     """Calls that a change of one record takes the node, until it is in the log."""
-    control, watch = case.node.control, case.node.control._watch
+    control = case.node.control
+    watch: Any = control._watch
     await until(lambda: watch.revision >= case.etcd.revision)
     case.number += 1
     op: Any = make(case)

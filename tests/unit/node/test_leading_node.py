@@ -139,7 +139,12 @@ async def test_a_quorum_of_others_does_not_answer_what_is_not_on_this_disk_nor_c
             assert writer is not None
             writer(pieces)
 
-        led.store.log.writer = lambda pieces: loop.create_task(later(pieces)) and None
+        tasks: list[asyncio.Task[None]] = []
+
+        def write(pieces: Any) -> None:
+            tasks.append(loop.create_task(later(pieces)))
+
+        led.store.log.writer = write
         asker = led.put("k")
         led.propose()
         led.node.on_peer_messages(X, [m.Appended(P, EPOCH, led.replica.log.last_index)])

@@ -7,7 +7,7 @@ is, starts again from what it has kept, and is well as soon as the record is.
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ class Poisoned:
         self.open()
         self.put(first)
 
-    def put(self, records: dict[str, bytes | None]) -> None:
+    def put(self, records: Mapping[str, bytes | None]) -> None:
         self.revision += 1
         changes = []
         for key, value in records.items():

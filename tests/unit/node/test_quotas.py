@@ -32,8 +32,8 @@ class World:
             p: SimpleNamespace(role="active", applied=0, machine=SimpleNamespace(usage=Usage()))
             for p in (0, 1)
         }
-        self.node: Any = SimpleNamespace(topology=self.table, hosts=self.hosts, me=SimpleNamespace(node="n1"))
-        self.policies = Policies(self.node)
+        node: Any = SimpleNamespace(topology=self.table, hosts=self.hosts, me=SimpleNamespace(node="n1"))
+        self.policies = Policies(node)
         self.table.begin([], 1)
         for n in range(namespaces):
             self.policy(n, Policy(max_records=100, max_bytes=1000))

@@ -74,6 +74,7 @@ async def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr("metastore.coordination.lineage.LOOK_S", 0.02)
     loop, etcd = asyncio.get_running_loop(), MemoryEtcd()
     store = Store.open(tmp_path, cluster="metastore", node="f")
+    node: Node
     server = await loop.create_server(lambda: ClientConnection(node), "127.0.0.1", 0)
     rpc = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     config = NodeConfig(

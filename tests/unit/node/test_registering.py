@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from metastore.wire.peer_messages import Hello, hello
 from metastore.wire.versions import peer_versions
 
 LAYOUT = Layout("metastore")
-Start = Callable[..., Awaitable[Node]]
+Start = Callable[..., Coroutine[Any, Any, Node]]
 SERVERS: dict[Node, asyncio.Server] = {}
 NODES: list[Node] = []
 
@@ -53,6 +53,7 @@ async def start(etcd: MemoryEtcd, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     async def begin(folder: Path, run: str, rpc: str = "127.0.0.1:0", name: str = "n") -> Node:
         store = Store.open(folder, cluster="metastore", node=name)
         host, _, port = rpc.rpartition(":")
+        node: Node
         server = await loop.create_server(lambda: ClientConnection(node), host, int(port))
         rpc = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         config = NodeConfig(
@@ -306,7 +307,7 @@ async def test_a_crash_before_it_is_registered(start: Start, etcd: MemoryEtcd, t
 
 
 async def test_a_lost_answer_of_the_swap(start: Start, etcd: MemoryEtcd, tmp_path: Path) -> None:
-    txn = etcd.txn
+    txn, calls = etcd.txn, 0
 
     def lose_the_second(*args: object) -> object:
         """The first asks, the second swaps."""
@@ -315,7 +316,6 @@ async def test_a_lost_answer_of_the_swap(start: Start, etcd: MemoryEtcd, tmp_pat
         etcd.lose_next_answer = calls == 2
         return txn(*args)  # type: ignore[arg-type]
 
-    calls = 0
     etcd.txn = lose_the_second  # type: ignore[method-assign, assignment]
     node = await start(tmp_path, "run1")
     assert states(node) == ["confirmed"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from metastore import Record
 from metastore.client import Delete, Get, Put
 from metastore.client.request_ids import RequestIds
 from metastore.core import messages as m
@@ -16,6 +17,7 @@ from metastore.node import pins
 from metastore.node.pins import GRACE_NS, Pins
 from metastore.storage.disk import Disk
 from metastore.storage.store import StorageOptions
+from tests.typed import there
 from tests.unit.node.single import Single
 
 MIB = 1 << 20
@@ -76,7 +78,7 @@ async def test_below_the_mark_only_what_adds_is_refused(tmp_path: Path) -> None:
                 await refused
         again = await ns.add("count", 5, ids=RequestIds.named("once"))
         assert again == first, "what was done before is told (R7)"
-        assert (await ns.get("a")).value == b"1"
+        assert there(await ns.get("a")).value == b"1"
         assert await ns.touch("a") is not None
         assert await ns.delete("a", fence=lock.fence)
         await ns.txn([], [Delete("b"), Get("c")])
@@ -114,8 +116,10 @@ async def test_a_full_disk_takes_nothing_and_reads_go_on(tmp_path: Path) -> None
         for refused in (ns.put("k", b"w"), ns.delete("k"), ns.txn([], [Delete("k")])):
             with pytest.raises(DiskLow, match="nothing can be written"):
                 await refused
-        assert (await ns.get("k")).value == b"v"
-        assert (await ns.txn([], [Get("k")])).results[0].value == b"v"
+        assert there(await ns.get("k")).value == b"v"
+        (found,) = (await ns.txn([], [Get("k")])).results
+        assert isinstance(found, Record)
+        assert found.value == b"v"
         single.store.space.low = single.store.space.full = False
         await until(lambda: single.node.core.ctx.room == m.ROOM)
         await ns.put("k", b"w")

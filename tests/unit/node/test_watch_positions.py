@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from metastore.core.entry import pack_entry
-from metastore.core.machine import Applied, Machine
+from metastore.core.entry import entry_payload, pack_entry
+from metastore.core.machine import Applied, Machine, changes_of
 from metastore.core.replica import ACTIVE
 from metastore.errors import Compacted, MetastoreError, Moved, Unavailable
 from metastore.keys import END_OF_RING
-from metastore.node import watches as watches_module
 from metastore.node.watches import PartitionWatches
 from metastore.operations import PUT
 from metastore.wire import frames
@@ -155,7 +154,7 @@ def test_what_is_not_kept_any_more_is_not_passed_over(kept: int) -> None:
     host.write()  # new leaders: of these there is no version to look at
     host.log_base = host.applied - kept
     lost = host.machine.last_version - sum(
-        len(watches_module.changes_of(watches_module.entry_payload(e)).changes) for e in host.log[-kept:]
+        len(changes_of(entry_payload(e)).changes) for e in host.log[-kept:]
     )
     for after in range(host.machine.last_version + 1):
         reader = Reader()

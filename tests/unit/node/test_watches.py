@@ -66,7 +66,9 @@ def test_what_one_entry_changed_comes_in_pieces_that_fit(monkeypatch: pytest.Mon
     monkeypatch.setattr(watches_module, "MAX_FRAME_EVENTS", 4)
     monkeypatch.setattr(watches_module, "MAX_FRAME_EVENT_BYTES", 500)
     small, large = pack_record(1, 1, b"v"), pack_record(1, 1, b"v" * 300)
-    changes = [(b"p" * 8 + b"n\0" + bytes([65 + i]), large if i in (5, 6) else small) for i in range(10)]
+    changes: list[tuple[bytes, bytes | None]] = [
+        (b"p" * 8 + b"n\0" + bytes([65 + i]), large if i in (5, 6) else small) for i in range(10)
+    ]
     changes.append((b"q" * 8 + b"n\0x", small))
     group = (b"p" * 8, b"p" * 8 + b"\xff", 0, b"")
     found = event_frames(Applied(changes, set(), 100), group)

@@ -19,6 +19,7 @@ from metastore.storage.records import Fact, Record
 from metastore.storage.segments import BEGINNING, BLOCK_HEAD, SEGMENT_HEAD, SegmentFiles, block_bytes
 from metastore.storage.state import Meta, record_writes
 from metastore.storage.store import StorageOptions, Store
+from tests.typed import put_in_log
 from tests.unit.storage.simdisk import Cut, SimDisk
 
 FOLDER = Path("/sim/log")
@@ -136,7 +137,7 @@ def test_slots_with_rows_are_never_given_out(tmp_path: Path) -> None:
     store.add_partition(2)
     from tests.unit.storage.test_store import entry
 
-    store.append(entry(1)._replace(p=2))
+    put_in_log(store, entry(1)._replace(p=2))
     store.run_round()
     store.abandon()
     again = Store.open(tmp_path, cluster="c", node="n", options=options)

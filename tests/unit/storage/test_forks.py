@@ -13,6 +13,7 @@ from metastore.errors import StorageError
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord, SealEntry
 from metastore.storage.store import Fork, Store
+from tests.typed import put_in_log
 from tests.unit.storage.test_store import open_store
 
 AT = b"\x80" + bytes(7)
@@ -30,13 +31,13 @@ def before_split(path: Path) -> Store:
     store.add_partition(1)
     store.append(SealEntry(1, EPOCH, b"me", b"config"))
     for i, key in ((1, LOW), (2, HIGH)):
-        store.append(EntryRecord(1, i, pack_entry(i, EPOCH, b"")))
+        put_in_log(store, EntryRecord(1, i, pack_entry(i, EPOCH, b"")))
         store.apply(1, i, EPOCH, [(key, pack_record(i, i, b"acknowledged"))], set())
     return store
 
 
 def apply_split(store: Store, fork: Fork = FORK) -> None:
-    store.append(EntryRecord(1, 3, pack_entry(3, EPOCH, b"split")))
+    put_in_log(store, EntryRecord(1, 3, pack_entry(3, EPOCH, b"split")))
     store.run_round()
     store.apply(1, 3, EPOCH, [], set(), fork)
 
@@ -74,7 +75,7 @@ def test_parent_and_child_are_in_the_state_both_or_neither(tmp_path: Path, flush
     store.state.write = look  # type: ignore[method-assign, assignment]
     apply_split(store)
     for i in range(4, 10):
-        store.append(EntryRecord(1, i, pack_entry(i, EPOCH, b"")))
+        put_in_log(store, EntryRecord(1, i, pack_entry(i, EPOCH, b"")))
         store.run_round()
         store.apply(1, i, EPOCH, [(LOW, pack_record(i, 1, b"later"))], set())
     store.run_flush()
@@ -148,7 +149,7 @@ def test_what_is_not_needed_goes(tmp_path: Path, why: str) -> None:
         fork = FORK._replace(config=None)
     else:
         store.add_partition(2)
-        store.append(EntryRecord(2, 1, pack_entry(1, EPOCH, b"")))
+        put_in_log(store, EntryRecord(2, 1, pack_entry(1, EPOCH, b"")))
         store.apply(2, 1, EPOCH, [(HIGH, pack_record(1, 1, b"from elsewhere"))], set())
         store.run_flush()
     if why == "was dropped":
@@ -170,7 +171,7 @@ def test_a_snapshot_of_before_the_split_reaches_as_far_as_the_partition_did(tmp_
     store = before_split(tmp_path)
     store.run_flush()
     apply_split(store)
-    store.append(EntryRecord(1, 4, pack_entry(4, EPOCH, b"split")))
+    put_in_log(store, EntryRecord(1, 4, pack_entry(4, EPOCH, b"split")))
     store.run_round()
     store.apply(1, 4, EPOCH, [], set(), Fork(3, b"\x10" + bytes(7), [], b"config"))
     reader = store.open_snapshot(1)

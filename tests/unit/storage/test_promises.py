@@ -14,6 +14,7 @@ from metastore.errors import CorruptLog, StorageError
 from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry, TruncateEntry
 from metastore.storage.segments import block_bytes, parse_block
 from metastore.storage.store import Store
+from tests.typed import put_in_log
 from tests.unit.storage.test_store import P, blobs, entry, lkey, open_store, record, segments
 
 EPOCH = 1 << 16
@@ -26,7 +27,7 @@ def filled(path: Path, count: int = 5) -> Store:
     store.add_partition(P)
     store.append(SealEntry(P, EPOCH, b"owner", b"config"))
     for i in range(1, count + 1):
-        store.append(entry(i))
+        put_in_log(store, entry(i))
         store.apply(P, i, 1, [(lkey(i), record(i))], set())
     store.run_round()
     return store
@@ -93,9 +94,9 @@ def test_what_is_known_committed_after_a_crash_is_in_the_log(tmp_path: Path) -> 
     store = open_store(tmp_path)
     store.add_partition(P)
     for i in range(1, 4):
-        store.append(EntryRecord(P, 0, pack_entry(i, 1, b"x")))
-    store.append(EntryRecord(P, 3, pack_entry(4, 1, b"x")))
-    store.append(TruncateEntry(P, 3))
+        put_in_log(store, EntryRecord(P, 0, pack_entry(i, 1, b"x")))
+    put_in_log(store, EntryRecord(P, 3, pack_entry(4, 1, b"x")))
+    put_in_log(store, TruncateEntry(P, 3))
     store.run_round()
     again = reopened(store, tmp_path)
     assert again.partitions[P].commit_index == 3
@@ -118,7 +119,7 @@ async def test_the_state_is_never_ahead_of_the_log(tmp_path: Path) -> None:
     rounds: list[Any] = []
     store.log.writer = rounds.append
     store.start(loop, lambda seq: None, lambda error: None)
-    store.append(entry(6))
+    put_in_log(store, entry(6))
     store.apply(P, 6, 1, [(lkey(6), record(6))], set())
     store.kick()
     store._freeze()
@@ -139,9 +140,9 @@ def test_a_round_that_is_not_written_is_not_durable(tmp_path: Path) -> None:
     """Neither is what was appended while it was under way."""
     store = filled(tmp_path)
     durable = store.durable_seq
-    first = store.append(entry(6))
+    first = put_in_log(store, entry(6))
     pieces = store.log._take_round()
-    store.append(entry(7))
+    put_in_log(store, entry(7))
     assert store.durable_seq == durable
     store.log.write_pieces(pieces)
     store.log._round_ended()
@@ -165,12 +166,12 @@ def test_a_round_that_failed_ends_the_log(tmp_path: Path) -> None:
     """Nothing of it is durable, nothing is tried again, nothing more is taken."""
     store = filled(tmp_path)
     durable = store.durable_seq
-    store.append(entry(6))
+    put_in_log(store, entry(6))
     store.log._take_round()
     store.log.round_written(OSError(5, "Input/output error"))
     assert store.durable_seq == durable
     with pytest.raises(StorageError, match="cannot be written"):
-        store.append(entry(7))
+        put_in_log(store, entry(7))
     with pytest.raises(StorageError, match="cannot be written"):
         store.append(SealEntry(P, EPOCH + 1, b"next", b"config"))
     store.abandon()
@@ -179,7 +180,7 @@ def test_a_round_that_failed_ends_the_log(tmp_path: Path) -> None:
 def test_damage_to_what_only_the_state_vouches_for_is_told(tmp_path: Path) -> None:
     """The last block of the log: nothing after it says that it was durable, and nothing of it is applied."""
     store = filled(tmp_path)
-    store.append(entry(6))
+    put_in_log(store, entry(6))
     store.run_round()
     store.run_flush()
     end = store.log.files.segments[-1].end
@@ -198,7 +199,7 @@ def test_a_block_that_is_missing_between_two_is_told(tmp_path: Path) -> None:
     (segment,) = store.log.files.segments
     ends = []
     for record_of in (entry(6), SealEntry(P, EPOCH + 1, b"next", b"config"), entry(7), entry(8)):
-        store.append(record_of)
+        put_in_log(store, record_of)
         store.run_round()
         ends.append(segment.end)
     store.abandon()
@@ -216,7 +217,7 @@ def test_what_was_cut_off_never_follows_what_is_written_next(tmp_path: Path) -> 
     (segment,) = store.log.files.segments
     start = segment.end
     for i in (6, 7):
-        store.append(entry(i, 1, b"torn" * 2500))
+        put_in_log(store, entry(i, 1, b"torn" * 2500))
     store.run_round()
     assert store.log.block == 3, "two blocks"
     store.abandon()
@@ -226,7 +227,7 @@ def test_what_was_cut_off_never_follows_what_is_written_next(tmp_path: Path) -> 
     file.write_bytes(raw)
     store = open_store(tmp_path)
     assert store.partitions[P].log.last_index == 5
-    store.append(entry(6, 2, b"next" * 2500))
+    put_in_log(store, entry(6, 2, b"next" * 2500))
     store.run_round()
     again = reopened(store, tmp_path)
     assert again.partitions[P].log.last_position() == (2, 6)
@@ -259,7 +260,7 @@ def test_facts_outlive_the_segments_that_they_came_in(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
     for i in range(1, 60):
-        store.append(entry(i, payload=bytes(4000)))
+        put_in_log(store, entry(i, payload=bytes(4000)))
         store.run_round()
         store.apply(P, i, 1, [], set())
         if i == 20:
@@ -275,9 +276,9 @@ def test_an_entry_that_is_not_written_yet_is_read_from_memory(tmp_path: Path) ->
     """However little of the cache is left."""
     store = open_store(tmp_path)
     store.add_partition(P)
-    store.append(entry(1, payload=bytes(20_000)))
+    put_in_log(store, entry(1, payload=bytes(20_000)))
     pieces = store.log._take_round()
-    store.append(entry(2, payload=bytes(20_000)))
+    put_in_log(store, entry(2, payload=bytes(20_000)))
     store.log.write_pieces(pieces)
     store.log._round_ended()
     assert [entry_position(b)[0] for b in store.read_entries(P, 1, 1 << 30)] == [1, 2]
@@ -288,10 +289,10 @@ def test_an_entry_that_was_taken_back_before_it_was_written_leaves_its_place_to_
     tmp_path: Path,
 ) -> None:
     store = filled(tmp_path)
-    store.append(entry(6, 1, b"taken back"))
-    store.append(TruncateEntry(P, 5))
-    store.append(entry(6, 2, b"in its stead"))
-    store.append(entry(7, 2, b"and another"))
+    put_in_log(store, entry(6, 1, b"taken back"))
+    put_in_log(store, TruncateEntry(P, 5))
+    put_in_log(store, entry(6, 2, b"in its stead"))
+    put_in_log(store, entry(7, 2, b"and another"))
     part = store.log.partitions[P]
     gone = next(blob for _, p, index, blob in store.log._waiting if (p, index) == (P, 6))
     # a round that has room for the first of them only
@@ -309,9 +310,9 @@ def test_a_log_that_contradicts_the_state_is_told(tmp_path: Path, truncate: bool
     """It ends before what is applied, or has another entry there."""
     store = filled(tmp_path)
     store.run_flush()
-    store.append(TruncateEntry(P, 4))
+    put_in_log(store, TruncateEntry(P, 4))
     if not truncate:
-        store.append(entry(5, 2))
+        put_in_log(store, entry(5, 2))
     store.run_round()
     store.abandon()
     with pytest.raises(CorruptLog):
@@ -351,7 +352,7 @@ def test_what_comes_after_a_drop_is_the_new_replicas(tmp_path: Path, flush: bool
     store.add_partition(P)
     store.append(SealEntry(P, EPOCH + 1, b"next", b"config 2"))
     for i in (1, 2):
-        store.append(EntryRecord(P, 0, pack_entry(i, EPOCH + 1, b"new")))
+        put_in_log(store, EntryRecord(P, 0, pack_entry(i, EPOCH + 1, b"new")))
     store.apply(P, 1, EPOCH + 1, [(lkey(9), record(9))], set())
     store.run_round()
     if flush:
@@ -386,7 +387,7 @@ async def test_a_snapshot_replaces_what_is_not_in_the_state_yet_too(tmp_path: Pa
         store = filled(path)
         if flushed:
             store.run_flush()
-            store.append(entry(6))
+            put_in_log(store, entry(6))
             store.apply(P, 6, 1, [(lkey(6), record(6)), (lkey(77), record(1))], set())
             store.run_round()
         installer = store.begin_install(P)
@@ -415,7 +416,7 @@ async def test_no_flush_is_frozen_while_a_snapshot_is_switched_in(tmp_path: Path
     write, frozen = store.run_in_writer, list[bool]()
 
     async def meanwhile(work: Any, *args: Any) -> Any:
-        store.append(EntryRecord(5, 0, pack_entry(1, 1, b"x")))
+        put_in_log(store, EntryRecord(5, 0, pack_entry(1, 1, b"x")))
         store.apply(5, 1, 1, [(lkey(1), record(1))], set())
         store._freeze()
         frozen.append(store._flushing is not None)
@@ -447,7 +448,7 @@ async def test_a_snapshot_is_switched_in_once_the_log_is_durable_up_to_what_it_m
     held: list[Any] = []
     writer, store.log.writer = store.log.writer, held.append  # the disk takes its time
     assert writer is not None
-    store.append(entry(6))
+    put_in_log(store, entry(6))
     void = store.last_seq
     store.run_in_writer = noted  # type: ignore[method-assign]
     switching = asyncio.ensure_future(installer.finish(300, 2))
@@ -485,7 +486,7 @@ def test_a_snapshot_that_is_read_does_not_move_on(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store.run_flush()
     reader = store.open_snapshot(P)
-    store.append(entry(6))
+    put_in_log(store, entry(6))
     store.apply(P, 6, 1, [(lkey(6), record(6)), (lkey(1), None)], set())
     store.run_flush()
     rows = reader.chunk(1 << 20)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import msgpack
 import pytest
 
 from metastore.core.entry import entry_position, pack_entry
-from metastore.core.machine import FENCE_PREFIX, digest_key
+from metastore.core.fences import FENCE_PREFIX
+from metastore.core.machine import digest_key
 from metastore.errors import (
     ConfigError,
     CorruptLog,
@@ -33,6 +35,7 @@ from metastore.storage.snapshot import AUX as AUX_ROW
 from metastore.storage.snapshot import DATA
 from metastore.storage.state import State
 from metastore.storage.store import StorageOptions, Store
+from tests.typed import put_in_log
 from tests.unit.storage.test_store import SMALL, open_store, segments
 
 E1 = 1 << 16
@@ -56,11 +59,11 @@ def made(path: Path) -> None:
     store.keep_rows({b"head": b"of the map", b"nodes/n1": b"where it is"}, whole=True)
     for index, key in enumerate(KEYS, 1):
         for p in (1, 2):
-            store.append(EntryRecord(p, index - 1, pack_entry(index, E1, b"payload-%d" % index)))
+            put_in_log(store, EntryRecord(p, index - 1, pack_entry(index, E1, b"payload-%d" % index)))
             value = pack_record(index, 1, b"value-%d-%d" % (p, index))
             store.apply(p, index, E1, [(key, value)], set(AUX))
         store.run_round()
-    store.append(EntryRecord(2, 6, pack_entry(7, E1, b"not committed")))
+    put_in_log(store, EntryRecord(2, 6, pack_entry(7, E1, b"not committed")))
     store.run_flush()
     store.abandon()
 
@@ -76,19 +79,21 @@ def answers(path: Path) -> list[Any]:
     for p, info in store.partitions.items():
         slot = info.meta.slot
         questions += [
-            lambda info=info: (info.meta, info.log.last_position()),
-            lambda p=p, info=info: store.read_entries(p, info.log.base_index + 1, 1 << 20),
-            lambda p=p: store.load_aux(p),
-            lambda p=p: store.scan(p, *everything, 100, 1 << 20),
-            lambda slot=slot: list(store.state.scan(slot, *everything)),
+            partial(lambda info: (info.meta, info.log.last_position()), info),
+            partial(store.read_entries, p, info.log.base_index + 1, 1 << 20),
+            partial(store.load_aux, p),
+            partial(store.scan, p, *everything, 100, 1 << 20),
+            partial(lambda slot: list(store.state.scan(slot, *everything)), slot),
         ]
         for key in KEYS + ABSENT:
             few = key[:8], key[:8] + b"\xff"
             questions += [
-                lambda p=p, key=key: store.get(p, key),
-                lambda p=p, few=few: store.scan(p, *few, 100, 1 << 20),
-                lambda slot=slot, few=few: list(store.state.scan(slot, *few)),
-                lambda p=p, key=key: (store.scan(p, key, b"\xff" * 9, 1, 1 << 20), store.scan_next),
+                partial(store.get, p, key),
+                partial(store.scan, p, *few, 100, 1 << 20),
+                partial(lambda slot, few: list(store.state.scan(slot, *few)), slot, few),
+                partial(
+                    lambda p, key: (store.scan(p, key, b"\xff" * 9, 1, 1 << 20), store.scan_next), p, key
+                ),
             ]
     found = [asked(question) for question in questions]
     store.abandon()
@@ -160,7 +165,7 @@ def test_a_bit_that_rots_while_the_node_runs(tmp_path: Path) -> None:
     store.append(SealEntry(1, 7 << 16, b"me", b"config"))
     blobs = [pack_entry(i, 5 << 16, b"payload-%d" % i) for i in range(1, 4)]
     for blob in blobs:
-        store.append(EntryRecord(1, 0, blob))
+        put_in_log(store, EntryRecord(1, 0, blob))
         store.run_round()
     file = segments(tmp_path)[0]
     raw = bytearray(file.read_bytes())
@@ -192,17 +197,17 @@ def test_damage_to_the_oldest_segment(tmp_path: Path, in_second: bool, how: str)
         store.append(SealEntry(p, E1, b"me", b"config"))
     store.run_round()
     for i in range(1, 11):
-        store.append(EntryRecord(1, 0, pack_entry(i, E1, b"payload-%d" % i)))
+        put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, b"payload-%d" % i)))
     store.run_flush()
     i = 0
     while len(segments(tmp_path)) < 2:  # the other's records fill the segment and begin the next
         i += 1
-        store.append(EntryRecord(2, 0, pack_entry(i, E1, b"x" * 4000)))
+        put_in_log(store, EntryRecord(2, 0, pack_entry(i, E1, b"x" * 4000)))
         store.apply(2, i, E1, [], set())
         store.run_round()
     store.run_flush()
     if in_second:
-        store.append(EntryRecord(2, 0, pack_entry(i + 1, E1, b"x" * 4000)))
+        put_in_log(store, EntryRecord(2, 0, pack_entry(i + 1, E1, b"x" * 4000)))
         store.run_round()
     store.abandon()
     file = segments(tmp_path)[0]
@@ -226,7 +231,7 @@ def test_the_log_begins_where_the_state_says(tmp_path: Path) -> None:
     i = 0
     while segments(tmp_path)[0].name.startswith("0000000000000001"):
         i += 1
-        store.append(EntryRecord(1, 0, pack_entry(i, E1, b"x" * 1500)))
+        put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, b"x" * 1500)))
         store.run_round()
         store.apply(1, i, E1, [], set())
         if i == 5:
@@ -254,7 +259,7 @@ def nothing_flushed(path: Path) -> None:
     store = open_store(path)
     store.add_partition(1)
     for i in range(1, 4):
-        store.append(EntryRecord(1, 0, pack_entry(i, E1, b"acknowledged")))
+        put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, b"acknowledged")))
     store.run_round()
     store.abandon()
 
@@ -347,7 +352,7 @@ async def scrubbed(path: Path, options: StorageOptions = OPTIONS) -> tuple[list[
     """One pass over a store: the damage that it finds."""
     store = open_store(path, options)
     found: list[Any] = []
-    store.rotten = found.append  # type: ignore[method-assign]
+    store.rotten = found.append  # type: ignore[method-assign, assignment]
     await store.scrub.one_pass()
     return found, store
 
@@ -385,7 +390,8 @@ async def test_a_scrub_finds_each_row(tmp_path: Path) -> None:
                 state = State.open(tmp_path / "state", False, 1 << 30)
                 try:
                     _, _, bad = state.check_rows(table, b"", 1 << 30)
-                    found, after = [], b""
+                    found: list[bytes] = []
+                    after: bytes | None = b""
                     while after is not None:  # and by slices of a row each
                         after, _, some = state.check_rows(table, after, 1)
                         found += some
@@ -435,13 +441,13 @@ async def test_a_scrub_finds_a_block(tmp_path: Path) -> None:
     store.add_partition(1)
     starts = []
     for i in range(1, 13):
-        store.append(EntryRecord(1, 0, pack_entry(i, E1, bytes([i]) * (50 if i % 3 else 2500))))
+        put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, bytes([i]) * (50 if i % 3 else 2500))))
         store.run_round()
         starts.append(store.log.partitions[1].locations[-1] - BLOCK_HEAD.size)
     assert len(store.log.files.segments) > 1
-    store.append(EntryRecord(1, 0, pack_entry(13, E1, b"waits")))
+    put_in_log(store, EntryRecord(1, 0, pack_entry(13, E1, b"waits")))
     found: list[Any] = []
-    store.rotten = found.append  # type: ignore[method-assign]
+    store.rotten = found.append  # type: ignore[method-assign, assignment]
     await store.scrub.one_pass()
     assert not found
     for segment in store.log.files.segments:
@@ -468,7 +474,7 @@ async def test_a_rotten_segment_goes_once_the_state_has_what_is_in_it(
     store = open_store(tmp_path, options)
     store.add_partition(1)
     for i in range(1, 13):
-        store.append(EntryRecord(1, 0, pack_entry(i, E1, bytes(2500))))
+        put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, bytes(2500))))
         store.run_round()
         if applied or i < 2:
             store.apply(1, i, E1, [], set())
@@ -620,7 +626,7 @@ async def test_a_segment_that_is_written_still_is_left(tmp_path: Path, by_a_read
     store = open_store(tmp_path / "store", options)
     store.add_partition(1)
     for i in range(1, 4):
-        store.append(EntryRecord(1, 0, pack_entry(i, E1, b"payload-%d" % i)))
+        put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, b"payload-%d" % i)))
         store.run_round()
         store.apply(1, i, E1, [(KEYS[i], pack_record(i, 1, b"v%d" % i))], set())
     assert len(store.log.files.segments) == 1
@@ -653,7 +659,7 @@ async def test_a_segment_that_is_written_still_is_left(tmp_path: Path, by_a_read
     assert not failed
     assert moments > 1
     assert store.log.files.segments[0].number == 2
-    store.append(EntryRecord(1, 0, pack_entry(4, E1, b"on")))
+    put_in_log(store, EntryRecord(1, 0, pack_entry(4, E1, b"on")))
     await store.close()
     again = open_store(tmp_path / "store", options)
     assert again.partitions[1].log.last_index == 4

@@ -16,6 +16,7 @@ from metastore.errors import StorageError
 from metastore.storage.disk import Disk
 from metastore.storage.records import EntryRecord
 from metastore.storage.store import StorageOptions, Store
+from tests.typed import put_in_log
 
 #: a turn of the loop that does not come in this time never does
 HANG_S = 60.0
@@ -86,7 +87,7 @@ async def fill(store: Store, disk: SlowDisk, count: int) -> int:
     """Append ``count`` entries of 16 KiB; turns as ``turn`` has them."""
     part = store.log.partitions[0].index
     for _ in range(count):
-        store.append(EntryRecord(0, 0, pack_entry(part.last_index + 1, 1, bytes(16 << 10))))
+        put_in_log(store, EntryRecord(0, 0, pack_entry(part.last_index + 1, 1, bytes(16 << 10))))
     return await turn(
         store, disk, lambda: store.durable_seq == store.last_seq or store.log.failure is not None
     )
@@ -121,7 +122,7 @@ async def test_what_is_appended_meanwhile_waits(tmp_path: Path) -> None:
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     store.add_partition(0)
     await fill(store, disk, 3)  # the first segment was made with the store, and is full now
-    store.append(EntryRecord(0, 0, pack_entry(4, 1, bytes(16 << 10))))
+    put_in_log(store, EntryRecord(0, 0, pack_entry(4, 1, bytes(16 << 10))))
     store.kick()
     await until(lambda: disk.making)
     assert store.syncing, "nothing can be written yet, so others gather"
@@ -150,7 +151,7 @@ async def test_a_segment_that_cannot_be_made_ends_the_store(tmp_path: Path) -> N
     assert len(failures) == 1
     assert "Input/output error" in str(failures[0])
     with pytest.raises(StorageError):
-        store.append(EntryRecord(0, 0, pack_entry(10, 1, b"")))
+        put_in_log(store, EntryRecord(0, 0, pack_entry(10, 1, b"")))
     closing = asyncio.create_task(store.close())
     await turn(store, disk, closing.done)
 

@@ -17,6 +17,7 @@ from metastore.storage.disk import Disk
 from metastore.storage.records import EntryRecord
 from metastore.storage.space import AHEAD_BYTES, MAP_PART, SLACK_BYTES, Blocks, Pages, Space
 from metastore.storage.store import StorageOptions, Store
+from tests.typed import put_in_log
 
 MIB = 1 << 20
 SEGMENT = 2 * MIB
@@ -196,7 +197,7 @@ def opened(folder: Path, disk: Disk, **options: Any) -> tuple[Store, list[Storag
 def change(store: Store, index: int, value: bytes | None, key: int | None = None) -> None:
     """Entry ``index``, committed and applied."""
     lkey = b"%08d" % ((index if key is None else key) % 10**8) + b"n\0k"
-    store.append(EntryRecord(0, index, pack_entry(index, 1, b"entry")))
+    put_in_log(store, EntryRecord(0, index, pack_entry(index, 1, b"entry")))
     record = None if value is None else pack_record(index, index, value, b"", 0)
     store.apply(0, index, 1, [(lkey, record)], set())
     store.kick()
@@ -227,6 +228,7 @@ async def test_a_flush_without_room_is_made_later(tmp_path: Path) -> None:
             real.ensure(used, more)
 
         def close(self) -> None:
+            assert real is not None
             real.close()
 
     store.state.blocks = Full()  # type: ignore[assignment]
@@ -308,7 +310,7 @@ async def test_little_room_keeps_no_log_for_others(tmp_path: Path) -> None:
     while len(store.log.files.segments) < 4:
         index += 1
         change(store, index, b"v")
-        store.append(EntryRecord(0, index, pack_entry(index + 1, 1, bytes(200 << 10))))
+        put_in_log(store, EntryRecord(0, index, pack_entry(index + 1, 1, bytes(200 << 10))))
         index += 1
         store.apply(0, index, 1, [], set())
         store.kick()

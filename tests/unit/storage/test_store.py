@@ -24,6 +24,7 @@ from metastore.storage.disk import Disk
 from metastore.storage.records import EntryRecord, Fact, SealEntry, TruncateEntry
 from metastore.storage.state import record_writes
 from metastore.storage.store import StorageOptions, Store
+from tests.typed import put_in_log
 
 SMALL = StorageOptions(segment_bytes=64 << 10, log_retention_bytes=128 << 10, cache_bytes=8 << 10)
 P = 3
@@ -89,7 +90,7 @@ def test_reopened_as_it_was(tmp_path: Path) -> None:
     store.append(SealEntry(P, 1 << 16, b"me", b"config"))
     store.append(Fact("largest_grant_ns", 5))
     for i in range(1, 21):
-        store.append(entry(i))
+        put_in_log(store, entry(i))
         if i % 5 == 0:
             store.run_round()
     before = blobs(store)
@@ -110,13 +111,13 @@ def test_what_was_not_synced_may_go_and_nothing_else(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
     for i in range(1, 4):
-        store.append(entry(i))
+        put_in_log(store, entry(i))
     store.run_round()
-    store.append(entry(4))  # buffered only
+    put_in_log(store, entry(4))  # buffered only
     store.abandon()
     again = open_store(tmp_path)
     assert [entry_position(b)[0] for b in blobs(again)] == [1, 2, 3]
-    again.append(entry(4, 2, b"another"))
+    put_in_log(again, entry(4, 2, b"another"))
     again.run_round()
     again.abandon()
     third = open_store(tmp_path)
@@ -137,7 +138,7 @@ def test_a_torn_last_round_is_cut_off(tmp_path_factory: pytest.TempPathFactory, 
     for size in rounds:
         for _ in range(size):
             index += 1
-            store.append(entry(index, payload=os.urandom(data.draw(st.integers(1, 300)))))
+            put_in_log(store, entry(index, payload=os.urandom(data.draw(st.integers(1, 300)))))
         store.run_round()
         ends.append((store.log.files.segments[-1].end, index))
     store.abandon()
@@ -164,7 +165,7 @@ def test_a_torn_last_round_is_cut_off(tmp_path_factory: pytest.TempPathFactory, 
         return
     assert found == list(range(1, kept + 1))
     # and what is written next is not mixed up with what was cut
-    again.append(entry(kept + 1, 9, b"new"))
+    put_in_log(again, entry(kept + 1, 9, b"new"))
     again.run_round()
     again.abandon()
     third = open_store(path)
@@ -183,7 +184,7 @@ def test_damage_in_the_middle_stops_the_node(
     store.add_partition(P)
     ends = []
     for i in range(1, 7):
-        store.append(entry(i, payload=b"x" * 50))
+        put_in_log(store, entry(i, payload=b"x" * 50))
         store.run_round()
         ends.append(store.log.files.segments[-1].end)
     store.abandon()
@@ -203,7 +204,7 @@ def test_damage_that_only_the_state_vouches_for(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
     for i in (1, 2):
-        store.append(entry(i))
+        put_in_log(store, entry(i))
         store.run_round()
         store.apply(P, i, 1, [(lkey(i), record(i))], set())
     store.run_flush()
@@ -221,7 +222,7 @@ def test_a_missing_segment_is_told(tmp_path: Path) -> None:
     store = open_store(tmp_path, StorageOptions(segment_bytes=64 << 10, log_retention_bytes=1 << 30))
     store.add_partition(P)
     for i in range(1, 40):
-        store.append(entry(i, payload=os.urandom(8000)))
+        put_in_log(store, entry(i, payload=os.urandom(8000)))
         store.run_round()
     store.abandon()
     files = segments(tmp_path)
@@ -253,12 +254,12 @@ def test_like_a_model(
     epoch, applied = 1, 0
     for count, back, crash in steps:
         if back and len(entries) - back >= applied:
-            store.append(TruncateEntry(P, len(entries) - back))
+            put_in_log(store, TruncateEntry(P, len(entries) - back))
             del entries[len(entries) - back :]
             epoch += 1
         for _ in range(count):
             blob = pack_entry(len(entries) + 1, epoch, rng.randbytes(rng.randrange(1, 3000)))
-            store.append(EntryRecord(P, applied, blob))
+            put_in_log(store, EntryRecord(P, applied, blob))
             entries.append(blob)
         if rng.random() < 0.8:
             store.run_round()
@@ -293,7 +294,7 @@ def test_segments_go_once_applied_and_beyond_retention(tmp_path: Path) -> None:
     store.on_compacted = lambda p, index: shortened.append((p, index))
     store.add_partition(P)
     for i in range(1, 101):
-        store.append(entry(i, payload=os.urandom(4000)))
+        put_in_log(store, entry(i, payload=os.urandom(4000)))
         store.run_round()
         if i <= 60:
             store.apply(P, i, 1, [(lkey(i), record(i))], set())
@@ -319,14 +320,14 @@ def test_an_entry_taken_back_opens_the_log(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
     for i in range(1, 8):
-        store.append(entry(i, 2, os.urandom(9000)))  # 1 to 7 fill the first segment
+        put_in_log(store, entry(i, 2, os.urandom(9000)))  # 1 to 7 fill the first segment
         store.run_round()
-    store.append(entry(8, 2, os.urandom(3000)))
+    put_in_log(store, entry(8, 2, os.urandom(3000)))
     store.run_round()
     assert len(store.log.files.segments) == 2
-    store.append(TruncateEntry(P, 6))
+    put_in_log(store, TruncateEntry(P, 6))
     for i in range(7, 40):
-        store.append(entry(i, 3, os.urandom(9000 if i > 8 else 10)))
+        put_in_log(store, entry(i, 3, os.urandom(9000 if i > 8 else 10)))
         store.run_round()
     for i in range(1, 8):
         store.apply(P, i, 2 if i < 7 else 3, [(lkey(i), record(i))], set())
@@ -364,7 +365,7 @@ def test_reads_and_scans_over_all_generations(
     model: dict[bytes, bytes] = {}
     steps = st.lists(st.tuples(st.sampled_from(keys), st.booleans(), st.integers(0, 5)), max_size=40)
     for index, (key, delete, flush) in enumerate(data.draw(steps), 1):
-        store.append(entry(index))
+        put_in_log(store, entry(index))
         value = None if delete else record(index)
         store.apply(P, index, 1, [(key, value)], set())
         if value is None:
@@ -386,7 +387,7 @@ def test_reads_and_scans_over_all_generations(
 def test_a_damaged_record_is_told(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
-    store.append(entry(1))
+    put_in_log(store, entry(1))
     store.apply(P, 1, 1, [(lkey(1), record(1))], set())
     store.run_flush()
     rot(store, store.state.data, 0, lambda key, row: (key, b"?" + row[1:]))
@@ -401,7 +402,7 @@ def test_aux_rows_are_those_of_the_applied_index(tmp_path: Path) -> None:
     rows = {b"m": b"0"}
     store.set_aux_source(P, rows.get)
     for i in range(1, 6):
-        store.append(entry(i))
+        put_in_log(store, entry(i))
         rows[b"m"] = b"%d" % i
         store.apply(P, i, 1, [], {b"m"})
         if i == 3:
@@ -432,13 +433,13 @@ async def test_a_snapshot_replaces_log_and_state_together(tmp_path: Path) -> Non
     source.add_partition(P)
     source.set_aux_source(P, {b"m": b"meta"}.get)
     for i in range(1, 301):
-        source.append(entry(i, 2))
+        put_in_log(source, entry(i, 2))
         source.apply(P, i, 2, [(lkey(i, b"y" * (500 if i % 50 == 0 else 0)), record(i))], {b"m"})
     source.run_flush()
     target.add_partition(P)
     target.append(SealEntry(P, 3 << 16, b"o", b"c"))
     for i in range(1, 8):  # an old, conflicting log and state
-        target.append(entry(i, 1, b"old"))
+        put_in_log(target, entry(i, 1, b"old"))
         if i <= 2:
             target.apply(P, i, 1, [(lkey(i), record(1000 + i))], set())
     target.run_flush()
@@ -460,7 +461,7 @@ async def test_a_snapshot_replaces_log_and_state_together(tmp_path: Path) -> Non
         assert target.load_aux(P) == [(b"m", b"meta")]
         target.abandon()  # a crash right after the switch; the void entries are still in the log
         target = open_store(tmp_path / "b")
-    target.append(entry(301, 4))
+    put_in_log(target, entry(301, 4))
     target.run_round()
     target.abandon()
     target = open_store(tmp_path / "b")
@@ -477,12 +478,12 @@ async def test_a_switch_amid_flushes(tmp_path: Path) -> None:
         store.add_partition(p)
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     for i in range(1, 4):
-        store.append(entry(i))
+        put_in_log(store, entry(i))
         store.apply(P, i, 1, [(lkey(i), record(i))], set())
-    store.append(entry(1)._replace(p=5))
+    put_in_log(store, entry(1)._replace(p=5))
     store.apply(5, 1, 1, [(lkey(1), record(1))], set())
     for i in range(4, 9):
-        store.append(entry(i))  # not durable yet: their numbers may not be given out again
+        put_in_log(store, entry(i))  # not durable yet: their numbers may not be given out again
     installer = store.begin_install(P)
     await installer.add([(1, lkey(77), record(77))])
     write, began = store.run_in_writer, []
@@ -494,10 +495,10 @@ async def test_a_switch_amid_flushes(tmp_path: Path) -> None:
         await asyncio.sleep(0.02)
         await write(work, *args)  # type: ignore[arg-type]
 
-    store.run_in_writer = slow  # type: ignore[method-assign, assignment]
+    store.run_in_writer = slow  # type: ignore[method-assign]
     await installer.finish(300, 2)
     assert began >= [9]
-    store.append(entry(301, 2))
+    put_in_log(store, entry(301, 2))
     await store.log.drain()
     for _ in range(50):
         store._freeze()
@@ -532,19 +533,19 @@ async def test_a_failed_sync_is_the_end(tmp_path: Path) -> None:
     durable: list[int] = []
     failures: list[StorageError] = []
     store.start(asyncio.get_running_loop(), durable.append, failures.append)
-    seq = store.append(entry(1))
+    seq = put_in_log(store, entry(1))
     store.kick()
     while not durable:
         await asyncio.sleep(0)
     disk.failing = True
-    lost = store.append(entry(2))
+    lost = put_in_log(store, entry(2))
     store.kick()
     while not failures:
         await asyncio.sleep(0)
     assert durable[-1] == seq < lost
     disk.failing = False
     with pytest.raises(StorageError, match="cannot be written"):
-        store.append(entry(3))
+        put_in_log(store, entry(3))
     await store.close()
     assert store.durable_seq == seq
 

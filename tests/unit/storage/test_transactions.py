@@ -20,6 +20,7 @@ from metastore.storage.snapshot import AUX, DATA
 from metastore.storage.state import State
 from metastore.storage.store import Fork, StorageOptions, Store
 from tests.simulation.process.lmdb_env import MemoryEnv, _Txn
+from tests.typed import put_in_log
 from tests.unit.storage.simdisk import Cut, SimDisk
 
 FOLDER = Path("/sim")
@@ -204,7 +205,7 @@ class Life:
     def write(self, p: int, upto: int, epoch: int = EPOCH) -> None:
         """Entries up to ``upto``, durable, and so acknowledged."""
         for index in range(self.store.partitions[p].log.last_index + 1, upto + 1):
-            self.store.append(EntryRecord(p, 0, blob(p, index, epoch)))
+            put_in_log(self.store, EntryRecord(p, 0, blob(p, index, epoch)))
         self.store.run_round()
         self.promised[p] = max(self.promised.get(p, 0), upto)
         self.tell()
