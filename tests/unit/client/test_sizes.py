@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from metastore import PutResult
+from metastore.client import PutResult
 from metastore.client.results import Compare, Put
 from metastore.errors import TooLarge
 from metastore.keys import MAX_VALUE_BYTES

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from metastore import Record
-from metastore.client import Delete, Get, Put
+from metastore.client import Delete, Get, Put, Record
 from metastore.client.request_ids import RequestIds
 from metastore.core import messages as m
 from metastore.errors import DiskLow, Unavailable
