@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from metastore import following as following_module
+from metastore import schema
 from metastore.coordination.interface import KV, Change
 from metastore.following import Following
 from metastore.layout import ConfigRecord, Layout, MoveRecord, first_epoch
@@ -67,7 +68,7 @@ async def test_what_is_read_ahead_lets_others_have_their_turn(monkeypatch: pytes
     content = [KV(layout.namespace(f"ns{i}"), b'{"max_records":5}', 5, 5) for i in range(1001)]
     content.append(KV(layout.namespace("bad"), b'{"max_records":"x"}', 5, 5))
     reading, turns, longest = 0, 0, 0
-    read = following_module.schema.read
+    read = schema.read
 
     def counted(parts: Any, value: bytes) -> Any:
         nonlocal reading, longest
@@ -75,7 +76,7 @@ async def test_what_is_read_ahead_lets_others_have_their_turn(monkeypatch: pytes
         longest = max(longest, reading)
         return read(parts, value)
 
-    monkeypatch.setattr(following_module.schema, "read", counted)
+    monkeypatch.setattr(schema, "read", counted)
 
     async def others() -> None:
         nonlocal turns, reading
