@@ -52,7 +52,7 @@ class Asking(Dispatcher):
         super().__init__(seeds, "c")
         self.fakes = nodes
 
-    async def connect(self, address: str) -> Any:
+    async def connect(self, address: str, until: float | None = None, patience_s: float = 0.0) -> Any:
         node = self.fakes.get(address)
         if node is None or not node.up:
             raise Unavailable("silent")
