@@ -83,7 +83,7 @@ def _serve(path: str) -> None:
         os.write(1, b"ready\n")
         os.dup2(2, 1)
         while True:
-            if 0 in select.select([0, listener], [], [])[0]:
+            if 0 in select.select([0, listener.fileno()], [], [])[0]:
                 return
             connection, _ = listener.accept()
             if os.fork() == 0:

@@ -88,8 +88,8 @@ def test_thousands_who_say_nothing_are_gone_after_their_time(attacked: Cluster, 
             assert time.monotonic() - began < HURRIED_S + HANG_S
             time.sleep(0.1)
     finally:
-        for s in silent:
-            s.close()
+        for one in silent:
+            one.close()
 
 
 @pytest.mark.parametrize("what", ["gets", "lists", "topology", "status"])
