@@ -257,9 +257,13 @@ async def test_a_node_that_returns_empty_is_filled_by_itself(cell: Cluster) -> N
         tool(cell, "pause")
         shutil.rmtree(folder(cell))
         cell.verb("restart", NODE)
-        await until("it is seen to lack", lambda: health(cell) == ["degraded", "degraded"])
-        rows = tool(cell, "partition", "list", "-o", "json")
-        assert [row["missing"] for row in rows] == [[NODE], [NODE]]
+
+        def missing() -> list[list[str]]:
+            return [row["missing"] for row in tool(cell, "partition", "list", "-o", "json")]
+
+        # degraded they are as soon as it is away
+        await until("it is seen to lack", lambda: missing() == [[NODE], [NODE]])
+        assert health(cell) == ["degraded", "degraded"]
         assert tool(cell, "status", check=False).returncode == 1
         found = tool(cell, "doctor", "-o", "json", check=False)
         assert any(f["about"] == f"node {NODE}" and "another store" in f["what"] for f in found), found
