@@ -3,11 +3,16 @@ processes, always true), and what tells a left-over process from a new one."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
+import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -15,6 +20,8 @@ from metastore.decoding import Undecodable, read_json_file
 from metastore.errors import ConfigError
 
 FORMAT = 1
+#: within so many seconds a process listens on the port that was picked for it
+PICKED_S: Final = 120.0
 
 
 @dataclass(slots=True)
@@ -119,17 +126,37 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _lately_picked() -> Iterator[dict[str, float]]:
+    """Port -> when it was picked, of all clusters that this user starts on this machine; one at a time picks."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = Path(tempfile.gettempdir()) / f"metastore-ports-{os.getuid()}.json"
+    with os.fdopen(os.open(path, flags, 0o600), "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        now = time.time()
+        found: dict[str, float] = {}
+        with contextlib.suppress(ValueError, AttributeError, TypeError):  # a hint: damage costs nothing
+            found = {p: at for p, at in orjson.loads(file.read()).items() if abs(now - at) < PICKED_S}
+        yield found
+        file.seek(0)
+        file.truncate()
+        file.write(orjson.dumps(found))
+
+
 def pick_ports(host: str, names: list[str], taken: set[int]) -> dict[str, int]:
-    """A free port for each name, outside the range that outgoing connections use."""
+    """A free port for each name, outside the range that outgoing connections use. Another cluster that starts at the
+    same time gets others: what was picked lately is not free, though nobody listens on it yet."""
     found: dict[str, int] = {}
     port = 20000 + os.getpid() * 37 % 10000
-    for name in names:
-        while True:
-            port = port + 1 if port < 31999 else 20000
-            if port not in taken and port_is_free(host, port):
-                break
-        taken.add(port)
-        found[name] = port
+    with _lately_picked() as picked:
+        for name in names:
+            while True:
+                port = port + 1 if port < 31999 else 20000
+                if port not in taken and str(port) not in picked and port_is_free(host, port):
+                    break
+            taken.add(port)
+            picked[str(port)] = time.time()
+            found[name] = port
     return found
 
 
