@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cellctl.dev_files import pick_ports
 from metastore.coordination.embedded import etcd_command, wait_healthy
 from tests.processes import PATIENCE_S, pause, resume
+
+# how long an example takes says something of the machine: no test fails for that
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @dataclass
