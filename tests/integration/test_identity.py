@@ -261,12 +261,15 @@ async def test_a_node_that_returns_empty_is_filled_by_itself(cell: Cluster) -> N
         def missing() -> list[list[str]]:
             return [row["missing"] for row in tool(cell, "partition", "list", "-o", "json")]
 
+        def told() -> bool:
+            found = tool(cell, "doctor", "-o", "json", check=False)
+            return any(f["about"] == f"node {NODE}" and "another store" in f["what"] for f in found)
+
         # degraded they are as soon as it is away
         await until("it is seen to lack", lambda: missing() == [[NODE], [NODE]])
-        assert health(cell) == ["degraded", "degraded"]
+        await until("both are degraded", lambda: health(cell) == ["degraded", "degraded"])
         assert tool(cell, "status", check=False).returncode == 1
-        found = tool(cell, "doctor", "-o", "json", check=False)
-        assert any(f["about"] == f"node {NODE}" and "another store" in f["what"] for f in found), found
+        await until("it is told why", told)
         await asyncio.sleep(2)
         assert health(cell) == ["degraded", "degraded"], "nothing changes by itself while it is paused"
         tool(cell, "resume")
