@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metastore.coordination.etcd_calls import (
-    CALL_TIMEOUT_S,
-    compare_of,
-    kv_of,
-    op_of,
-    rpc,
-)
+from metastore.coordination.etcd_calls import CALL_TIMEOUT_S, compare_of, kv_of, op_of, rpc
 from metastore.coordination.etcd_connection import EtcdConnection
 from metastore.coordination.etcd_session import EtcdSession
 from metastore.coordination.etcd_watch import EtcdWatch

@@ -6,48 +6,28 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
 from typing import Any
 
 from metastore.clock import now_ns
-from metastore.coordination.etcd_calls import (
-    CALL_TIMEOUT_S,
-    RETRY_S,
-    aetcd,
-    rpc,
-)
+from metastore.coordination.etcd_calls import CALL_TIMEOUT_S, RETRY_S, aetcd, rpc
 from metastore.coordination.etcd_connection import EtcdConnection
-from metastore.coordination.interface import (
-    Session,
-)
+from metastore.coordination.session import KeptSession
 from metastore.errors import CoordinationError
 
 log = logging.getLogger("metastore.etcd")
 
 
-class EtcdSession:
+class EtcdSession(KeptSession):
     """Implements Session."""
 
     def __init__(self, coordinator: EtcdConnection, ttl_s: float) -> None:
+        super().__init__(ttl_s)
         self._etcd = coordinator
-        self._ttl_s = ttl_s
         self._expires_ns = 0
-        self._task: asyncio.Task[None] | None = None
-        self.lease_id = 0
-        self.margin_s = ttl_s
-        self.on_change: Callable[[Session], None] = lambda session: None
 
     @property
     def alive(self) -> bool:
         return self.lease_id != 0 and now_ns() < self._expires_ns
-
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def _set(self, lease_id: int) -> None:
-        if lease_id != self.lease_id:
-            self.lease_id = lease_id
-            self.on_change(self)
 
     async def _run(self) -> None:
         while True:
@@ -102,10 +82,7 @@ class EtcdSession:
         self._set(0)
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._end()
         if self.alive:
             request = rpc.LeaseRevokeRequest(ID=self.lease_id)
             self.lease_id = 0

@@ -21,11 +21,11 @@ from metastore.coordination.interface import (
     Op,
     Peek,
     Put,
-    Session,
     TxnResult,
 )
 from metastore.coordination.lineage import Lineal
 from metastore.coordination.mirror import Mirror
+from metastore.coordination.session import KeptSession
 from metastore.errors import CoordinationError, CoordinationUnavailable, CoordinationUnknown
 from metastore.layout import LineageRecord
 
@@ -244,29 +244,17 @@ class MemoryCoordinator(Lineal):
                 task.close()
 
 
-class MemorySession:
+class MemorySession(KeptSession):
     """Implements Session."""
 
     def __init__(self, coordinator: MemoryCoordinator, ttl_s: float) -> None:
+        super().__init__(ttl_s)
         self._c = coordinator
-        self._ttl_s = ttl_s
         self._until = 0.0
-        self.margin_s = ttl_s
-        self._task: asyncio.Task[None] | None = None
-        self.lease_id = 0
-        self.on_change: Callable[[Session], None] = lambda session: None
 
     @property
     def alive(self) -> bool:
         return self.lease_id != 0 and self._c.clock() < self._until
-
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def _set(self, lease: int) -> None:
-        if lease != self.lease_id:
-            self.lease_id = lease
-            self.on_change(self)
 
     async def _run(self) -> None:
         while True:
@@ -287,10 +275,7 @@ class MemorySession:
         self._set(0)
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._end()
         if self.lease_id and self._c.service.up and not self._c.cut:
             self._c.service.revoke(self.lease_id)
         self.lease_id = 0
