@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from metastore.decoding import Undecodable, read_json_file
+from metastore.decoding import Undecodable, load_json, read_json_file
 from metastore.errors import ConfigError
 
 FORMAT = 1
@@ -135,8 +135,8 @@ def _lately_picked() -> Iterator[dict[str, float]]:
         fcntl.flock(file, fcntl.LOCK_EX)
         now = time.time()
         found: dict[str, float] = {}
-        with contextlib.suppress(ValueError, AttributeError, TypeError):  # a hint: damage costs nothing
-            found = {p: at for p, at in orjson.loads(file.read()).items() if abs(now - at) < PICKED_S}
+        with contextlib.suppress(Undecodable, AttributeError, TypeError):  # a hint: damage costs nothing
+            found = {p: at for p, at in load_json(file.read()).items() if abs(now - at) < PICKED_S}
         yield found
         file.seek(0)
         file.truncate()
