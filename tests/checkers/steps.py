@@ -266,7 +266,7 @@ class Rules:
         elif part.kind == "delete":
             if not slot.value:
                 return False
-            draft.gone(at)
+            draft.change(at, NOTHING, 0)  # which takes a version, as every change does
         else:
             if slot.value and not slot.counter:
                 raise _Impossible

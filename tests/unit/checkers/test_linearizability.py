@@ -38,6 +38,9 @@ GOOD = {
         op("w a", 0, 1, version=1), op("w b", 2, 3, "unknown"), op("w c", 4, 5, "refused", 7, 1),
         op("w d", 6, 7, version=8, when=7),
     ],
+    "an unknown delete, and made anew": [
+        op("w a", 0, 1, version=2), op("d", 2, 3, "unknown"), op("w b", 4, 5, version=4, when=0),
+    ],
     "delete and make anew": [
         op("w a", 0, 1, version=1), op("d", 2, 3, version=2), op("r", 4, 5), op("w b", 6, 7, version=3, when=0),
     ],
@@ -77,6 +80,9 @@ BAD = {
     "made twice": [op("w a", 0, 1, version=1, when=0), op("w b", 2, 3, version=2, when=0)],
     "written twice": [
         op("w a", 0, 1, version=1), op("w b", 2, 3, version=2), op("r b", 4, 5, version=2), op("r a", 6, 7, version=3),
+    ],
+    "made anew at once, with no version for the delete in between": [
+        op("w a", 0, 1, version=2), op("d", 2, 3, "unknown"), op("w b", 4, 5, version=3, when=0),
     ],
     "a delete that found nothing after a write": [op("w a", 0, 1, version=1), op("d", 2, 3)],
     "a value under another version": [op("w a", 0, 1, version=1), op("r a", 2, 3, version=9)],
