@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 COMPUTING = ("tests/unit", "tests/model", "tests/simulation")
 #: the longest file first
 WAITING = ("tests/chaos", "tests/integration", "tests/hostile", "tests/conformance")
-SELECTED = {"commit": "not nightly", "nightly": "nightly"}
+#: nightly, properties are tried on fresh examples too (``conftest.py``)
+SELECTED = {"commit": "not nightly", "nightly": "nightly or hypothesis"}
 NO_TESTS = 5
 COMPUTING_JOBS = 2
 WAITING_JOBS = 4
@@ -30,6 +31,7 @@ def pytest(lane: str, folders: tuple[str, ...], jobs: int, dist: str, nice: int)
 
 def run(lane: str) -> int:
     began = time.monotonic()
+    os.environ["METASTORE_TEST_LANE"] = lane
     computing = pytest(lane, COMPUTING, COMPUTING_JOBS, "worksteal", nice=10)
     waiting = pytest(lane, WAITING, WAITING_JOBS, "loadfile", nice=0)
     # the output of the run that computes is shown when the other has ended: two at once nobody can read

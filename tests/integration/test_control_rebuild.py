@@ -47,6 +47,12 @@ def revision_at(cluster: Cluster, name: str) -> int:
 
 async def check_all_can_change(cluster: Cluster) -> None:
     await until("all trust it", lambda: not distrusting(cluster))
+
+    def all_are_up() -> bool:  # a node that has not put its presence back counts as one that does not run
+        nodes = json.loads(tool(cluster, "node", "list", "-o", "json"))
+        return all(node["state"] == "up" for node in nodes)
+
+    await until("etcd has heard of all of them", all_are_up)
     leader, epoch = cluster.leaders()[3]
     to = next(n for n in cluster.names() if n != leader)
 
