@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import msgpack
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -281,6 +282,9 @@ def test_large_answers_that_are_read_come(large: tuple[bytes, int], attacked: Cl
         assert refused, "60 MiB at once were no more than may wait"
 
 
+@pytest.mark.growth_mib(
+    320
+)  # 48 MiB at once: as they came, in the overlay, for the log and two followers, in pages of LMDB
 def test_writes_that_wait_have_a_budget(attacked: Cluster, large: tuple[bytes, int]) -> None:
     """More large writes at once than may wait for the log: some are refused, none is forgotten."""
     name = attacked.leaders()[large[1]][0]

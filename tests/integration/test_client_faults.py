@@ -192,6 +192,7 @@ async def test_closing_ends_what_is_under_way(shared: Cluster) -> None:
 # --- through the router -------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 async def test_only_a_router(shared: Cluster) -> None:
     """The nodes cannot be reached: all goes through the router, in batches, watches and locks too."""
     nodes = [n["rpc"] for n in shared.json()["nodes"]]
@@ -302,6 +303,7 @@ async def test_the_router_dies_or_is_full(shared: Cluster) -> None:
             assert await client.namespace("router").get("a/k")
 
 
+@pytest.mark.nightly
 async def test_a_watch_changes_its_path_and_loses_nothing(cell: Cluster) -> None:
     """Direct, through the router, and direct again, with a judge that knows what must come."""
     nodes = [n["rpc"] for n in cell.json()["nodes"]]

@@ -104,6 +104,7 @@ async def test_a_lost_etcd_is_rebuilt_under_load(steady_cell: Cluster, tmp_path:
     assert cells[0]["weight"] == 2.0, "what only etcd had"
 
 
+@pytest.mark.nightly
 async def test_a_cluster_whose_etcd_is_gone_starts_and_serves(cell: Cluster, tmp_path: Path) -> None:
     """Nothing is written into the empty etcd but by who was told to."""
     async with cell.client() as client:

@@ -99,6 +99,7 @@ async def test_transfers_across_failovers_keep_the_sum(cell: Cluster) -> None:
         assert moved > 200
 
 
+@pytest.mark.nightly
 async def test_records_expire_and_touched_ones_do_not(cell: Cluster) -> None:
     """Also across a failover, after which TTLs start anew; what expires is gone on every replica."""
     async with cell.client() as client:
@@ -280,6 +281,7 @@ async def test_routing_rules(
         assert sorted([k async for k, _ in ns.scan()]) == sorted([apart[0], *together])
 
 
+@pytest.mark.nightly
 async def test_stale_reads_tell_their_age(cell: Cluster) -> None:
     """With etcd gone and two of three nodes dead, who is left still answers, and says how old it is."""
     async with cell.client() as client:

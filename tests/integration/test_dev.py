@@ -94,6 +94,7 @@ async def test_messages_and_second_up(cell: Cluster, tmp_path: Path) -> None:
     assert cellctl("kv", "get", "--data", data, "-n", "notes", "today").stdout == "remember"
 
 
+@pytest.mark.nightly
 async def test_left_over_processes_are_told(tmp_path: Path) -> None:
     """A supervisor killed with SIGKILL takes its children along; a stranger's process is not ours."""
     cluster = Cluster.up(tmp_path / "data", partitions=4)
@@ -117,6 +118,7 @@ async def test_left_over_processes_are_told(tmp_path: Path) -> None:
     cluster.down()
 
 
+@pytest.mark.nightly
 async def test_a_real_tree_goes_in_and_survives_everybody(two_cells: Cluster, tmp_path: Path) -> None:
     """The main job: import, list like ls, kill every node, restart, and it is all there."""
     tree = tmp_path / "tree"

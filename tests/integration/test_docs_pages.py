@@ -57,6 +57,7 @@ class Killer(doctest.DocTestRunner):
         os.kill(self.cluster.node(self.killed[-1])["pid"], signal.SIGKILL)
 
 
+@pytest.mark.nightly
 def test_the_examples_while_leaders_are_killed(cell: Cluster) -> None:
     """Nothing in the page tells that a leader is dead."""
     killer = Killer(cell)
@@ -64,6 +65,7 @@ def test_the_examples_while_leaders_are_killed(cell: Cluster) -> None:
     assert len(killer.killed) >= 5
 
 
+@pytest.mark.nightly
 def test_the_commands_of_the_operators_guide(cell: Cluster, tmp_path: Path) -> None:
     """Every verb that is shown does what the page says, on a cluster of its own."""
     tool = Path(sys.executable).with_name("cellctl")

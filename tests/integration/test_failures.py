@@ -122,6 +122,7 @@ def _leaders_but(cell: Cluster, victim: str) -> dict[int, tuple[str, int]]:
     return found
 
 
+@pytest.mark.nightly
 async def test_etcd_away(cell_without_claims: Cluster) -> None:
     """3. etcd paused, then killed, for a minute under load: no failed read, no failed write. Then a
     node dies too (R12)."""
@@ -190,6 +191,7 @@ async def settled(cell: Cluster) -> dict[int, tuple[str, int]]:
     return found
 
 
+@pytest.mark.nightly
 async def test_a_dead_leader_does_not_wait_for_a_dead_etcd(steady_cell: Cluster) -> None:
     """R16: etcd is killed, then a leader for good: its partitions are led again, without etcd, and
     nothing is lost or doubled, then or when etcd and the dead node return."""
@@ -289,6 +291,7 @@ async def test_two_replicas_of_three_gone(cell: Cluster) -> None:
         await load.check_all()
 
 
+@pytest.mark.nightly
 async def test_a_slow_follower_is_not_seen(steady_cell: Cluster) -> None:
     """4. A paused follower costs no failed operation; bench/ has the latencies beside each other."""
     cell = steady_cell
@@ -312,6 +315,7 @@ async def test_a_slow_follower_is_not_seen(steady_cell: Cluster) -> None:
         await load.check_all()
 
 
+@pytest.mark.nightly
 async def test_a_dead_cell_hurts_only_its_keys(two_cells: Cluster) -> None:
     """5. One cell killed whole: 503 with Retry-After for its keys, nothing for the others."""
     cluster = two_cells
@@ -372,6 +376,7 @@ async def test_everything_killed_at_once(cell: Cluster) -> None:
                 versions[p].add(a.version)
 
 
+@pytest.mark.nightly
 async def test_a_rolling_restart_by_signal_hands_over(cell: Cluster) -> None:
     """SIGTERM hands leaders over first (R11): no operation fails."""
     async with cell.client() as client:
@@ -396,6 +401,7 @@ def _follows(cell: Cluster, name: str) -> bool:
         return False
 
 
+@pytest.mark.nightly
 async def test_a_follower_far_behind_gets_a_snapshot(tmp_path: object, request: object) -> None:
     """R17: a follower that missed more than the log keeps is brought up while writes go on."""
     from pathlib import Path

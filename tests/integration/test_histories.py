@@ -187,6 +187,7 @@ async def test_a_restore(cell: Cluster, tmp_path: Path) -> None:
         other.down()
 
 
+@pytest.mark.nightly
 async def test_what_is_split_off_meanwhile_is_in_the_new_generation_too(cell: Cluster) -> None:
     """Partitions are split while all, or one of them, begin a generation: none is left behind, nor what it parted with."""
     where = Where(None, cell.data, None, 120.0)
@@ -228,6 +229,7 @@ async def split_without(cell: Cluster, name: str) -> tuple[int, int]:
     raise AssertionError("no partition was split in time")
 
 
+@pytest.mark.nightly
 async def test_a_forced_failover_undoes_no_split(steady_cell: Cluster) -> None:
     """R18: a log that ends before the entry that split goes on alone for neither half; one that has it does for both."""
     cell = steady_cell

@@ -182,6 +182,7 @@ async def test_the_gateway(cell: Cluster) -> None:
         await check_bad_input(cell, http)
 
 
+@pytest.mark.nightly
 async def test_a_router_starts_without_etcd(cell: Cluster, tmp_path: Path) -> None:
     """From its snapshot, or from any node, with etcd dead."""
     async with aiohttp.ClientSession() as http:

@@ -159,6 +159,7 @@ async def test_a_route_made_under_writes_loses_none(shared_cell: Cluster, api: A
             assert (await other("GET", f"/v1/kv/race/{key}")).status == 200, "each is where a reader looks"
 
 
+@pytest.mark.nightly
 async def test_a_node_that_is_away_is_named(cell: Cluster) -> None:
     async with api_of(cell.router) as api:
         cell.verb("kill", "c1n2")
@@ -184,6 +185,7 @@ async def test_a_node_that_is_away_is_named(cell: Cluster) -> None:
         assert (await api("PUT", "/v1/kv/far/k", b"x")).status == 201, "records do not need etcd"
 
 
+@pytest.mark.nightly
 async def test_a_policy_removed_while_a_process_was_down_is_forgotten(cell: Cluster) -> None:
     async with api_of(cell.router) as api:
         await api("PUT", "/v1/namespaces/brief", json={"require_condition": True})

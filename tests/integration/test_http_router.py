@@ -108,6 +108,7 @@ async def test_rpc_does_not_answer_more_than_it_may(api: Api) -> None:
 # --- bounds ----------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 async def test_a_dead_cell_uses_up_its_own_share_only(two_cells: Cluster) -> None:
     """Nodes of one cell stand still, which is worse than dead: operations of every form pile up there,
     are refused beyond the cell's share, and the other cell does not notice."""

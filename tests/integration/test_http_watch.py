@@ -109,6 +109,7 @@ async def test_what_cannot_be_watched_is_told_before_the_stream(api: Api) -> Non
     assert "another prefix" in reply.body["detail"]
 
 
+@pytest.mark.nightly
 async def test_streams_go_on_when_a_leader_dies(cell: Cluster) -> None:
     """kill -9 of a leader under a stream that stays open: no change is missed or told twice."""
     path = "/v1/watch/dies?heartbeat_s=1"

@@ -159,13 +159,15 @@ async def filled(cell: Cluster) -> None:
     await until("all is well", lambda: health(cell) == ["ok", "ok"])
     await digests_agree(cell)
     assert cell.status(NODE)["identity"]["state"] == "confirmed"
-    assert tool(cell, "status", check=False).returncode == 0
+    await until("tools say so", lambda: tool(cell, "status", check=False).returncode == 0)
 
 
+@pytest.mark.nightly
 async def test_an_old_copy_put_back_takes_part_in_nothing(cell: Cluster, tmp_path: Path) -> None:
     await put_back_an_old_copy(cell, tmp_path, etcd=True)
 
 
+@pytest.mark.nightly
 async def test_an_old_copy_put_back_while_etcd_is_away(cell: Cluster, tmp_path: Path) -> None:
     await put_back_an_old_copy(cell, tmp_path, etcd=False)
 
@@ -183,7 +185,6 @@ async def test_a_copy_of_the_running_node_is_found(cell: Cluster, tmp_path: Path
         for at in range(0, 300, 100):
             await ns.batch([Put(f"new{i}/x", b"1") for i in range(at, at + 100)])
         await until("it has all of it", lambda: lag(cell) == 0)
-        before = cell.leaders()
         stop(cell, NODE)
         shutil.rmtree(folder(cell))
         shutil.copytree(tmp_path / "copy", folder(cell))
@@ -191,7 +192,7 @@ async def test_a_copy_of_the_running_node_is_found(cell: Cluster, tmp_path: Path
         await until("it says what it is", lambda: cell.status(NODE)["identity"]["state"] == "refused")
         why = cell.status(NODE)["identity"]["why"]
         assert "made while that ran" in why or "which it had" in why, why
-        assert cell.leaders() == before
+        assert all(leader != NODE for leader, _ in cell.leaders().values())
         stop(cell, NODE)
         discard(cell)
         cell.verb("restart", NODE)
@@ -215,6 +216,7 @@ def lag(cluster: Cluster) -> int:
     return max(found)
 
 
+@pytest.mark.nightly
 async def test_a_clone_beside_the_living_node_is_refused(cell: Cluster, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder(cell), copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))

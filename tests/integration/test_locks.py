@@ -251,6 +251,7 @@ async def test_a_holder_that_was_paused_notices_and_does_no_harm(shared: Cluster
             await ns.put("l/guarded", b"new", fence=lock.fence)
 
 
+@pytest.mark.nightly
 async def test_at_risk_comes_before_lost_when_the_store_is_away(steady_cell: Cluster) -> None:
     """All nodes stop: the holder is warned, then told, by its own clock; when they wake it can go on."""
     cell = steady_cell

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from metastore import Put
 from tests.integration.harness import Cluster, Load, cellctl, keys_by_partition, until
 from tests.integration.witness import Witness
@@ -36,6 +38,7 @@ async def rebalance(cluster: Cluster, folder: Path) -> int:
     return moves
 
 
+@pytest.mark.nightly
 async def test_a_cell_joins_and_leaves_under_load(cell: Cluster, tmp_path: Path) -> None:
     """One cell becomes two and one again: no failed operation, nothing lost or doubled."""
     async with cell.client() as client:
@@ -123,6 +126,7 @@ async def test_watches_and_scans_go_along(cell: Cluster, tmp_path: Path) -> None
         await witness.end()
 
 
+@pytest.mark.nightly
 async def test_a_move_is_interrupted_and_goes_back(cell: Cluster, tmp_path: Path) -> None:
     """The tool is killed, etcd stands still, and the operator changes their mind."""
     async with cell.client() as client:

@@ -25,6 +25,7 @@ from tests.typed import there
 QUICK_SPREAD = (*STEADY, "leader_spread_s=1")
 
 
+@pytest.mark.nightly
 async def test_leaders_come_back_and_leave(spreading_cell: Cluster) -> None:
     """After a failure leaders spread evenly by themselves; a drained node gives all it leads; no
     operation fails for it, and nothing of it happens while it is paused."""
@@ -137,6 +138,7 @@ async def test_a_partition_without_its_majority_goes_on_by_force(cell: Cluster) 
         assert "forced" in [e["kind"] for e in tool(cell, "history", "3", "-o", "json")]
 
 
+@pytest.mark.nightly
 async def test_a_snapshot_is_of_one_moment_and_goes_anywhere(cell: Cluster, tmp_path: Path) -> None:
     """Pairs that one transaction changes are never apart in it, what was answered before is in it, though
     its leaders are killed meanwhile; and a cluster of another shape takes it."""

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from metastore import Put
 from tests.integration.harness import Cluster, Load, cellctl, keys_by_partition, until
 from tests.typed import there
@@ -19,6 +21,7 @@ def tool(cluster: Cluster, *args: str, code: int = 0) -> Any:
     return json.loads(done.stdout) if "json" in args else done.stdout + done.stderr
 
 
+@pytest.mark.nightly
 async def test_leaders_are_handed_over_under_load(steady_cell: Cluster) -> None:
     cell = steady_cell
     async with cell.client() as client:
@@ -64,6 +67,7 @@ async def test_replicas_are_compared_and_shown(cell: Cluster) -> None:
     assert {row["state"] for row in tool(cell, "verify", "-o", "json", code=1)} == {"away"}
 
 
+@pytest.mark.nightly
 async def test_records_go_out_and_in_again(cell: Cluster, tmp_path: Path) -> None:
     """Text, other bytes, content types, TTLs and counters; twice in is once in; what is wrong is told by line."""
     async with cell.client() as client:

@@ -8,6 +8,7 @@ import json
 import urllib.request
 from typing import Any
 
+import pytest
 from aetcd import rpc
 
 from cellctl.connect import Where, etcd_endpoints
@@ -82,6 +83,7 @@ async def under_load(cell: Cluster, seconds: float, turn: int) -> None:
         assert not load.failures(), load.failures()[:5]
 
 
+@pytest.mark.nightly
 async def test_nonsense_in_etcd_stops_nobody(steady_cell: Cluster) -> None:
     cell, etcd = steady_cell, Etcd(steady_cell)
     good = {key: await etcd.get(key) for key in HURT}

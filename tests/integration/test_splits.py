@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from metastore import Put
 from tests.integration.harness import Cluster, Load, keys_by_partition, until
 from tests.integration.test_operator import tool
@@ -55,6 +57,7 @@ async def test_partitions_are_split_under_load(cell: Cluster) -> None:
     assert "split" in kinds
 
 
+@pytest.mark.nightly
 async def test_halves_survive_everything(cell: Cluster, tmp_path: Path) -> None:
     """Nodes are killed while partitions are split; all are killed after; the halves move on their own; the
     same cluster comes back."""

@@ -30,6 +30,7 @@ from tests.processes import PATIENCE_S, pause, resume
 NS = "seen"
 
 
+@pytest.mark.nightly
 async def test_every_change_once_and_in_order_whatever_dies(cell: Cluster) -> None:
     """kill -9 of leaders, SIGSTOP for longer than the watches' patience, all nodes killed at once."""
     seed = 20240611

@@ -48,6 +48,7 @@ def test_who_flaps_leads_little_and_who_is_well_is_not_starved() -> None:
     assert all(each[name] > 0.25 for each in found for name in well), found
 
 
+@pytest.mark.nightly
 def test_without_the_memory_it_would_be_handed_leaders_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lapses, "waits_ns", lambda self, now, node: 0)
     found = shares(1)

@@ -162,6 +162,7 @@ def test_joined_is_what_a_transaction_a_listing_or_a_fence_joins() -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(2, 5), st.floats(0, 0.5), st.booleans())
+@pytest.mark.nightly
 def test_as_trying_everything_says(rng: Random, count: int, unknown: float, true: bool) -> None:
     ops = Execution(rng, 2, unknown=unknown).run(count)
     if not true:
@@ -194,6 +195,7 @@ def test_lies_are_seen() -> None:
     assert caught > 5 * missed, seen
 
 
+@pytest.mark.nightly
 def test_half_of_a_transaction_is_found_among_thousands() -> None:
     """A listing that saw both records of a transaction tells of one of them what was there before."""
     ops = Execution(Random(3), 4, unknown=0.02).run(3000)
@@ -216,6 +218,7 @@ def test_half_of_a_transaction_is_found_among_thousands() -> None:
     assert check(ops)
 
 
+@pytest.mark.nightly
 def test_tens_of_thousands() -> None:
     """Of twenty groups of six keys; how many are judged in a second is told."""
     ops: list[Operation] = []
@@ -226,6 +229,7 @@ def test_tens_of_thousands() -> None:
     print(f"{len(ops) / (time.process_time() - began):,.0f} operations a second of a processor")
 
 
+@pytest.mark.nightly
 def test_many_lost_answers_do_not_blow_up() -> None:
     ops = [put(A, f"u{i}", i) for i in range(40)] + [both(f"t{i}", i) for i in range(40)]
     ops += [add(N, None, i) for i in range(40)] + [Operation(9, A, "delete", 5, 6, "unknown")]

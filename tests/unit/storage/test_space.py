@@ -254,6 +254,7 @@ async def test_a_flush_without_room_is_made_later(tmp_path: Path) -> None:
     await again.close()
 
 
+@pytest.mark.nightly
 async def test_a_map_that_is_full_closes_to_what_adds_and_opens_when_room_is_made(tmp_path: Path) -> None:
     """It is low long before LMDB says MDB_MAP_FULL; deletes leave room in it, and then it is not low."""
     limit = 8 * MIB
