@@ -810,6 +810,10 @@ class Store:
         self.space.look(pages, ahead, pending, self.log.room(), self.blocked, stuck)
         if self._failed is None:
             self._submit_flush()
+            if (
+                self.space.critical
+            ):  # without waiting for a flush: nothing may have changed since the last one
+                self._remove_segments()
             self._delete_leaving()
             if self.space.disk_free > self.options.segment_bytes:
                 self.log.retry()
@@ -936,9 +940,15 @@ class Store:
         self._discard_unneeded()
         for child, parent in forked.items():
             self.on_forked(child, parent)
+        self._remove_segments()
+        if self._active.bytes > self.options.flush_bytes or self._forks or self._unneeded:
+            self._freeze()
+
+    def _remove_segments(self) -> None:
+        """The oldest segments go that the state reflects, beyond what is kept for followers."""
         shortened, removed = self.log.remove_segments(
             lambda p: self._durable_applied.get(p, 0),
-            flush.seq,
+            self._checkpoint_seq,
             self._retention(),
             {} if self.space.critical or self._has_rotten_segment() else self._held,
         )
@@ -946,8 +956,6 @@ class Store:
         self._delete_leaving()
         for p in shortened:
             self.on_compacted(p, self.log.partitions[p].index.base_index)
-        if self._active.bytes > self.options.flush_bytes or self._forks or self._unneeded:
-            self._freeze()
 
     def _delete_leaving(self) -> None:
         """Segments that nobody needs any more go, now or when there is room for the word of it."""

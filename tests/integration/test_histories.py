@@ -131,6 +131,10 @@ async def test_a_forced_failover(cell: Cluster) -> None:
         cell.verb("restart", "c1n1")
         cell.verb("restart", "c1n2")
         await until("all are led", lambda: len(cell.leaders()) == 8)
+        await until(
+            "all are seen",
+            lambda: [n["state"] for n in tool(cell, "node", "list", "-o", "json")] == ["up"] * 3,
+        )
         await asyncio.to_thread(tool, cell, "partition", "move", str(P), "--to", "c1n1,c1n2,c1n3", "--yes")
         leader, _ = cell.leaders()[P]
         to = next(n for n in cell.names() if n != leader)

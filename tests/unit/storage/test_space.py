@@ -303,7 +303,9 @@ async def test_mdb_map_full_is_waited_out_too(tmp_path: Path) -> None:
     await again.close()
 
 
-async def test_little_room_keeps_no_log_for_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", [False, True])
+async def test_little_room_keeps_no_log_for_others(tmp_path: Path, saved: bool) -> None:
+    """Also when all is saved and nothing changes any more, so that no flush is due."""
     disk = SmallDisk()
     store, failures = opened(tmp_path, disk, low_bytes=100 * MIB, flush_age_s=0.02)
     store.add_partition(0)
@@ -316,6 +318,9 @@ async def test_little_room_keeps_no_log_for_others(tmp_path: Path) -> None:
         store.apply(0, index, 1, [], set())
         store.kick()
         await asyncio.sleep(0.005)
+    if saved:
+        await until(lambda: not store._dirty and store._flushing is None)
+        assert len(store.log.files.segments) == 4
     disk.free = FLOOR - 1
     await until(lambda: len(store.log.files.segments) == 1)
     await until(lambda: len(list((tmp_path / "log").glob("*.seg"))) <= 2)
