@@ -810,9 +810,8 @@ class Store:
         self.space.look(pages, ahead, pending, self.log.room(), self.blocked, stuck)
         if self._failed is None:
             self._submit_flush()
-            if (
-                self.space.critical
-            ):  # without waiting for a flush: nothing may have changed since the last one
+            # without waiting for a flush: nothing may have changed since the last one
+            if self.space.critical:
                 self._remove_segments()
             self._delete_leaving()
             if self.space.disk_free > self.options.segment_bytes:
