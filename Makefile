@@ -2,7 +2,7 @@
 # make test   what CI runs: checks, then the tests of every commit (real etcd, real processes)
 # make nightly  the tests that take longer, every scenario of chaos, fresh schedules, the mutants: hours
 # make check  lint, format, types, direction of imports
-# make fix    format, and mend what the linter can
+# make fix    make the client for threads anew, format, and mend what the linter can
 # make unit   the tests that start no process
 # make cover  coverage of the unit tests and of the simulations, with its floor
 # make sim    SEED=n [STEPS=m] replays one schedule exactly; COUNT=n plays so many fresh ones
@@ -34,10 +34,12 @@ nightly: check
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m tools.blocking --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
 fix: $(VENV)/.dev
+	@$(BIN)/python -m tools.blocking
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

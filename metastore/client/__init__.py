@@ -1,7 +1,8 @@
 """The Python client: ``Client`` for threads, ``AsyncClient`` for asyncio, alike in all else."""
 
 from metastore.client.blocking.client import Client
-from metastore.client.blocking.locks import Election, Leadership, Lock
+from metastore.client.blocking.elections import Election, Leadership
+from metastore.client.blocking.locks import Lock
 from metastore.client.blocking.namespace import Namespace
 from metastore.client.blocking.watching import Watcher
 from metastore.client.client import AsyncClient, ClientStats

@@ -55,7 +55,7 @@ def test_links_and_named_tests_exist(page: str) -> None:
     tests = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"\b(test_[a-z0-9_]+)`", text):
         assert f"def {name}(" in tests or any((ROOT / "tests").rglob(f"{name}.py")), name
-    for path in re.findall(r"`((?:metastore|router|cellctl|tests|bench|deploy)/[\w/.-]*)", text):
+    for path in re.findall(r"`((?:metastore|router|cellctl|tests|bench|tools|deploy)/[\w/.-]*)", text):
         assert (ROOT / path).exists(), path
 
 

@@ -1,4 +1,6 @@
-"""The client for threads."""
+"""The Python client, for threads: direct to leaders over the binary protocol.
+
+Made from ``metastore/client/client.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
 
 from __future__ import annotations
 
@@ -6,23 +8,27 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
+from metastore.client.blocking.bases import ClientBase
 from metastore.client.blocking.namespace import Namespace
-from metastore.client.blocking.portal import Portal
 from metastore.client.client import AsyncClient, ClientStats
 from metastore.client.codecs import BYTES, Codec
 
 T = TypeVar("T")
 
 
-class Client:
-    """AsyncClient for threads: one client serves any number of them. Use as a context manager, or call
-    ``close`` at the end; one that is forgotten is closed when it is collected, and at exit.
+class Client(ClientBase):
+    """A client of one cluster. Use as a context manager, or call ``close`` at the end.
 
-    Arguments, methods, results and errors are AsyncClient's. Its event loop runs in a daemon thread,
-    which starts with the first call. May be made before a fork (a server that preloads): the child starts its own
-    thread, with connections and request ids of its own; watchers, locks and leaderships stay the
-    parent's.
-    """
+    ``nodes``: ``host:port`` of any nodes, to learn the topology from. ``router``: URL of a router,
+    which tells the topology too, and through which everything goes that cannot go to the nodes
+    directly. ``direct``: False = everything goes through the router, for networks that let nothing else
+    through. ``cluster``: the cluster's name, to be refused by any other. ``deadline_s``: default time
+    limit of a call, in seconds. ``name``: shown in the nodes' logs.
+
+    One client serves any number of threads. Its event loop runs in a daemon thread, which starts with
+    the first call. One that is forgotten is closed when it is collected, and at exit. May be made
+    before a fork (a server that preloads): the child starts its own thread, with connections and
+    request ids of its own; watchers, locks and leaderships stay the parent's."""
 
     def __init__(
         self,
@@ -34,19 +40,16 @@ class Client:
         name: str = "python",
         direct: bool = True,
     ) -> None:
-        def make() -> AsyncClient:
-            return AsyncClient(
+        super().__init__(
+            lambda: AsyncClient(
                 nodes, router=router, cluster=cluster, deadline_s=deadline_s, name=name, direct=direct
             )
-
-        make()  # refuses what is wrong
-        self.deadline_s = deadline_s
-        self._portal = Portal(make)
+        )
 
     def start(self) -> None:
         """Learn the topology now. Raises Unavailable when nobody tells it within the deadline."""
-        client = self._portal.client()
-        self._portal.call(client.start)
+        inner = self._inner
+        self._call(lambda: inner.start())
 
     def close(self) -> None:
         """End everything: what is under way ends with ClientClosed, or OutcomeUnknown, and watches end."""
@@ -78,9 +81,5 @@ class Client:
 
     def stats(self) -> ClientStats:
         """Counts of retries and the like."""
-        client = self._portal.client()
-
-        async def look() -> ClientStats:
-            return client.stats()
-
-        return self._portal.call(look)
+        inner = self._inner
+        return self._look(lambda: inner.stats())

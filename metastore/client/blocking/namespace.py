@@ -1,17 +1,20 @@
-"""The operations on a namespace, for threads."""
+"""The operations on a namespace, for threads.
+
+Made from ``metastore/client/namespace.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Generic
+from typing import Any, Generic, overload
 
 from typing_extensions import TypeVar as DefaultTypeVar
 
-from metastore.client.blocking.locks import Election, Lock
+from metastore.client.blocking.bases import NamespaceBase
+from metastore.client.blocking.elections import Election
+from metastore.client.blocking.locks import Lock
 from metastore.client.blocking.portal import Portal
 from metastore.client.blocking.watching import Watcher
-from metastore.client.codecs import Codec
-from metastore.client.namespace import AsyncNamespace
+from metastore.client.codecs import BYTES, Codec
 from metastore.client.request_ids import RequestIds
 from metastore.client.results import (
     AddResult,
@@ -26,28 +29,37 @@ from metastore.client.results import (
     TxnResult,
 )
 from metastore.client.subscription import MAX_BUFFER_BYTES
-from metastore.keys import check_namespace
+from metastore.keys import (
+    check_namespace,
+)
 from metastore.records import Record
 
 T = DefaultTypeVar("T", default=bytes)
 
 
-class Namespace(Generic[T]):
-    """AsyncNamespace for threads; made by ``Client.namespace``. Methods, results and errors are described
-    there."""
+class Namespace(NamespaceBase[T], Generic[T]):
+    """A named set of keys, with values as the codec has them (bytes without one).
 
-    def __init__(self, portal: Portal, name: str, deadline_s: float, codec: Codec[T]) -> None:
+    All calls end by their deadline (``deadline_s``, seconds; None = the client's), whatever died. They
+    raise a DidNotHappen error when the operation certainly has no effect, and a MaybeHappened error
+    when a write's outcome is not known (R7): then it took effect once, or not at all. What any call may
+    raise: Unavailable, DeadlineExceeded, Overloaded, InvalidRequest, ClientClosed, and OutcomeUnknown
+    for writes."""
+
+    @overload
+    def __init__(self: Namespace[bytes], portal: Portal, name: str, deadline_s: float) -> None: ...
+
+    @overload
+    def __init__(self, portal: Portal, name: str, deadline_s: float, codec: Codec[T]) -> None: ...
+
+    def __init__(self, portal: Portal, name: str, deadline_s: float, codec: Any = BYTES) -> None:
+        self._portal = portal
         self.name = check_namespace(name)
         self.deadline_s = deadline_s
-        self.codec = codec
-        self._portal = portal
+        self.codec: Codec[T] = codec
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
-
-    @property
-    def _inner(self) -> AsyncNamespace[T]:
-        return AsyncNamespace(self._portal.client().dispatcher, self.name, self.deadline_s, self.codec)
 
     # --- single records ---------------------------------------------------------------------
 
@@ -60,9 +72,13 @@ class Namespace(Generic[T]):
         at_least: int | None = None,
         deadline_s: float | None = None,
     ) -> Record[T] | None:
-        """The record, or None when there is none."""
+        """The record, or None when there is none.
+
+        ``consistency``: ``linearizable`` (R8), ``stale`` (any replica; ``max_staleness_ms`` bounds its age)
+        or ``at_least`` (any replica that has version ``at_least``, of this key or of one in its folder:
+        read your writes). Raises TooStale when no replica is fresh enough, DecodeFailed."""
         inner = self._inner
-        return self._portal.call(
+        return self._call(
             lambda: inner.get(
                 key,
                 consistency=consistency,
@@ -81,9 +97,10 @@ class Namespace(Generic[T]):
         at_least: int | None = None,
         deadline_s: float | None = None,
     ) -> tuple[Record[T] | None, int | None]:
-        """The record or None, and how old it may be in milliseconds."""
+        """The record or None, and how old it may be in milliseconds (0 for a linearizable read, None when the
+        replica cannot tell). Raises as ``get``."""
         inner = self._inner
-        return self._portal.call(
+        return self._call(
             lambda: inner.get_with_age(
                 key,
                 consistency=consistency,
@@ -109,9 +126,14 @@ class Namespace(Generic[T]):
         ids: RequestIds | None = None,
     ) -> PutResult:
         """Write a record: if it is at ``version``, is ``absent``, or ``exists``, when one of them is given.
-        ``raise_fence``: it is a lock, and its fence has this name."""
+
+        ``ttl_s``: seconds to live, None = the namespace's default, 0 = for ever. ``content_type``: "" = the
+        codec's. ``raise_fence``: the record is a lock, and its fence has this name: it is raised to the
+        record's new version by the same step, so that the token of a former holder is refused from then on
+        (R20); not with ``fence``. ``ids``: request ids of one's own. Raises ConditionFailed, Fenced,
+        ConditionRequired, QuotaExceeded, TooLarge, RequestIdExpired (R7), and what the codec raises."""
         inner = self._inner
-        return self._portal.call(
+        return self._call(
             lambda: inner.put(
                 key,
                 value,
@@ -137,9 +159,9 @@ class Namespace(Generic[T]):
         deadline_s: float | None = None,
         ids: RequestIds | None = None,
     ) -> int:
-        """Delete a record; the version of the delete, 0 when there was nothing."""
+        """Delete a record; the version of the delete, 0 when there was nothing. Raises as ``put``."""
         inner = self._inner
-        return self._portal.call(
+        return self._call(
             lambda: inner.delete(
                 key, version=version, exists=exists, fence=fence, deadline_s=deadline_s, ids=ids
             )
@@ -157,9 +179,9 @@ class Namespace(Generic[T]):
         deadline_s: float | None = None,
         ids: RequestIds | None = None,
     ) -> AddResult:
-        """Add to a counter, from 0 when absent."""
+        """Add to a counter, from 0 when absent. Raises NotANumber, and as ``put``."""
         inner = self._inner
-        return self._portal.call(
+        return self._call(
             lambda: inner.add(
                 key,
                 delta,
@@ -175,9 +197,11 @@ class Namespace(Generic[T]):
     def touch(
         self, key: str, *, version: int | None = None, deadline_s: float | None = None
     ) -> TouchResult | None:
-        """Start the record's TTL anew; None when there is no such record."""
+        """Start the record's TTL anew (R15); None when there is no such record. Its version stays.
+
+        Raises ConditionFailed when it is not at ``version``."""
         inner = self._inner
-        return self._portal.call(lambda: inner.touch(key, version=version, deadline_s=deadline_s))
+        return self._call(lambda: inner.touch(key, version=version, deadline_s=deadline_s))
 
     # --- several ----------------------------------------------------------------------------
 
@@ -191,18 +215,22 @@ class Namespace(Generic[T]):
         deadline_s: float | None = None,
         ids: RequestIds | None = None,
     ) -> TxnResult[T]:
-        """Do all of ``then`` if all of ``compare`` hold, else all of ``otherwise``, atomically."""
+        """Do all of ``then`` if all of ``compare`` hold, else all of ``otherwise``, atomically.
+
+        Raises CrossPartition when the keys do not live together, NotANumber (nothing was done), and as
+        ``put``."""
         inner = self._inner
-        return self._portal.call(
+        return self._call(
             lambda: inner.txn(compare, then, otherwise, fence=fence, deadline_s=deadline_s, ids=ids)
         )
 
     def batch(
         self, ops: Sequence[Op[T]], *, fence: Fence | None = None, deadline_s: float | None = None
     ) -> BatchResults[T]:
-        """Many operations at once, no atomicity; a result, or the error, for each in order."""
+        """Many operations at once, no atomicity; a result, or the error, for each in order. ``fence``: for
+        each of the writes. Raises what the codec raises, before anything is sent."""
         inner = self._inner
-        return self._portal.call(lambda: inner.batch(ops, fence=fence, deadline_s=deadline_s))
+        return self._call(lambda: inner.batch(ops, fence=fence, deadline_s=deadline_s))
 
     # --- listing ----------------------------------------------------------------------------
 
@@ -217,9 +245,15 @@ class Namespace(Generic[T]):
         max_staleness_ms: int | None = None,
         deadline_s: float | None = None,
     ) -> Page[T]:
-        """One page of at most ``limit`` records (1 to 10,000)."""
+        """One page of at most ``limit`` records (1 to 10,000); it may hold fewer though more follow:
+        ``cursor`` tells.
+
+        A prefix with a ``/`` (or a whole ``{tag}``) lists the entries of that one directory (or tag) that
+        begin with it, in byte order; any other the whole namespace, in hash order. With another routing
+        rule: a prefix that has all the segments the rule counts, or any other. With ``keys_only`` records
+        have a version only. Raises DecodeFailed."""
         inner = self._inner
-        return self._portal.call(
+        return self._call(
             lambda: inner.list(
                 prefix,
                 limit=limit,
@@ -241,7 +275,8 @@ class Namespace(Generic[T]):
         max_staleness_ms: int | None = None,
         deadline_s: float | None = None,
     ) -> Iterator[tuple[str, Record[T]]]:
-        """All records of a listing, ``page`` at a time."""
+        """All records of a listing, ``page`` at a time, each page within ``deadline_s``. Not one moment's
+        picture: a page shows what is there when it is read. Raises as ``list``."""
         cursor: str | None = None
         while True:
             result = self.list(
@@ -267,24 +302,34 @@ class Namespace(Generic[T]):
         after: str | None = None,
         keys_only: bool = False,
         any_replica: bool = False,
-        buffer: int = 10_000,
+        buffer: int = 10000,
         buffer_bytes: int = MAX_BUFFER_BYTES,
     ) -> Watcher[T]:
-        """Every change of keys that begin with ``prefix``, each once, in order for each key."""
-        inner = self._inner.watch(
-            prefix,
-            after=after,
-            keys_only=keys_only,
-            any_replica=any_replica,
-            buffer=buffer,
-            buffer_bytes=buffer_bytes,
+        """Every change of keys that begin with ``prefix``, each once, in order for each key.
+
+        Prefixes mean what they mean in ``list``. ``after``: a watcher's or a page's ``resume``, to see
+        everything since; None = from now on, which ``with`` or ``started()`` waits for. ``any_replica``:
+        also followers may tell, a little later. ``buffer``, ``buffer_bytes``: how much may wait for the
+        reader; beyond it the servers are told to wait. Iteration raises Compacted when what comes next is
+        not kept any more: list again, and watch from there."""
+        return Watcher(
+            self._portal,
+            self._inner.watch(
+                prefix,
+                after=after,
+                keys_only=keys_only,
+                any_replica=any_replica,
+                buffer=buffer,
+                buffer_bytes=buffer_bytes,
+            ),
         )
-        return Watcher(self._portal, inner)
 
     def lock(self, key: str, *, ttl_s: float = 10.0, owner: str = "") -> Lock:
-        """A lock of everybody who uses this key."""
+        """A lock of everybody who uses this key. ``ttl_s``: how long it outlives a holder that died (at least
+        0.5 s). ``owner``: shown to who looks at it; "" = host name and process id."""
         return Lock(self._portal, self._inner.lock(key, ttl_s=ttl_s, owner=owner))
 
     def election(self, key: str, *, ttl_s: float = 10.0) -> Election[T]:
-        """An election of one leader among everybody who campaigns for this key."""
+        """An election of one leader among everybody who campaigns for this key. ``ttl_s``: how long the place
+        stays taken when a leader died (at least 0.5 s)."""
         return Election(self._portal, self._inner.election(key, ttl_s=ttl_s))

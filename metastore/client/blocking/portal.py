@@ -139,16 +139,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-class Bound:
-    """Something that lives in the loop of one process: not to be used in a child of it."""
-
-    def __init__(self, portal: Portal) -> None:
-        self._portal = portal
-        self._generation = portal.generation
-
-    def _call(self, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        if self._portal.generation != self._generation:
-            raise ClientClosed("this was made before a fork, by the parent process: make a new one here")
-        return self._portal.call(make)

@@ -1,31 +1,36 @@
-"""Watches, for threads."""
+"""Watches: one stream of changes, whichever way it comes.
+
+Made from ``metastore/client/watching.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Generic
 
-from typing_extensions import TypeVar as DefaultTypeVar
+from typing_extensions import TypeVar
 
-from metastore.client.blocking.portal import Bound, Portal
+from metastore.client.blocking.bases import WatcherBase
 from metastore.client.results import Event
-from metastore.client.watching import START_TIMEOUT_S, AsyncWatcher
+from metastore.client.watching import START_TIMEOUT_S
 
-T = DefaultTypeVar("T", default=bytes)
-R = TypeVar("R")
+T = TypeVar("T", default=bytes)
 
 
-class Watcher(Bound, Generic[T]):
-    """AsyncWatcher for threads: an iterator of events, and a context manager. Made by ``Namespace.watch``.
-    ``close`` may be called from any thread; iteration ends."""
+class Watcher(WatcherBase[T], Generic[T]):
+    """An iterator of events; also a context manager, which waits until the watch has begun everywhere and
+    ends it on leaving. Made by ``Namespace.watch``.
 
-    def __init__(self, portal: Portal, inner: AsyncWatcher[T]) -> None:
-        super().__init__(portal)
-        self._inner = inner
+    ``close`` may be called from any thread."""
+
+    # --- life -------------------------------------------------------------------------------
 
     def __enter__(self) -> Watcher[T]:
-        self._call(self._inner.__aenter__)
+        try:
+            self.started()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -34,26 +39,31 @@ class Watcher(Bound, Generic[T]):
         self.close()
 
     def started(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Return once every change from now on will be seen."""
-        self._call(lambda: self._inner.started(timeout_s))
+        """Return once every change from now on will be seen. Raises Unavailable when that takes longer than
+        ``timeout_s`` seconds, Compacted, InvalidRequest, ClientClosed."""
+        inner = self._inner
+        self._call(lambda: inner.started(timeout_s))
 
     def close(self) -> None:
         """End the watch; iteration ends, also where another thread waits for the next event."""
-        self._call(self._inner.close)
+        inner = self._inner
+        self._call(lambda: inner.close())
+
+    # --- reading ----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Event[T]]:
         return self
 
     def __next__(self) -> Event[T]:
-        """The next change."""
-        found = self._call(lambda: _next(self._inner))
-        if not found:
-            raise StopIteration
-        return found[0]
+        """The next change. Raises Compacted and other errors that end the watch; DecodeFailed, which does not
+        end it: ``resume`` is behind that event, and iteration may go on."""
+        return self._take()
 
     def next(self, timeout_s: float | None = None) -> Event[T] | None:
-        """The next change; None when there was none for ``timeout_s`` seconds (None = wait for ever)."""
-        return self._call(lambda: self._inner.next(timeout_s))
+        """The next change; None when there was none for ``timeout_s`` seconds (None = wait for ever). Raises
+        as iteration, and ClientClosed when the watch is closed."""
+        inner = self._inner
+        return self._call(lambda: inner.next(timeout_s))
 
     @property
     def waiting(self) -> int:
@@ -62,26 +72,7 @@ class Watcher(Bound, Generic[T]):
 
     @property
     def resume(self) -> str | None:
-        """Where the reader is: pass it as ``after`` to go on behind the last event that was taken."""
-
-        async def look() -> str | None:
-            return self._inner.resume
-
-        return self._call(look)
-
-
-async def _next(source: AsyncIterator[R]) -> list[R]:
-    """The next item in a list, an empty one at the end."""
-    try:
-        return [await source.__anext__()]
-    except StopAsyncIteration:
-        return []
-
-
-def iterate(bound: Bound, source: Any) -> Iterator[Any]:
-    """An async generator as an iterator."""
-    try:
-        while found := bound._call(lambda: _next(source)):
-            yield found[0]
-    finally:
-        bound._call(source.aclose)
+        """Where the reader is: pass it as ``after`` to go on behind the last event that was taken, in another
+        process too. None before the watch has begun everywhere."""
+        inner = self._inner
+        return self._look(lambda: inner.resume)

@@ -1,9 +1,11 @@
-"""The client for threads and the one for asyncio are the same, but for ``await``."""
+"""The client for threads is made from the one for asyncio, and is the same but for ``await``."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from metastore.client import (
     Namespace,
     Watcher,
 )
+from tools.blocking import ROOT, NotMade, made_files, stale_files
 
 TWINS = [
     (AsyncClient, Client),
@@ -76,6 +79,7 @@ def test_same_methods_and_signatures(for_tasks: type, for_threads: type) -> None
         if not name.startswith("__"):
             assert left[name].__doc__, f"{name} is not described"
             assert right[name].__doc__, f"{name} is not described"
+            assert not re.search(r"Async|``async|event loop", right[name].__doc__), name
 
 
 def test_same_arguments_to_make_a_client() -> None:
@@ -91,3 +95,78 @@ def test_same_attributes() -> None:
         public = {n for n in vars(one) if not n.startswith("_")} - {"dispatcher"}
         assert public == {n for n in vars(other) if not n.startswith("_")}, type(one)
     for_threads.close()
+
+
+# --- the generator --------------------------------------------------------------------------
+
+
+def test_what_is_committed_is_what_the_generator_makes() -> None:
+    assert not list(stale_files()), "run `make fix`"
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "metastore" / "client", tmp_path / "metastore" / "client")
+    return tmp_path
+
+
+def changed(root: Path, module: str, before: str, after: str) -> Path:
+    path = root / "metastore" / "client" / module
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "after"),
+    [
+        (
+            "locks.py",
+            "Take it if it is free now; whether it was.",
+            "Take it if nobody has it; whether it was.",
+        ),
+        ("namespace.py", "        delta: int = 1,", "        delta: int = 2,"),
+        ("watching.py", "    def waiting(self) -> int:", "    def waiting(self) -> float:"),
+        ("blocking/elections.py", "return iterate(", "yield from iterate("),
+    ],
+    ids=["a docstring", "a default", "a type", "the twin itself"],
+)
+def test_what_changes_for_tasks_alone_is_noticed(copied: Path, module: str, before: str, after: str) -> None:
+    assert not list(stale_files(copied))
+    name = module.rpartition("/")[2]
+    assert list(stale_files(changed(copied, module, before, after))) == [f"metastore/client/blocking/{name}"]
+
+
+def test_a_new_method_gets_a_twin(copied: Path) -> None:
+    new = """    async def forget(self, key: str, *, soon: bool = False) -> int:
+        \"\"\"Another task waits: another task waits.\"\"\"
+        raise NotImplementedError
+
+    async def delete("""
+    made = made_files(changed(copied, "namespace.py", "    async def delete(", new))
+    expected = """    def forget(self, key: str, *, soon: bool = False) -> int:
+        \"\"\"Another task waits: another thread waits.\"\"\"
+        inner = self._inner
+        return self._call(lambda: inner.forget(key, soon=soon))
+"""
+    assert expected in made["metastore/client/blocking/namespace.py"]
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "after"),
+    [
+        ("locks.py", "async def holder(self)", "async def holder(self, *keys: str)"),
+        ("client.py", "    One client serves any number of tasks", "    A client serves any number of tasks"),
+        ("leasing.py", "when the lease is lost. It runs in", "when the lease is lost; in"),
+    ],
+    ids=["parameters of another kind", "a paragraph that goes", "words that nobody says"],
+)
+def test_what_the_generator_cannot_make_it_refuses(
+    copied: Path, module: str, before: str, after: str
+) -> None:
+    root = changed(copied, module, before, after)
+    if module == "leasing.py":
+        changed(root, module, "gets at risk. It runs in", "gets at risk; in")
+    with pytest.raises(NotMade):
+        made_files(root)
