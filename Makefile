@@ -4,6 +4,7 @@
 # make check  lint, format, types, direction of imports
 # make fix    make the client for threads anew, format, and mend what the linter can
 # make unit   the tests that start no process
+# make versions  make unit with each Python of VERSIONS that is here, by its name or pyenv's
 # make cover  coverage of the unit tests and of the simulations, with its floor
 # make sim    SEED=n [STEPS=m] replays one schedule exactly; COUNT=n plays so many fresh ones
 # make soak   fresh schedules for SECONDS, in JOBS processes
@@ -15,10 +16,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 UP ?=
+VERSIONS ?= 3.12 3.13 3.14
 SECONDS ?= 600
 JOBS ?= 2
 
-.PHONY: up test nightly check fix unit cover sim soak chaos mutants bench bench-smoke clean
+.PHONY: up test nightly check fix unit cover versions sim soak chaos mutants bench bench-smoke clean
 
 up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
@@ -29,7 +31,7 @@ test: check
 
 nightly: check
 	@$(BIN)/python -m tests.lanes nightly
-	@$(MAKE) chaos soak mutants
+	@$(MAKE) versions chaos soak mutants
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -45,6 +47,15 @@ fix: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not nightly" tests/unit
+
+versions:
+	@for v in $(VERSIONS); do \
+	  for python in python$$v $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$v.*/bin/python ""; do \
+	    $$python -c '' 2>/dev/null && break; done; \
+	  [ -n "$$python" ] || { echo "python$$v is not here: left out"; continue; }; \
+	  echo "python$$v:"; \
+	  $(MAKE) --no-print-directory unit PYTHON=$$python VENV=.venv-$$v || exit 1; \
+	done
 
 cover: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not nightly" tests/unit tests/simulation \
