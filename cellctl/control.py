@@ -17,7 +17,8 @@ import orjson
 from cellctl.connect import Where, ask_each, cluster_options, fetch_json, topology, with_etcd
 from cellctl.dev_files import write_atomically
 from cellctl.output import note, output_option, print_data, print_table, say
-from cellctl.rebuild import Etcd, Rebuild, Report, Step, compute, report_from_plain
+from cellctl.rebuild import Etcd, Rebuild, Step, compute
+from cellctl.reports import Report, report_from_plain
 from metastore.coordination.interface import Coordinator, Put
 from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, read_file
 from metastore.errors import CoordinationUnknown, InvalidRequest, MetastoreError, Unavailable

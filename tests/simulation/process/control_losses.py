@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from cellctl.control import carry_out, read_etcd
-from cellctl.rebuild import Report, compute, report_from_plain
+from cellctl.rebuild import compute
+from cellctl.reports import Report, report_from_plain
 from metastore.errors import MetastoreError
 from metastore.layout import Layout
 from metastore.node.telling import control_view

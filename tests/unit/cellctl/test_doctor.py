@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from cellctl.doctor import FLAP_ELECTIONS, Seen, findings
+from cellctl.findings import findings
+from cellctl.findings.partitions import FLAP_ELECTIONS
+from cellctl.findings.seen import Seen
 from cellctl.records import Records
 from metastore.coordination.etcd_members import EtcdMember
 from metastore.layout import CellRecord, ConfigRecord, HistoryRecord, NodeRecord

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cellctl.rebuild import TERMS_AHEAD, Etcd, Held, Rebuild, Report, compute
+from cellctl.rebuild import TERMS_AHEAD, Etcd, Rebuild, compute
+from cellctl.reports import Held, Report
 from metastore.coordination.interface import KV, Compare, Delete, Put
 from metastore.errors import InvalidRequest
 from metastore.layout import (

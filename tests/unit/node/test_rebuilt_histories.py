@@ -13,7 +13,8 @@ import pytest
 
 from cellctl.control import carry_out, read_etcd
 from cellctl.operate import Operator
-from cellctl.rebuild import compute, report_from_plain
+from cellctl.rebuild import compute
+from cellctl.reports import report_from_plain
 from metastore.client import AsyncClient, Fence
 from metastore.config import NodeConfig
 from metastore.coordination.interface import Put
