@@ -29,7 +29,7 @@ ROOT = Path(metastore.__file__).parent
 KEPT = Path(__file__).parent / "smoke.json"
 OPERATIONS = 2048
 TOO_MUCH = 1.5
-PACKAGES = ("client", "wire", "node", "core", "storage")
+PACKAGES = ("client", "wire", "node", "partition", "core", "storage")
 
 
 class Calls:

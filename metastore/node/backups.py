@@ -24,8 +24,8 @@ from metastore.node.pins import Pin
 from metastore.storage.snapshot import DATA
 
 if TYPE_CHECKING:
-    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
+    from metastore.partition.partition import Partition
 
 log = logging.getLogger("metastore.backups")
 
@@ -61,16 +61,16 @@ class Backups:
             leader = host.replica.leader_node
             raise NotLeader(f"partition {p} is led by {leader or 'nobody'}", leader=leader)
         if host.replica.damaged:
-            raise host.damage()
+            raise host.refusals.damage()
         self._under_way += 1
         try:
             return await self._send(request, host)
         except CorruptState as e:
-            raise host.is_rotten(e) from None
+            raise host.refusals.is_rotten(e) from None
         finally:
             self._under_way -= 1
 
-    async def _send(self, request: web.Request, host: PartitionHost) -> web.StreamResponse:
+    async def _send(self, request: web.Request, host: Partition) -> web.StreamResponse:
         store, p, epoch, applied = self.node.store, host.p, host.replica.sealed_epoch, host.applied
         version = host.machine.last_version
         try:

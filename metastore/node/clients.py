@@ -17,6 +17,8 @@ from metastore.elements import shown
 from metastore.errors import InvalidRequest, MetastoreError, Overloaded, ProtocolError, StorageError
 from metastore.node.peers import PING_FRAME, PeerConnection
 from metastore.operations import ID_AT, PARTITION_AT
+from metastore.partition.waiters import error_result
+from metastore.partition.watches import PartitionWatches
 from metastore.wire import frames
 from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION
 from metastore.wire.op_checks import check_op, check_request, check_watch, is_plain, op_shape
@@ -24,7 +26,6 @@ from metastore.wire.versions import OPTIONAL, Spoken, agree, client_versions, sp
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
-    from metastore.node.watches import PartitionWatches
 
 log = logging.getLogger("metastore.clients")
 
@@ -35,10 +36,6 @@ MAX_RESPONSE_ROWS = 8192
 #: what all clients together have of one turn of the loop, but for the frame that is begun
 MAX_CLIENT_NS = 30_000_000
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
-
-
-def error_result(op_id: int, error: MetastoreError) -> list[Any]:
-    return [op_id, error.status, error.message, error.detail]
 
 
 class ClientConnection(asyncio.Protocol):
@@ -128,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
             self.close()
         if (decoder.buffer or self.unfinished) and self.peer is None:
             self.note_unfinished(complete)
-        node.schedule_turn()
+        node.wake()
 
     def defer(self) -> None:
         """What has come is for a later turn: others have their share of this one."""
@@ -174,7 +171,7 @@ class ClientConnection(asyncio.Protocol):
         if not self.deferred and self.peer is None:
             self.work()
         for watches in dict.fromkeys(self.watches.values()):
-            self.node.schedule_pump(watches.host)
+            self.node.feed(watches.state.p)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.admission.left(self)
@@ -264,7 +261,7 @@ class ClientConnection(asyncio.Protocol):
             if host is not None:
                 host.operate(self, client, op, deadline, now)
             else:
-                self.answer(error_result(op[ID_AT], node.unknown_partition(op[PARTITION_AT])))
+                self.answer(error_result(op[ID_AT], node.surroundings.whereabouts(op[PARTITION_AT])))
 
     def other(self, kind: int, body: Any) -> None:
         if kind == frames.TOPOLOGY_REQUEST:
@@ -296,8 +293,9 @@ class ClientConnection(asyncio.Protocol):
         if len(self.watches) >= MAX_WATCHES_PER_CONNECTION or node.watch_count() >= node.config.max_watches:
             error = Overloaded("too many watches here (max_watches)", retry_after_s=5)
         elif host is None:
-            error = node.unknown_partition(body[1])
+            error = node.surroundings.whereabouts(body[1])
         else:
+            self.watches[body[0]] = host.watches
             host.watches.add(self, body)
             return
         self.watch_ended(body[0], error)

@@ -52,15 +52,15 @@ from metastore.layout import (
 from metastore.logs import log_event
 from metastore.node.registering import Registration
 from metastore.node.replacing import Replacing
-from metastore.node.splitting import child_config
 from metastore.node.telling import ONLY_IN_ETCD
+from metastore.partition.split import child_config
 from metastore.schema import usage_to_json
 from metastore.storage.facts import read_fact
 from metastore.topology import placement_of
 
 if TYPE_CHECKING:
-    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
+    from metastore.partition.partition import Partition
 
 log = logging.getLogger("metastore.control")
 
@@ -263,7 +263,7 @@ class Control:
             case "lineage":
                 self._follower.notice()
             case "usage":
-                node.policies.published(names[0], record)
+                node.quotas.published(names[0], record)
 
     def _recorded(self, cell: str, p: int, is_well: bool) -> None:
         """Whether etcd has a record of the partition that makes sense: where it has none, nobody can be elected by
@@ -319,14 +319,14 @@ class Control:
         if host is None:
             host = node.open_partition(config)
         self._relate(config.members())
-        host.wanted_split = self._splits.get(p)
+        host.split.wanted = self._splits.get(p)
         host.replica.home = cell
         host.replica.move = move[0] if move else None
         if mod_revision:
             self._configs[p] = mod_revision
             self._terms[p] = term_of(config.epoch)
         host.replica.on_config(now_ns(), config, mod_revision)
-        host.narrow()
+        host.split.narrow()
 
     def _waits_for_parent(self, config: ConfigRecord, since: int) -> bool:
         """R18: whether it was split off what is here, and will be here as soon as the entry that did it is applied and
@@ -373,7 +373,7 @@ class Control:
             self._unopened[child] = (*self._unopened[child][:3], 0)
             self._open_waiting()
 
-    def open_child(self, parent: PartitionHost, child: int) -> None:
+    def open_child(self, parent: Partition, child: int) -> None:
         """R18: what was split off ``parent`` is durable here as ``child``. etcd may not know of it yet: what it
         begins with follows from the entry that made it."""
         node, split = self.node, next(s for s in parent.machine.splits if s.child == child)
@@ -409,9 +409,9 @@ class Control:
             self._splits[p] = split
         host = self.node.hosts.get(p)
         if host is not None:
-            host.wanted_split = split
+            host.split.wanted = split
 
-    def _left(self, host: PartitionHost, config: ConfigRecord, mod_revision: int) -> None:
+    def _left(self, host: Partition, config: ConfigRecord, mod_revision: int) -> None:
         """R10: the record names this store no more, and stands in etcd: that is the confirmation."""
         host.replica.on_config(now_ns(), config, mod_revision)
         self.node.settle()
@@ -707,7 +707,7 @@ class Control:
             self._drop_what_left()
             self._open_waiting()
             self._remember()
-        usage = self.node.policies.recount()
+        usage = self.node.quotas.recount()
         session = self.session
         if not session.alive or not session.lease_id:
             return
@@ -735,7 +735,7 @@ class Control:
                     await self._put_back(p, replica.sealed_epoch, session)
             await self.replacing.look()
 
-    async def _compare_terms(self, p: int, host: PartitionHost) -> None:
+    async def _compare_terms(self, p: int, host: Partition) -> None:
         """R13: a term sealed here was etcd's before. The watch may be behind it, a fresh reading
         cannot; one that is says that etcd was restored from a backup."""
         sealed = term_of(host.replica.sealed_epoch)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from aiohttp import web
@@ -17,10 +18,11 @@ from metastore.problems import problem
 from metastore.web import WebServer
 
 if TYPE_CHECKING:
-    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
+    from metastore.partition.partition import Partition
 
 
+T = TypeVar("T")
 DIGEST_TRIES = 20
 #: a digest reads a whole partition: one at a time, and few wait for their turn
 MAX_DIGESTS = 16
@@ -103,6 +105,17 @@ def _metrics(node: Node) -> str:
     return "\n".join(lines) + "\n"
 
 
+async def in_slices(work: Generator[None, None, T]) -> T:
+    """The result of ``work``; others have a turn whenever it yields."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            found: T = done.value
+            return found
+        await asyncio.sleep(0)
+
+
 class Digests:
     """Digests of partitions, one at a time; who asks for one that is being made shares it."""
 
@@ -131,10 +144,10 @@ class Digests:
             task.add_done_callback(lambda _: self._making.pop(partition, None))
         return await asyncio.shield(task)
 
-    async def _make(self, host: PartitionHost) -> dict[str, Any]:
+    async def _make(self, host: Partition) -> dict[str, Any]:
         async with self._turn:
             for _ in range(DIGEST_TRIES):
-                found = await host.digest()
+                found = await in_slices(host.digest())
                 if found is not None:
                     self._made[host.p] = found, time.monotonic() + DIGEST_AGE_S
                     return found
@@ -218,7 +231,7 @@ async def serve_http(node: Node) -> WebServer:
 
     async def usage(_: web.Request) -> web.Response:
         """Records and bytes of the partitions led here, by namespace; ``more``: of how many it is not told."""
-        namespaces, more = node.policies.held(MAX_USAGE_ROWS)
+        namespaces, more = node.quotas.held(MAX_USAGE_ROWS)
         return _json({"node": node.config.node, "namespaces": namespaces, "more": more})
 
     async def metrics(_: web.Request) -> web.Response:

@@ -38,16 +38,15 @@ from metastore.core.payloads import read_payload
 from metastore.core.replica import UNREADABLE, Restored, pack_config, unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.decoding import unpack_own
-from metastore.errors import MetastoreError, Moved, ProtocolError, Unavailable
+from metastore.errors import ProtocolError
 from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
-from metastore.node import features, splitting
+from metastore.node import features
 from metastore.node.admission import Admission
 from metastore.node.clients import ClientConnection
 from metastore.node.collector import Collector
 from metastore.node.control import Control
 from metastore.node.features import Features
-from metastore.node.host import PartitionHost
 from metastore.node.identity import (
     FACT_GENERATIONS,
     FACT_REFUSED,
@@ -60,11 +59,16 @@ from metastore.node.identity import (
 from metastore.node.keeping import Keeping
 from metastore.node.peers import PeerLinks
 from metastore.node.pins import Pins
-from metastore.node.policies import Policies
+from metastore.node.quotas import Quotas
 from metastore.node.rebuilding import Rebuilding
+from metastore.node.slice import StoreSlice
 from metastore.node.snapshots import Snapshots
 from metastore.node.spreading import Spreading
+from metastore.node.surroundings import NodeSurroundings
 from metastore.node.views import Views
+from metastore.partition.partition import Partition
+from metastore.partition.policies import Policies
+from metastore.partition.ports import Memory
 from metastore.storage.facts import read_fact
 from metastore.storage.records import ConfigEntry, Fact, SealEntry
 from metastore.storage.store import Store
@@ -99,13 +103,13 @@ class Node:
         self.store = store
         self.me = Process(config.node, store.store_id, incarnation)
         self.settings = core_settings(config)
-        self.hosts: dict[int, PartitionHost] = {}
+        self.hosts: dict[int, Partition] = {}
         self.pins = Pins(config)
-        #: something keeps writes that add data from some partition here: look closer (host.no_room)
-        self.tight = False
+        self.surroundings = NodeSurroundings(self)
         self.admission = Admission(
             config.max_connections, int(config.client_patience_s * 1e9), config.client_memory_mib << 20
         )
+        self.memory: Memory = self.admission
         self.views = Views(self)
         #: time spent in this turn on what clients ask, and on listings, which cost most for their size
         self.client_ns = 0
@@ -113,8 +117,9 @@ class Node:
         #: clients with frames that no turn had time for yet
         self.deferred: list[ClientConnection] = []
         self.answering: list[ClientConnection] = []
-        self.writing: list[PartitionHost] = []
-        self.parking: list[PartitionHost] = []
+        #: partitions that have something to propose, and those where operations wait for a quorum
+        self.writing: dict[int, None] = {}
+        self.parking: dict[int, None] = {}
         self.stopping = False
         self.core_started = False
         self.failure: BaseException | None = None
@@ -160,8 +165,9 @@ class Node:
         self.rebuilding = Rebuilding(self)
         self.keeping = Keeping(store, config.cluster)
         self.topology = self.keeping.table
-        self.policies = Policies(self)
+        self.quotas = Quotas(self)
         self.control = Control(self)
+        self.policies = Policies(self.topology, self.control.layout.root, self.quotas.full)
         self.spreading = Spreading(self)
         self.collector = Collector()
         self._largest_grant_ns = largest
@@ -172,7 +178,7 @@ class Node:
         self._committed: list[fx.Committed] = []
         self._runners = self._effect_runners()
         self._turn_scheduled = False
-        self._pumping: dict[PartitionHost, None] = {}
+        self._pumping: dict[int, None] = {}
         self._quorum_asked = False
         self._condemned: Verdict | None = None
         self._shutting_out: asyncio.Task[None] | None = None
@@ -223,11 +229,11 @@ class Node:
     def remember_topology(self) -> None:
         """Keep what has changed of the table, for a start without etcd, ours and others' (R12, design: router)."""
         self.keeping.keep()
-        self.schedule_turn()
+        self.wake()
 
     def remember_fact(self, key: str, value: Any) -> None:
         self.store.append(Fact(key, value))
-        self.schedule_turn()
+        self.wake()
 
     def _kept_config(self, p: int) -> ConfigRecord | None:
         """The partition's record as this node has kept it. One that makes no sense counts as none: the replica is opened
@@ -241,17 +247,18 @@ class Node:
             )
             return None
 
-    def _add_host(self, now: int, p: int, restored: Restored) -> PartitionHost:
+    def _add_host(self, now: int, p: int, restored: Restored) -> Partition:
         assert restored.config is not None
-        host = PartitionHost(self, p, restored.config.lo, restored.config.hi)
+        replica = self.core.add_replica(now, p, restored)
+        slice_, limit = StoreSlice(self.store, p), self.config.max_pending_writes
+        host = Partition(replica, slice_, self, self.surroundings, self.policies, limit)
         self.hosts[p] = host
         self.store.set_aux_source(p, host.machine.aux)
-        host.replica = self.core.add_replica(now, p, restored)
         host.load()
         host.apply_to(restored.commit_index)
         return host
 
-    def open_partition(self, config: ConfigRecord) -> PartitionHost:
+    def open_partition(self, config: ConfigRecord) -> Partition:
         """A replica for a partition this store has never held: empty, and it says so (R13). Or with what it
         was split off with (R18)."""
         p = config.partition
@@ -274,23 +281,22 @@ class Node:
             return
         host = self.hosts[parent]
         self.control.open_child(host, child)
-        host.tell_split()
+        host.split.tell_split()
         self.settle()
-        host.answer_waiting()  # those who came for what lies above learn where it is
+        host.serve_waiting()  # those who came for what lies above learn where it is
 
     def drop_partition(self, p: int) -> None:
         """R10: etcd's record names this store no more; its copy goes, but for the epoch it has sealed."""
         host = self.hosts.pop(p)
         host.retire()
         for queue in (self.writing, self.parking):  # it has nothing left to propose or to answer
-            if host in queue:
-                queue.remove(host)
+            queue.pop(p, None)
         self.core.remove_replica(p)
         self.snapshots.discard(p)
         self.store.drop_partition(p)
         fields = {"node": self.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
         log_event(log, "dropped: no member any more", **fields)
-        self.schedule_turn()
+        self.wake()
 
     async def stop(self, hand_over: bool) -> None:
         """Stop serving; with ``hand_over`` leaders first go to other nodes (R11), within 1.5 s."""
@@ -333,8 +339,10 @@ class Node:
             host.retire()
         self.core.replicas.clear()
         self.core.effects.clear()
-        for queue in (self._committed, self._held, self._inbox, self.writing, self.parking):
+        for queue in (self._committed, self._held, self._inbox):
             queue.clear()
+        self.writing.clear()
+        self.parking.clear()
         answering, self.answering = self.answering, []
         for client in answering:
             client.flush()
@@ -416,7 +424,8 @@ class Node:
 
     # --- turns ------------------------------------------------------------------------------
 
-    def schedule_turn(self) -> None:
+    def wake(self) -> None:
+        """There is something to do: a turn comes."""
         if not self.core_started:
             self.client_ns = 0
             self._answer_committed()  # there are no turns yet, and nothing but refusals to send
@@ -424,18 +433,23 @@ class Node:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
 
-    def schedule_pump(self, host: PartitionHost) -> None:
-        """Feed watches that are behind, between turns."""
+    def propose(self, p: int) -> None:
+        """Let a partition propose once the log is free."""
+        self.writing[p] = None
+
+    def feed(self, p: int) -> None:
+        """Feed a partition's watches that are behind, between turns."""
         if not self._pumping:
             self._loop.call_soon(self._pump)
-        self._pumping[host] = None
+        self._pumping[p] = None
 
     def _pump(self) -> None:
         pumping, self._pumping = self._pumping, {}
         try:
-            for host in pumping:
-                if self.failure is None and host.watches.pump():
-                    self.schedule_pump(host)
+            for p in pumping:
+                host = self.hosts.get(p)
+                if self.failure is None and host is not None and host.watches.pump():
+                    self.feed(p)
         except Exception as e:
             self.fail_stop(e)
 
@@ -463,7 +477,7 @@ class Node:
                     self.condemn(self._condemned)
             except Exception as e:
                 self.fail_stop(e)
-            self.schedule_turn()
+            self.wake()
 
     def _turn(self) -> None:
         self._turn_scheduled = False
@@ -480,10 +494,10 @@ class Node:
             return
         try:
             if self.writing and not self.store.syncing:
-                writing, self.writing = self.writing, []
+                writing, self.writing = self.writing, {}
                 now = now_ns()
-                for host in writing:
-                    host.propose_pending(now)
+                for p in writing:
+                    self.hosts[p].propose_pending(now)
             if self._quorum_asked:
                 self._quorum_asked = False
                 self.core.heartbeat(now_ns())
@@ -547,7 +561,7 @@ class Node:
         applying: what an answer says is known since the entry was resolved, and nothing that it
         leads to can come in between."""
         for p, upto in self._committed:
-            self.hosts[p].answer_waiters(upto)
+            self.hosts[p].waiters.answer(upto)
         answering, self.answering = self.answering, []
         for client in answering:
             client.flush()
@@ -584,7 +598,7 @@ class Node:
         p, blobs, commit, epoch, entries = effect
         self.store.append_entries(p, epoch, commit, blobs)
         if entries is not None:
-            self.hosts[p].stage(blobs, entries)
+            self.hosts[p].applying.stage(blobs, entries)
 
     def _role_changed(self, effect: fx.RoleChanged) -> None:
         self.hosts[effect.p].on_role(effect.role, effect.was)
@@ -612,10 +626,12 @@ class Node:
         self._turn_scheduled = True
         self._turn()
 
-    def ask_quorum(self) -> None:
-        """Send heartbeats at the end of this turn: reads wait for their answers (R8)."""
+    def confirm(self, p: int) -> int:
+        """Send heartbeats at the end of this turn: operations wait for their answers (R8)."""
+        self.parking[p] = None
         self._quorum_asked = True
-        self.schedule_turn()
+        self.wake()
+        return self.core.last_number
 
     # --- peers -----------------------------------------------------------------------------
 
@@ -654,11 +670,10 @@ class Node:
                 self._unpark(now_ns())
 
     def _unpark(self, now: int) -> None:
-        parking, self.parking = self.parking, []
-        for host in parking:
-            host.unpark(now)
-            if host.parked:
-                self.parking.append(host)
+        parking, self.parking = self.parking, {}
+        for p in parking:
+            if self.hosts[p].confirm_waiting(now):
+                self.parking[p] = None
 
     def on_peer_up(self, node: str) -> None:
         if self.identity.refused:
@@ -683,10 +698,6 @@ class Node:
         near = record.cell == self.config.cell or record.node in self.control.related
         if near and record.node != self.config.node:
             self.links.set_peer(record.node, record.store_id, record.rpc)
-
-    def address_of(self, node: str | None) -> str | None:
-        record = self.topology.nodes.get(node) if node else None
-        return record.rpc if record else None
 
     # --- time ------------------------------------------------------------------------------
 
@@ -720,30 +731,15 @@ class Node:
                 self._unpark(now)
             for host in self.hosts.values():
                 host.sweep(now)
-                if host.wanted_split is not None:
-                    splitting.tick(host, now)
             self.admission.sweep(now)
 
     def note_room(self) -> None:
         """The core, and by it the peers, know how much room the disk has."""
         space, ctx = self.store.space, self.core.ctx
         ctx.room = FULL if space.full else LOW if space.low else ROOM
-        self.tight = bool(ctx.room or ctx.peer_room)
+        self.surroundings.tight = bool(ctx.room or ctx.peer_room)
 
     # --- views -----------------------------------------------------------------------------
-
-    def unknown_partition(self, p: int) -> MetastoreError:
-        """Where it is, as far as is known here: who has just moved away knows before others ask around."""
-        if self.identity.refused:
-            return Moved(f"this node takes part in nothing: {self.identity.why}", partition=p)
-        if not self.core_started:
-            return Unavailable("this node is starting", retry_after_s=0.2, partition=p)
-        if self.store.forks(p):
-            return Unavailable(f"partition {p} is being opened here", retry_after_s=0.05, partition=p)
-        placement = self.topology.partitions.get(p)
-        where = {"leader": placement.leader, "epoch": placement.epoch} if placement is not None else {}
-        cell = self.topology.cell_of(p)
-        return Moved(f"this node holds no replica of partition {p}", partition=p, cell=cell, **where)
 
     def status(self) -> dict[str, Any]:
         """The node's own view, for tools; of this moment or the one before."""

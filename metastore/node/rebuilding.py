@@ -19,8 +19,8 @@ from metastore.errors import CorruptState, CorruptTree, RottenEntry
 from metastore.logs import log_event
 
 if TYPE_CHECKING:
-    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
+    from metastore.partition.partition import Partition
 
 log = logging.getLogger("metastore.rebuilding")
 
@@ -53,7 +53,7 @@ class Rebuilding:
             why,
             extra=fields,
         )
-        self.node.schedule_turn()
+        self.node.wake()
 
     def lost(self, error: RottenEntry) -> None:
         """An entry of a partition's log is not what was written. Where the state has it, it is gone as if by compaction;
@@ -68,7 +68,7 @@ class Rebuilding:
         log.error("partition %d: %s; it is rebuilt from another replica", p, error.message, extra=fields)
         host.replica.lose_entry(index)
         self.node.hold_back(p)
-        self.node.schedule_turn()
+        self.node.wake()
 
     def tick(self, now: int) -> None:
         """Get on with it."""
@@ -86,7 +86,7 @@ class Rebuilding:
             else:
                 host.replica.tick_damaged(now)
 
-    def _hand_over(self, now: int, host: PartitionHost) -> None:
+    def _hand_over(self, now: int, host: Partition) -> None:
         """To whoever lacks least, now and then another one."""
         term = host.replica.term
         if term is None or now - self._handed_over_ns.get(host.p, 0) < HAND_OVER_NS:

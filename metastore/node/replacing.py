@@ -18,7 +18,7 @@ from metastore.logs import log_event
 
 if TYPE_CHECKING:
     from metastore.node.control import Control
-    from metastore.node.host import PartitionHost
+    from metastore.partition.partition import Partition
 
 log = logging.getLogger("metastore.replacing")
 
@@ -53,7 +53,7 @@ class Replacing:
                 under_way += known is None
                 await self._ask(p, host, known)
 
-    def _lacks(self, host: PartitionHost, move: MoveRecord | None) -> bool:
+    def _lacks(self, host: Partition, move: MoveRecord | None) -> bool:
         """Whether a member, or one that is to become one, names a store that its node has not any more."""
         replica, config = host.replica, host.replica.config
         if replica.role != "active" or config is None or config.joint is not None:
@@ -65,7 +65,7 @@ class Replacing:
             return False
         return renewed(members, self.node.topology.nodes) != members
 
-    async def _ask(self, p: int, host: PartitionHost, known: tuple[MoveRecord, int] | None) -> None:
+    async def _ask(self, p: int, host: Partition, known: tuple[MoveRecord, int] | None) -> None:
         node, control = self.node, self.control
         config, nodes = host.replica.config, node.topology.nodes
         assert config is not None

@@ -22,8 +22,8 @@ from metastore.records import unpack_record
 from metastore.storage.snapshot import AUX, DATA
 
 if TYPE_CHECKING:
-    from metastore.node.host import PartitionHost
     from metastore.node.node import Node
+    from metastore.partition.partition import Partition
     from metastore.storage.snapshot import SnapshotInstaller
 
 log = logging.getLogger("metastore.snapshots")
@@ -186,7 +186,7 @@ class Snapshots:
 
     def _queue(self, to: str, message: SnapshotBegin | SnapshotChunk | SnapshotAck) -> None:
         self.node.links.queue(to, message)
-        self.node.schedule_turn()
+        self.node.wake()
 
     # --- receiving ------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Snapshots:
             try:
                 if kind == DATA:
                     unpack_record(value)
-                    good = is_storage_key(key) and (host is None or host.lo <= key < top)
+                    good = is_storage_key(key) and (host is None or host.state.lo <= key < top)
                 else:
                     good = kind == AUX and len(key) <= MAX_AUX_KEY_BYTES and check_aux(key, value)
             except (CorruptState, ValueError):
@@ -252,7 +252,7 @@ class Snapshots:
         incoming.task = asyncio.get_running_loop().create_task(self._stage(incoming))
         self._watched(incoming.task)
 
-    def _keeps_children(self, host: PartitionHost, begin: SnapshotBegin) -> bool:
+    def _keeps_children(self, host: Partition, begin: SnapshotBegin) -> bool:
         """R18: whether the snapshot takes away nothing that is needed here. What was split off at an entry that was not
         applied here has its rows, durable, in those that the snapshot would replace."""
         known = {split.child for split in host.machine.splits}

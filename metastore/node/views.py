@@ -206,7 +206,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "partitions": partitions,
         "etcd": node.control.status(),
         "lapses": node.core.ctx.lapses.view(now),
-        "namespaces": node.policies.crowded(),
+        "namespaces": node.quotas.crowded(),
         "topology": {
             "namespaces": len(node.topology.namespaces),
             "partitions": len(node.topology.partitions),

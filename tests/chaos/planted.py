@@ -25,9 +25,9 @@ def no_dedupe() -> None:
 
 def answer_before_commit() -> None:
     """R7: a write is answered when it is proposed; what the leader alone had dies with it."""
-    from metastore.node.host import PartitionHost
+    from metastore.partition.partition import Partition
 
-    original = PartitionHost.propose_pending
+    original = Partition.propose_pending
 
     def propose_pending(self: Any, now: int) -> None:
         original(self, now)
@@ -35,7 +35,7 @@ def answer_before_commit() -> None:
             _, connection, op_id, tail, _ = self.waiters.popleft()
             connection.answer([op_id, *tail])
 
-    PartitionHost.propose_pending = propose_pending  # type: ignore[method-assign]
+    Partition.propose_pending = propose_pending  # type: ignore[method-assign]
 
 
 def skip_a_record() -> None:

@@ -39,7 +39,7 @@ def test_a_leader_that_dies_is_replaced(how: str, anew: bool) -> None:
         return world.all_led() and all(
             any(
                 h.replica.role == "active"
-                and (h.node.config.node, h.replica.sealed_epoch >> 16)
+                and (h.replica.ctx.me.node, h.replica.sealed_epoch >> 16)
                 == (world.config(p).leader, world.config(p).epoch >> 16)
                 for h in world.hosts(p)
             )

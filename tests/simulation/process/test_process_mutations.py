@@ -15,8 +15,9 @@ from metastore.core.replica import Replica
 from metastore.core.term import Term
 from metastore.layout import ConfigRecord
 from metastore.node.control import Control
-from metastore.node.host import PartitionHost
 from metastore.node.node import Node
+from metastore.partition.reads import Reads
+from metastore.partition.split import Split
 from metastore.storage.log import NodeLog
 from metastore.storage.segments import SegmentFiles
 from metastore.storage.store import Store
@@ -59,7 +60,7 @@ def trusts_the_cache(patch: Planter) -> None:
 
 def effects_a_turn_later(patch: Planter) -> None:
     """R8: clients meet a new leader before what it adopted is applied."""
-    patch.setattr(Node, "settle", Node.schedule_turn)
+    patch.setattr(Node, "settle", Node.wake)
 
 
 def applies_a_turn_later(patch: Planter) -> None:
@@ -95,7 +96,7 @@ def reads_whatever_it_has(patch: Planter) -> None:
     def read(self: Any, connection: Any, client: bytes, op: list[Any], deadline: int) -> None:
         connection.answer(*self.read(connection, op, 0))
 
-    patch.setattr(PartitionHost, "read_linearizable", read)
+    patch.setattr(Reads, "linearizable", read)
 
 
 def retries_without_dedupe(patch: Planter) -> None:
@@ -124,14 +125,14 @@ def executes_what_is_too_old(patch: Planter) -> None:
 
 def answers_lost_writes_with_failure(patch: Planter) -> None:
     """R7: a leader that loses its leadership says that nothing happened."""
-    import metastore.node.host as host
+    import metastore.partition.writes as writes
     from metastore.errors import ConditionFailed
 
     class Wrong(ConditionFailed):
         def __init__(self, message: str, **detail: Any) -> None:
             super().__init__(message, version=0, index=0)
 
-    patch.setattr(host, "OutcomeUnknown", Wrong)
+    patch.setattr(writes, "OutcomeUnknown", Wrong)
 
 
 def forgets_the_fence(patch: Planter) -> None:
@@ -171,7 +172,7 @@ def an_empty_child_counts(patch: Planter) -> None:
 
 def serves_what_was_split_off(patch: Planter) -> None:
     """R18: the parent goes on to serve the upper half."""
-    patch.setattr(PartitionHost, "narrow", lambda self: self.tell_split())
+    patch.setattr(Split, "narrow", lambda self: self.tell_split())
 
 
 def a_child_forgets_requests(patch: Planter) -> None:

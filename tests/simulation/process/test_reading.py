@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from metastore.core.replica import Replica
-from metastore.node.host import PartitionHost
-from metastore.node.watches import PartitionWatches
 from metastore.operations import LIST, STALE
+from metastore.partition.reads import Reads
+from metastore.partition.watches import PartitionWatches
 from tests.simulation.planted import a_leader_to_be_is_new, a_sign_of_life_is_proof
 from tests.simulation.planting import Patch, Plant, Planter, must_be_seen, plant
 from tests.simulation.process.plans import PLANS
@@ -78,47 +78,47 @@ def who_is_behind_is_new(patch: Planter) -> None:
 
 def bounds_are_not_kept(patch: Planter) -> None:
     """R8: every age is within every bound."""
-    read_local = PartitionHost.read_local
+    read_local = Reads.local
 
     def read(self: Any, connection: Any, op: list[Any]) -> None:
         at = 5 if op[1] == 1 else 8
         asked = op[at] if op[at - 1] != 1 else None
         read_local(self, connection, [*op[:at], asked, *op[at + 1 :]])
 
-    patch.setattr(PartitionHost, "read_local", read)
+    patch.setattr(Reads, "local", read)
 
 
 def versions_are_not_waited_for(patch: Planter) -> None:
     """A replica answers what was to be at a version, whatever it is at."""
-    read_local = PartitionHost.read_local
+    read_local = Reads.local
 
     def read(self: Any, connection: Any, op: list[Any]) -> None:
         at = 5 if op[1] == 1 else 8
         asked = 0 if op[at - 1] == 2 else op[at]
         read_local(self, connection, [*op[:at], asked, *op[at + 1 :]])
 
-    patch.setattr(PartitionHost, "read_local", read)
+    patch.setattr(Reads, "local", read)
 
 
 def listings_are_new(patch: Planter) -> None:
     """R8: the age of what a replica lists is said to be nothing."""
-    list_rows = PartitionHost.list_rows
+    list_rows = Reads.list_rows
 
-    def listed(self: Any, op: list[Any], age_ms: int | None) -> list[Any]:
+    def listed(self: Any, op: list[Any], age_ms: int | None) -> tuple[list[Any], int]:
         return list_rows(self, op, age_ms and 0)
 
-    patch.setattr(PartitionHost, "list_rows", listed)
+    patch.setattr(Reads, "list_rows", listed)
 
 
 def listings_are_of_any_age(patch: Planter) -> None:
     """R8: how old a listing may be is not asked."""
-    read_local = PartitionHost.read_local
+    read_local = Reads.local
 
     def read(self: Any, connection: Any, op: list[Any]) -> None:
         asked = [*op[:8], None, *op[9:]] if op[1] == LIST and op[7] == STALE else op
         read_local(self, connection, asked)
 
-    patch.setattr(PartitionHost, "read_local", read)
+    patch.setattr(Reads, "local", read)
 
 
 def the_parents_version_is_the_childs(patch: Planter) -> None:
@@ -126,7 +126,7 @@ def the_parents_version_is_the_childs(patch: Planter) -> None:
     send_on = PartitionWatches._send_on
 
     def sent(self: Any, watch: Any) -> None:
-        watch.version = self.host.machine.last_version
+        watch.version = self.state.machine.last_version
         send_on(self, watch)
 
     patch.setattr(PartitionWatches, "_send_on", sent)
@@ -149,7 +149,7 @@ def forgets_who_is_slow(patch: Planter) -> None:
     go_live = PartitionWatches._go_live
 
     def live(self: Any, watch: Any) -> None:
-        watch.version = max(watch.version, self.host.machine.last_version)
+        watch.version = max(watch.version, self.state.machine.last_version)
         go_live(self, watch)
 
     def feed(self: Any, watch: Any) -> bool:
@@ -165,7 +165,7 @@ def what_is_gone_is_passed_over(patch: Planter) -> None:
     """Who comes back is told what comes from now on."""
 
     def sought(self: Any, watch: Any, after: int) -> None:
-        watch.index, watch.version = self.host.applied, self.host.machine.last_version
+        watch.index, watch.version = self.state.store.applied, self.state.machine.last_version
 
     patch.setattr(PartitionWatches, "_seek", sought)
 

@@ -18,9 +18,9 @@ from metastore.core.machine import SplitOff
 from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
 from metastore.layout import ConfigRecord, LeaderRecord, first_epoch
-from metastore.node import host, splitting
 from metastore.node.control import Control
-from metastore.node.host import PartitionHost
+from metastore.partition import split
+from metastore.partition.split import Split
 from metastore.storage.store import Store
 from tests.simulation.core.rules import Rules
 from tests.simulation.core.steps import View, child_of
@@ -136,17 +136,17 @@ def leaves_the_intention(patch: Planter) -> None:
 
 
 def tells_etcd_before_it_is_durable(patch: Planter) -> None:
-    original = PartitionHost.tell_split
+    original = Split.tell_split
 
     def tell_split(self: Any) -> None:
         original(self)
-        self.replica.split_durable = True
+        self.state.replica.split_durable = True
 
-    patch.setattr(PartitionHost, "tell_split", tell_split)
+    patch.setattr(Split, "tell_split", tell_split)
 
 
 def goes_on_above_the_point(patch: Planter) -> None:
-    patch.setattr(PartitionHost, "narrow", lambda self: self.tell_split())
+    patch.setattr(Split, "narrow", lambda self: self.tell_split())
 
 
 def opens_before_it_is_durable(patch: Planter) -> None:
@@ -172,12 +172,12 @@ def whatever_it_has_is_committed(patch: Planter) -> None:
 
 
 def names_another_first_leader(patch: Planter) -> None:
-    original = splitting.child_config
+    original = split.child_config
 
-    def child_config(parent: int, split: SplitOff) -> ConfigRecord:
-        return dataclasses.replace(original(parent, split), leader=split.members[1][0])
+    def child_config(parent: int, made: SplitOff) -> ConfigRecord:
+        return dataclasses.replace(original(parent, made), leader=made.members[1][0])
 
-    patch.setattr(host, "child_config", child_config)
+    patch.setattr(split, "child_config", child_config)
 
 
 #: a bug -> the rule that its first step breaks, a seed that shows it now, and the plan in which it comes up

@@ -15,7 +15,7 @@ from metastore.coordination.interface import Put
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
 from metastore.layout import Layout, SplitRecord
-from metastore.node.host import PartitionHost
+from metastore.partition.state import PartitionState
 from tests.simulation.planting import Planter, must_be_seen, plant
 from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.loop import SimLoop
@@ -299,7 +299,7 @@ def test_who_has_nothing_yet_says_nothing(seed: int) -> None:
 
 def nothing_is_a_state(patch: Planter) -> None:
     """R8: a replica that has nothing yet answers as if there were no records."""
-    patch.setattr(PartitionHost, "has_state", lambda self: True)
+    patch.setattr(PartitionState, "has_state", lambda self: True)
 
 
 def test_who_has_nothing_yet_and_says_so_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from metastore.core.fences import FENCE_PREFIX, FLOOR_PREFIX, Fences
 from metastore.core.machine import Machine
-from metastore.node.ttls import Deadlines
+from metastore.partition.expiry import Deadlines
 from tests.simulation.process.plans import TOGETHER, TOGETHER_FROM
 from tests.simulation.process.world import plan_of, world_of
 from tests.simulation.seeds import fixed

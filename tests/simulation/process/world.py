@@ -20,8 +20,9 @@ from metastore.coordination.memory import MemoryEtcd
 from metastore.errors import CoordinationError
 from metastore.layout import ConfigRecord
 from metastore.node import node as node_module
-from metastore.node import peers, snapshots, watches
+from metastore.node import peers, snapshots
 from metastore.node.node import core_settings
+from metastore.partition import watches
 from metastore.storage import scrub, state
 from tests.simulation.process.control_losses import ControlLosses
 from tests.simulation.process.etcd import SimCoordinator
@@ -254,7 +255,7 @@ class World:
                 config = ConfigRecord.from_json(kv.value)
                 if config.joint is not None:
                     return False
-                holders = {h.node.config.node for h in self.hosts(config.partition)}
+                holders = {h.replica.ctx.me.node for h in self.hosts(config.partition)}
                 if holders != {n for n, _ in config.replicas}:
                     return False
         return True
@@ -271,7 +272,7 @@ class World:
                 return False
             states = {
                 (
-                    tuple(h.node.store.scan(p, b"", b"\xff" * 9, 10**6, 1 << 30)),
+                    tuple(h.store.scan(b"", b"\xff" * 9, 10**6, 1 << 30).rows),
                     h.machine.last_version,
                     tuple((c, s.pack()) for c, s in sorted(h.machine.sessions.items())),
                     tuple((ns, *held) for ns, held in sorted(h.machine.usage.items())),

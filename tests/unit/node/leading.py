@@ -135,7 +135,7 @@ class Leading:
     def ask(self, op: list[Any], asker: Asker | None = None, within_ns: int = LONG_NS) -> Asker:
         asker = asker or Asker()
         now = now_ns()
-        self.host.operate(asker, CLIENT, op, now + within_ns, now)  # type: ignore[arg-type]
+        self.host.operate(asker, CLIENT, op, now + within_ns, now)
         return asker
 
     def put(self, key: str, ttl_ms: int = 0, seq: int = 0, within_ns: int = LONG_NS) -> Asker:

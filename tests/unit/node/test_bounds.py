@@ -181,7 +181,7 @@ async def test_digests_are_made_one_at_a_time_and_shared(
     async with Single(tmp_path) as s:
         running, most, made = 0, 0, 0
 
-        async def digest() -> dict[str, Any]:
+        async def digest(slices: Any) -> dict[str, Any]:
             nonlocal running, most, made
             running, made = running + 1, made + 1
             most = max(most, running)
@@ -189,7 +189,7 @@ async def test_digests_are_made_one_at_a_time_and_shared(
             running -= 1
             return {"applied": s.host.applied, "digest": "d"}
 
-        monkeypatch.setattr(s.host, "digest", digest)
+        monkeypatch.setattr(http_module, "in_slices", digest)
         for p in range(1, 5):
             s.node.hosts[p] = s.host
         monkeypatch.setattr(http_module, "MAX_DIGESTS", 3)
@@ -220,6 +220,6 @@ async def test_thousands_of_watches_on_a_slow_connection_are_fed_and_not_cut_off
         assert len(wire.frames) == sent, "nothing is added to what is not read"
         assert not wire.closed
         wire.unread = 0
-        s.node.schedule_pump(s.host)
+        s.node.feed(s.host.p)
         await until(lambda: sum(1 for kind, body in wire.frames if kind == frames.EVENTS and body[2]) == 200)
         connection.connection_lost(None)

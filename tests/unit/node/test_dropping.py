@@ -20,7 +20,7 @@ async def test_a_leader_is_dropped_while_writes_wait_for_a_slow_disk(tmp_path: P
         while not s.store.syncing:
             await asyncio.sleep(0.005)
         second = asyncio.create_task(ns.put("c", b"3", deadline_s=1))
-        while not s.host.pending:
+        while not s.host.writes.pending:
             await asyncio.sleep(0.005)
         record = ConfigRecord(0, 0, 1 << 64, first_epoch(5), "x", (("x", "sx"),))
         s.node.control._config_changed("c1", record, 50)

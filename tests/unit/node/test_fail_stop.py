@@ -18,10 +18,10 @@ from metastore.core.replica import pack_config
 from metastore.errors import CorruptState, ProtocolError, StorageError
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
-from metastore.node import host as host_module
 from metastore.node.clients import ClientConnection
 from metastore.node.node import Node
 from metastore.operations import PUT
+from metastore.partition import applying
 from metastore.records import pack_record, unpack_record
 from metastore.storage.store import Store
 
@@ -152,7 +152,7 @@ def put_entry(index: int, epoch: int, value: bytes) -> bytes:
 async def test_what_is_applied_is_what_the_log_has(f: Fixture) -> None:
     """An entry is kept decoded from when it comes until it is committed; another may take its place."""
     f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""), put_entry(2, EPOCH, b"old"))])
-    assert 2 in f.host.staged
+    assert 2 in f.host.applying.staged
     later = EPOCH + 1
     f.node.on_peer_messages(LEADER, [m.Seal(0, later, pack_config(f.record), 0)])
     await f.durable()
@@ -164,15 +164,15 @@ async def test_what_is_applied_is_what_the_log_has(f: Fixture) -> None:
     record = f.store.get(0, storage_key("ns", "k"))
     assert record is not None
     assert unpack_record(record).value == b"new"
-    assert not f.host.staged
+    assert not f.host.applying.staged
 
 
 async def test_who_is_far_behind_decodes_again(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "MAX_STAGED_BYTES", 0)
+    monkeypatch.setattr(applying, "MAX_STAGED_BYTES", 0)
     f.node.on_peer_messages(LEADER, [f.append(0, pack_entry(1, EPOCH, b""))])
     f.node.on_peer_messages(LEADER, [f.append(1, put_entry(2, EPOCH, b"x"))])
     f.node.on_peer_messages(LEADER, [f.append(2, pack_entry(3, EPOCH, b""))])
-    assert list(f.host.staged) == [3]
+    assert list(f.host.applying.staged) == [3]
     f.node.on_peer_messages(LEADER, [f.append(3, commit=3)])
     assert f.node.failure is None
     assert f.host.applied == 3

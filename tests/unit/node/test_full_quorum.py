@@ -15,9 +15,9 @@ from metastore.core.messages import Process
 from metastore.errors import DeadlineExceeded, DiskLow, OutcomeUnknown, Overloaded
 from metastore.keys import storage_key
 from metastore.layout import SplitRecord
-from metastore.node import host as hosts
-from metastore.node.splitting import may_split
 from metastore.operations import ADD, DELETE, NOT_FOUND, OK, TXN
+from metastore.partition import writes
+from metastore.partition.split import may_split
 from tests.unit.node.leading import LONG_NS, Leading, P, X
 
 Y = Process("y", "sy", "1")
@@ -106,8 +106,8 @@ async def test_who_waits_to_be_proposed_hears_that_nothing_was_done(tmp_path: Pa
             await led.until(lambda: short.results)
             assert short.statuses() == [DeadlineExceeded.status]
             assert "nothing was done" in short.results[0][2]
-            assert (proposed.results, long.results, len(led.host.pending)) == ([], [], 1)
-            assert led.node.admission.waiting == led.host.pending_bytes > 0
+            assert (proposed.results, long.results, len(led.host.writes.pending)) == ([], [], 1)
+            assert led.node.admission.waiting == led.host.writes.pending_bytes > 0
         finally:  # or the store never ends
             led.store.log.writer = writer
             assert writer is not None
@@ -120,7 +120,7 @@ async def test_only_so_many_are_proposed_and_not_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Followers that do not keep up get no more than that."""
-    monkeypatch.setattr(hosts, "MAX_PROPOSED", 3)
+    monkeypatch.setattr(writes, "MAX_PROPOSED", 3)
     async with Leading(tmp_path) as led:
         await led.lead()
         taken = [led.put(key) for key in "abc"]
@@ -143,21 +143,21 @@ async def test_nothing_expires_and_nothing_is_split_while_no_quorum_can_take_it(
         term.progress["y"].sealed, term.progress["y"].probing = True, False
         term.progress["y"].match = led.replica.log.last_index
         led.replica.owns_record = lambda _: True  # type: ignore[method-assign, assignment]
-        assert may_split(led.host, wanted)
+        assert may_split(led.host.state, wanted)
         await led.written("l", ttl_ms=600_000)
         led.host.deadlines.add_time(-LONG_NS)
-        led.host.expired = led.host.deadlines.due(now_ns(), 1)
-        assert len(led.host.expired) == 1, "due before it was known"
+        led.host.writes.expired = led.host.deadlines.due(now_ns(), 1)
+        assert len(led.host.writes.expired) == 1, "due before it was known"
         await led.disks(m.FULL, X, Y)
-        assert not may_split(led.host, wanted)
+        assert not may_split(led.host.state, wanted)
         last = led.replica.log.last_index
         for _ in range(2):
             led.host.sweep(now_ns())
             led.propose()
-            assert (led.host.expired, led.replica.log.last_index) == ([], last)
+            assert (led.host.writes.expired, led.replica.log.last_index) == ([], last)
         await led.disks(m.ROOM, X)
         led.host.sweep(now_ns())
-        assert len(led.host.expired) == 2, "none is forgotten"
+        assert len(led.host.writes.expired) == 2, "none is forgotten"
         led.propose()
         assert led.replica.log.last_index == last + 1
         await led.acknowledged()

@@ -39,7 +39,7 @@ def a_second(node: Node) -> Callable[[], None]:
         control._drop_what_left()
         control._open_waiting()
         control._remember()
-        node.policies.recount()
+        node.quotas.recount()
         node.spreading.tick(node.spreading._again_ns + 1)
         node.views.topology.frame(node.topology.revision)
         node.note_room()
@@ -63,7 +63,7 @@ async def changes(case: Case, make: Callable[[Case], Op]) -> int:
     def work() -> None:
         control._on_change(case.etcd.revision, told[0])
         control._remember()
-        case.node.policies.recount()
+        case.node.quotas.recount()
 
     return calls_of(work)
 

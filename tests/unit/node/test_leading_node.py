@@ -167,7 +167,7 @@ async def test_who_waits_when_leadership_is_lost_learns_that_nothing_is_known(tm
         assert waiting.statuses() == [NotLeader.status]
         assert led.node.failure is None
         assert not led.host.waiters
-        assert not led.host.pending
+        assert not led.host.writes.pending
 
 
 async def test_a_reign_that_ended_leaves_nothing_proposed(tmp_path: Path) -> None:
@@ -254,9 +254,9 @@ async def test_a_parked_write_is_proposed_only_when_it_is_confirmed(tmp_path: Pa
         await led.lead()
         led.end_grants()
         asker = led.put("k")
-        assert not led.host.pending
+        assert not led.host.writes.pending
         led.grant()
-        assert led.host.pending or led.host.waiters
+        assert led.host.writes.pending or led.host.waiters
         assert not asker.results
 
 
@@ -335,7 +335,7 @@ async def test_what_is_over_goes_by_an_entry_that_names_its_version(tmp_path: Pa
         await led.lead()
         await led.written("k", ttl_ms=600_000)
         expire(led)
-        assert led.host.expired == [(lkey("k"), 1)]
+        assert led.host.writes.expired == [(lkey("k"), 1)]
         assert led.store.get(P, lkey("k")) is not None, "nothing goes by a clock alone"
         led.propose()
         await led.acknowledged()
@@ -349,9 +349,9 @@ async def test_a_touch_between_due_and_proposed_counts(tmp_path: Path) -> None:
         await led.written("k", ttl_ms=600_000)
         expire(led)
         last = led.replica.log.last_index
-        led.host.touched(now_ns(), [3, 0, P, lkey("k"), None], 0, (OK, 1, 0, 600_000))
+        led.host.writes.touched(now_ns(), [3, 0, P, lkey("k"), None], 0, (OK, 1, 0, 600_000))
         led.propose()
-        assert not led.host.expired
+        assert not led.host.writes.expired
         assert led.replica.log.last_index == last, "it is not over any more"
 
 
@@ -362,7 +362,7 @@ async def test_what_a_split_took_away_does_not_expire_here(tmp_path: Path) -> No
         expire(led)
         last = led.replica.log.last_index
         led.replica.parting = int.from_bytes(lkey("k")[:8], "big")
-        led.host.narrow()
+        led.host.split.narrow()
         led.propose()
         assert led.replica.log.last_index == last
 
@@ -372,9 +372,9 @@ async def test_a_partition_ends_where_etcds_record_says(tmp_path: Path) -> None:
     async with Leading(tmp_path) as led:
         await led.lead()
         point = int.from_bytes(lkey("k")[:8], "big")
-        assert led.host.covers(lkey("k"))
+        assert led.host.state.covers(lkey("k"))
         led.node.control._config_changed("c1", replace(led.record, hi=point), 5)
-        assert led.host.hi == lkey("k")[:8]
+        assert led.host.state.hi == lkey("k")[:8]
         assert led.put("k").statuses() == [Moved.status]
 
 
@@ -384,12 +384,12 @@ async def test_a_split_that_is_proposed_closes_what_is_above_whoever_asks(tmp_pa
         await led.lead()
         point = lkey("k")[:8]
         led.replica.parting = int.from_bytes(point, "big")
-        led.host.narrow()
-        led.host.narrow()
-        assert led.host.hi == point
-        assert not led.host.covers(lkey("k"))
+        led.host.split.narrow()
+        led.host.split.narrow()
+        assert led.host.state.hi == point
+        assert not led.host.state.covers(lkey("k"))
         deposed(led)
-        assert led.host.covers(lkey("k")), "it is forgotten"
+        assert led.host.state.covers(lkey("k")), "it is forgotten"
 
 
 async def test_what_is_applied_is_the_stores_word(tmp_path: Path) -> None:
@@ -413,15 +413,15 @@ async def test_deadlines_are_an_active_leaders(tmp_path: Path) -> None:
         led.replica.set_role("resigning", "test")
         led.node.settle()
         expire(led)
-        assert not led.host.expired, "about to resign"
+        assert not led.host.writes.expired, "about to resign"
         led.replica.set_role("active", "test")
         led.node.settle()
         led.host.sweep(now_ns() + 599 * SECOND_NS)
-        assert not led.host.expired, "anew"
+        assert not led.host.writes.expired, "anew"
         deposed(led)
         assert not led.host.deadlines.running
         led.host.sweep(now_ns() + LONG_NS)
-        assert not led.host.expired
+        assert not led.host.writes.expired
 
 
 async def test_a_process_that_slept_lets_nothing_expire_for_it(tmp_path: Path) -> None:
@@ -430,5 +430,5 @@ async def test_a_process_that_slept_lets_nothing_expire_for_it(tmp_path: Path) -
         await led.written("k", ttl_ms=600_000)
         led.host.deadlines.add_time(LONG_NS)
         led.host.sweep(now_ns() + LONG_NS)
-        assert not led.host.expired
+        assert not led.host.writes.expired
         assert due(led, "k") is False

@@ -193,7 +193,7 @@ class Poisoned:
             {p: (move, control._homes.get(p)) for p, (move, _) in control._moves.items()},
             dict(control._splits),
             set(control.drained),
-            dict(self.node.policies.others),
+            dict(self.node.quotas.others),
             {q: (host.replica.config, host.replica.leader_node) for q, host in self.node.hosts.items()},
         )
 

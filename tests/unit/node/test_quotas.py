@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metastore.namespaces import NEARLY_FULL, Policy
-from metastore.node.policies import Policies
+from metastore.node.quotas import Quotas
 from metastore.topology import TopologyTable
 
 
@@ -33,7 +33,7 @@ class World:
             for p in (0, 1)
         }
         node: Any = SimpleNamespace(topology=self.table, hosts=self.hosts, me=SimpleNamespace(node="n1"))
-        self.policies = Policies(node)
+        self.quotas = Quotas(node)
         self.table.begin([], 1)
         for n in range(namespaces):
             self.policy(n, Policy(max_records=100, max_bytes=1000))
@@ -59,7 +59,7 @@ class World:
             ]
             if held:
                 local[name] = [sum(h[0] for h in held), sum(h[1] for h in held)]
-            held += [u[name] for u in self.policies.others.values() if name in u]
+            held += [u[name] for u in self.quotas.others.values() if name in u]
             records, size = sum(h[0] for h in held), sum(h[1] for h in held)
             is_full = 0 < policy.max_records <= records, 0 < policy.max_bytes <= size
             if any(is_full):
@@ -85,12 +85,12 @@ def test_the_sums_are_those_of_a_count_of_everything(seed: int) -> None:
                 w.write(random.randrange(2), n, random.randrange(120))
             case 4:
                 told = {f"ns{random.randrange(8)}": [random.randrange(99), 5] for _ in range(2)}
-                w.policies.published(random.choice(["n1", "n2"]), random.choice([None, told]))
+                w.quotas.published(random.choice(["n1", "n2"]), random.choice([None, told]))
             case _:
                 w.hosts[1].role = random.choice(["active", "follower"])
         if random.randrange(2):
-            usage = w.policies.recount()
-            assert (usage, w.policies.full, set(w.policies.near)) == w.all_counted()
+            usage = w.quotas.recount()
+            assert (usage, w.quotas.full, set(w.quotas.near)) == w.all_counted()
 
 
 def test_a_change_looks_at_itself_however_many_namespaces_there_are() -> None:
@@ -99,16 +99,16 @@ def test_a_change_looks_at_itself_however_many_namespaces_there_are() -> None:
         w = World(count)
         for n in range(count):
             w.write(0, n, 5)
-        first = w.policies.recount()
+        first = w.quotas.recount()
         Usage.asked = 0
-        assert w.policies.recount() is first, "nothing has changed"
+        assert w.quotas.recount() is first, "nothing has changed"
         idle = Usage.asked
         w.policy(3, Policy(max_records=7))
-        w.policies.recount()
-        w.policies.published("n2", {"ns4": [99, 99]})
-        w.policies.recount()
+        w.quotas.recount()
+        w.quotas.published("n2", {"ns4": [99, 99]})
+        w.quotas.recount()
         costs.append((idle, Usage.asked))
-        assert set(w.policies.full) == {"ns4"}
+        assert set(w.quotas.full) == {"ns4"}
     assert costs[0] == costs[1]
     assert costs[0][0] == 0
 
@@ -117,7 +117,7 @@ def test_the_fullest_are_named_and_the_others_counted() -> None:
     w = World(50)
     for n in range(50):
         w.write(0, n, 60 + n)
-    w.policies.recount()
-    told = w.policies.crowded()
+    w.quotas.recount()
+    told = w.quotas.crowded()
     assert (told["near"], told["full"], len(told["fullest"])) == (30, 10, 20)
     assert told["fullest"][0] == ["ns49", 1.09]

@@ -97,7 +97,7 @@ async def lose(f: Fixture) -> None:
     f.node.on_peer_messages(LEADER, [f.append(0, *entries, commit=1)])
     await f.durable()
     assert f.host.applied == 1
-    f.host.staged.clear()
+    f.host.applying.staged.clear()
     rots(f.store, 0, 2)
     f.out.clear()
     f.node.on_peer_messages(LEADER, [f.append(3, commit=3)])

@@ -24,7 +24,6 @@ class Asker:
     """A connection that keeps what it is answered."""
 
     def __init__(self) -> None:
-        self.watches: dict[int, Any] = {}
         self.result: list[Any] = []
         self.ended: Any = None
 
@@ -58,14 +57,14 @@ async def test_a_bound_is_kept(tmp_path: Path) -> None:
     async with Single(tmp_path) as s, s.client() as client:
         version = (await client.namespace("n").put("d/k", b"v")).version
         host, replica = s.host, s.host.replica
-        assert host.age_ms() == 0
+        assert host.state.age_ms() == 0
         replica.step_down("test")
         s.node.settle()
-        assert host.age_ms() is None
+        assert host.state.age_ms() is None
         assert ask(host, STALE, None) == {OK}
         assert ask(host, STALE, 1 << 40) == {TooStale.status}, "nobody ever said how old it is"
         replica.fresh_ns = now_ns() - 10_000 * MS
-        assert there(host.age_ms()) > 10_000
+        assert there(host.state.age_ms()) > 10_000
         assert ask(host, STALE, 10_000) == {TooStale.status}
         assert ask(host, STALE, 600_000) == {OK}
         assert ask(host, AT_LEAST, version) == {OK}
@@ -76,7 +75,7 @@ async def test_an_age_is_rounded_up(tmp_path: Path) -> None:
     async with Single(tmp_path) as s:
         for age_ns, age_ms in ((0, 0), (1, 1), (MS, 1), (MS + 1, 2)):
             s.host.replica.age_ns = lambda now, age_ns=age_ns: age_ns  # type: ignore[method-assign, misc]
-            assert s.host.age_ms() == age_ms
+            assert s.host.state.age_ms() == age_ms
 
 
 async def test_what_is_empty_says_nothing_of_records(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from metastore.node import ttls
-from metastore.node.ttls import MS, Deadlines
+from metastore.partition import expiry
+from metastore.partition.expiry import MS, Deadlines
 
 A, B = b"a", b"b"
 
@@ -37,7 +37,7 @@ def test_time_that_does_not_count() -> None:
 
 def test_a_beginning_is_spread_over_many_calls(monkeypatch: object) -> None:
     """What changes meanwhile counts as it is now."""
-    before, ttls.BEGIN_AT_ONCE = ttls.BEGIN_AT_ONCE, 10
+    before, expiry.BEGIN_AT_ONCE = expiry.BEGIN_AT_ONCE, 10
     try:
         timed = {b"%d" % i: (i, 100) for i in range(35)}
         d = Deadlines()
@@ -51,7 +51,7 @@ def test_a_beginning_is_spread_over_many_calls(monkeypatch: object) -> None:
         assert sorted(told, key=int) == [b"%d" % i for i in range(35) if i not in (30, 31)]
         assert d.due(502 * MS, 9) == [(b"31", 99)]
     finally:
-        ttls.BEGIN_AT_ONCE = before
+        expiry.BEGIN_AT_ONCE = before
 
 
 def test_touches_do_not_pile_up() -> None:

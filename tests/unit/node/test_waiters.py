@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from metastore.errors import OutcomeUnknown
 from metastore.node.clients import ClientConnection
-from metastore.node.waiters import FOREVER_NS, Waiters
 from metastore.operations import OK
+from metastore.partition.waiters import FOREVER_NS, Waiters
 from tests.unit.node.leading import Asker
 
 

@@ -13,8 +13,8 @@ from metastore.core.machine import Applied, Machine, changes_of
 from metastore.core.replica import ACTIVE
 from metastore.errors import Compacted, MetastoreError, Moved, Unavailable
 from metastore.keys import END_OF_RING
-from metastore.node.watches import PartitionWatches
 from metastore.operations import PUT
+from metastore.partition.watches import PartitionWatches
 from metastore.wire import frames
 from metastore.wire.client_messages import WATCH_ANY
 
@@ -25,7 +25,6 @@ class Reader:
     """One end of a connection: what it was told, watch by watch."""
 
     def __init__(self) -> None:
-        self.watches: dict[int, Any] = {}
         self.full = False
         self.told: dict[int, int] = {}
         self.events: dict[int, list[tuple[int, bytes]]] = {}
@@ -48,7 +47,7 @@ class Reader:
 
 
 class Partition:
-    """What watches need of a host: a machine, and the log of what it applied."""
+    """All that the watches of a partition need: a machine, and the log of what it applied."""
 
     p = 0
     role = ACTIVE
@@ -58,16 +57,17 @@ class Partition:
         self.lo, self.hi = bytes(8), END_OF_RING
         self.state: dict[bytes, bytes] = {}
         self.machine = Machine(self.state.get)
-        self.log: list[bytes] = []
-        self.log_base = self.applied = 0
+        self.entries: list[bytes] = []
+        self.base = self.applied = self.numbers = 0
         #: (version, key) of every change
         self.changes: list[tuple[int, bytes]] = []
-        self.node: Any = self
-        self.policies: Any = self
         self.replica: Any = self
-        self.watches = PartitionWatches(self)  # type: ignore[arg-type]
+        self.store: Any = self
+        self.agenda: Any = self
+        me: Any = self
+        self.watches = PartitionWatches(me, me, me, me)
 
-    def schedule_pump(self, host: Any) -> None: ...
+    def feed(self, p: int) -> None: ...
 
     def refuse_range(self, start: bytes, end: bytes) -> None: ...
 
@@ -82,9 +82,9 @@ class Partition:
     def has_state(self) -> bool:
         return self.applied > 0
 
-    def read_log(self, first: int, max_bytes: int) -> list[bytes]:
-        assert first > self.log_base
-        return self.log[first - 1 : first + 1]  # two at most: feeding goes by slices
+    def read(self, first: int, max_bytes: int) -> list[bytes]:
+        assert first > self.base
+        return self.entries[first - 1 : first + 1]  # two at most: feeding goes by slices
 
     def write(self, *lkeys: bytes) -> None:
         """One entry with these changes; without any, a new leader's."""
@@ -103,7 +103,7 @@ class Partition:
     def _apply(self, payload: bytes) -> None:
         index = self.applied + 1
         applied: Applied = self.machine.apply(index, payload)
-        self.log.append(pack_entry(index, EPOCH, payload))
+        self.entries.append(pack_entry(index, EPOCH, payload))
         self.applied = index
         for version, (lkey, record) in enumerate(applied.changes, applied.base + 1):
             self.changes.append((version, lkey))
@@ -114,9 +114,10 @@ class Partition:
         self.watches.applied(index, applied)
 
     def watch(self, reader: Reader, start: bytes, end: bytes, after: int | None, flags: int = 0) -> int:
-        number = len(reader.ended) + len(reader.watches)
+        self.numbers += 1
+        number = self.numbers
         self.listing_ns = 0  # a turn of its own
-        self.watches.add(reader, [number, 0, start, end, after, flags, b""])  # type: ignore[arg-type]
+        self.watches.add(reader, [number, 0, start, end, after, flags, b""])
         return number
 
     def pump(self) -> None:
@@ -152,9 +153,9 @@ def test_what_is_not_kept_any_more_is_not_passed_over(kept: int) -> None:
         host.write(*(key(rng) for _ in range(rng.choice((1, 1, 3)))))
     host.write()
     host.write()  # new leaders: of these there is no version to look at
-    host.log_base = host.applied - kept
+    host.base = host.applied - kept
     lost = host.machine.last_version - sum(
-        len(changes_of(entry_payload(e)).changes) for e in host.log[-kept:]
+        len(changes_of(entry_payload(e)).changes) for e in host.entries[-kept:]
     )
     for after in range(host.machine.last_version + 1):
         reader = Reader()

@@ -14,8 +14,8 @@ from metastore.clock import now_ns
 from metastore.core.machine import SplitOff
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
-from metastore.node import watches as watches_module
-from metastore.node.host import PartitionHost
+from metastore.partition import watches as watches_module
+from metastore.partition.partition import Partition
 from tests.unit.node.single import Single
 
 TOP = 1 << 64
@@ -38,18 +38,18 @@ class Divided:
     async def part(self, p: int, at: int) -> int:
         """Apply the entry that splits ``p`` at a point; the child. Etcd does not know yet."""
         node, host = self.s.node, self.s.node.hosts[p]
-        while host.pending or host.waiters or node.store.syncing:
+        while host.writes.pending or host.waiters or node.store.syncing:
             await asyncio.sleep(0.005)
         child, point = len(self.ranges), at.to_bytes(8, "big")
         host.machine.count_above(point)
         while (counting := host.machine.counting) is not None and counting.cursor is not None:
-            rows = node.store.scan(p, counting.cursor, host.hi, 2000, 2 << 20)
+            rows = node.store.scan(p, counting.cursor, host.state.hi, 2000, 2 << 20)
             host.machine.count_slice(rows, node.store.scan_next)
         epoch, index = host.replica.sealed_epoch, host.replica.log.last_index + 1
         members = [("f", node.store.store_id)]
         payload = host.machine.resolve_split(index, epoch, child, self.ranges[p][1] - 1, members)
         host.replica.parting = at
-        host.narrow()
+        host.split.narrow()
         host.replica.propose(now_ns(), payload)
         node.settle()
         while host.applied < index or node.store.forks(child):
@@ -59,7 +59,7 @@ class Divided:
         self.origins[child] = (p, epoch, index)
         return child
 
-    async def record(self, p: int, child: int) -> PartitionHost:
+    async def record(self, p: int, child: int) -> Partition:
         """Etcd has the two; and both are led again."""
         node, store = self.s.node, self.s.store
         for q in (p, child):
@@ -236,8 +236,6 @@ async def test_a_watch_that_a_snapshot_took_past_the_split(tmp_path: Path) -> No
         told: list[Any] = []
 
         class Connection:
-            watches: dict[int, Any] = {}
-
             def write(self, data: bytes) -> None:
                 told.append(data)
 
@@ -259,4 +257,4 @@ async def test_a_watch_that_a_snapshot_took_past_the_split(tmp_path: Path) -> No
             s.host.watches.snapshot_installed()
             assert ended == [(0, "moved"), (2, "moved")]
         assert len(told) == 3, "they are told no version of what is behind the split"
-        s.host.watches.end_all(s.host.not_leader())
+        s.host.watches.end_all(s.host.refusals.not_leader())

@@ -11,8 +11,8 @@ from metastore.client.watching import encode_resume
 from metastore.clock import now_ns
 from metastore.core.machine import Applied
 from metastore.errors import InvalidRequest, Unavailable
-from metastore.node import watches as watches_module
-from metastore.node.watches import event_frames
+from metastore.partition import watches as watches_module
+from metastore.partition.watches import event_frames
 from metastore.records import pack_record
 from metastore.wire.frames import unpack_body
 from tests.unit.node.single import Single

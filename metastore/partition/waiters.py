@@ -7,17 +7,20 @@ for longer than it said. What is answered with OutcomeUnknown may take effect la
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from metastore.errors import MetastoreError
-
-if TYPE_CHECKING:
-    from metastore.node.clients import ClientConnection
+from metastore.partition.ports import ReplySink
 
 FOREVER_NS: Final = 1 << 62
 
-Waiter = tuple[int, "ClientConnection", int, tuple[Any, ...], int]
+Waiter = tuple[int, ReplySink, int, tuple[Any, ...], int]
 """``(entry, connection, op id, the answer without its id, deadline in ns)``."""
+
+
+def error_result(op_id: int, error: MetastoreError) -> list[Any]:
+    """The answer that an operation was refused, or failed."""
+    return [op_id, error.status, error.message, error.detail]
 
 
 class Waiters(deque[Waiter]):
@@ -50,4 +53,4 @@ class Waiters(deque[Waiter]):
 
 def _tell(waiters: list[Waiter], error: MetastoreError) -> None:
     for _, connection, op_id, _, _ in waiters:
-        connection.answer([op_id, error.status, error.message, error.detail])
+        connection.answer(error_result(op_id, error))

@@ -12,14 +12,14 @@ the entry that parted them: there the watch ends, and goes on as two.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgpack
 
 from metastore.clock import now_ns
 from metastore.core.entry import entry_payload
 from metastore.core.machine import Applied, base_version, changes_of
-from metastore.core.replica import ACTIVE, RESIGNING
+from metastore.core.replica import ACTIVE
 from metastore.errors import (
     Compacted,
     InvalidRequest,
@@ -30,12 +30,13 @@ from metastore.errors import (
 )
 from metastore.history import history_changed
 from metastore.operations import DELETE, EXPIRE, PUT
+from metastore.partition.log import PartitionLog
+from metastore.partition.policies import Policies
+from metastore.partition.ports import WatchSink
+from metastore.partition.refusals import Refusals
+from metastore.partition.state import PROPOSING, PartitionState
 from metastore.wire import frames
 from metastore.wire.client_messages import WATCH_ANY, WATCH_KEYS
-
-if TYPE_CHECKING:
-    from metastore.node.clients import ClientConnection
-    from metastore.node.host import PartitionHost
 
 SLICE_BYTES = 256 << 10
 CONGESTED_BYTES = 1 << 20
@@ -69,7 +70,7 @@ class Watch:
         "version",
     )
 
-    def __init__(self, connection: ClientConnection, body: list[Any]) -> None:
+    def __init__(self, connection: WatchSink, body: list[Any]) -> None:
         self.connection = connection
         self.id, _, self.start, self.end, _, self.flags, wanted = body
         self.group: Group = (self.start, self.end, self.flags, wanted)
@@ -86,8 +87,10 @@ Groups = dict[Group, dict[Watch, None]]
 class PartitionWatches:
     """See the module."""
 
-    def __init__(self, host: PartitionHost) -> None:
-        self.host = host
+    def __init__(
+        self, state: PartitionState, refusals: Refusals, log: PartitionLog, policies: Policies
+    ) -> None:
+        self.state, self.refusals, self.log, self.policies = state, refusals, log, policies
         self.count = 0
         self._all: dict[tuple[int, int], Watch] = {}
         #: live watches; those of one routing key by its point
@@ -98,9 +101,9 @@ class PartitionWatches:
 
     # --- beginning and ending ---------------------------------------------------------------
 
-    def add(self, connection: ClientConnection, body: list[Any]) -> None:
+    def add(self, connection: WatchSink, body: list[Any]) -> None:
         """A checked WATCH frame."""
-        host = self.host
+        state = self.state
         watch = Watch(connection, body)
         error = self._refuse(watch, body[4])
         if error is not None:
@@ -108,66 +111,65 @@ class PartitionWatches:
             return
         self._all[id(connection), watch.id] = watch
         self.count += 1
-        connection.watches[watch.id] = self
         if body[4] is None:
-            watch.index, watch.version = host.applied, host.machine.last_version
+            watch.index, watch.version = state.store.applied, state.machine.last_version
         self._send(watch, watch.version, b"\x90")
         if body[4] is None:
             self._go_live(watch)
         else:
             self._behind[watch] = None
-            host.node.schedule_pump(host)
+            state.agenda.feed(state.p)
 
     def _refuse(self, watch: Watch, after: int | None) -> MetastoreError | None:
-        host = self.host
-        if not watch.flags & WATCH_ANY and host.role not in (ACTIVE, RESIGNING):
-            return host.not_leader()
-        if not host.has_state():
-            text = f"partition {host.p} has no state on this replica yet"
-            return Unavailable(text, retry_after_s=0.1, partition=host.p)
-        lo, hi = host.lo, host.hi
+        state = self.state
+        if not watch.flags & WATCH_ANY and state.replica.role not in PROPOSING:
+            return self.refusals.not_leader()
+        if not state.has_state():
+            text = f"partition {state.p} has no state on this replica yet"
+            return Unavailable(text, retry_after_s=0.1, partition=state.p)
+        lo, hi = state.lo, state.hi
         if watch.start < lo or watch.end > hi or watch.start >= watch.end:
-            return host.elsewhere()
-        error = host.node.policies.refuse_range(watch.start, watch.end)
+            return self.refusals.elsewhere()
+        error = self.policies.refuse_range(watch.start, watch.end)
         if error is not None or after is None:
             return error
-        if host.node.listing_ns > MAX_SEEKING_NS:
+        if state.agenda.listing_ns > MAX_SEEKING_NS:
             return Overloaded("too many watches from the past at once", retry_after_s=0.1)
         began = now_ns()
         try:
             error = self._seek(watch, after)
         except RottenEntry as e:
             error = self._rotten(e, after)
-        host.node.listing_ns += now_ns() - began
+        state.agenda.listing_ns += now_ns() - began
         return error
 
     def _rotten(self, error: RottenEntry, after: int) -> MetastoreError:
         """R14: the log here cannot tell what followed ``after``."""
-        self.host.node.rebuilding.lost(error)
-        return self._not_kept(after, self.host.machine.last_version)
+        self.state.around.lost(error)
+        return self._not_kept(after, self.state.machine.last_version)
 
     def _seek(self, watch: Watch, after: int) -> MetastoreError | None:
         """Stand before the first entry that may have a change above version ``after``."""
-        host = self.host
-        last = host.machine.last_version
-        if host.machine.is_left_behind(after, host.replica.can_read(now_ns())):
+        state = self.state
+        last = state.machine.last_version
+        if state.machine.is_left_behind(after, state.replica.can_read(now_ns())):
             return history_changed(after, last)
         watch.version = after
         if after >= last:
-            watch.index = host.applied
+            watch.index = state.store.applied
             if after == last:
                 return None
-            text = f"partition {host.p} is at version {last} here, so nothing can be resumed after {after}"
-            if host.replica.can_read(now_ns()):
+            text = f"partition {state.p} is at version {last} here, so nothing can be resumed after {after}"
+            if state.replica.can_read(now_ns()):
                 return InvalidRequest(text)
-            return Unavailable(text, retry_after_s=0.1, partition=host.p)  # another replica knows more
-        first = host.log_base + 1
+            return Unavailable(text, retry_after_s=0.1, partition=state.p)  # another replica knows more
+        first = self.log.base + 1
         oldest = self._base_at_or_after(first)
         if oldest is None or oldest > after:
             return self._too_old(after)
         low, high = (
             first,
-            host.applied,
+            state.store.applied,
         )  # the first entry in [low, high] whose base is <= after, from the right
         while low < high:
             middle = (low + high + 1) // 2
@@ -181,29 +183,29 @@ class PartitionWatches:
 
     def _too_old(self, after: int) -> MetastoreError:
         """What follows ``after`` is not kept here. Of another replica the leader may still have it."""
-        oldest = self._base_at_or_after(self.host.log_base + 1)
-        return self._not_kept(after, self.host.machine.last_version if oldest is None else oldest)
+        oldest = self._base_at_or_after(self.log.base + 1)
+        return self._not_kept(after, self.state.machine.last_version if oldest is None else oldest)
 
     def _not_kept(self, after: int, oldest: int) -> MetastoreError:
-        host = self.host
+        state = self.state
         text = (
-            f"partition {host.p}: changes after version {after} are no longer kept, those after {oldest} are"
+            f"partition {state.p}: changes after version {after} are no longer kept, those after {oldest} are"
         )
-        if host.role not in (ACTIVE, RESIGNING):
-            return Unavailable(f"{text}, on this replica", retry_after_s=0.1, partition=host.p)
+        if state.replica.role not in PROPOSING:
+            return Unavailable(f"{text}, on this replica", retry_after_s=0.1, partition=state.p)
         return Compacted(f"{text}; list again and watch from there", oldest=oldest)
 
     def _base_at_or_after(self, index: int) -> int | None:
         """The base version of entry ``index``, or of the next that is not a no-op."""
-        host = self.host
-        while index <= host.applied:
-            base = base_version(entry_payload(host.read_log(index, 1)[0]))
+        state = self.state
+        while index <= state.store.applied:
+            base = base_version(entry_payload(self.log.read(index, 1)[0]))
             if base is not None:
                 return base
             index += 1
         return None
 
-    def remove(self, connection: ClientConnection, watch_id: int) -> None:
+    def remove(self, connection: WatchSink, watch_id: int) -> None:
         """The client ended it, or is gone."""
         watch = self._all.pop((id(connection), watch_id), None)
         if watch is not None:
@@ -293,16 +295,16 @@ class PartitionWatches:
         return more
 
     def _feed(self, watch: Watch) -> bool:
-        host = self.host
-        if watch.index < host.log_base:
+        state = self.state
+        if watch.index < self.log.base:
             self.remove(watch.connection, watch.id)
             watch.connection.watch_ended(watch.id, self._too_old(watch.version))
             return False
         parted = self._parted(watch)
-        last = host.applied if parted is None else parted
+        last = state.store.applied if parted is None else parted
         if watch.index < last:
             after = watch.version
-            for number, blob in enumerate(host.read_log(watch.index + 1, SLICE_BYTES), watch.index + 1):
+            for number, blob in enumerate(self.log.read(watch.index + 1, SLICE_BYTES), watch.index + 1):
                 if number > last:
                     break
                 entry = changes_of(entry_payload(blob))
@@ -325,7 +327,7 @@ class PartitionWatches:
 
     def _parted(self, watch: Watch) -> int | None:
         """The first entry that gave part of the watch's range away: the last that it is told of here."""
-        for split in self.host.machine.splits:
+        for split in self.state.machine.splits:
             if split.at < watch.end:
                 return split.entry
         return None
@@ -335,7 +337,7 @@ class PartitionWatches:
         who is behind comes to it later (``_feed``)."""
         for watch in list(self._all.values()):
             if watch.live and self._parted(watch) is not None:
-                watch.version = self.host.machine.last_version  # the entry itself changes no record
+                watch.version = self.state.machine.last_version  # the entry itself changes no record
                 self._send_on(watch)
 
     def _send_on(self, watch: Watch) -> None:
@@ -346,52 +348,51 @@ class PartitionWatches:
     def _part(self, watch: Watch) -> None:
         """What follows the version that it was told last is for others to tell, who are named."""
         self.remove(watch.connection, watch.id)
-        watch.connection.watch_ended(watch.id, self.host.elsewhere())
+        watch.connection.watch_ended(watch.id, self.refusals.elsewhere())
 
     # --- time -----------------------------------------------------------------------------------
 
     def sweep(self, now: int) -> None:
         """Feed on those that were behind a full connection; tell idle ones how far they are; end those of
         a leader that hears no quorum, and those whose namespace turned out to have another rule."""
-        host = self.host
+        state = self.state
         if self._behind:  # a connection says that it is read again only if it was very full before
-            host.node.schedule_pump(host)
+            state.agenda.feed(state.p)
         if not self.count or now - self._progress_ns < PROGRESS_NS:
             return
         self._progress_ns = now
         self._end_misplaced()
-        if host.role == ACTIVE and not host.replica.has_quorum(now):
-            text = f"partition {host.p}: its leader hears no quorum of replicas"
-            self.end_all(Unavailable(text, retry_after_s=1, partition=host.p), also_any=False)
-        version = host.machine.last_version
+        if state.replica.role == ACTIVE and not state.replica.has_quorum(now):
+            text = f"partition {state.p}: its leader hears no quorum of replicas"
+            self.end_all(Unavailable(text, retry_after_s=1, partition=state.p), also_any=False)
+        version = state.machine.last_version
         for watch in self._all.values():
             if watch.live and watch.told < version and not watch.connection.congested(CONGESTED_BYTES):
-                watch.index, watch.version = host.applied, version
+                watch.index, watch.version = state.store.applied, version
                 self._send(watch, version, b"\x90")
 
     def _end_misplaced(self) -> None:
         """A namespace was created, with a routing rule of its own, after a watch of one routing key by the
         default rule began: what is written from now on lies elsewhere."""
-        policies = self.host.node.policies
         for watch in list(self._all.values()):
-            error = policies.refuse_range(watch.start, watch.end)
+            error = self.policies.refuse_range(watch.start, watch.end)
             if error is not None:
                 self.remove(watch.connection, watch.id)
                 watch.connection.watch_ended(watch.id, error)
 
     def snapshot_installed(self) -> None:
         """The log begins anew (R17): who stood before it is behind, and will be told."""
-        host = self.host
+        state = self.state
         for watch in list(self._all.values()):
             if self._parted(watch) is not None:
                 self._part(watch)
-            elif watch.version >= host.machine.last_version:
-                watch.index = host.applied
+            elif watch.version >= state.machine.last_version:
+                watch.index = state.store.applied
             elif watch.live:
                 self._not_live(watch)
                 self._behind[watch] = None
         if self._behind:
-            host.node.schedule_pump(host)
+            state.agenda.feed(state.p)
 
 
 def event_frames(applied: Applied, group: Group, after: int = 0) -> list[tuple[int, bytes]]:

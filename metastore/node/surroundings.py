@@ -1,0 +1,68 @@
+"""What the partitions of a node ask about it and about the cluster (partition.ports)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from metastore.errors import CorruptState, MetastoreError, Moved, RottenEntry, Unavailable
+from metastore.topology import Placement
+
+if TYPE_CHECKING:
+    from metastore.node.node import Node
+    from metastore.partition.log import PartitionLog
+
+
+class NodeSurroundings:
+    """See the module."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.tight = False
+
+    @property
+    def stopping(self) -> bool:
+        return self._node.stopping
+
+    def can_elect(self) -> bool:
+        return self._node.control.can_elect()
+
+    def connected(self) -> Collection[str]:
+        return self._node.links.connected()
+
+    def away_for_s(self, node: str) -> float:
+        return self._node.links.away_for_s(node)
+
+    def address_of(self, node: str | None) -> str | None:
+        record = self._node.topology.nodes.get(node) if node else None
+        return record.rpc if record else None
+
+    def family(self, p: int) -> list[Placement]:
+        return self._node.topology.family(p)
+
+    def whereabouts(self, p: int) -> MetastoreError:
+        """Where it is, as far as is known here: who has just moved away knows before others ask around."""
+        node = self._node
+        if node.identity.refused:
+            return Moved(f"this node takes part in nothing: {node.identity.why}", partition=p)
+        if not node.core_started:
+            return Unavailable("this node is starting", retry_after_s=0.2, partition=p)
+        if node.store.forks(p):
+            return Unavailable(f"partition {p} is being opened here", retry_after_s=0.05, partition=p)
+        placement = node.topology.partitions.get(p)
+        where = {"leader": placement.leader, "epoch": placement.epoch} if placement is not None else {}
+        cell = node.topology.cell_of(p)
+        return Moved(f"this node holds no replica of partition {p}", partition=p, cell=cell, **where)
+
+    def room_text(self) -> str:
+        return self._node.store.space.text()
+
+    def log_of(self, p: int) -> PartitionLog | None:
+        host = self._node.hosts.get(p)
+        return None if host is None else host.log
+
+    def rotten(self, p: int, error: CorruptState) -> None:
+        self._node.rebuilding.found(p, error)
+
+    def lost(self, error: RottenEntry) -> None:
+        self._node.rebuilding.lost(error)
