@@ -23,6 +23,7 @@ from metastore.core.machine import Machine
 from metastore.core.payloads import read_payload
 from metastore.keys import storage_key, well_placed
 from metastore.operations import GET, LINEARIZABLE, PUT
+from metastore.storage.lmdb_engine import LmdbEngine
 from metastore.storage.overlay import Overlay, PartitionOverlay
 from metastore.storage.records import pack_entry_record
 from metastore.storage.segments import block_bytes
@@ -186,7 +187,7 @@ def measure() -> dict[str, dict[str, float]]:
     """``{stage: {"alone": µs, "of 64": µs}}``, of all nodes that do it together."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="metastore-bench-") as folder:
-        state = State.open(Path(folder), True, 1 << 30)
+        state = State(LmdbEngine.open(Path(folder), 1 << 30), True)
         for column, size in (("alone", 1), ("of 64", 64)):
             stages = Stages(size)
             best = dict.fromkeys((name for name, _, _ in Stages.PUT), float("inf"))

@@ -3,7 +3,7 @@
 ``value | crc32 of the value (u32) | crc32 of that and the key (u32)``, little endian. The second one ties key and
 value together, and is enough to tell whether a *key* is as it was put, however long the value is. That
 counts where nothing is found: a row whose key has rotted lies where it always did, between the same neighbours, so
-"there is no such key" is true only if the rows on both sides of the gap have their keys (``seek``). A value that has
+"there is no such key" is true only if the rows on both sides of the gap have their keys (``prove_absent``). A value that has
 rotted concerns the partition it belongs to. A key that has rotted concerns the whole tree: what was looked for since may
 have been led astray by it, and so may what was put.
 """
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from metastore.errors import CorruptState, CorruptTree
+from metastore.storage.engine import Row, Table
 
 SUMS: Final = struct.Struct("<II")
 SUMS_BYTES: Final = SUMS.size
@@ -60,26 +62,32 @@ def check_key(key: bytes, row: bytes) -> None:
         raise rotten(key)
 
 
-def seek(cursor: Any, key: bytes) -> bool:
-    """Go to the first row at or above ``key``; False when there is none. Raises CorruptTree when the row
-    before it is not the one that was put there: it could have been one to come."""
-    found: bool = cursor.set_range(key)
-    if cursor.prev() if found else cursor.last():
-        check_key(cursor.key(), cursor.value())
-        if found:
-            cursor.next()
-    elif found:
-        cursor.first()
+def rows_from(table: Table, key: bytes) -> Iterator[Row]:
+    """The rows from ``key`` on, in order, not checked. Raises CorruptTree when the row before them is not the one that was
+    put there: it could have been one of them."""
+    before, rows = table.seek(key)
+    if before is not None:
+        check_key(*before)
+    return rows
+
+
+def first_from(table: Table, key: bytes) -> Row | None:
+    """The first row from ``key`` on, its bytes perhaps as views, valid until the next call; None: there is none.
+    Raises CorruptTree when it or the row before it is not the one that was put there."""
+    before, found = table.around(key)
+    if before is not None:
+        check_key(*before)
+    if found is not None:
+        check_key(*found)
     return found
 
 
-def prove_absent(cursor: Any, key: bytes) -> None:
+def prove_absent(table: Table, key: bytes) -> None:
     """There is no row of that key. Raises CorruptTree when one of the rows on both sides of its place is not
     the one that was put there: it could be the one; or when it is there after all, and another's key led astray."""
-    if seek(cursor, key):
-        check_key(cursor.key(), cursor.value())
-        if cursor.key() == key:
-            raise rotten(key)
+    found = first_from(table, key)
+    if found is not None and found[0] == key:
+        raise rotten(key)
 
 
 def rotten(key: bytes) -> CorruptTree:

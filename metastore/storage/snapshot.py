@@ -21,13 +21,13 @@ class SnapshotReader:
 
     def __init__(self, store: Store, p: int) -> None:
         self._state = store.state
-        self._txn = store.state.env.begin()
-        meta = store.state.meta_in(p, self._txn)
+        self._snapshot = store.state.engine.snapshot()
+        meta = store.state.meta_in(p, self._snapshot)
         if meta is None:
-            self._txn.abort()
+            self._snapshot.close()
             raise Unavailable(f"partition {p} has nothing applied on disk yet")
         self.index, self.epoch, self._meta = meta.applied, meta.applied_epoch, meta
-        self._aux = self._state.aux_rows_in(meta.slot, self._txn)
+        self._aux = self._state.aux_rows_in(meta.slot, self._snapshot)
         self._rows = self._all_rows()
 
     def aux(self, key: bytes) -> bytes | None:
@@ -36,7 +36,7 @@ class SnapshotReader:
 
     def _all_rows(self) -> Iterator[Row]:
         for lkey, record in self._state.scan(
-            self._meta.data_slot, self._meta.start, self._meta.end, self._txn
+            self._meta.data_slot, self._meta.start, self._meta.end, self._snapshot
         ):
             yield DATA, lkey, record
         for key, row in self._aux:
@@ -53,7 +53,7 @@ class SnapshotReader:
         return rows
 
     def close(self) -> None:
-        self._txn.abort()
+        self._snapshot.close()
 
 
 class SnapshotInstaller:

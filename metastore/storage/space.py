@@ -22,12 +22,12 @@ import errno
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from metastore.errors import NoRoom
 from metastore.storage.disk import Disk
+from metastore.storage.engine import Pages
 
 log = logging.getLogger("metastore.store")
 
@@ -42,15 +42,6 @@ MAP_PART: Final = 8
 AHEAD_BYTES: Final = 4 << 20
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-
-
-@dataclass(frozen=True, slots=True)
-class Pages:
-    """Of the state's map, in bytes: its size, up to where it is used, and what of that is free."""
-
-    limit: int
-    used: int
-    free: int
 
 
 class Space:
@@ -94,16 +85,15 @@ class Space:
         if self.disk_free < self.floor_bytes:
             self.give_up_reserve()
 
-    def look(self, pages: Pages, ahead: int, pending: int, log_room: int, blocked: bool, stuck: bool) -> None:
-        """Measure and judge. ``ahead``: blocks that the state's file has beyond what is used of it; ``pending``: changes that
-        are not in the state yet; ``log_room``: what can be logged without another segment; ``blocked``: a
+    def look(self, pages: Pages, pending: int, log_room: int, blocked: bool, stuck: bool) -> None:
+        """Measure and judge. ``pages``: of the state; ``pending``: changes that are not in it yet; ``log_room``: what can be logged without another segment; ``blocked``: a
         transaction waits for room; ``stuck``: and no more changes can wait with it."""
         self.disk_free, self.disk_total = self.disk.space(self.folder)
         self.pages = pages
         self.critical = self.disk_free < self.floor_bytes
         if self.critical:
             self.give_up_reserve()
-        on_disk = self.disk_free + ahead + pages.free - pending
+        on_disk = self.disk_free + pages.ahead + pages.free - pending
         in_map = pages.limit - pages.used + pages.free - pending
         self.room = max(0, min(on_disk, in_map))
         was = self.low
@@ -210,15 +200,3 @@ class Blocks:
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def pages_of(env: Any, txn: Any, tables: tuple[Any, ...]) -> Pages:
-    """Of an LMDB environment, as ``txn`` sees it. What its list of free pages takes counts as free."""
-    info, stat = env.info(), env.stat()
-    size = stat["psize"]
-    used = sum(
-        found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
-        for found in (stat, *(txn.stat(table) for table in tables))
-    )
-    last = info["last_pgno"] + 1
-    return Pages(info["map_size"], last * size, max(0, last - 2 - used) * size)

@@ -1,10 +1,10 @@
-"""The applied state in LMDB: records, aux rows and the position each partition stands at.
+"""The applied state: records, aux rows and the position each partition stands at, in the tables of an engine.
 
-Databases: ``data`` (slot + lkey -> record), ``aux`` (slot + key -> row), ``meta``, ``map`` (rows that the node keeps beside its
+Tables: ``data`` (slot + lkey -> record), ``aux`` (slot + key -> row), ``meta``, ``map`` (rows that the node keeps beside its
 facts: ``kept``). A partition's
 current *slot* is in its meta row, so that a snapshot is staged in a fresh slot and switched in
 by changing that row (R17). A partition that was split off another has its aux rows in a slot of its
-own and its records, until a snapshot takes their place, where they always were: in the other's (R18). LMDB keys end at 511 bytes: a longer lkey is cut to LONG bytes plus
+own and its records, until a snapshot takes their place, where they always were: in the other's (R18). An engine's keys end at 511 bytes: a longer lkey is cut to LONG bytes plus
 a digest, with the whole lkey kept in front of the record; among lkeys that share those bytes
 a scan sorts by the whole lkey.
 
@@ -21,30 +21,28 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import lmdb
 import msgpack
 
 from metastore.decoding import unpack_own
-from metastore.errors import CorruptState, CorruptTree, NoRoom, StorageError
+from metastore.errors import CorruptState, CorruptTree
 from metastore.keys import END_OF_RING
-from metastore.storage.disk import Disk
+from metastore.storage.engine import Engine, Slice, Snapshot, Table
 from metastore.storage.readcache import ReadCache
 from metastore.storage.rows import (
     SUMS,
     SUMS_BYTES,
     check_key,
+    first_from,
     is_sound,
     prove_absent,
     rotten,
+    rows_from,
     seal,
-    seek,
     unseal,
 )
 from metastore.storage.segments import Border
-from metastore.storage.space import Blocks, Pages, pages_of
 
 SLOT: Final = struct.Struct(">I")
 LONG: Final = 488
@@ -53,13 +51,14 @@ _LONG_PHYSICAL: Final = SLOT.size + LONG + _DIGEST
 _LEN: Final = struct.Struct("<H")
 NODE_ROW: Final = b"n"
 BORDER_ROW: Final = b"b"
-TABLES: Final = (b"data", b"aux", b"meta")
+DATA_TABLE: Final = "data"
+AUX_TABLE: Final = "aux"
+META_TABLE: Final = "meta"
+TABLES: Final = (DATA_TABLE, AUX_TABLE, META_TABLE)
 #: made where it is missing, by a build from before it; that nothing of it is lost is told by the node's row
-MAP_TABLE: Final = b"map"
+MAP_TABLE: Final = "map"
 READ_CACHE_BYTES: Final = 32 << 20
 DELETE_CHUNK: Final = 2000
-#: beside those of its rows, what a transaction may need: branches, roots, the list of free pages
-TXN_PAGES: Final = 128
 _slot_prefix: Final = SLOT.pack
 #: so many rows are written at a stretch, and then the loop's thread has its turn
 SLICE_ROWS: Final = 250
@@ -131,8 +130,8 @@ def _frame(lkey: bytes, record: bytes) -> bytes:
 Row = tuple[bytes, bytes | None]
 """``(key, value)``, value None = delete."""
 
-Job = list[tuple[Any, bytes, bytes | None]]
-"""Writes of one transaction: ``(db, key, value)``."""
+Job = list[tuple[str, bytes, bytes | None]]
+"""Writes of one transaction: ``(table, key, value)``, value None = delete."""
 
 
 def record_writes(slot: int, records: Mapping[bytes, bytes | None]) -> list[Row]:
@@ -173,64 +172,29 @@ class Rubbish(NamedTuple):
 
 
 class State:
-    """One LMDB environment. Reads from the loop thread, ``write`` from the writer thread."""
+    """The tables of one engine. Reads from the loop thread, ``write`` from the writer thread."""
 
-    def __init__(self, env: Any, create: bool, read_cache_bytes: int = READ_CACHE_BYTES) -> None:
-        """``env``: an open LMDB environment, or what stands in for one; ``create``: its tables, if they are not
-        there. Raises CorruptState."""
-        self.env = env
+    def __init__(self, engine: Engine, create: bool, read_cache_bytes: int = READ_CACHE_BYTES) -> None:
+        """``create``: its tables, if they are not there. Raises StorageError, CorruptState, OSError."""
+        self.engine = engine
         self.cache = ReadCache(read_cache_bytes)
-        try:
-            self.data, self.aux, self.meta = (env.open_db(name, create=create) for name in TABLES)
-        except lmdb.NotFoundError:
-            raise CorruptState(
-                f"the state lacks one of its tables {', '.join(map(bytes.decode, TABLES))}; replace the node"
-            ) from None
-        self.map = env.open_db(MAP_TABLE, create=True)
-        # what a killed process had committed may be in the kernel's cache only
-        env.sync(True)
+        if not all(engine.open_table(name, create) for name in TABLES):
+            raise CorruptState(f"the state lacks one of its tables {', '.join(TABLES)}; replace the node")
+        engine.open_table(MAP_TABLE, create=True)
+        engine.sync()
         self._begin()
-        #: of its file on the disk, if it has one
-        self.blocks: Blocks | None = None
-
-    @classmethod
-    def open(
-        cls, folder: Path, create: bool, map_size: int, read_cache_bytes: int = READ_CACHE_BYTES
-    ) -> State:
-        """Raises StorageError, CorruptState."""
-        try:
-            env = lmdb.open(
-                str(folder),
-                map_size=map_size,
-                max_dbs=4,
-                max_readers=64,
-                subdir=True,
-                lock=True,
-                readahead=False,
-                meminit=False,
-            )
-            state = cls(env, create, read_cache_bytes)
-            Disk().sync_folder(folder)
-            state.blocks = Blocks(folder / "data.mdb")
-            return state
-        except lmdb.Error as e:
-            raise StorageError(f"the state in {folder} cannot be opened: {e}") from None
 
     # --- reading --------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._reader = self.env.begin()
-        self._prober = self.env.begin(buffers=True)
-        self._probe = self._prober.cursor(db=self.data)
-
-    def _end(self) -> None:
-        self._reader.abort()
-        self._prober.abort()
+        self._snapshot = self.engine.snapshot()
+        self._data = self._snapshot.table(DATA_TABLE)
+        self._read = self._data.get
 
     def renew(self, changed: Mapping[bytes, bytes | None]) -> None:
         """See what was committed since: these changes of records, as ``record_writes`` makes them, and none that
         concern what anybody has read."""
-        self._end()
+        self._snapshot.close()
         self._begin()
         self.cache.changed(changed)
 
@@ -241,31 +205,31 @@ class State:
         key = _slot_prefix(slot) + lkey
         value: bytes | None = self.cache.young.get(key) or self.cache.get(key)
         if value is None:
-            row = self._reader.get(key, None, self.data)
+            row = self._read(key)
             if row is None:
-                prove_absent(self._probe, key)
+                prove_absent(self._data, key)
                 return None
             value = unseal(key, row)
             self.cache.put(key, value)
         return value
 
     def _get_long(self, key: bytes, lkey: bytes) -> bytes | None:
-        row: bytes | None = self._reader.get(key, None, self.data)
+        row = self._read(key)
         if row is None:
-            prove_absent(self._probe, key)
+            prove_absent(self._data, key)
             return None
         whole, value = _unframe(key, unseal(key, row))
         return value if whole == lkey else None
 
-    def scan(self, slot: int, start: bytes, end: bytes, txn: Any = None) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, slot: int, start: bytes, end: bytes, snapshot: Snapshot | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
         """``(lkey, record)`` with ``start <= lkey < end``, in order, checked."""
-        cursor = (txn or self._reader).cursor(db=self.data)
+        table = self._data if snapshot is None else snapshot.table(DATA_TABLE)
         prefix = SLOT.pack(slot)
-        if not seek(cursor, prefix + start[:LONG]):
-            return
         run: list[tuple[bytes, bytes]] = []
         run_prefix = b""
-        for key, row in cursor:
+        for key, row in rows_from(table, prefix + start[:LONG]):
             if key[:4] != prefix:
                 check_key(key, row)
                 break
@@ -296,13 +260,10 @@ class State:
         what is left of ``max_bytes``. None when there are long keys, which take more care."""
         if len(start) > LONG or len(end) > LONG:
             return None
-        cursor = self._reader.cursor(db=self.data)
         prefix = SLOT.pack(slot)
         rows: list[tuple[bytes, bytes]] = []
-        if not seek(cursor, prefix + start):
-            return rows, None, max_bytes
         stop, crc32, sums_of = prefix + end, zlib.crc32, SUMS.unpack_from
-        for key, row in cursor:
+        for key, row in rows_from(self._data, prefix + start):
             if key >= stop:
                 check_key(key, row)
                 break
@@ -329,8 +290,8 @@ class State:
         node: bytes | None = None
         border: Border | None = None
         metas: dict[int, Meta] = {}
-        with self.env.begin() as txn:
-            for key, row in txn.cursor(db=self.meta):
+        with self.engine.snapshot() as snapshot:
+            for key, row in rows_from(snapshot.table(META_TABLE), b""):
                 value = unseal(key, row)
                 if key == NODE_ROW:
                     node = value
@@ -346,28 +307,27 @@ class State:
 
     def map_rows(self) -> dict[bytes, bytes]:
         """What the ``map`` table holds, every row of it checked. Raises CorruptState."""
-        with self.env.begin() as txn:
-            return {bytes(key): unseal(key, row) for key, row in txn.cursor(db=self.map)}
+        with self.engine.snapshot() as snapshot:
+            rows = rows_from(snapshot.table(MAP_TABLE), b"")
+            return {key: unseal(key, row) for key, row in rows}
 
-    def meta_in(self, p: int, txn: Any) -> Meta | None:
-        """A partition's row, in that transaction."""
-        row = txn.get(meta_key(p), db=self.meta)
+    def meta_in(self, p: int, snapshot: Snapshot) -> Meta | None:
+        """A partition's row, in that snapshot."""
+        row = snapshot.table(META_TABLE).get(meta_key(p))
         return None if row is None else Meta.unpack(unseal(meta_key(p), row))
 
     def aux_rows(self, slot: int) -> list[tuple[bytes, bytes]]:
-        with self.env.begin() as txn:
-            return self.aux_rows_in(slot, txn)
+        with self.engine.snapshot() as snapshot:
+            return self.aux_rows_in(slot, snapshot)
 
-    def aux_rows_in(self, slot: int, txn: Any) -> list[tuple[bytes, bytes]]:
+    def aux_rows_in(self, slot: int, snapshot: Snapshot) -> list[tuple[bytes, bytes]]:
         prefix = SLOT.pack(slot)
         rows = []
-        cursor = txn.cursor(db=self.aux)
-        if seek(cursor, prefix):
-            for key, row in cursor:
-                if key[:4] != prefix:
-                    check_key(key, row)
-                    break
-                rows.append((key[4:], unseal(key, row)))
+        for key, row in rows_from(snapshot.table(AUX_TABLE), prefix):
+            if key[:4] != prefix:
+                check_key(key, row)
+                break
+            rows.append((key[4:], unseal(key, row)))
         return rows
 
     def check_rows(self, table: str, after: bytes, max_bytes: int) -> tuple[bytes | None, int, list[bytes]]:
@@ -377,133 +337,92 @@ class State:
         bad: list[bytes] = []
         size = 0
         try:
-            with self.env.begin(buffers=True) as txn:
-                cursor = txn.cursor(db=getattr(self, table))
-                more = seek(cursor, after)
-                while more:
-                    key, row = bytes(cursor.key()), cursor.value()
-                    if key != after:
-                        if not is_sound(key, row):
-                            bad.append(key)
-                        if key < after:
-                            raise rotten(key)
-                        size += len(key) + len(row)
-                        if size >= max_bytes:
-                            return key, size, bad
-                        after = key
-                    more = cursor.next()
-        except lmdb.Error as e:
+            with self.engine.snapshot() as snapshot:
+                for key, row in rows_from(snapshot.table(table), after):
+                    if key == after:
+                        continue
+                    if not is_sound(key, row):
+                        bad.append(key)
+                    if key < after:
+                        raise rotten(key)
+                    size += len(key) + len(row)
+                    if size >= max_bytes:
+                        return key, size, bad
+                    after = key
+        except self.engine.unreadable as e:
             raise CorruptTree(f"table {table} of the state cannot be read ({e}); replace the node") from None
         return None, size, bad
 
     def slots(self) -> set[int]:
         """Every slot that holds rows. Raises CorruptTree."""
         found: set[int] = set()
-        with self.env.begin() as txn:
-            for db in (self.data, self.aux):
-                cursor = txn.cursor(db=db)
-                more = cursor.first()
-                while more:
-                    check_key(cursor.key(), cursor.value())
-                    slot = SLOT.unpack(cursor.key()[:4])[0]
+        with self.engine.snapshot() as snapshot:
+            for name in (DATA_TABLE, AUX_TABLE):
+                table = snapshot.table(name)
+                row = first_from(table, b"")
+                while row is not None:
+                    slot = SLOT.unpack(row[0][: SLOT.size])[0]
                     found.add(slot)
-                    more = slot < 0xFFFFFFFF and seek(cursor, SLOT.pack(slot + 1))
+                    row = first_from(table, SLOT.pack(slot + 1)) if slot < 0xFFFFFFFF else None
         return found
-
-    def pages(self) -> Pages:
-        """How much of its map is used, as the loop's thread sees it."""
-        return pages_of(self.env, self._reader, (self.data, self.aux, self.meta, self.map))
 
     # --- writing (writer thread) -------------------------------------------------------------
 
-    def make_room(self, rows: int, size: int) -> None:
-        """Have blocks on the disk for a transaction that changes so many rows, of so many bytes. Raises NoRoom: then
-        nothing was begun."""
-        if self.blocks is None:
-            return
-        with self.env.begin() as txn:
-            pages = pages_of(self.env, txn, (self.data, self.aux, self.meta, self.map))
-        page = self.env.stat()["psize"]
-        # each row has its leaf written anew, and there are no more of those than there are pages; some of what
-        # is free may be in use by a reader still
-        leaves = min(rows, pages.used // page)
-        needed = page * (leaves + leaves // 8 + TXN_PAGES) + 2 * size
-        more = max(page * TXN_PAGES, needed - pages.free // 2)
-        self.blocks.ensure(pages.used, min(more, max(0, pages.limit - pages.used)))
-
-    def aux_write(self, slot: int, key: bytes, row: bytes | None) -> tuple[Any, bytes, bytes | None]:
-        return self.aux, SLOT.pack(slot) + key, row
+    def aux_write(self, slot: int, key: bytes, row: bytes | None) -> tuple[str, bytes, bytes | None]:
+        return AUX_TABLE, SLOT.pack(slot) + key, row
 
     def write(self, job: Job, records: Iterable[Row] = ()) -> None:
         """One synced transaction: ``job``, and changes of records as ``record_writes`` makes them. Raises
         NoRoom, after which it may be tried again, and StorageError (R14)."""
-        rows: dict[Any, list[Row]] = {self.data: list(records)}
-        for db, key, value in job:
-            rows.setdefault(db, []).append((key, value))
-        if self.blocks is not None:
-            sizes = [len(key) + len(value or b"") for changes in rows.values() for key, value in changes]
-            self.make_room(len(sizes), sum(sizes))
-        try:
-            with self.env.begin(write=True) as txn:
-                for db, changes in rows.items():
-                    self._write_rows(txn, db, changes)
-        except lmdb.MapFullError:
-            raise NoRoom(
-                f"the state is full: map size {self.env.info()['map_size']} bytes; raise map_size_gib"
-            ) from None
-        except lmdb.Error as e:
-            raise StorageError(f"the state cannot be written ({e}); check the disk") from None
+        rows: dict[str, list[Row]] = {DATA_TABLE: list(records)}
+        for table, key, value in job:
+            rows.setdefault(table, []).append((key, value))
+        sizes = [len(key) + len(value or b"") for changes in rows.values() for key, value in changes]
+        self.engine.make_room(len(sizes), sum(sizes))
+        self.engine.write(_slices(rows))
 
-    @staticmethod
-    def _write_rows(txn: Any, db: Any, rows: list[Row]) -> None:
-        """By slices, with the interpreter let go between them: a transaction at one stretch would keep the loop's
-        thread, which everybody waits for, from its work for many milliseconds."""
-        rows.sort(key=itemgetter(0))  # in key order, LMDB writes several times faster
+    def delete_step(self, rubbish: Rubbish) -> bool:
+        """Delete some of those rows; whether rows are left. Raises as ``write``, and CorruptTree."""
+        keys: dict[str, list[bytes]] = {}
+        left = DELETE_CHUNK
+        with self.engine.snapshot() as snapshot:
+            for name, slot, start, end in (
+                (DATA_TABLE, rubbish.data_slot, rubbish.start, rubbish.end),
+                (AUX_TABLE, rubbish.slot, b"", None),
+            ):
+                keys[name] = _keys_within(snapshot.table(name), SLOT.pack(slot), start, end, left)
+                left -= len(keys[name])
+        if left < DELETE_CHUNK:
+            self.engine.make_room(DELETE_CHUNK - left, 0)
+            self.engine.write(Slice(name, (), gone) for name, gone in keys.items())
+        return not left
+
+    def close(self) -> None:
+        self._snapshot.close()
+        self.engine.close()
+
+
+def _slices(tables: dict[str, list[Row]]) -> Iterator[Slice]:
+    """With the interpreter let go between them: a transaction at one stretch would keep the loop's thread, which everybody
+    waits for, from its work for many milliseconds."""
+    for table, rows in tables.items():
+        rows.sort(key=itemgetter(0))  # in key order, an engine on a disk writes several times faster
         for start in range(0, len(rows), SLICE_ROWS):
             if start:
                 time.sleep(SLICE_PAUSE_S)
             few = rows[start : start + SLICE_ROWS]
             puts = [(key, seal(key, value)) for key, value in few if value is not None]
-            if puts:
-                txn.cursor(db=db).putmulti(puts)
-            if len(puts) < len(few):
-                for key, value in few:
-                    if value is None:
-                        txn.delete(key, db=db)
+            deletes = [key for key, value in few if value is None] if len(puts) < len(few) else ()
+            yield Slice(table, puts, deletes)
 
-    def delete_step(self, rubbish: Rubbish) -> bool:
-        """Delete some of those rows; whether rows are left. Raises as ``write``, and CorruptTree."""
-        left = DELETE_CHUNK
-        self.make_room(left, 0)
-        spans = (
-            (self.data, SLOT.pack(rubbish.data_slot), rubbish.start, rubbish.end),
-            (self.aux, SLOT.pack(rubbish.slot), b"", None),
-        )
-        try:
-            with self.env.begin(write=True) as txn:
-                for db, prefix, start, end in spans:
-                    cursor = txn.cursor(db=db)
-                    more = seek(cursor, prefix + start)
-                    while more and left and cursor.key()[:4] == prefix:
-                        check_key(cursor.key(), cursor.value())
-                        if end is not None and cursor.key()[4:] >= end:
-                            break
-                        more = cursor.delete()
-                        left -= 1
-                    if not left:
-                        return True
-        except lmdb.MapFullError:
-            raise NoRoom("the state is full: raise map_size_gib") from None
-        except lmdb.Error as e:
-            raise StorageError(f"the state cannot be written ({e}); check the disk") from None
-        return False
 
-    def bytes_used(self) -> int:
-        """Of the map, free pages between used ones included."""
-        return int((self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"])
-
-    def close(self) -> None:
-        self._end()
-        if self.blocks is not None:
-            self.blocks.close()
-        self.env.close()
+def _keys_within(table: Table, prefix: bytes, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
+    """The first keys of a slot from ``start`` on, up to ``end``. Raises CorruptTree: what is deleted is what was
+    put there."""
+    keys: list[bytes] = []
+    for key, row in rows_from(table, prefix + start) if limit else ():
+        check_key(key, row)
+        if len(keys) == limit or key[:4] != prefix or (end is not None and key[4:] >= end):
+            break
+        keys.append(key)
+    return keys

@@ -41,6 +41,7 @@ from metastore.storage.identity import (
     write_identity,
 )
 from metastore.storage.kept import FACT_ROWS, PART_BYTES, KeptRows, parts_of
+from metastore.storage.lmdb_engine import LmdbEngine
 from metastore.storage.log import NodeLog, PartitionLog
 from metastore.storage.overlay import Overlay
 from metastore.storage.records import ConfigEntry, DropEntry, Fact, SealEntry, TruncateEntry
@@ -52,6 +53,8 @@ from metastore.storage.space import Space
 from metastore.storage.state import (
     BORDER_ROW,
     LONG,
+    MAP_TABLE,
+    META_TABLE,
     NODE_ROW,
     READ_CACHE_BYTES,
     SLOT,
@@ -277,8 +280,12 @@ class Store:
 
     def _open_state(self) -> State:
         options = self.options
-        folder = self.folder / "state"
-        return State.open(folder, self.created, options.map_size_bytes, options.read_cache_bytes)
+        engine = LmdbEngine.open(self.folder / "state", options.map_size_bytes)
+        try:
+            return State(engine, self.created, options.read_cache_bytes)
+        except BaseException:
+            engine.close()
+            raise
 
     def recover(self, disk: Disk, state: State) -> None:
         """Bring log and state together, or make them. Raises CorruptLog, CorruptState."""
@@ -336,8 +343,8 @@ class Store:
             )
         self.state.write(
             [
-                (self.state.meta, NODE_ROW, self._node_row(0, 0)),
-                (self.state.meta, BORDER_ROW, msgpack.packb(BEGINNING)),
+                (META_TABLE, NODE_ROW, self._node_row(0, 0)),
+                (META_TABLE, BORDER_ROW, msgpack.packb(BEGINNING)),
             ]
         )
 
@@ -803,11 +810,10 @@ class Store:
 
     def look(self) -> None:
         """How much room there is; what waits for some is tried again."""
-        blocks, pages, flushing = self.state.blocks, self.state.pages(), self._flushing
+        pages, flushing = self.state.engine.pages(), self._flushing
         pending = self._active.bytes + (flushing.bytes if flushing is not None else 0)
-        ahead = max(0, blocks.end - pages.used) if blocks is not None else 0
         stuck = self.blocked and self.overlay_full
-        self.space.look(pages, ahead, pending, self.log.room(), self.blocked, stuck)
+        self.space.look(pages, pending, self.log.room(), self.blocked, stuck)
         if self._failed is None:
             self._submit_flush()
             # without waiting for a flush: nothing may have changed since the last one
@@ -873,9 +879,9 @@ class Store:
             job += [state.aux_write(slot, key, row) for key, row in rows]
         dirty, self._dirty = self._dirty, set()
         applied = [(p, self.partitions[p].meta.slot, self.partitions[p].meta.applied) for p in dirty]
-        job += [(state.meta, meta_key(p), self.partitions[p].meta.pack()) for p in dirty]
+        job += [(META_TABLE, meta_key(p), self.partitions[p].meta.pack()) for p in dirty]
         kept, count = self.kept.unsaved()
-        job += [(state.map, key, row) for key, row in kept.items()]
+        job += [(MAP_TABLE, key, row) for key, row in kept.items()]
         self._flush_job = _Flush(generation, slots, job, self.log.last_seq, applied, {}, count)
         self._submit_flush()
 
@@ -896,7 +902,7 @@ class Store:
         for p, part in flush.generation.partitions.items():
             job += record_writes(flush.slots[p], part.records)
         flush.changed.update(job)
-        self.state.write([*flush.rows, (self.state.meta, NODE_ROW, node_row)], job)
+        self.state.write([*flush.rows, (META_TABLE, NODE_ROW, node_row)], job)
 
     def _node_row(self, seq: int, kept: int) -> bytes:
         row: bytes = msgpack.packb(
@@ -971,7 +977,7 @@ class Store:
 
     def _delete_segments(self, segments: list[Segment], border: Border) -> None:
         """The state knows first where the log begins: one that begins later is a loss."""
-        self.state.write([(self.state.meta, BORDER_ROW, msgpack.packb(border))])
+        self.state.write([(META_TABLE, BORDER_ROW, msgpack.packb(border))])
         try:
             self.log.files.delete(segments)
         except OSError as e:  # they are deleted at the next start
@@ -1092,7 +1098,7 @@ class Store:
     async def _write_meta(self, p: int, new: Meta) -> None:
         while True:
             try:
-                await self.run_in_writer(self.state.write, [(self.state.meta, meta_key(p), new.pack())])
+                await self.run_in_writer(self.state.write, [(META_TABLE, meta_key(p), new.pack())])
                 return
             except NoRoom:
                 await asyncio.sleep(FLUSH_INTERVAL_S)

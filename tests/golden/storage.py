@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import lmdb
 import msgpack
 
 from metastore.coordination.interface import Known as Etcd
@@ -21,10 +20,13 @@ from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTE
 from metastore.records import pack_record
 from metastore.storage import identity, kept, records, store
 from metastore.storage.disk import Disk
+from metastore.storage.engine import Slice
+from metastore.storage.memory_engine import MemoryEngine
 from metastore.storage.segments import SEGMENT_HEAD, SEGMENT_MAGIC, Border, block_bytes, parse_block
 from metastore.storage.state import (
     BORDER_ROW,
     MAP_TABLE,
+    META_TABLE,
     NODE_ROW,
     TABLES,
     Meta,
@@ -35,6 +37,7 @@ from metastore.storage.state import (
 from metastore.topology import TopologyTable
 from tests.golden.formats import Example, Form
 from tests.golden.records import CONFIG, ENTRY, EPOCH, LKEY, PAYLOADS, TABLE
+from tests.unit.storage.engines import rows_in
 
 #: of the log's segments
 LOG: Final = int(SEGMENT_MAGIC[-3:])
@@ -140,27 +143,20 @@ def _fact(key: str) -> Example:
 
 
 def _in_state(work: Callable[[State], Any], rows: Any = ()) -> Any:
-    """``work`` on a state in a folder of its own, with these rows in its tables as they are."""
-    with TemporaryDirectory() as folder:
-        env = lmdb.open(folder, map_size=1 << 22, max_dbs=4)
-        tables = {name: env.open_db(name) for name in (*TABLES, MAP_TABLE)}
-        with env.begin(write=True) as txn:
-            for table, key, row in rows:
-                txn.put(key, row, db=tables[table])
-        state = State(env, create=True)
-        try:
-            return work(state)
-        finally:
-            state.close()
+    """``work`` on a state of its own, with these rows in its tables as they are."""
+    state = State(MemoryEngine(), create=True)
+    state.engine.write(Slice(table.decode(), [(key, row)]) for table, key, row in rows)
+    state.renew({})
+    try:
+        return work(state)
+    finally:
+        state.close()
 
 
 def _rows(state: State) -> bytes:
     """Every row of every table, as it is on the disk."""
-    found = []
-    with state.env.begin() as txn:
-        for name in (*TABLES, MAP_TABLE):
-            table = getattr(state, name.decode())
-            found += [[name, key, row] for key, row in txn.cursor(db=table)]
+    tables = (*TABLES, MAP_TABLE)
+    found = [[table.encode(), key, row] for table in tables for key, row in rows_in(state, table)]
     raw: bytes = msgpack.packb(found)
     return raw
 
@@ -191,9 +187,9 @@ def _put_metas(state: State, value: Any) -> None:
     plain, border, metas = value
     state.write(
         [
-            (state.meta, NODE_ROW, msgpack.packb(plain)),
-            (state.meta, BORDER_ROW, msgpack.packb(border)),
-            *((state.meta, meta_key(p), meta.pack()) for p, meta in metas.items()),
+            (META_TABLE, NODE_ROW, msgpack.packb(plain)),
+            (META_TABLE, BORDER_ROW, msgpack.packb(border)),
+            *((META_TABLE, meta_key(p), meta.pack()) for p, meta in metas.items()),
         ]
     )
 
@@ -267,7 +263,7 @@ def _state() -> dict[str, Example]:
         "meta": _row((_NODE, Border(2, 5), _METAS), _put_metas, lambda state: state.saved()),
         "map": _row(
             MAP_ROWS,
-            lambda state, v: state.write([(state.map, key, row) for key, row in v.items()]),
+            lambda state, v: state.write([(MAP_TABLE, key, row) for key, row in v.items()]),
             lambda state: state.map_rows(),
         ),
     }

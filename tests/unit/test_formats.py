@@ -127,7 +127,7 @@ def test_every_kind_of_log_record_and_row_is_named() -> None:
     kinds = {number: cls.__name__ for number, cls in records._KINDS.items()}
     assert told == {records.ENTRY: records.EntryRecord.__name__, **kinds}
     tables = {quoted(name)[0] for name, _, _ in table("table | key")}
-    assert tables == {name.decode() for name in (*state.TABLES, state.MAP_TABLE)}
+    assert tables == {*state.TABLES, state.MAP_TABLE}
     keys = {
         machine.META_KEY,
         machine.SESSION_PREFIX,

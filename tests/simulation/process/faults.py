@@ -11,6 +11,7 @@ from metastore.layout import Layout, MoveRecord, SplitRecord
 from metastore.namespaces import Policy
 from metastore.storage.records import ENTRY_HEAD
 from metastore.storage.rows import SUMS_BYTES
+from metastore.storage.state import AUX_TABLE, DATA_TABLE
 from tests.chaos.mixed import NAMESPACE
 from tests.simulation.process.etcd import NAME as ETCD
 from tests.simulation.process.loop import MS
@@ -137,13 +138,14 @@ class Faults:
         the others. (A key that rots ends the node.)"""
         name = min(self.world.processes)
         process = self.world.processes[name]
-        rows = [(table, key) for table in (b"data", b"aux") for key in sorted(process.env.tables[table].rows)]
+        tables = process.engine.tables
+        rows = [(table, key) for table in (DATA_TABLE, AUX_TABLE) for key in sorted(tables[table].rows)]
         if rows:
             table, key = self.random.choice(rows)
-            row = bytearray(process.env.tables[table].rows[key])
+            row = bytearray(tables[table].rows[key])
             row[self.random.randrange(len(row) - SUMS_BYTES)] ^= 1 << self.random.randrange(8)
-            process.env.tables[table].rows[key] = bytes(row)
-            self.world.tell(f"{name}: a bit of {key.hex()} in {table.decode()} rots")
+            process.engine.rot(table, key, bytes(row))
+            self.world.tell(f"{name}: a bit of {key.hex()} in {table} rots")
 
     def rot_log(self) -> None:
         """A bit of an entry of the log, on the disk of that one machine, that is not in its memory."""
@@ -188,7 +190,7 @@ class Faults:
             if what == "log":
                 victim.disk.fail_next_write = True
             else:
-                victim.env.fail_next = True
+                victim.engine.fail_next = True
 
     def slow_disk(self) -> None:
         """Syncs take up to a third of a second for a while."""
@@ -434,7 +436,8 @@ class Faults:
         world.etcd.lose_next_answer = False
         for process in world.processes.values():
             process.disk.cut_after = None
-            process.disk.fail_next_sync = process.disk.fail_next_write = process.env.fail_next = False
+            process.disk.fail_next_sync = process.disk.fail_next_write = False
+            process.engine.fail_next = False
             process.max_sync_ns = world.plan.max_sync_ms * MS
             if process.up and process.loop.paused:
                 process.loop.wake()

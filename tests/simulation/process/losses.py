@@ -9,9 +9,10 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.process.lmdb_env import MemoryEnv
+from metastore.storage.memory_engine import MemoryTable
 from tests.simulation.process.loop import MS
 from tests.simulation.violation import Violation
+from tests.unit.storage.engines import FaultyEngine
 from tests.unit.storage.simdisk import SimDisk
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ LOOK_NS = 25 * MS
 CLONE_MS = 900
 
 
-def copy_of(process: Process) -> tuple[dict[Any, Any], dict[bytes, Any]]:
+def copy_of(process: Process) -> tuple[dict[Any, Any], dict[str, MemoryTable]]:
     """What is on a machine's disk at this moment."""
-    return copy.deepcopy(process.disk.files), copy.deepcopy(process.env.tables)
+    return copy.deepcopy(process.disk.files), process.engine.copied()
 
 
 class Losses:
@@ -146,15 +147,15 @@ class Losses:
         log = other.node.store.log
         return any(known.generation > generation for known in told) and log.durable_seq == log.last_seq
 
-    def _replace(self, process: Process, files: dict[Any, Any], tables: dict[bytes, Any]) -> None:
+    def _replace(self, process: Process, files: dict[Any, Any], tables: dict[str, MemoryTable]) -> None:
         self.world.watcher.has_another_disk(process)
         process.disk.files = files
-        process.env.tables = tables
+        process.engine.tables = tables
 
     def _new_store(self, process: Process) -> None:
         self.world.watcher.has_another_disk(process)
         process.stores += 1
-        process.new_disk(SimDisk(self.random), MemoryEnv())
+        process.new_disk(SimDisk(self.random), FaultyEngine())
 
     def _discard(self, victim: Process, what: str) -> None:
         """What the operator does."""

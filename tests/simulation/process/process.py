@@ -17,9 +17,9 @@ from metastore.node.startup import take_part
 from metastore.storage.state import State
 from metastore.storage.store import StorageOptions, Store
 from tests.simulation.process.etcd import SimCoordinator
-from tests.simulation.process.lmdb_env import MemoryEnv
 from tests.simulation.process.loop import MS, SimLoop
 from tests.simulation.violation import Violation
+from tests.unit.storage.engines import FaultyEngine
 from tests.unit.storage.simdisk import Cut, SimDisk
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ SETTINGS: dict[str, Any] = {
 
 
 class Process:
-    """Disk and LMDB file outlive the process that runs on them."""
+    """Disk and engine outlive the process that runs on them."""
 
     def __init__(self, world: World, name: str, cell: str) -> None:
         self.world = world
         self.name = name
         self.disk = SimDisk(world.events.random)
         self.disk.on_cut = self.cut
-        self.env = MemoryEnv()
+        self.engine = FaultyEngine()
         self.max_sync_ns = world.plan.max_sync_ms * MS
         #: something was done to its disk that may end it
         self.hurt = False
@@ -133,7 +133,7 @@ class Process:
             STORAGE, scrub_bytes_s=SCRUB_BYTES_S if "rot" in world.plan.faults else 0
         )
         store = Store(FOLDER, {"store_id": self.store_id}, not self.created, options)
-        store.recover(self.disk, State(self.env, not self.created))
+        store.recover(self.disk, State(self.engine, not self.created))
         self.created = True
         store.log.writer = self._write
         node = self.node = Node(self.config, store, f"{self.name}/{self.lives}")
@@ -198,8 +198,8 @@ class Process:
         self.hurt = False
         self.world.events.at(self.world.events.random.randrange(80 * MS), self.restart)
 
-    def new_disk(self, disk: SimDisk, env: MemoryEnv) -> None:
-        self.disk, self.env, self.created = disk, env, False
+    def new_disk(self, disk: SimDisk, engine: FaultyEngine) -> None:
+        self.disk, self.engine, self.created = disk, engine, False
         self.disk.on_cut = self.cut
 
     def twin(self, name: str) -> Process:

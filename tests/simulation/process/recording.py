@@ -18,7 +18,7 @@ from metastore.core.replica import Replica, Restored
 from metastore.layout import ConfigRecord, LeaderRecord
 from metastore.node.node import FACT_LARGEST_GRANT, Node
 from metastore.storage.rows import unseal
-from metastore.storage.state import Meta, meta_key
+from metastore.storage.state import META_TABLE, Meta, meta_key
 from tests.simulation.core.rules import Rules
 from tests.simulation.core.steps import (
     CAMPAIGNED,
@@ -35,8 +35,8 @@ from tests.simulation.core.steps import (
     child_of,
     view_of,
 )
-from tests.simulation.process.lmdb_env import MemoryEnv
 from tests.simulation.violation import Violation
+from tests.unit.storage.engines import FaultyEngine
 
 if TYPE_CHECKING:
     from tests.simulation.process.process import Process as Machine
@@ -195,7 +195,7 @@ class Recorder:
 
     def __init__(self, judge: Judge, machine: Machine, node: Node) -> None:
         self.judge, self.machine, self.node = judge, machine, node
-        self.me, self.core, self.env = node.me, node.core, machine.env
+        self.me, self.core, self.engine = node.me, node.core, machine.engine
         owed = node.store.facts.get(FACT_LARGEST_GRANT, 0)
         self.quiet_until = machine.loop.now_ns() + owed if owed else 0
         #: a step is under way: what it calls is part of it
@@ -226,7 +226,7 @@ class Recorder:
         """Partitions that p's splits made, and p itself, of which the disk has a copy that is more than empty, as the
         state on it says."""
         found = {split.child for split in self.judge.partings.of.get(p, {}).values()} | {p}
-        return frozenset(child for child in found if applied_on(self.env, child))
+        return frozenset(child for child in found if applied_on(self.engine, child))
 
     # --- events -------------------------------------------------------------------------------
 
@@ -322,8 +322,8 @@ def concerns(effect: fx.Effect, p: int) -> bool:
     return type(message) is m.HeartbeatAck or bool(message.p == p)
 
 
-def applied_on(env: MemoryEnv, p: int) -> int:
+def applied_on(engine: FaultyEngine, p: int) -> int:
     """Up to which entry the state on a disk has partition ``p``; 0 = it has nothing of it."""
     key = meta_key(p)
-    row = env.tables[b"meta"].rows.get(key) if b"meta" in env.tables else None
+    row = engine.row(META_TABLE, key)
     return 0 if row is None else Meta.unpack(unseal(key, row)).applied

@@ -68,8 +68,8 @@ def test_parent_and_child_are_in_the_state_both_or_neither(tmp_path: Path, flush
 
     def look(job: list, rows: object = ()) -> None:  # type: ignore[type-arg]
         write(job, rows)  # type: ignore[arg-type]
-        with store.state.env.begin() as txn:
-            parent, child = (store.state.meta_in(p, txn) for p in (1, 2))
+        with store.state.engine.snapshot() as snapshot:
+            parent, child = (store.state.meta_in(p, snapshot) for p in (1, 2))
         seen.append((parent.applied if parent else 0, child is not None))
 
     store.state.write = look  # type: ignore[method-assign, assignment]

@@ -12,8 +12,9 @@ import pytest
 from metastore.errors import CorruptState
 from metastore.storage.kept import FACT_ROWS, KeptRows, parts_of
 from metastore.storage.records import Fact
-from metastore.storage.state import NODE_ROW
+from metastore.storage.state import MAP_TABLE, META_TABLE, NODE_ROW
 from metastore.storage.store import Store
+from tests.unit.storage.engines import rows_in
 from tests.unit.storage.test_store import SMALL, open_store
 
 ROWS: dict[bytes, bytes | None] = {b"nodes/%d" % n: b"%d" % n * 100 for n in range(50)}
@@ -54,8 +55,7 @@ def test_rows_come_back_from_the_log_and_from_the_state(tmp_path: Path) -> None:
     store = open_store(tmp_path, OPTIONS)
     assert store.kept.found() == wanted
     flushed(store)
-    with store.state.env.begin() as txn:
-        assert len(list(txn.cursor(db=store.state.map))) == len(wanted)
+    assert len(rows_in(store.state, MAP_TABLE)) == len(wanted)
     store.keep_rows({b"nodes/3": None}, whole=False)
     del wanted[b"nodes/3"]
     flushed(store)
@@ -94,8 +94,7 @@ def test_a_row_that_is_lost_is_told(tmp_path: Path) -> None:
     store = open_store(tmp_path, OPTIONS)
     store.keep_rows(ROWS, whole=True)
     flushed(store)
-    with store.state.env.begin(write=True) as txn:
-        txn.delete(b"nodes/7", db=store.state.map)
+    store.state.write([(MAP_TABLE, b"nodes/7", None)])
     store.abandon()
     with pytest.raises(CorruptState, match="49 rows of the topology, and there were 50"):
         open_store(tmp_path, OPTIONS)
@@ -107,7 +106,7 @@ def as_a_build_from_before(path: Path) -> None:
     row = msgpack.unpackb(store._node_row(store.log.durable_seq, 0))
     del row["rows"]
     row["facts"][FACT_ROWS] = [False, 0, False, {b"nodes/4": b"the last change that it saw"}]
-    store.state.write([(store.state.meta, NODE_ROW, msgpack.packb(row))])
+    store.state.write([(META_TABLE, NODE_ROW, msgpack.packb(row))])
     store.abandon()
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from metastore.records import pack_record
 from metastore.storage.readcache import MAX_RECORD_BYTES, OVERHEAD, ReadCache
-from metastore.storage.state import State, record_writes
+from metastore.storage.state import record_writes
+from tests.unit.storage.engines import lmdb_state
 
 
 def test_two_generations() -> None:
@@ -43,7 +44,7 @@ STEPS = ("get", "get", "put", "delete", "flush", "flush", "clear")
 def test_it_never_shows(tmp_path: Path, seed: int) -> None:
     """Reads through a small cache are those of the state itself."""
     random = Random(seed)
-    state = State.open(tmp_path, True, 1 << 24, read_cache_bytes=6 * (OVERHEAD + 60))
+    state = lmdb_state(tmp_path, True, read_cache_bytes=6 * (OVERHEAD + 60))
     there: dict[bytes, bytes] = {}
     waiting: dict[bytes, bytes | None] = {}
     for version in range(1, 400):

@@ -33,9 +33,10 @@ from metastore.storage.scrub import RottenBlock
 from metastore.storage.segments import BLOCK_HEAD, SEGMENT_HEAD
 from metastore.storage.snapshot import AUX as AUX_ROW
 from metastore.storage.snapshot import DATA
-from metastore.storage.state import State
+from metastore.storage.state import AUX_TABLE, DATA_TABLE, MAP_TABLE, TABLES
 from metastore.storage.store import StorageOptions, Store
 from tests.typed import put_in_log
+from tests.unit.storage.engines import lmdb_state, rows_in
 from tests.unit.storage.test_store import SMALL, open_store, segments
 
 E1 = 1 << 16
@@ -115,9 +116,8 @@ def ranges(path: Path, file: Path) -> Iterator[int]:
         return
     store = open_store(path, OPTIONS)
     patterns = [b"data", b"aux", b"meta", b"map"]
-    with store.state.env.begin() as txn:
-        for db in (store.state.data, store.state.aux, store.state.meta, store.state.map):
-            patterns += [key + row for key, row in txn.cursor(db=db)]
+    for table in (*TABLES, MAP_TABLE):
+        patterns += [key + row for key, row in rows_in(store.state, table)]
     store.abandon()
     for pattern in patterns:
         at = raw.find(pattern)
@@ -347,8 +347,7 @@ def test_a_slot_that_nobody_has_is_not_emptied_of_what_rotted(tmp_path: Path) ->
     made(tmp_path)
     store = open_store(tmp_path, OPTIONS)
     slot = store.partitions[2].meta.slot
-    with store.state.env.begin() as txn:
-        key, row = next((k, r) for k, r in txn.cursor(db=store.state.aux) if k[:4] == slot.to_bytes(4, "big"))
+    key, row = next((k, r) for k, r in rows_in(store.state, AUX_TABLE) if k[:4] == slot.to_bytes(4, "big"))
     store.abandon()
     file = tmp_path / "state" / "data.mdb"
     raw = file.read_bytes()
@@ -373,9 +372,8 @@ async def test_a_scrub_reads_everything(tmp_path: Path) -> None:
     made(tmp_path)
     found, store = await scrubbed(tmp_path)
     assert not found
-    with store.state.env.begin() as txn:
-        tables = (store.state.data, store.state.aux, store.state.meta, store.state.map)
-        rows = sum(len(key) + len(row) for db in tables for key, row in txn.cursor(db=db))
+    tables = (*TABLES, MAP_TABLE)
+    rows = sum(len(key) + len(row) for table in tables for key, row in rows_in(store.state, table))
     assert store.scrub.bytes == rows + store.log.files.segments[0].end - SEGMENT_HEAD.size
     assert store.stats()["scrub_passes_total"] == 1
     store.abandon()
@@ -387,10 +385,7 @@ async def test_a_scrub_finds_each_row(tmp_path: Path) -> None:
     file = tmp_path / "state" / "data.mdb"
     good = file.read_bytes()
     store = open_store(tmp_path, OPTIONS)
-    rows = {}
-    with store.state.env.begin() as txn:
-        for table in ("meta", "map", "data", "aux"):
-            rows[table] = list(txn.cursor(db=getattr(store.state, table)))
+    rows = {table: rows_in(store.state, table) for table in (*TABLES, MAP_TABLE)}
     store.abandon()
     for table, pairs in rows.items():
         for key, row in pairs:
@@ -399,7 +394,7 @@ async def test_a_scrub_finds_each_row(tmp_path: Path) -> None:
                 garbled = bytearray(key + row)
                 garbled[at] ^= 0x80
                 file.write_bytes(good.replace(key + row, garbled))
-                state = State.open(tmp_path / "state", False, 1 << 30)
+                state = lmdb_state(tmp_path / "state", False)
                 try:
                     _, _, bad = state.check_rows(table, b"", 1 << 30)
                     found: list[bytes] = []
@@ -424,19 +419,17 @@ async def test_keys_that_are_out_of_order(tmp_path: Path) -> None:
         path = tmp_path / str(at)
         shutil.copytree(tmp_path / "good", path)
         file = path / "state" / "data.mdb"
-        state = State.open(path / "state", False, 1 << 30)
-        with state.env.begin() as txn:
-            key, row = list(txn.cursor(db=state.data))[at]
+        state = lmdb_state(path / "state", False)
+        key, row = rows_in(state, DATA_TABLE)[at]
         state.close()
         rotten = b"\x77" + key[1:]
         file.write_bytes(file.read_bytes().replace(key + row, rotten + row))
-        state = State.open(path / "state", False, 1 << 30)
+        state = lmdb_state(path / "state", False)
         state.write([], [(b"\0\0\0\x05" + KEYS[0], b"where it does not belong")])
         state.close()
         file.write_bytes(file.read_bytes().replace(rotten + row, key + row))
-        state = State.open(path / "state", False, 1 << 30)
-        with state.env.begin() as txn:
-            keys = [k for k, _ in txn.cursor(db=state.data)]
+        state = lmdb_state(path / "state", False)
+        keys = [k for k, _ in rows_in(state, DATA_TABLE)]
         if keys != sorted(keys):
             astray += 1
             with pytest.raises(CorruptTree):
@@ -532,8 +525,7 @@ async def test_rot_that_the_scrub_finds_ends_the_store(
 def rotten_row(path: Path, table: str, at: int) -> None:
     """A bit in the value of a row rots."""
     store = open_store(path, OPTIONS)
-    with store.state.env.begin() as txn:
-        key, row = list(txn.cursor(db=getattr(store.state, table)))[at]
+    key, row = rows_in(store.state, table)[at]
     store.abandon()
     file = path / "state" / "data.mdb"
     raw = file.read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from metastore.core.entry import pack_entry
 from metastore.errors import NoRoom, StorageError
 from metastore.records import pack_record
 from metastore.storage.disk import Disk
+from metastore.storage.engine import Pages
 from metastore.storage.records import EntryRecord
-from metastore.storage.space import AHEAD_BYTES, MAP_PART, SLACK_BYTES, Blocks, Pages, Space
+from metastore.storage.space import AHEAD_BYTES, MAP_PART, SLACK_BYTES, Blocks, Space
 from metastore.storage.store import StorageOptions, Store
 from tests.typed import put_in_log
 
@@ -42,9 +44,7 @@ def space(folder: Path, disk: SmallDisk, low: int = 100 * MIB, reserve: int = 0)
 
 
 def look(s: Space, pages: Pages = PLENTY, **more: Any) -> tuple[bool, bool]:
-    s.look(
-        pages, **({"ahead": 0, "pending": 0, "log_room": SEGMENT, "blocked": False, "stuck": False} | more)
-    )
+    s.look(pages, **({"pending": 0, "log_room": SEGMENT, "blocked": False, "stuck": False} | more))
     return s.low, s.full
 
 
@@ -68,7 +68,9 @@ def test_what_deletes_left_in_the_state_counts(tmp_path: Path) -> None:
     assert look(s, Pages(1 << 40, 500 * MIB, 65 * MIB), pending=26 * MIB) == (True, False), (
         "accepted, not there yet"
     )
-    assert look(s, ahead=65 * MIB) == (False, False), "blocks that the state has beyond what it uses"
+    assert look(s, replace(PLENTY, ahead=65 * MIB)) == (False, False), (
+        "blocks that the state has beyond what it uses"
+    )
 
 
 def test_the_map_has_a_mark_too(tmp_path: Path) -> None:
@@ -215,23 +217,14 @@ async def test_a_flush_without_room_is_made_later(tmp_path: Path) -> None:
     store, failures = opened(tmp_path, SmallDisk())
     store.add_partition(0)
     full = True
-    real = store.state.blocks
-    assert real is not None
+    real = store.state.engine.make_room
 
-    class Full:
-        end = 0
+    def make_room(rows: int, size: int) -> None:
+        if full:
+            raise NoRoom("the disk has no room")
+        real(rows, size)
 
-        def ensure(self, used: int, more: int) -> None:
-            if full:
-                raise NoRoom("the disk has no room")
-            assert real is not None
-            real.ensure(used, more)
-
-        def close(self) -> None:
-            assert real is not None
-            real.close()
-
-    store.state.blocks = Full()  # type: ignore[assignment]
+    store.state.engine.make_room = make_room  # type: ignore[method-assign]
     for index in range(1, 11):
         change(store, index, b"v%d" % index)
     await until(lambda: store.blocked)

@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,9 +20,10 @@ from metastore.errors import ConfigError, CorruptLog, CorruptState, StorageError
 from metastore.records import pack_record
 from metastore.storage.disk import Disk
 from metastore.storage.records import EntryRecord, Fact, SealEntry, TruncateEntry
-from metastore.storage.state import record_writes
+from metastore.storage.state import DATA_TABLE, record_writes
 from metastore.storage.store import StorageOptions, Store
 from tests.typed import put_in_log
+from tests.unit.storage.engines import rot
 
 SMALL = StorageOptions(segment_bytes=64 << 10, log_retention_bytes=128 << 10, cache_bytes=8 << 10)
 P = 3
@@ -65,15 +64,6 @@ def record(number: int) -> bytes:
 
 def lkey(number: int, tail: bytes = b"") -> bytes:
     return (number * 7919 % 97).to_bytes(8, "big") + b"ns\0k%d" % number + tail
-
-
-def rot(store: Store, db: Any, at: int, how: Callable[[bytes, bytes], tuple[bytes, bytes]]) -> None:
-    """Row ``at`` of a table of the state becomes what ``how`` makes of its key and value, as by rot."""
-    with store.state.env.begin(write=True) as txn:
-        key, row = list(txn.cursor(db=db))[at]
-        txn.delete(key, db=db)
-        txn.put(*how(key, row), db=db)
-    store.state.renew({})
 
 
 def segments(path: Path) -> list[Path]:
@@ -390,7 +380,7 @@ def test_a_damaged_record_is_told(tmp_path: Path) -> None:
     put_in_log(store, entry(1))
     store.apply(P, 1, 1, [(lkey(1), record(1))], set())
     store.run_flush()
-    rot(store, store.state.data, 0, lambda key, row: (key, b"?" + row[1:]))
+    rot(store.state, DATA_TABLE, 0, lambda key, row: (key, b"?" + row[1:]))
     with pytest.raises(CorruptState, match="checksum"):
         store.get(P, lkey(1))
     store.abandon()
@@ -668,7 +658,7 @@ def test_a_short_scan_finds_damage(tmp_path: Path, damaged: bytes) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
     store.state.write([], record_writes(store.partitions[P].meta.data_slot, {lkey(1): record(1)}))
-    rot(store, store.state.data, 0, lambda key, row: (key, damaged))
+    rot(store.state, DATA_TABLE, 0, lambda key, row: (key, damaged))
     with pytest.raises(CorruptState):
         store.scan(P, b"", b"\xff" * 9, 9, 1 << 20)
     store.abandon()

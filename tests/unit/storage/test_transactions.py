@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 
@@ -19,8 +18,8 @@ from metastore.storage.records import ConfigEntry, EntryRecord, SealEntry
 from metastore.storage.snapshot import AUX, DATA
 from metastore.storage.state import State
 from metastore.storage.store import Fork, StorageOptions, Store
-from tests.simulation.process.lmdb_env import MemoryEnv, _Txn
 from tests.typed import put_in_log
+from tests.unit.storage.engines import FaultyEngine
 from tests.unit.storage.simdisk import Cut, SimDisk
 
 FOLDER = Path("/sim")
@@ -62,23 +61,13 @@ class Disk(SimDisk):
         return self.steps.tick()
 
 
-class Env(MemoryEnv):
+class Engine(FaultyEngine):
     def __init__(self, steps: Steps) -> None:
-        super().__init__()
+        super().__init__(self._step)
         self.steps = steps
 
-    def begin(self, write: bool = False, buffers: bool = False) -> _Txn:
-        return Transaction(self, write)
-
-
-class Transaction(_Txn):
-    _env: Env
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._write and kind is None and self._env.steps.tick():
-            raise Cut
-        super().__exit__(kind, error, trace)
-        if self._write and kind is None and self._env.steps.tick():
+    def _step(self) -> None:
+        if self.steps.tick():
             raise Cut
 
 
@@ -146,7 +135,7 @@ class Life:
     def __init__(
         self,
         disk: Disk,
-        env: Env,
+        engine: Engine,
         created: bool,
         promised: dict[int, int],
         sealed: dict[int, int],
@@ -157,7 +146,7 @@ class Life:
         #: number of the last change of the kept rows that was durable
         self.kept = 0
         self.store = Store(FOLDER, {"store_id": "s" * 32}, not created, OPTIONS)
-        self.store.recover(disk, State(env, not created))
+        self.store.recover(disk, State(engine, not created))
         for p in self.store.partitions:
             self.store.set_aux_source(p, self.aux(p))
         self.map = self.store.kept.found()
@@ -381,22 +370,22 @@ def script(life: Life) -> None:
     life.flush()
 
 
-def run(left: int | None) -> tuple[Disk, Env, bool, Life | None, int]:
+def run(left: int | None) -> tuple[Disk, Engine, bool, Life | None, int]:
     steps = Steps(left)
-    disk, env = Disk(steps), Env(steps)
+    disk, engine = Disk(steps), Engine(steps)
     promised: dict[int, int] = {}
     sealed: dict[int, int] = {}
     facts = Facts()
     life: Life | None = None
     created = False
     try:
-        life = Life(disk, env, False, promised, sealed, facts)
+        life = Life(disk, engine, False, promised, sealed, facts)
         created = True
         script(life)
     except Cut:
         pass
     steps.left = None
-    return disk, env, created, life, steps.done
+    return disk, engine, created, life, steps.done
 
 
 TOTAL = run(None)[4]
@@ -415,7 +404,7 @@ def test_the_script_does_it_all() -> None:
 @pytest.mark.parametrize("part", range(8))
 def test_cut_off_at_each_step(power: bool, part: int) -> None:
     for left in range(part, TOTAL, 8):
-        disk, env, created, life, _ = run(left)
+        disk, engine, created, life, _ = run(left)
         promised, sealed = (life.promised, life.sealed) if life is not None else ({}, {})
         facts = life.facts if life is not None else Facts()
         kept = life.kept if life is not None else 0
@@ -423,11 +412,11 @@ def test_cut_off_at_each_step(power: bool, part: int) -> None:
         # the first recovery may be cut off as well
         disk.steps.left = left % 23
         try:
-            again = Life(disk, env, created, dict(promised), dict(sealed), facts)
+            again = Life(disk, engine, created, dict(promised), dict(sealed), facts)
         except Cut:
             disk.power_loss() if power else disk.kill()
             disk.steps.left = None
-            again = Life(disk, env, created, dict(promised), dict(sealed), facts)
+            again = Life(disk, engine, created, dict(promised), dict(sealed), facts)
         disk.steps.left = None
         try:
             again.kept = kept
@@ -436,11 +425,11 @@ def test_cut_off_at_each_step(power: bool, part: int) -> None:
                 if not info.dropped:
                     promised[p] = info.log.last_index
             disk.power_loss()
-            again = Life(disk, env, True, dict(promised), dict(sealed), facts)
+            again = Life(disk, engine, True, dict(promised), dict(sealed), facts)
             again.kept = kept
             again.check()
             again.finish()
-            last = Life(disk, env, True, dict(promised), dict(sealed), facts)
+            last = Life(disk, engine, True, dict(promised), dict(sealed), facts)
             last.kept = kept
             last.check()
         except AssertionError as e:
