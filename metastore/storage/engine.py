@@ -70,7 +70,8 @@ class Snapshot(Protocol):
 
 
 class Engine(Protocol):
-    """See the module. ``open_table`` and ``sync`` come first. Snapshots are for any thread, ``make_room`` and ``write``
+    """See the module. ``open_table`` (first for the table that is read most)
+    and ``sync`` come first. Snapshots are for any thread, ``make_room`` and ``write``
     for one at a time."""
 
     @property

@@ -29,9 +29,8 @@ class LmdbTable:
 
     __slots__ = ("_copying", "_cursor", "_db", "_showing", "get")
 
-    def __init__(self, copying: Any, showing: Any, db: Any) -> None:
-        #: without a Python function in between: this is the way of a read that no cache answers
-        self.get: Callable[[bytes], bytes | None] = partial(copying.get, db=db)
+    def __init__(self, copying: Any, showing: Any, db: Any, get: Callable[[bytes], bytes | None]) -> None:
+        self.get = get
         self._copying, self._showing, self._db = copying, showing, db
         self._cursor: Any = None
 
@@ -65,14 +64,19 @@ class LmdbTable:
 class LmdbSnapshot:
     def __init__(self, env: Any, dbs: dict[str, Any]) -> None:
         self._dbs = dbs
+        #: records lie in the table that is opened first: LMDB looks there without being told, which is cheaper
+        self._first = next(iter(dbs))
         while True:
-            self._copying, self._showing = env.begin(), env.begin(buffers=True)
+            self._copying, self._showing = env.begin(db=dbs[self._first]), env.begin(buffers=True)
             if self._copying.id() == self._showing.id():
                 return
             self.close()  # something was committed between the two
 
     def table(self, name: str) -> LmdbTable:
-        return LmdbTable(self._copying, self._showing, self._dbs[name])
+        copying, db = self._copying, self._dbs[name]
+        # no Python function in between: this is the way of a read that no cache answers
+        get = copying.get if name == self._first else partial(copying.get, db=db)
+        return LmdbTable(copying, self._showing, db, get)
 
     def close(self) -> None:
         self._copying.abort()

@@ -11,15 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
 
+from metastore.storage.disk import Disk
+from metastore.storage.log import NodeLog
 from metastore.storage.segments import BLOCK_HEAD, MAX_BLOCK_BYTES, SEGMENT_HEAD, Segment, parse_block
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from metastore.storage.disk import Disk
-    from metastore.storage.store import Store
+from metastore.storage.state import State
 
 log = logging.getLogger("metastore.scrub")
 
@@ -42,10 +40,20 @@ class RottenBlock(NamedTuple):
     offset: int
 
 
+class Scrubbed(Protocol):
+    """A store, as far as the scrub sees it."""
+
+    log: NodeLog
+    state: State
+
+    def rotten(self, damage: RottenRow | RottenBlock, /) -> None:
+        """Told of all that is found."""
+
+
 class Scrub:
     """See the module. Its figures are for status and metrics."""
 
-    def __init__(self, store: Store, bytes_s: int) -> None:
+    def __init__(self, store: Scrubbed, bytes_s: int) -> None:
         self.store = store
         self.bytes_s = bytes_s
         self.passes = 0
@@ -62,7 +70,7 @@ class Scrub:
             await asyncio.sleep(PAUSE_S)
 
     async def one_pass(self) -> None:
-        """All of it once. What is found goes to ``Store.rotten``. Raises CorruptTree, OSError."""
+        """All of it once. What is found goes to ``Scrubbed.rotten``. Raises CorruptTree, OSError."""
         for name in ("meta", "map", "data", "aux"):
             after: bytes | None = b""
             while after is not None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from metastore.errors import Unavailable
-from metastore.storage.state import record_writes
-
-if TYPE_CHECKING:
-    from metastore.storage.store import Store
+from metastore.storage.state import State, record_writes
 
 DATA, AUX = 1, 2
 Row = tuple[int, bytes, bytes]
 
 
 class SnapshotReader:
-    """One consistent view of what LMDB has of a partition, at ``(epoch, index)``. Pins pages of
+    """One consistent view of what the state has of a partition, at ``(epoch, index)``. Pins pages of
     the state while open: close it."""
 
-    def __init__(self, store: Store, p: int) -> None:
-        self._state = store.state
-        self._snapshot = store.state.engine.snapshot()
-        meta = store.state.meta_in(p, self._snapshot)
+    def __init__(self, state: State, p: int) -> None:
+        self._state = state
+        self._snapshot = state.engine.snapshot()
+        meta = state.meta_in(p, self._snapshot)
         if meta is None:
             self._snapshot.close()
             raise Unavailable(f"partition {p} has nothing applied on disk yet")
@@ -56,10 +53,28 @@ class SnapshotReader:
         self._snapshot.close()
 
 
+class Target(Protocol):
+    """A store that a snapshot is installed in."""
+
+    state: State
+
+    async def run_in_writer(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Run ``work`` in the state's writer thread."""
+
+    async def switch_slot(self, p: int, slot: int, index: int, epoch: int) -> None:
+        """Make a staged slot the partition's state, with a log that begins after it."""
+
+    async def rebuild_slot(self, p: int, slot: int, index: int, epoch: int) -> bool:
+        """Make a staged slot the partition's state, with the log as it is, if that reaches down to there."""
+
+    def delete_slot(self, slot: int) -> None:
+        """A staged slot is not needed."""
+
+
 class SnapshotInstaller:
     """Stages rows in a fresh slot; ``finish`` switches it in by one transaction."""
 
-    def __init__(self, store: Store, p: int, slot: int) -> None:
+    def __init__(self, store: Target, p: int, slot: int) -> None:
         self._store = store
         self._p = p
         self._slot = slot

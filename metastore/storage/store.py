@@ -1022,7 +1022,7 @@ class Store:
     # --- snapshots ------------------------------------------------------------------------------
 
     def open_snapshot(self, p: int) -> SnapshotReader:
-        return SnapshotReader(self, p)
+        return SnapshotReader(self.state, p)
 
     def begin_install(self, p: int) -> SnapshotInstaller:
         if p not in self.partitions:

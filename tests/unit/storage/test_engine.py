@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from metastore.errors import NoRoom, StorageError
 from metastore.storage.engine import MAX_KEY_BYTES, Engine, Row, Slice, Snapshot
-from metastore.storage.lmdb_engine import LmdbEngine
+from metastore.storage.lmdb_engine import LmdbEngine, LmdbSnapshot
 from metastore.storage.memory_engine import MemoryEngine
 
 TABLES = ("data", "aux", "meta")
@@ -187,6 +187,29 @@ def test_a_snapshot_is_one_while_another_thread_writes(engine: Engine) -> None:
                 return
     finally:
         writer.join()
+
+
+def test_both_ways_of_reading_show_one_transaction(tmp_path: Path) -> None:
+    """In LMDB they are two of its transactions: one is committed after the first has begun, and before the second."""
+    engine = LmdbEngine.open(tmp_path, MIB)
+    engine.open_table("data", create=True)
+    put(engine, (b"k", b"before"))
+    began = 0
+
+    class Env:
+        def begin(self, db: object = None, buffers: bool = False) -> object:
+            nonlocal began
+            began += 1
+            if began == 2:
+                put(engine, (b"k", b"after"))
+            return engine._env.begin(db=db, buffers=buffers)
+
+    snapshot = LmdbSnapshot(Env(), engine._dbs)
+    table = snapshot.table("data")
+    assert (table.get(b"k"), as_bytes(table.around(b"k")[1])) == (b"after", (b"k", b"after"))
+    assert began == 4
+    snapshot.close()
+    engine.close()
 
 
 # --- writing ------------------------------------------------------------------------------------------

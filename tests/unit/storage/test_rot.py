@@ -27,16 +27,17 @@ from metastore.errors import (
 )
 from metastore.records import pack_record
 from metastore.storage import store as store_module
+from metastore.storage.memory_engine import MemorySnapshot
 from metastore.storage.records import EntryRecord, Fact, SealEntry
 from metastore.storage.rows import SUMS_BYTES
 from metastore.storage.scrub import RottenBlock
 from metastore.storage.segments import BLOCK_HEAD, SEGMENT_HEAD
 from metastore.storage.snapshot import AUX as AUX_ROW
 from metastore.storage.snapshot import DATA
-from metastore.storage.state import AUX_TABLE, DATA_TABLE, MAP_TABLE, TABLES
+from metastore.storage.state import AUX_TABLE, DATA_TABLE, MAP_TABLE, TABLES, Rubbish, State, record_writes
 from metastore.storage.store import StorageOptions, Store
 from tests.typed import put_in_log
-from tests.unit.storage.engines import lmdb_state, rows_in
+from tests.unit.storage.engines import FaultyEngine, lmdb_state, rot, rows_in
 from tests.unit.storage.test_store import SMALL, open_store, segments
 
 E1 = 1 << 16
@@ -354,6 +355,30 @@ def test_a_slot_that_nobody_has_is_not_emptied_of_what_rotted(tmp_path: Path) ->
     assert key + row in raw
     file.write_bytes(raw.replace(key + row, b"\0\0\0\x77" + key[4:] + row))
     assert asked(lambda: answers(tmp_path)) is TOLD
+
+
+def test_a_rotten_key_is_not_deleted() -> None:
+    """It may be another's: a slot that is emptied goes row by row, and each is the one that was put there."""
+    state = State(FaultyEngine(), True)
+    keys = [b"\0" * 8 + b"ns\0%d" % n for n in range(5)]
+    for slot in (5, 6):
+        state.write([], record_writes(slot, dict.fromkeys(keys, b"record")))
+    rot(state, DATA_TABLE, 7, lambda key, row: (key[:3] + b"\5" + key[4:] + b"x", row))
+    there = rows_in(state, DATA_TABLE)
+    with pytest.raises(CorruptTree):
+        state.delete_step(Rubbish(0, 5, 5))
+    assert rows_in(state, DATA_TABLE) == there
+
+
+def test_a_table_that_cannot_be_walked_is_told() -> None:
+    class Broken(FaultyEngine):
+        def snapshot(self) -> MemorySnapshot:
+            raise self.unreadable("page not found")
+
+    state = State(FaultyEngine(), True)
+    state.engine = Broken()
+    with pytest.raises(CorruptTree, match=r"table data of the state cannot be read \(page not found\)"):
+        state.check_rows("data", b"", 1)
 
 
 # --- the scrub ----------------------------------------------------------------------------------------
