@@ -17,7 +17,7 @@ import pytest
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
-from tests.integration.harness import Cluster
+from tests.integration.harness import STEADY, Cluster
 from tests.processes import PATIENCE_S
 
 #: so long anything may take that nobody promised a time for; it tells a hang from a busy machine
@@ -159,7 +159,7 @@ def attacked(request: Any, tmp_path_factory: Any) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (ENVIRONMENT | dict.fromkeys(PATIENT_SETTINGS, str(patience_s))).items():
             patch.setenv(name, value)
-        cluster = Cluster.up(tmp_path_factory.mktemp("hostile") / "data", partitions=4)
+        cluster = Cluster.up(tmp_path_factory.mktemp("hostile") / "data", partitions=4, settings=STEADY)
     yield cluster
     with contextlib.suppress(MetastoreError, AssertionError):
         cluster.down()
