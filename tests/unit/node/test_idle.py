@@ -79,7 +79,8 @@ async def changes(case: Case, make: Callable[[Case], Op]) -> int:
 
 
 async def test_a_second_and_a_change_are_the_same_however_much_there_is(tmp_path: Path) -> None:
-    idle, changed = [], []
+    idle: list[int] = []
+    changed: list[list[int]] = []
     for partitions, namespaces in SIZES:
         async with running(tmp_path / f"{partitions}", partitions, namespaces) as case:
             idle.append(await idle_calls(a_second(case.node), idle[0] * 1.1 + 20 if idle else MAX_IDLE_CALLS))
