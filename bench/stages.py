@@ -79,7 +79,7 @@ class Stages:
 
     def leader_resolves(self) -> None:
         self.index += 1
-        payload, self.results = self.leader.resolve(self.index, [(CLIENT, op) for op in self.ops])
+        payload, self.results = self.leader.proposals.resolve(self.index, [(CLIENT, op) for op in self.ops])
         assert payload is not None
         self.payload = payload
 

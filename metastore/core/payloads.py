@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from metastore.core.dedupe import Session
 from metastore.core.fences import BUCKET_BYTES, BUCKETS, DIGEST_BYTES, FENCE_PREFIX, FLOOR_PREFIX
-from metastore.core.machine import (
+from metastore.core.proposals import INT64_MAX
+from metastore.core.rows import (
     FORGET,
-    INT64_MAX,
     META_KEY,
     NOTHING,
     SESSION_PREFIX,
@@ -39,7 +39,7 @@ MAX_PARTITION_IDS: Final = 1 << 16
 
 
 def read_payload(payload: bytes | memoryview) -> list[Any]:
-    """``payload`` decoded, if it is one that ``Machine.resolve`` makes: it can be applied, but for the version
+    """``payload`` decoded, if it is one that ``Proposals.resolve`` makes: it can be applied, but for the version
     at which it begins. Raises ValueError with the reason when it is not."""
     try:
         entry = unpack_body(payload, MAX_ITEMS, UNCOUNTED_PAYLOAD, MAX_ITEMS)

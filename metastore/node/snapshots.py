@@ -11,9 +11,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from metastore.clock import now_ns
-from metastore.core.machine import SPLITS_KEY, unpack_splits
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.payloads import check_aux
+from metastore.core.rows import SPLITS_KEY, unpack_splits
 from metastore.errors import CorruptState, MetastoreError, NoRoom, ProtocolError, StorageError, Unavailable
 from metastore.keys import END_OF_RING, end_point, is_storage_key
 from metastore.logs import log_event

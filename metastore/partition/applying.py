@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from metastore.clock import now_ns
 from metastore.core.entry import entry_payload, entry_position
-from metastore.core.machine import Applied
+from metastore.core.rows import Applied
 from metastore.errors import RottenEntry, StorageError
 from metastore.partition.expiry import Deadlines
 from metastore.partition.split import Split
@@ -58,7 +58,7 @@ class Applying:
         while applied < upto and not state.frozen:
             index = applied + 1
             entry = self.unstage(index) if self.staged else None
-            if entry is not None or machine.proposed(index):
+            if entry is not None or machine.proposals.proposed(index):
                 self.save(index, state.replica.log.epoch_at(index), machine.apply(index, entry))
                 applied = index
                 continue

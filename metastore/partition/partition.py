@@ -154,7 +154,7 @@ class Partition:
             error = self.refusals.no_room(op)
         if error is None or op[KIND_AT] not in WRITES or not op[SEQ_AT]:
             return error
-        known = self.writes.has_pending(client, op[SEQ_AT]) or self.machine.knows(client, op)
+        known = self.writes.has_pending(client, op[SEQ_AT]) or self.machine.proposals.knows(client, op)
         return None if known else error
 
     def _operate_again(self, waiting: Waiting) -> None:
@@ -211,7 +211,7 @@ class Partition:
                 self.deadlines.start(now, self.machine.timed)
                 self.serve_waiting()
             return
-        self.machine.abandon()
+        self.machine.proposals.abandon()
         self.split.forget()
         if role in PROPOSING:
             self.deadlines.start(now, self.machine.timed)  # R15: anew, in full
@@ -232,7 +232,7 @@ class Partition:
         """The partition leaves this node, whatever its role here: everybody who waits is sent elsewhere, and nothing is
         proposed any more."""
         moved = self.around.whereabouts(self.p)
-        self.machine.abandon()
+        self.machine.proposals.abandon()
         self.deadlines.stop()
         self.window.end()
         self.transition.end(moved)
@@ -248,7 +248,7 @@ class Partition:
         writes, waiters = self.writes, self.waiters
         if self.deadlines.running and self.deadlines:
             writes.expire(now)
-        self.machine.horizon = self.window.horizon(now, self.replica.log.last_index)
+        self.machine.proposals.horizon = self.window.horizon(now, self.replica.log.last_index)
         self.watches.sweep(now)
         if self.transition.is_due(now):
             self.transition.end(self.refusals.not_leader(), now)

@@ -131,7 +131,7 @@ class Policies:
         self, machine: Machine, name: str, policy: Policy, lkey: bytes, size: int
     ) -> MetastoreError | None:
         records_full, bytes_full = self.full[name]
-        old = machine.current(lkey)
+        old = machine.proposals.current(lkey)
         if old is None and records_full:
             return QuotaExceeded(
                 f"namespace {name} holds its {policy.max_records} records (max_records); delete some, or raise it"

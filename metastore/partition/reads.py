@@ -107,7 +107,7 @@ class Reads:
                 record = self.machine.shown(record)
             return [op[ID_AT], OK, record, age_ms], len(record)
         if kind in COMPOUND:
-            tail, size = self.machine.read_txn(op)
+            tail, size = self.machine.proposals.read_txn(op)
             return [op[ID_AT], *tail], size
         agenda = self.state.agenda
         if agenda.listing_ns > MAX_LISTING_NS:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from metastore.core.machine import Forked, SplitOff
 from metastore.core.messages import FULL
 from metastore.core.replica import ACTIVE, pack_config
+from metastore.core.rows import Forked, SplitOff
 from metastore.keys import end_point
 from metastore.layout import ConfigRecord, SplitRecord, first_epoch, term_of
 from metastore.partition.ports import UpperHalf
@@ -30,20 +30,20 @@ class Preparation:
     def __init__(self, state: PartitionState, wanted: SplitRecord) -> None:
         self.state = state
         self.wanted = wanted
-        state.machine.count_above(wanted.at.to_bytes(8, "big"))
+        state.machine.proposals.count_above(wanted.at.to_bytes(8, "big"))
 
     @property
     def counted(self) -> bool:
-        counting = self.state.machine.counting
+        counting = self.state.machine.proposals.counting
         return counting is not None and counting.cursor is None
 
     def step(self) -> None:
         """Count one slice. Raises CorruptState."""
-        state, counting = self.state, self.state.machine.counting
+        state, counting = self.state, self.state.machine.proposals.counting
         assert counting is not None
         if counting.cursor is not None:
             found = state.store.scan(counting.cursor, state.hi, SLICE_RECORDS, SLICE_BYTES)
-            state.machine.count_slice(found.rows, found.next)
+            state.machine.proposals.count_slice(found.rows, found.next)
 
 
 class Split:
@@ -96,7 +96,7 @@ class Split:
             return
         if not may_split(state, wanted):
             if self.preparation is not None:
-                self.preparation, state.machine.counting = None, None
+                self.preparation, state.machine.proposals.counting = None, None
             return
         if self.preparation is None or self.preparation.wanted != wanted:
             self.preparation = Preparation(state, wanted)
@@ -114,7 +114,9 @@ class Split:
         assert term is not None
         me = replica.ctx.me.node
         members = sorted(term.config.replicas, key=lambda member: member[0] != me)  # this node first
-        payload = state.machine.resolve_split(index, term.epoch, wanted.child, term.config.hi - 1, members)
+        payload = state.machine.proposals.resolve_split(
+            index, term.epoch, wanted.child, term.config.hi - 1, members
+        )
         self.preparation = None
         replica.parting = wanted.at
         self.narrow()

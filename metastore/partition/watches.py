@@ -18,8 +18,8 @@ import msgpack
 
 from metastore.clock import now_ns
 from metastore.core.entry import entry_payload
-from metastore.core.machine import Applied, base_version, changes_of
 from metastore.core.replica import ACTIVE
+from metastore.core.rows import Applied, base_version, changes_of
 from metastore.errors import (
     Compacted,
     InvalidRequest,

@@ -199,12 +199,12 @@ class Writes:
             over = [e for e in expired if state.covers(e[0]) and self.deadlines.is_over(now, *e)]
         index = replica.log.last_index + 1
         try:
-            payload, results = machine.resolve(index, [(w[1], w[2]) for w in batch], over)
+            payload, results = machine.proposals.resolve(index, [(w[1], w[2]) for w in batch], over)
         except CorruptState as e:
             error = self.refusals.is_rotten(e)
             for connection, _, op, _, _ in batch:
                 connection.answer(error_result(op[ID_AT], error))
-            machine.abandon()  # what was proposed before is applied as the log has it
+            machine.proposals.abandon()  # what was proposed before is applied as the log has it
             return
         if payload is not None:
             proposed = replica.propose(now, payload)
@@ -232,7 +232,7 @@ class Writes:
         rest = []
         for waiting in batch:
             connection, client, op, _, _ = waiting
-            if op[KIND_AT] not in WRITES or (op[SEQ_AT] and self.state.machine.knows(client, op)):
+            if op[KIND_AT] not in WRITES or (op[SEQ_AT] and self.state.machine.proposals.knows(client, op)):
                 rest.append(waiting)
             else:
                 connection.answer(error_result(op[ID_AT], full))

@@ -18,9 +18,9 @@ def read_without_grants() -> None:
 
 def no_dedupe() -> None:
     """R7: a retry is executed again."""
-    from metastore.core.machine import Machine
+    from metastore.core.proposals import Proposals
 
-    Machine._known = lambda self, client, seq, floor, stamp: None  # type: ignore[method-assign]
+    Proposals._known = lambda self, client, seq, floor, stamp: None  # type: ignore[method-assign]
 
 
 def answer_before_commit() -> None:

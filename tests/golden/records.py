@@ -100,7 +100,7 @@ def _payloads() -> dict[str, bytes]:
     found: dict[str, bytes] = {}
 
     def entry(name: str, index: int, *ops: tuple[bytes, list[Any]], expired: Any = ()) -> None:
-        payload, _ = machine.resolve(index, list(ops), expired)
+        payload, _ = machine.proposals.resolve(index, list(ops), expired)
         assert payload is not None
         found[name] = payload
 
@@ -118,9 +118,11 @@ def _payloads() -> dict[str, bytes]:
     ]
     entry("txn", 7, (_B, [1, c.TXN, 3, LKEY, 2, 2, 0, [], parts, []]))
     entry("expire", 8, expired=[(LKEY, 1)])
-    machine.count_above(b"\x80" + bytes(7))
-    machine.count_slice([], None)
-    found["split"] = machine.resolve_split(9, EPOCH, 64, (1 << 64) - 1, [("n1", "s" * 32), ("n2", "t" * 32)])
+    machine.proposals.count_above(b"\x80" + bytes(7))
+    machine.proposals.count_slice([], None)
+    found["split"] = machine.proposals.resolve_split(
+        9, EPOCH, 64, (1 << 64) - 1, [("n1", "s" * 32), ("n2", "t" * 32)]
+    )
     found["forget"] = bytes.fromhex("950090919" + "20e07" + "9090")
     found["mark"] = pack_mark(2)
     found["no-op"] = b""

@@ -203,10 +203,10 @@ def _machine() -> Machine:
     ):
         payload = PAYLOADS[name]
         if name == "split":  # it begins where the one before it ended
-            machine.count_above(b"\x80" + bytes(7))
-            machine.count_slice([], None)
-            payload = machine.resolve_split(index, EPOCH, 64, (1 << 64) - 1, [("n1", "s" * 32)])
-            machine.abandon()
+            machine.proposals.count_above(b"\x80" + bytes(7))
+            machine.proposals.count_slice([], None)
+            payload = machine.proposals.resolve_split(index, EPOCH, 64, (1 << 64) - 1, [("n1", "s" * 32)])
+            machine.proposals.abandon()
         for key, record in machine.apply(index, payload).changes:
             if record is None:
                 state.pop(key, None)

@@ -11,9 +11,9 @@ import msgpack
 
 from metastore.core import messages as m
 from metastore.core.entry import pack_entry
-from metastore.core.machine import NOTHING
 from metastore.core.messages import KINDS
 from metastore.core.replica import pack_config
+from metastore.core.rows import NOTHING
 from metastore.layout import ConfigRecord
 from metastore.records import pack_record
 from metastore.storage.snapshot import AUX, DATA

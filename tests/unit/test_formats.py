@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from metastore import layout, operations, schema
-from metastore.core import machine
+from metastore.core import rows
 from metastore.core.fences import FENCE_PREFIX, FLOOR_PREFIX
 from metastore.core.messages import KINDS
 from metastore.storage import records, state
@@ -129,11 +129,11 @@ def test_every_kind_of_log_record_and_row_is_named() -> None:
     tables = {quoted(name)[0] for name, _, _ in table("table | key")}
     assert tables == {*state.TABLES, state.MAP_TABLE}
     keys = {
-        machine.META_KEY,
-        machine.SESSION_PREFIX,
-        machine.USAGE_PREFIX,
-        machine.TTL_PREFIX,
-        machine.SPLITS_KEY,
+        rows.META_KEY,
+        rows.SESSION_PREFIX,
+        rows.USAGE_PREFIX,
+        rows.TTL_PREFIX,
+        rows.SPLITS_KEY,
         FENCE_PREFIX,
         FLOOR_PREFIX,
     }

@@ -9,10 +9,10 @@ from typing import NoReturn
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.entry import entry_payload, entry_position
-from metastore.core.machine import SPLIT, SplitOff
 from metastore.core.messages import Process
 from metastore.core.payloads import read_payload
 from metastore.core.replica import ACTIVE, ADOPTING, RESIGNED, pack_config, unpack_config
+from metastore.core.rows import SPLIT, SplitOff
 from metastore.layout import ConfigRecord
 from metastore.operations import ADD, DELETE, EXPIRE, PUT, TXN
 from tests.simulation.core.steps import (

@@ -13,10 +13,11 @@ from metastore.core import effects as fx
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.logindex import LogIndex
-from metastore.core.machine import META_KEY, SESSION_PREFIX, Machine
+from metastore.core.machine import Machine
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
 from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING, RESIGNING, Restored, unpack_config
+from metastore.core.rows import META_KEY, SESSION_PREFIX
 from metastore.core.settings import MS
 from metastore.layout import ConfigRecord
 from metastore.operations import GET
@@ -271,7 +272,7 @@ class Node:
             index = self.applied + 1
             blob = self.blobs[index]
             payload = entry_payload(blob)
-            applied = self.machine.apply(index, b"" if self.machine.proposed(index) else payload)
+            applied = self.machine.apply(index, b"" if self.machine.proposals.proposed(index) else payload)
             for key, record in applied.changes:
                 if record is None:
                     self.state.pop(key, None)
@@ -301,7 +302,7 @@ class Node:
         if effect.role in (ACTIVATING, ACTIVE):
             world.faults.dethrone(self)
         if not went_on:
-            self.machine.abandon()
+            self.machine.proposals.abandon()
             if effect.role not in (ACTIVE, RESIGNING):
                 while self.waiters:
                     self.waiters.popleft()[1](None)  # unknown
@@ -396,7 +397,7 @@ class Node:
                 answer("refused")
             return
         index = self.replica.log.last_index + 1
-        payload, results = self.machine.resolve(index, [(client, op)])
+        payload, results = self.machine.proposals.resolve(index, [(client, op)])
         if payload is not None:
             self.do("propose", self.replica.propose, self.now(), payload)
         at, tail = results[0]

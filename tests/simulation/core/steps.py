@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from metastore.core import effects as fx
-from metastore.core.machine import SplitOff
 from metastore.core.messages import Process
 from metastore.core.replica import Replica
+from metastore.core.rows import SplitOff
 from metastore.layout import ConfigRecord, Member
 
 #: where a View has its log

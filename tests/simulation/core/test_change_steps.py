@@ -12,9 +12,9 @@ import pytest
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.entry import pack_entry
-from metastore.core.machine import SPLIT, SplitOff
 from metastore.core.messages import Process
 from metastore.core.replica import ACTIVATING, ACTIVE, FOLLOWER, RESIGNED, SEALING, pack_config
+from metastore.core.rows import SPLIT, SplitOff
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord
 from metastore.operations import DELETE

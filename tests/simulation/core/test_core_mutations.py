@@ -10,7 +10,7 @@ import pytest
 from metastore.core import effects as fx
 from metastore.core.leading import LeadingReplica
 from metastore.core.logindex import LogIndex
-from metastore.core.machine import Machine
+from metastore.core.proposals import Proposals
 from metastore.core.replica import ACTIVE, Replica
 from metastore.core.term import Term
 from tests.simulation.core import node as node_module
@@ -107,18 +107,18 @@ def match_by_index_only(patch: Planter) -> None:
 
 def no_dedupe(patch: Planter) -> None:
     """R7: a retry is executed again."""
-    patch.setattr(Machine, "_known", lambda self, client, seq, floor, stamp: None)
+    patch.setattr(Proposals, "_known", lambda self, client, seq, floor, stamp: None)
 
 
 def dedupe_committed_only(patch: Planter) -> None:
     """R7: a retry of what is proposed and not committed is executed again."""
-    original = Machine._known
+    original = Proposals._known
 
     def known(self: Any, client: bytes, seq: int, floor: int, stamp: int) -> Any:
         found = original(self, client, seq, floor, stamp)
         return None if found is not None and found.at else found
 
-    patch.setattr(Machine, "_known", known)
+    patch.setattr(Proposals, "_known", known)
 
 
 def reuse_the_epoch(patch: Planter) -> None:

@@ -14,9 +14,9 @@ from random import Random
 from typing import Any
 
 from metastore.core import effects as fx
-from metastore.core.machine import META_KEY, SESSION_PREFIX
 from metastore.core.messages import Appended, Process
 from metastore.core.replica import ACTIVE, InvariantBroken
+from metastore.core.rows import META_KEY, SESSION_PREFIX
 from metastore.core.settings import MS
 from metastore.layout import term_of
 from tests.simulation.core.checks import Checks

@@ -10,8 +10,10 @@ import pytest
 
 from metastore.client.dispatch import RequestIds
 from metastore.core import electing, quorum, term
-from metastore.core.machine import SESSION_PREFIX, Machine
+from metastore.core.machine import Machine
+from metastore.core.proposals import Proposals
 from metastore.core.replica import Replica
+from metastore.core.rows import SESSION_PREFIX
 from metastore.core.term import Term
 from metastore.layout import ConfigRecord
 from metastore.node.control import Control
@@ -101,7 +103,7 @@ def reads_whatever_it_has(patch: Planter) -> None:
 
 def retries_without_dedupe(patch: Planter) -> None:
     """R7: the leader executes a request that it has executed before."""
-    patch.setattr(Machine, "_known", lambda self, client, seq, floor, stamp: None)
+    patch.setattr(Proposals, "_known", lambda self, client, seq, floor, stamp: None)
 
 
 def finishes_ids_early(patch: Planter) -> None:
@@ -114,13 +116,13 @@ def executes_what_is_too_old(patch: Planter) -> None:
     """R7: a request id older than the dedupe window is executed. (Such a request needs a copy that
     outlives its own client's patience; the client is made to retry them here.)"""
     finishes_ids_early(patch)
-    original = Machine._known
+    original = Proposals._known
 
     def known(self: Any, client: bytes, seq: int, floor: int, stamp: int) -> Any:
         found = original(self, client, seq, floor, stamp)
         return None if found is not None and "dedupe window" in str(found.tail[1]) else found
 
-    patch.setattr(Machine, "_known", known)
+    patch.setattr(Proposals, "_known", known)
 
 
 def answers_lost_writes_with_failure(patch: Planter) -> None:
@@ -177,13 +179,13 @@ def serves_what_was_split_off(patch: Planter) -> None:
 
 def a_child_forgets_requests(patch: Planter) -> None:
     """R18: what was done before the split is done again after it."""
-    original = Machine._split
+    original = Machine.part_with
 
     def forgetful(self: Any, index: int, row: Any, aux: Any) -> Any:
         forked = original(self, index, row, aux)
         return forked._replace(aux=[(k, v) for k, v in forked.aux if k[:1] != SESSION_PREFIX])
 
-    patch.setattr(Machine, "_split", forgetful)
+    patch.setattr(Machine, "part_with", forgetful)
 
 
 #: the promises that it may break; a seed that shows it now, tried first; the plans in which it shows soonest

@@ -14,8 +14,8 @@ from metastore.coordination.memory import MemoryEtcd
 from metastore.core import effects as fx
 from metastore.core.changing import ChangingReplica
 from metastore.core.electing import PartitionReplica
-from metastore.core.machine import SplitOff
 from metastore.core.messages import Process
+from metastore.core.rows import SplitOff
 from metastore.core.settings import CoreSettings
 from metastore.layout import ConfigRecord, LeaderRecord, first_epoch
 from metastore.node.control import Control

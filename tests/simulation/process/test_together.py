@@ -69,13 +69,13 @@ def tokens_are_not_compared(patch: pytest.MonkeyPatch) -> None:
 
 def a_child_forgets_fences(patch: pytest.MonkeyPatch) -> None:
     """R18: the upper half begins without the fences of the partition that it was split off."""
-    original = Machine._split
+    original = Machine.part_with
 
     def forgetful(self: Any, *args: Any) -> Any:
         forked = original(self, *args)
         return forked._replace(aux=[r for r in forked.aux if r[0][:1] not in (FENCE_PREFIX, FLOOR_PREFIX)])
 
-    patch.setattr(Machine, "_split", forgetful)
+    patch.setattr(Machine, "part_with", forgetful)
 
 
 #: -> the plans in which it shows soonest

@@ -162,7 +162,7 @@ def test_a_failed_condition_is_remembered_by_every_replica() -> None:
 def test_what_was_proposed_and_abandoned_is_executed_when_it_comes_again() -> None:
     r = Replica()
     r.propose((A, put("x", seq=1)))
-    r.machine.abandon()
+    r.machine.proposals.abandon()
     r.index = 0
     payload, _ = r.propose((A, put("x", seq=1)))
     assert payload is not None
@@ -195,14 +195,14 @@ def test_a_snapshot_replaces_all_that_was_remembered() -> None:
     other.run((A, put("x", seq=1, fence=["lock", 3], ttl=500)))
     r.run((B, put("y", seq=9)), (B, put("z", seq=10, fence=["old", 7])))
     m = r.machine
-    m.resolve(9, [(B, put("w", seq=11))])
+    m.proposals.resolve(9, [(B, put("w", seq=11))])
     m.reset()
     m.load(list(other.saved.items()))
     assert m.sessions.keys() == {A}
     assert m.timed == other.machine.timed
     assert vars(m.fences) == vars(other.machine.fences)
     assert (m.last_version, m.usage, m.splits) == (1, other.machine.usage, [])
-    assert not m.proposed(9)
+    assert not m.proposals.proposed(9)
     assert sorted(m.aux_keys()) == sorted(other.machine.aux_keys())
     assert {key: m.aux(key) for key in m.aux_keys()} == other.saved
 
@@ -210,10 +210,10 @@ def test_a_snapshot_replaces_all_that_was_remembered() -> None:
 def test_a_machine_that_is_reset_is_a_new_one() -> None:
     r = Replica()
     r.run((A, put("x", seq=1, fence=["lock", 3], ttl=500)))
-    r.machine.resolve(2, [(A, put("y", seq=2, fence=["lock", 5]))])
+    r.machine.proposals.resolve(2, [(A, put("y", seq=2, fence=["lock", 5]))])
     r.machine.reset()
     fresh = Machine(r.state.get)
     for name in ("last_version", "usage", "timed", "splits", "sessions", "expired_below"):
         assert getattr(r.machine, name) == getattr(fresh, name), name
     assert vars(r.machine.fences) == vars(fresh.fences)
-    assert r.machine.resolve(1, [(A, put("q", fence=["lock", 1]))])[1][0].tail[0] == OK
+    assert r.machine.proposals.resolve(1, [(A, put("q", fence=["lock", 1]))])[1][0].tail[0] == OK

@@ -63,7 +63,7 @@ def test_the_fence_is_raised_by_the_entry_that_takes_the_lock_and_by_no_other() 
         (A, put("data", fence=["job", 1])),
     )
     assert [r.tail[0] for r in results] == [OK, ConditionFailed.status, OK, Fenced.status]
-    r.machine.abandon()
+    r.machine.proposals.abandon()
     r.index -= 1
     assert status(r, "job", 1) == OK, "it was never raised"
 
@@ -181,9 +181,9 @@ def test_both_halves_of_a_split_remember_fences_and_floors(monkeypatch: pytest.M
     a, b, c = same_bucket(3)
     r = Replica()
     assert [status(r, name, token) for name, token in ((a, 20), (b, 30), (c, 40))] == [OK] * 3
-    r.machine.count_above(b"\xff" * 8)
-    r.machine.count_slice([], None)
-    payload = r.machine.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
+    r.machine.proposals.count_above(b"\xff" * 8)
+    r.machine.proposals.count_slice([], None)
+    payload = r.machine.proposals.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
     r.index += 1
     forked = r.machine.apply(r.index, payload).forked
     assert forked is not None

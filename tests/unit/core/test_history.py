@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from metastore.core import dedupe
-from metastore.core.machine import Machine, base_version, changes_of
+from metastore.core.machine import Machine
 from metastore.core.payloads import check_aux, read_payload
 from metastore.core.replica import pack_config, read_config
+from metastore.core.rows import base_version, changes_of
 from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,
@@ -52,7 +53,7 @@ G1, G2 = first_version(1), first_version(2)
 
 def changed(r: Replica, generation: int = 1) -> Replica:
     """A new term begins, with the mark of a generation."""
-    r.machine.abandon()
+    r.machine.proposals.abandon()
     r.index += 1
     payload = pack_mark(generation)
     assert read_payload(payload)
@@ -122,7 +123,7 @@ def test_versions_stay_safe_integers_of_javascript() -> None:
 
 def test_a_generation_that_is_used_up_takes_no_more_writes() -> None:
     r = changed(before())
-    r.machine.last_version = r.machine._version = G1 + LAST_COUNT + 1
+    r.machine.last_version = r.machine.proposals.version = G1 + LAST_COUNT + 1
     assert r.run((A, put("x")))[0][0] == QuotaExceeded.status
     assert r.run((A, put("x", fence=["new", RAISE])))[0][0] == QuotaExceeded.status
     changed(r, 2)
@@ -159,7 +160,7 @@ def test_compares_of_transactions(stale: int) -> None:
         for relation in (EQUAL, NOT_EQUAL, GREATER):
             op = txn([[lk("x"), VALUE, EQUAL, b"v"], [lk("y"), target, relation, stale]], [[GET, lk("x")]])
             refused(r.run((A, op))[0], stale)
-            refused(r.machine.read_txn(op)[0], stale)
+            refused(r.machine.proposals.read_txn(op)[0], stale)
     op = txn([[lk("x"), VERSION, GREATER, 0], [lk("z"), VERSION, EQUAL, 0]], [[GET, lk("x")]])
     assert r.run((A, op))[0][:2] == (OK, True)
 
@@ -267,9 +268,9 @@ def test_a_history_survives_restart_snapshot_and_split() -> None:
     again.machine.load(list(r.saved.items()))
     assert again.view() == r.view()
     refused(again.run((A, put("x", when=1)))[0], 1)
-    r.machine.count_above(b"\xff" * 8)
-    r.machine.count_slice([], None)
-    payload = r.machine.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
+    r.machine.proposals.count_above(b"\xff" * 8)
+    r.machine.proposals.count_slice([], None)
+    payload = r.machine.proposals.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
     r.index += 1
     forked = r.machine.apply(r.index, payload).forked
     assert forked is not None

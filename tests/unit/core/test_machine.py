@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metastore.core import dedupe, fences
-from metastore.core import machine as machine_module
-from metastore.core.machine import Machine, base_version, changes_of
+from metastore.core import proposals as proposals_module
+from metastore.core.machine import Machine
+from metastore.core.rows import base_version, changes_of
 from metastore.elements import ONE_REQUEST, RAISE
 from metastore.errors import ConditionFailed, Fenced, NotANumber, RequestIdExpired, TooLarge
 from metastore.history import pack_mark
@@ -49,7 +50,7 @@ class Replica:
         self.index = 0
 
     def propose(self, *ops: tuple[bytes, list[Any]]) -> tuple[bytes | None, list[Any]]:
-        payload, results = self.machine.resolve(self.index + 1, list(ops))
+        payload, results = self.machine.proposals.resolve(self.index + 1, list(ops))
         if payload is not None:
             self.index += 1
         return payload, results
@@ -227,7 +228,7 @@ def test_abandoned_proposals_leave_nothing() -> None:
     r = Replica()
     r.run((A, put("x", seq=1)))
     r.propose((A, put("x", seq=2)), (A, put("y", seq=3)))
-    r.machine.abandon()
+    r.machine.proposals.abandon()
     r.index = 1
     _, results = r.propose((A, put("x", seq=2, when=1)), (A, put("y", seq=3, when=ABSENT)))
     assert [t.tail[:3] for t in results] == [(0, 2, 2), (0, 3, 2)]
@@ -302,7 +303,7 @@ def test_a_transaction_that_cannot_be_done_changes_nothing(monkeypatch: pytest.M
     r.run((A, put("x", b"text")))
     half = [[PUT, lk("y"), b"", "", None], [ADD, lk("x"), 1]]
     assert r.run((A, txn([], half)))[0][0] == NotANumber.status
-    monkeypatch.setattr(machine_module, "MAX_TXN_READ_BYTES", 10)
+    monkeypatch.setattr(proposals_module, "MAX_TXN_READ_BYTES", 10)
     assert r.run((A, txn([], [[PUT, lk("y"), b"", "", None], [GET, lk("x")]])))[0][0] == TooLarge.status
     assert set(r.state) == {lk("x")}
     assert r.machine.last_version == 1
@@ -319,7 +320,7 @@ def test_a_retried_transaction_gets_what_it_read_then() -> None:
     assert again.tail == first
     fresh = Machine(r.state.get)
     fresh.load(list(r.saved.items()))
-    assert fresh.resolve(9, [(A, op)])[1][0].tail == first
+    assert fresh.proposals.resolve(9, [(A, op)])[1][0].tail == first
     assert fresh.sessions[A].size == r.machine.sessions[A].size > 0
 
 
@@ -343,7 +344,7 @@ def test_a_lower_token_is_refused_once_a_higher_was_seen() -> None:
     assert r.run((A, txn([], [], fence=["lock", 6])))[0][0] == Fenced.status
     _, results = r.propose((A, put("x", fence=["lock", 9])), (A, put("x", fence=["lock", 8])))
     assert [t.tail[0] for t in results] == [OK, Fenced.status], "also while the higher is uncommitted"
-    r.machine.abandon()
+    r.machine.proposals.abandon()
     r.index -= 1
     assert r.run((A, put("x", fence=["lock", 8])))[0][0] == OK, "it never was"
 
@@ -352,8 +353,8 @@ def test_records_expire_by_version_only() -> None:
     r = Replica()
     r.run((A, put("x", ttl=5000)), (A, put("y", ttl=0)))
     assert r.machine.timed == {lk("x"): (1, 5000)}
-    assert r.machine.resolve(2, [], [(lk("x"), 9), (lk("z"), 1)]) == (None, [])
-    payload, _ = r.machine.resolve(2, [(A, put("x", when=ABSENT))], [(lk("x"), 1)])
+    assert r.machine.proposals.resolve(2, [], [(lk("x"), 9), (lk("z"), 1)]) == (None, [])
+    payload, _ = r.machine.proposals.resolve(2, [(A, put("x", when=ABSENT))], [(lk("x"), 1)])
     assert payload is not None
     applied = r.machine.apply(2, b"")
     assert [(k, v is None) for k, v in applied.changes] == [(lk("x"), True), (lk("x"), False)]
@@ -367,9 +368,9 @@ def test_what_is_split_off_keeps_its_ttls_and_what_was_done() -> None:
     """R18: of both halves, and after a restart of either."""
     r = Replica()
     first = r.run((A, put("x", ttl=5000)), (A, add("n", 3, seq=1)), (A, put("y")))[1]
-    r.machine.count_above(b"." * 8)  # all of it
-    r.machine.count_slice(sorted(r.state.items()), None)
-    payload = r.machine.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
+    r.machine.proposals.count_above(b"." * 8)  # all of it
+    r.machine.proposals.count_slice(sorted(r.state.items()), None)
+    payload = r.machine.proposals.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
     r.index += 1
     forked = r.machine.apply(r.index, payload).forked
     assert forked is not None
@@ -389,7 +390,7 @@ def test_a_touch_proposes_nothing_and_waits_for_what_it_met() -> None:
     r.propose((A, put("x", ttl=5000)))
     assert r.propose((A, touch("x"))) == (None, [(1, (OK, 1, 0, 5000))])
     assert r.propose((A, touch("x", 7)))[1][0].tail[0] == ConditionFailed.status
-    r.machine.resolve(2, [], [(lk("x"), 1)])
+    r.machine.proposals.resolve(2, [], [(lk("x"), 1)])
     assert r.propose((A, touch("x"))) == (None, [(2, (NOT_FOUND, 0))]), "its end is proposed"
 
 
@@ -454,12 +455,12 @@ def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: 
                 while applied < len(payloads):
                     applied += 1
                     leader.apply(applied, b"")
-                leader.machine.abandon()
+                leader.machine.proposals.abandon()
                 leader.index += 1
                 applied += 1
                 payloads.append(pack_mark(1 + data.draw(st.integers(0, applied // 3))))
                 leader.apply(applied, payloads[-1])
-            leader.machine.horizon = data.draw(st.integers(0, applied))
+            leader.machine.proposals.horizon = data.draw(st.integers(0, applied))
             payload, _ = leader.propose(*batch)
             if payload is not None:
                 payloads.append(payload)
@@ -498,6 +499,6 @@ def test_a_transaction_that_reads_too_much_reads_no_more() -> None:
     for n in range(8):
         r.run((A, put(f"k{n}", b"x" * (1 << 19))))
     machine = Machine(get)
-    tail, _ = machine.read_txn(txn([], [[GET, lk(f"k{n}")] for n in range(8)]))
+    tail, _ = machine.proposals.read_txn(txn([], [[GET, lk(f"k{n}")] for n in range(8)]))
     assert tail[0] == TooLarge.status
     assert len(read) == 2, "what makes it too large is the second of them"

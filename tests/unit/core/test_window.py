@@ -8,8 +8,9 @@ import pytest
 
 from metastore.core import dedupe
 from metastore.core.dedupe import WINDOW_NS, WINDOW_STEP_NS, Sessions, Window
-from metastore.core.machine import Machine, changes_of
+from metastore.core.machine import Machine
 from metastore.core.payloads import check_aux, read_payload
+from metastore.core.rows import changes_of
 from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import RequestIdExpired
 from tests.unit.core.test_machine import Replica, put
@@ -35,8 +36,8 @@ def once(number: int, stamp: int = 0) -> tuple[bytes, list[Any]]:
 
 def status(r: Replica, number: int) -> tuple[int, bool]:
     """What a repetition with a fresh stamp is told, and whether it would be executed."""
-    payload, (result,) = r.machine.resolve(r.index + 1, [once(number, r.index)])
-    r.machine.abandon()
+    payload, (result,) = r.machine.proposals.resolve(r.index + 1, [once(number, r.index)])
+    r.machine.proposals.abandon()
     return result.tail[0], payload is not None
 
 
@@ -44,7 +45,7 @@ def test_what_is_younger_than_the_window_is_kept() -> None:
     r = Replica()
     first = [r.run(once(n, r.index))[0] for n in range(6)]
     assert [r.run(once(n, r.index))[0] for n in range(6)] == first
-    r.machine.horizon = 2  # entries 1 and 2 are older
+    r.machine.proposals.horizon = 2  # entries 1 and 2 are older
     r.run(once(6, r.index))
     assert [status(r, n) for n in (0, 1)] == [(RequestIdExpired.status, False)] * 2
     assert status(r, 2) == (0, False), "its first outcome"
@@ -53,7 +54,7 @@ def test_what_is_younger_than_the_window_is_kept() -> None:
 def test_the_last_ones_are_kept_whatever_their_age() -> None:
     r = Replica()
     r.run(once(0, r.index))
-    r.machine.horizon = 1
+    r.machine.proposals.horizon = 1
     r.run(once(1, r.index))
     assert status(r, 0) == (0, False)
 
@@ -72,7 +73,7 @@ def test_marks_of_single_requests_are_bounded() -> None:
         r.run(once(number, r.index))
     assert list(r.machine.dedupe.spent) == [single(n) for n in (1, 2, 3)]
     assert status(r, 0) == (0, True), "nothing tells it from a first time"
-    payload, (result,) = r.machine.resolve(r.index + 1, [once(0, stamp=0)])
+    payload, (result,) = r.machine.proposals.resolve(r.index + 1, [once(0, stamp=0)])
     assert (payload, result.tail[0]) == (None, RequestIdExpired.status), "who is honest about its age is told"
 
 
@@ -117,7 +118,7 @@ def test_marks_survive_a_restart_and_go_with_a_snapshot() -> None:
 def test_the_leaders_word_is_in_the_entry_and_followers_go_by_it() -> None:
     leader, follower = Replica(), Replica()
     for number in range(4):
-        leader.machine.horizon = 1 if number == 3 else 0
+        leader.machine.proposals.horizon = 1 if number == 3 else 0
         payload, _ = leader.propose(once(number, leader.index))
         assert payload is not None
         read_payload(payload)

@@ -175,10 +175,10 @@ async def test_a_reign_that_ended_leaves_nothing_proposed(tmp_path: Path) -> Non
         await led.lead()
         led.put("a", seq=1)
         led.propose()
-        assert led.host.machine.current(lkey("a")) is not None
+        assert led.host.machine.proposals.current(lkey("a")) is not None
         deposed(led)
-        assert led.host.machine.current(lkey("a")) is None
-        assert not led.host.machine.proposed(led.replica.log.last_index)
+        assert led.host.machine.proposals.current(lkey("a")) is None
+        assert not led.host.machine.proposals.proposed(led.replica.log.last_index)
 
 
 async def test_nothing_is_resolved_behind_the_commit_index(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from metastore.core.entry import entry_payload, pack_entry
-from metastore.core.machine import Applied, Machine, changes_of
+from metastore.core.machine import Machine
 from metastore.core.replica import ACTIVE
+from metastore.core.rows import Applied, changes_of
 from metastore.errors import Compacted, MetastoreError, Moved, Unavailable
 from metastore.keys import END_OF_RING
 from metastore.operations import PUT
@@ -89,14 +90,16 @@ class Partition:
     def write(self, *lkeys: bytes) -> None:
         """One entry with these changes; without any, a new leader's."""
         ops = [(b"", [0, PUT, 0, k, 0, 0, 0, None, b"v", "", None]) for k in lkeys]
-        payload = self.machine.resolve(self.applied + 1, ops)[0] if ops else b""
+        payload = self.machine.proposals.resolve(self.applied + 1, ops)[0] if ops else b""
         assert payload is not None
         self._apply(payload)
 
     def split(self, at: bytes) -> None:
-        self.machine.count_above(at)
-        self.machine.count_slice([(k, r) for k, r in self.state.items() if k >= at], None)
-        payload = self.machine.resolve_split(self.applied + 1, EPOCH, 9, (1 << 64) - 1, [("n", "s")])
+        self.machine.proposals.count_above(at)
+        self.machine.proposals.count_slice([(k, r) for k, r in self.state.items() if k >= at], None)
+        payload = self.machine.proposals.resolve_split(
+            self.applied + 1, EPOCH, 9, (1 << 64) - 1, [("n", "s")]
+        )
         self.hi = at
         self._apply(payload)
 

@@ -11,7 +11,7 @@ import pytest
 
 from metastore.client import connection as connection_module
 from metastore.clock import now_ns
-from metastore.core.machine import SplitOff
+from metastore.core.rows import SplitOff
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.partition import watches as watches_module
@@ -41,13 +41,13 @@ class Divided:
         while host.writes.pending or host.waiters or node.store.syncing:
             await asyncio.sleep(0.005)
         child, point = len(self.ranges), at.to_bytes(8, "big")
-        host.machine.count_above(point)
-        while (counting := host.machine.counting) is not None and counting.cursor is not None:
+        host.machine.proposals.count_above(point)
+        while (counting := host.machine.proposals.counting) is not None and counting.cursor is not None:
             rows = node.store.scan(p, counting.cursor, host.state.hi, 2000, 2 << 20)
-            host.machine.count_slice(rows, node.store.scan_next)
+            host.machine.proposals.count_slice(rows, node.store.scan_next)
         epoch, index = host.replica.sealed_epoch, host.replica.log.last_index + 1
         members = [("f", node.store.store_id)]
-        payload = host.machine.resolve_split(index, epoch, child, self.ranges[p][1] - 1, members)
+        payload = host.machine.proposals.resolve_split(index, epoch, child, self.ranges[p][1] - 1, members)
         host.replica.parting = at
         host.split.narrow()
         host.replica.propose(now_ns(), payload)

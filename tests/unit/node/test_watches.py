@@ -9,7 +9,7 @@ import pytest
 
 from metastore.client.watching import encode_resume
 from metastore.clock import now_ns
-from metastore.core.machine import Applied
+from metastore.core.rows import Applied
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.partition import watches as watches_module
 from metastore.partition.watches import event_frames

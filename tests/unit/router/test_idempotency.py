@@ -45,7 +45,7 @@ class Partition:
         op = [0, ADD, 0, KEY, seq, ids.floor(0), stamp, None, delta]
         assert op_shape(op) is None
         assert check_op(op) is None
-        payload, [result] = self.machine.resolve(self.index + 1, [(ids.client_id, op)])
+        payload, [result] = self.machine.proposals.resolve(self.index + 1, [(ids.client_id, op)])
         if payload is not None:
             self.index += 1
             self.proposed.append((self.index, payload))
@@ -95,7 +95,7 @@ def test_the_window() -> None:
         p.add(request(f"other-{number}", 1), 1)
     p.commit()
     assert p.add(request("k", 1), 1) == first, "it is young"
-    p.machine.horizon = p.index
+    p.machine.proposals.horizon = p.index
     p.add(request("one more", 1), 1)
     p.commit()
     router = RequestIds()
@@ -163,7 +163,7 @@ def test_a_repetition_at_the_end_of_the_window_is_not_carried_out_twice(
     p, router = Partition(), RequestIds()
     p.add(request("k", 1), 1)
     p.commit()
-    p.machine.horizon = p.index + 9
+    p.machine.proposals.horizon = p.index + 9
     for number in range(3):
         p.add(OneRequest(router, f"other-{number}", ("app", "n"), 1), 1)
         p.commit()

@@ -16,7 +16,7 @@ import pytest
 
 from metastore.core.entry import entry_position, pack_entry
 from metastore.core.fences import FENCE_PREFIX
-from metastore.core.machine import digest_key
+from metastore.core.rows import digest_key
 from metastore.errors import (
     ConfigError,
     CorruptLog,

@@ -1,0 +1,499 @@
+"""The leader's side of the state machine: operations are *resolved* against the latest state that it has proposed, in log order,
+into rows of plain effects (R7). Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgpack
+
+from metastore.core.counting import Counting
+from metastore.core.dedupe import Tail
+from metastore.core.fences import fence_digest
+from metastore.core.rows import (
+    FORGET,
+    NOTHING,
+    SPLIT,
+    Change,
+    Resolved,
+    nothing_tail,
+    txn_changes,
+    txn_results,
+)
+from metastore.core.tables import Tables
+from metastore.elements import RAISE
+from metastore.errors import (
+    ConditionFailed,
+    HistoryChanged,
+    NotANumber,
+    QuotaExceeded,
+    TooLarge,
+)
+from metastore.history import (
+    LAST_COUNT,
+    count_of,
+)
+from metastore.operations import (
+    ADD,
+    COMPARES_AT,
+    CONDITION_AT,
+    CONTENT_TYPE_AT,
+    DELETE,
+    DELTA_AT,
+    EQUAL,
+    EXISTS,
+    EXPIRE,
+    FENCE_AT,
+    FLOOR_AT,
+    GET,
+    KEY_AT,
+    KIND_AT,
+    LESS,
+    MAX_TXN_READ_BYTES,
+    NOT_EQUAL,
+    NOT_FOUND,
+    OK,
+    OTHERWISE_AT,
+    PART_KEY_AT,
+    PUT,
+    SEQ_AT,
+    STAMP_AT,
+    THEN_AT,
+    TOUCH,
+    TOUCH_CONDITION_AT,
+    TTL_MS_AT,
+    TXN,
+    VALUE,
+    VALUE_AT,
+    VERSION,
+    Op,
+)
+from metastore.records import (
+    COUNTER,
+    pack_record,
+    record_ttl_ms,
+    record_versions,
+    unpack_record,
+)
+
+MAX_CURRENT_BYTES: Final = 64 << 10
+INT64_MAX: Final = (1 << 63) - 1
+
+Entry = tuple[int, list[Any], list[Any], list[Any], list[Any]]
+"""A payload, decoded."""
+
+
+class _Refused(Exception):
+    """A transaction that can have no effect; its status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Proposals:
+    """What a leader has proposed and is not applied yet. ``read``: the committed record of an lkey, packed, or None."""
+
+    def __init__(self, tables: Tables, read: Callable[[bytes], bytes | None]) -> None:
+        self.tables, self.read = tables, read
+        #: the version of the latest change proposed
+        self.version = 0
+        #: while a leader counts what lies above a point (R18)
+        self.counting: Counting | None = None
+        #: as the leader's clock has it: entries up to this one are older than the dedupe window
+        self.horizon = 0
+        self._records: dict[bytes, tuple[int, bytes | None]] = {}
+        self._outcomes: dict[bytes, dict[int, Resolved]] = {}
+        self._entries: dict[int, Entry] = {}
+
+    def take(self, index: int) -> Entry | None:
+        """The entry ``index`` as it was resolved here, if it was: it is being applied."""
+        return self._entries.pop(index, None)
+
+    def applied(
+        self,
+        index: int,
+        version: int,
+        own: bool,
+        changes: list[Change],
+        floors: list[list[Any]],
+        tails: list[tuple[int, int, Tail]],
+    ) -> None:
+        """Entry ``index`` is applied, up to ``version``. ``own``: it was resolved here."""
+        if own:
+            self._forget(index, changes, floors, tails)
+        elif not self._entries:
+            self.version = version
+
+    def proposed(self, index: int) -> bool:
+        """Whether entry ``index`` was resolved here, so that applying it needs no payload."""
+        return index in self._entries
+
+    def abandon(self) -> None:
+        """Forget what was proposed and is not committed: leadership began or ended."""
+        self.version = self.tables.last_version
+        self.counting = None
+        self.horizon = 0
+        self.tables.fences.abandon()
+        for table in (self._records, self._outcomes, self._entries):
+            table.clear()
+
+    def resolve(
+        self, index: int, ops: Iterable[tuple[bytes, Op]], expired: Iterable[tuple[bytes, int]] = ()
+    ) -> tuple[bytes | None, list[Resolved]]:
+        """Resolve ``(client_id, op)`` pairs (checked before) into the payload of entry ``index``, and
+        before them ``(lkey, version)`` of records whose TTL is over.
+
+        Returns the payload, None when no entry is needed, and what became of each op.
+        """
+        rows: list[list[Any]] = []
+        sessions: dict[bytes, int] = {}
+        floors: list[list[Any]] = []
+        results: list[Resolved] = []
+        usage: dict[bytes, list[int]] = {}
+        fences: list[list[Any]] = []
+        base = self.version
+        if count_of(base) > LAST_COUNT:
+            text = "the partition's versions are used up; a new generation has them anew: cellctl partition new-generation"
+            return None, [Resolved(0, (QuotaExceeded.status, text, {})) for _ in ops]
+        for lkey, version in expired:
+            old = self.current(lkey)
+            if old is not None and record_versions(old)[1] == version:
+                self._change(index, lkey, old, None, usage)
+                rows.append([EXPIRE, lkey, -1, 0])
+        for client, op in ops:
+            if op[KIND_AT] == TOUCH:
+                results.append(self._touch(op))
+                continue
+            seq = op[SEQ_AT]
+            if seq:
+                known = self._known(client, seq, op[FLOOR_AT], op[STAMP_AT])
+                if known is not None:
+                    results.append(known)
+                    continue
+                at = sessions.get(client)
+                if at is None:
+                    at = sessions[client] = len(floors)
+                    floors.append([client, op[FLOOR_AT]])
+                elif op[FLOOR_AT] > floors[at][1]:
+                    floors[at][1] = op[FLOOR_AT]
+            else:
+                at = -1
+            row, tail = self._resolve_one(index, op, at, seq, usage, fences)
+            rows.append(row)
+            result = Resolved(index, tail)
+            results.append(result)
+            if seq:
+                pending = self._outcomes.get(client)
+                if pending is None:
+                    pending = self._outcomes[client] = {}
+                pending[seq] = result
+        if not rows:
+            return None, results
+        if self.horizon and self.tables.dedupe.has_old(self.horizon):
+            rows.append([FORGET, self.horizon])
+        entry = (base, floors, rows, [[ns, *grown] for ns, grown in usage.items()], fences)
+        self._entries[index] = entry
+        payload: bytes = msgpack.packb(entry)
+        return payload, results
+
+    def knows(self, client: bytes, op: Op) -> bool:
+        """Whether the request id of a write has an outcome already."""
+        return self._known(client, op[SEQ_AT], op[FLOOR_AT], op[STAMP_AT]) is not None
+
+    def _known(self, client: bytes, seq: int, floor: int, stamp: int) -> Resolved | None:
+        """The first outcome of a request id, or its refusal; None = it was never executed."""
+        pending = self._outcomes.get(client)
+        if pending is not None:
+            found = pending.get(seq)
+            if found is not None:
+                return found
+            if floor > seq:  # a client of one request only, and that is another one
+                return Resolved(0, self.tables.dedupe.refusal(seq, stamp, True))
+        tail = self.tables.dedupe.known(client, seq, stamp)
+        return None if tail is None else Resolved(0, tail)
+
+    def current(self, lkey: bytes) -> bytes | None:
+        """The record as of the latest proposal."""
+        found = self._records.get(lkey)
+        return self.read(lkey) if found is None else found[1]
+
+    def _change(
+        self, index: int, lkey: bytes, old: bytes | None, new: bytes | None, usage: dict[bytes, list[int]]
+    ) -> None:
+        """One more change of what is proposed."""
+        if self.counting is not None:
+            self.counting.changed(lkey, old, new)
+        self.version += 1
+        self._records[lkey] = (index, new)
+        namespace = lkey[8 : lkey.find(0, 8)]
+        grown = usage.get(namespace)
+        if grown is None:
+            grown = usage[namespace] = [0, 0]
+        if old is not None and new is not None:
+            grown[1] += len(new) - len(old)
+        elif new is not None:
+            grown[0] += 1
+            grown[1] += len(lkey) + len(new)
+        elif old is not None:
+            grown[0] -= 1
+            grown[1] -= len(lkey) + len(old)
+
+    def _resolve_one(
+        self,
+        index: int,
+        op: Op,
+        at: int,
+        seq: int,
+        usage: dict[bytes, list[int]],
+        fences: list[list[Any]],
+    ) -> tuple[list[Any], Tail]:
+        kind, lkey, stamp = op[KIND_AT], op[KEY_AT], self.tables.stamp(index)
+        digest: bytes | None = None
+        if len(op) > FENCE_AT[kind]:
+            name, token = op[FENCE_AT[kind]]
+            digest = fence_digest(lkey[8 : lkey.find(0, 8)], name)
+            if token != RAISE:
+                if token < self.tables.first_version:
+                    return self._nothing(at, seq, HistoryChanged.status, token, stamp)
+                refused = self.tables.fences.pass_by(digest, token, fences)
+                if refused is not None:
+                    return self._nothing(at, seq, *refused, stamp)
+        if kind == TXN:
+            return self._resolve_txn(index, op, at, seq, usage)
+        condition = op[CONDITION_AT]
+        old = self.current(lkey)
+        flags, version, created = self.tables.shown_versions(old)
+        if condition is not None and (version == 0 if condition == EXISTS else version != condition):
+            if condition > 0 and self.tables.is_other_history(condition):
+                return self._nothing(at, seq, HistoryChanged.status, condition, stamp)
+            row, tail = self._nothing(at, seq, ConditionFailed.status, version, stamp)
+            if old is not None and len(old) <= MAX_CURRENT_BYTES:
+                # for who waits now; what dedupe remembers, and a retry gets, is without it
+                tail = (*tail[:2], {**tail[2], "record": self.tables.shown(old)})
+            return row, tail
+        if kind == DELETE:
+            if old is None:
+                return self._nothing(at, seq, 0, 0, stamp)
+            self._change(index, lkey, old, None, usage)
+            return [DELETE, lkey, at, seq], (0, self.version, stamp)
+        new_version = self.version + 1
+        if kind == PUT:
+            if digest is not None and token == RAISE:
+                refused = self.tables.fences.take(digest, new_version, fences)
+                if refused is not None:
+                    return self._nothing(at, seq, *refused, stamp)
+            content_type, ttl_ms = op[CONTENT_TYPE_AT].encode(), op[TTL_MS_AT] or 0
+            record = pack_record(new_version, created or new_version, op[VALUE_AT], content_type, ttl_ms)
+            tail = (0, new_version, stamp, not version)
+        else:
+            total = self._add(old, flags, op[DELTA_AT])
+            if total is None:
+                return self._nothing(at, seq, NotANumber.status, version, stamp)
+            record = self._counter(old, new_version, created, total)
+            tail = (0, new_version, stamp, total)
+        self._change(index, lkey, old, record, usage)
+        return [kind, lkey, record, at, seq], tail
+
+    @staticmethod
+    def _counter(old: bytes | None, version: int, created: int, total: int) -> bytes:
+        """A counter keeps the TTL it was made with; there is none to give when adding."""
+        ttl_ms = record_ttl_ms(old) if old is not None else 0
+        return pack_record(version, created or version, b"%d" % total, b"", ttl_ms, COUNTER)
+
+    @staticmethod
+    def _add(old: bytes | None, flags: int, delta: int) -> int | None:
+        if old is None:
+            total = delta
+        elif flags & COUNTER:
+            total = int(unpack_record(old).value) + delta
+        else:
+            return None
+        return total if -INT64_MAX - 1 <= total <= INT64_MAX else None
+
+    @staticmethod
+    def _nothing(at: int, seq: int, status: int, version: int, stamp: int) -> tuple[list[Any], Tail]:
+        return [NOTHING, at, seq, status, version], nothing_tail(status, version, stamp)
+
+    def _touch(self, op: Op) -> Resolved:
+        """Nothing is proposed: the leader's clock is all that a TTL runs on (R15). The answer waits
+        for the entry that made the record what it is."""
+        lkey, condition = op[KEY_AT], op[TOUCH_CONDITION_AT]
+        found = self._records.get(lkey)
+        at, record = (0, self.read(lkey)) if found is None else found
+        _, version, _ = self.tables.shown_versions(record)
+        if record is None and condition is None:
+            return Resolved(at, (NOT_FOUND, 0))
+        if condition is not None and (version == 0 if condition == EXISTS else version != condition):
+            if condition > 0 and self.tables.is_other_history(condition):
+                return Resolved(at, nothing_tail(HistoryChanged.status, condition, self.tables.stamp(at)))
+            return Resolved(at, nothing_tail(ConditionFailed.status, version, self.tables.stamp(at)))
+        if record is None:
+            return Resolved(at, (NOT_FOUND, 0))
+        return Resolved(at, (OK, version, 0, record_ttl_ms(record)))
+
+    def _resolve_txn(
+        self, index: int, op: Op, at: int, seq: int, usage: dict[bytes, list[int]]
+    ) -> tuple[list[Any], Tail]:
+        compares, stamp = op[COMPARES_AT], self.tables.stamp(index)
+        foreign = self._foreign(compares)
+        if foreign:
+            return self._nothing(at, seq, HistoryChanged.status, foreign, stamp)
+        succeeded = all(self._holds(self.current, *compare) for compare in compares)
+        staged: dict[bytes, tuple[bytes | None, bytes | None]] = {}
+        try:
+            parts = self._stage(op[THEN_AT if succeeded else OTHERWISE_AT], staged)
+        except _Refused as refused:
+            bound = MAX_TXN_READ_BYTES if refused.status == TooLarge.status else 0
+            return self._nothing(at, seq, refused.status, bound, stamp)
+        for part in parts:
+            if part[0] in (PUT, ADD):
+                old = self.current(part[1])
+                self._change(index, part[1], old, part[2], usage)
+            elif part[0] == DELETE:
+                self._change(index, part[1], self.current(part[1]), None, usage)
+        row = [TXN, at, seq, succeeded, parts]
+        return row, (0, succeeded, stamp, txn_results(self.version - len(txn_changes(parts)), parts))
+
+    def _foreign(self, compares: list[list[Any]]) -> int:
+        """The first version that is compared with and is of another history, 0 = none is."""
+        for _, target, _, operand in compares:
+            if target != VALUE and operand and self.tables.is_other_history(operand):
+                return int(operand)
+        return 0
+
+    def read_txn(self, op: Op) -> tuple[Tail, int]:
+        """A transaction that only reads, of the committed state: no entry, nothing to remember. Its
+        answer, and how many bytes it read."""
+        compares = op[COMPARES_AT]
+        foreign = self._foreign(compares)
+        if foreign:
+            return nothing_tail(HistoryChanged.status, foreign, self.tables.stamp(0)), 0
+        succeeded = all(self._holds(self.read, *compare) for compare in compares)
+        rows: list[list[Any]] = []
+        size = 0
+        for part in op[THEN_AT if succeeded else OTHERWISE_AT]:
+            record = self.read(part[PART_KEY_AT])
+            rows.append([GET, None if record is None else self.tables.shown(record)])
+            size += len(record or b"")
+            if size > MAX_TXN_READ_BYTES:  # the others are not read to be refused
+                return nothing_tail(TooLarge.status, MAX_TXN_READ_BYTES, 0), 0
+        return (OK, succeeded, 0, txn_results(0, rows)), size
+
+    def _holds(
+        self,
+        record_of: Callable[[bytes], bytes | None],
+        lkey: bytes,
+        target: int,
+        relation: int,
+        operand: Any,
+    ) -> bool:
+        record = record_of(lkey)
+        if target == VALUE:
+            if record is None:
+                return relation == NOT_EQUAL
+            value: Any = unpack_record(record).value
+        else:
+            _, version, created = self.tables.shown_versions(record)
+            value = version if target == VERSION else created
+        if relation == EQUAL:
+            return bool(value == operand)
+        if relation == NOT_EQUAL:
+            return bool(value != operand)
+        return bool(value < operand if relation == LESS else value > operand)
+
+    def _stage(
+        self, parts: list[list[Any]], staged: dict[bytes, tuple[bytes | None, bytes | None]]
+    ) -> list[list[Any]]:
+        """The rows of a branch, each part seeing those before it. Nothing is changed yet, so that a
+        part that cannot be done undoes nothing. Raises _Refused."""
+        version, read_bytes = self.version, 0
+        rows: list[list[Any]] = []
+        for part in parts:
+            kind, lkey = part[0], part[PART_KEY_AT]
+            old = staged[lkey][1] if lkey in staged else self.current(lkey)
+            if kind == GET:
+                read_bytes += len(old) if old else 0
+                if read_bytes > MAX_TXN_READ_BYTES:
+                    raise _Refused(TooLarge.status)
+                rows.append([GET, old and self.tables.shown(old)])
+                continue
+            if kind == DELETE and old is None:
+                rows.append([NOTHING])
+                continue
+            version += 1
+            flags, _, created = self.tables.shown_versions(old)
+            if kind == DELETE:
+                new = None
+                rows.append([DELETE, lkey])
+            elif kind == PUT:
+                _, _, value, content_type, ttl_ms = part
+                new = pack_record(version, created or version, value, content_type.encode(), ttl_ms or 0)
+                rows.append([PUT, lkey, new])
+            else:
+                _, _, delta = part
+                total = self._add(old, flags, delta)
+                if total is None:
+                    raise _Refused(NotANumber.status)
+                new = self._counter(old, version, created, total)
+                rows.append([ADD, lkey, new])
+            staged[lkey] = (old, new)
+        return rows
+
+    def count_above(self, at: bytes) -> None:
+        """Begin to count what lies at the point ``at`` and above, to be fed slice by slice."""
+        self.counting = Counting(at)
+
+    def count_slice(self, rows: list[tuple[bytes, bytes]], end: bytes | None) -> None:
+        """The committed records from where counting stands up to ``end`` (None: all that is left)."""
+        counting = self.counting
+        assert counting is not None
+        start, committed = counting.cursor, dict(rows)
+        assert start is not None
+        counting.cursor = end
+        for lkey, (_, record) in self._records.items():
+            if lkey >= start and (end is None or lkey < end):
+                committed.pop(lkey, None)
+                if record is not None:
+                    counting.add(lkey, record, 1)
+        for lkey, record in committed.items():
+            counting.add(lkey, record, 1)
+
+    def resolve_split(
+        self, index: int, epoch: int, child: int, last: int, members: Iterable[tuple[str, str]]
+    ) -> bytes:
+        """The payload of entry ``(epoch, index)``, which splits off what has been counted, up to the point ``last``.
+        Whatever is resolved after it has to lie below."""
+        counting = self.counting
+        assert counting is not None
+        assert counting.cursor is None
+        usage = [[ns, *held] for ns, held in sorted(counting.usage.items()) if held != [0, 0]]
+        row = [SPLIT, child, counting.at, last, epoch, usage, [list(member) for member in members]]
+        entry: Entry = (self.version, [], [row], [], [])
+        self._entries[index] = entry
+        self.counting = None
+        payload: bytes = msgpack.packb(entry)
+        return payload
+
+    def _forget(
+        self,
+        index: int,
+        changes: list[Change],
+        floors: list[list[Any]],
+        tails: list[tuple[int, int, Tail]],
+    ) -> None:
+        records = self._records
+        if records and not self._entries:
+            records.clear()  # nothing else is proposed
+        for lkey, _ in changes if records else ():
+            found = records.get(lkey)
+            if found is not None and found[0] == index:
+                del records[lkey]
+        for at, seq, _ in tails:
+            pending = self._outcomes.get(floors[at][0])
+            if pending is not None:
+                pending.pop(seq, None)
+                if not pending:
+                    del self._outcomes[floors[at][0]]
