@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from bench.drive import Driven, connect
 from bench.wire import Etcd, Metastore, Redis, Target, target
 from cellctl.dev_files import pick_ports
-from metastore.client.connection import NodeConnection
 from metastore.coordination.embedded import etcd_binary, wait_healthy
+from metastore.routing.connection import NodeConnection
 from metastore.topology import TopologyTable
 from tests.integration.harness import Cluster
 

@@ -27,10 +27,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from metastore.client.dispatch import Dispatcher, RequestIds
 from metastore.config import RouterConfig
 from metastore.errors import Overloaded
 from metastore.operations import KEY_AT, Op, size_of
+from metastore.routing.dispatcher import Dispatcher, RequestIds
 
 MIB = 1 << 20
 #: a request that holds no more is small: all of ``max_held_mib`` is there for it

@@ -21,9 +21,9 @@ from typing import Any, Final
 import msgpack
 from aiohttp import web
 
-from metastore.client.request_ids import RequestIds, SingleRequest
 from metastore.elements import ONE_REQUEST
 from metastore.errors import MetastoreError
+from metastore.routing.request_ids import RequestIds, SingleRequest
 from metastore.wire.client_messages import CLIENT_ID_BYTES
 
 KEY_HEADER: Final = "Idempotency-Key"

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from metastore.client.namespace import Namespace
+from metastore.client.namespace import AsyncNamespace
 from metastore.client.results import Fence
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
 from metastore.history import history_changed, is_of_another
@@ -96,7 +96,7 @@ def served_type(content_type: str) -> str:
     return content_type if plain else "application/octet-stream"
 
 
-async def with_current(error: MetastoreError, ns: Namespace, key: str, left_s: float) -> MetastoreError:
+async def with_current(error: MetastoreError, ns: AsyncNamespace, key: str, left_s: float) -> MetastoreError:
     """A failed condition with the record as it is now: the leader's answer has it, unless it is large
     or the answer is remembered from an earlier attempt."""
     if isinstance(error, ConditionFailed) and error.detail.get("version") and "record" not in error.detail:
@@ -127,8 +127,8 @@ class Records:
             "listRecords": self.list,
         }
 
-    def namespace(self, call: Call) -> Namespace:
-        return Namespace(self.dispatcher, call["namespace"], max(0.0, call.left_s))
+    def namespace(self, call: Call) -> AsyncNamespace:
+        return AsyncNamespace(self.dispatcher, call["namespace"], max(0.0, call.left_s))
 
     def ids(self, call: Call, *request: Any) -> OneRequest | None:
         """The request id of an Idempotency-Key; ``request``: what makes the request."""
@@ -140,7 +140,7 @@ class Records:
         age_s = aged(call["idempotency_age"], call.since_s)
         return OneRequest(self.dispatcher.ids, key, scope, request_of_key, age_s)
 
-    async def explained(self, call: Call, ns: Namespace, error: MetastoreError) -> MetastoreError:
+    async def explained(self, call: Call, ns: AsyncNamespace, error: MetastoreError) -> MetastoreError:
         """The error of a write as it is answered."""
         error = await with_current(error, ns, call["key"], call.left_s)
         held = error.detail.get("current") or error.detail.get("record")

@@ -16,9 +16,9 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
-from metastore.client.request_ids import SingleRequest
 from metastore.config import RouterConfig
 from metastore.errors import MetastoreError, Overloaded
+from metastore.routing.request_ids import SingleRequest
 from metastore.web import Connection, WebServer
 from router.bulkheads import RETRY_S, TAKEN_PART
 from router.errors import MalformedHttp

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from metastore.client.namespace import Namespace
+from metastore.client.namespace import AsyncNamespace
 from metastore.client.results import (
     Add,
     Compare,
@@ -124,8 +124,8 @@ class Several:
     def __init__(self, dispatcher: CellDispatcher) -> None:
         self.dispatcher = dispatcher
 
-    def namespace(self, call: Call) -> Namespace:
-        return Namespace(self.dispatcher, call["namespace"], max(0.0, call.left_s))
+    def namespace(self, call: Call) -> AsyncNamespace:
+        return AsyncNamespace(self.dispatcher, call["namespace"], max(0.0, call.left_s))
 
     # --- batches ----------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Several:
         return json_response({"results": await spread(ops, cell_of, work)})
 
     async def _explained(
-        self, call: Call, ns: Namespace, key: str, error: MetastoreError, answer: AnswerRoom
+        self, call: Call, ns: AsyncNamespace, key: str, error: MetastoreError, answer: AnswerRoom
     ) -> MetastoreError:
         error = await with_current(error, ns, key, call.left_s)
         held = error.detail.get("current") or error.detail.get("record")
@@ -168,7 +168,9 @@ class Several:
             error.detail.pop("record", None)
         return error
 
-    async def _one(self, call: Call, ns: Namespace, op: dict[str, Any], answer: AnswerRoom) -> dict[str, Any]:
+    async def _one(
+        self, call: Call, ns: AsyncNamespace, op: dict[str, Any], answer: AnswerRoom
+    ) -> dict[str, Any]:
         kind, key, left_s = op["op"], op["key"], max(0.0, call.left_s)
         if kind == "get":
             answer.look()
@@ -203,7 +205,7 @@ class Several:
             raise NotFound(f"there was no record {key!r:.200} in namespace {ns.name}; nothing was changed")
         return {"status": 200, **result_json(key, version)}
 
-    def _ids(self, call: Call, ns: Namespace, op: dict[str, Any]) -> OneRequest | None:
+    def _ids(self, call: Call, ns: AsyncNamespace, op: dict[str, Any]) -> OneRequest | None:
         key, age_s = op.pop("idempotency_key", None), op.pop("idempotency_age_s", None)
         if key is None:
             return None

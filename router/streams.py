@@ -19,9 +19,9 @@ from typing import Any, cast
 import orjson
 from aiohttp import web
 
-from metastore.client.namespace import Namespace
+from metastore.client.namespace import AsyncNamespace
 from metastore.client.results import Event
-from metastore.client.watching import AsyncWatcher
+from metastore.client.watch.watcher import AsyncWatcher
 from metastore.config import RouterConfig
 from metastore.errors import MetastoreError, ShuttingDown, WrongRouting
 from metastore.keys import encode_key, prefix_routing_key, storage_key
@@ -92,7 +92,7 @@ class Streams:
         return {placement.cell for placement in table.partitions.values()}
 
     async def watch(self, call: Call) -> web.StreamResponse:
-        ns = Namespace(self.dispatcher, call["namespace"], max(0.0, call.left_s))
+        ns = AsyncNamespace(self.dispatcher, call["namespace"], max(0.0, call.left_s))
         await self.dispatcher.ready(call.until)
         with self.dispatcher.bulkheads.watch(self._cells(ns.name, call["prefix"])):
             watcher = await self._begun(call, ns)
@@ -101,7 +101,7 @@ class Streams:
             finally:
                 await watcher.close()
 
-    async def _begun(self, call: Call, ns: Namespace) -> AsyncWatcher[bytes]:
+    async def _begun(self, call: Call, ns: AsyncNamespace) -> AsyncWatcher[bytes]:
         """A watch that has begun everywhere. Raises Compacted, Unavailable, InvalidRequest."""
         while True:
             watcher = ns.watch(

@@ -21,12 +21,12 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from metastore import schema
-from metastore.client.dispatch import Dispatcher
 from metastore.coordination.interface import Change, Coordinator, Watch
 from metastore.errors import CoordinationError, MetastoreError
 from metastore.fields import BadRecord
 from metastore.following import Following
 from metastore.layout import ConfigRecord, Layout, NodeRecord, term_of
+from metastore.routing.dispatcher import Dispatcher
 from metastore.topology import is_config
 
 log = logging.getLogger("router.trust")

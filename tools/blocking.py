@@ -35,7 +35,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A class that is made. ``source``: the module of the one for asyncio, and of its own below ``blocking``. ``base``: by hand,
+    """A class that is made. ``source``: the module of the one for asyncio below ``metastore.client``; its last part is the module of
+    this one below ``blocking``. ``base``: by hand,
     or made. ``wraps``: it is made of one for asyncio, whose public attributes it has. ``without``: members that are not for
     users, or that the base has. ``note``: a paragraph that its docstring has at the end, in place of ``instead_of`` (the beginning of the
     paragraph that is for asyncio only)."""
@@ -61,13 +62,14 @@ TWINS: Final = (
     Twin("elections", "AsyncLeadership", "Held", wraps=True),
     Twin("elections", "AsyncElection", "Bound", wraps=True),
     Twin(
-        "watching",
+        "watch.watcher",
         "AsyncWatcher",
         "WatcherBase[T]",
         without=frozenset({"__init__"}),
         note="``close`` may be called from any thread.",
     ),
-    Twin("namespace", "AsyncNamespace", "NamespaceBase[T]", without=frozenset({"until", "write"})),
+    Twin("records", "AsyncRecords", "RecordsBase[T]", without=frozenset({"until", "write"})),
+    Twin("namespace", "AsyncNamespace", "Records[T]"),
     Twin(
         "client",
         "AsyncClient",
@@ -90,9 +92,9 @@ PROTOCOLS: Final = {
 }
 REWRITTEN: Final = {
     *PROTOCOLS,
-    "AsyncNamespace.__init__",
-    "AsyncNamespace.__repr__",
-    "AsyncNamespace.scan",
+    "AsyncRecords.__init__",
+    "AsyncRecords.__repr__",
+    "AsyncRecords.scan",
     "AsyncElection.__repr__",
     "AsyncClient.namespace",
 }
@@ -119,7 +121,8 @@ WORDS: Final = {
     "another task waits": "another thread waits",
     "It runs in the event loop: be short.": "It runs in the client's thread: be short, and do not call the client.",
     "The Python client, asynchronous": "The Python client, for threads",
-    "The operations on a namespace, asynchronous: the client's and the router's way in.": "The operations on a namespace, for threads.",
+    "The operations on the records of a namespace, asynchronous: the client's and the router's way in.": "The operations on the records of a namespace, for threads.",
+    "A namespace, asynchronous": "A namespace, for threads",
     "are events to wait for": "are events (``threading.Event``) to wait for",
 }
 
@@ -138,6 +141,11 @@ _used_words: set[str] = set()
 
 def twin_name(name: str) -> str:
     return RENAMED.get(name, name.removeprefix("Async") if name in MADE else name)
+
+
+def module_of(source: str) -> str:
+    """The module below ``blocking`` that is made of one below ``metastore.client``."""
+    return source.rpartition(".")[2]
 
 
 def for_threads(doc: str) -> str:
@@ -301,7 +309,7 @@ def class_docstring(twin: Twin, cls: ast.ClassDef) -> str:
 
 
 def class_text(twin: Twin, cls: ast.ClassDef, lines: list[str]) -> str:
-    of_t = "[T]" if any("Generic" in ast.unparse(b) for b in cls.bases) else ""
+    of_t = "[T]" if any("[T]" in ast.unparse(b) for b in cls.bases) else ""
     parts = [f'"""{class_docstring(twin, cls)}"""']
     if twin.wraps:
         parts.append(f"_inner: {twin.name}{of_t}")
@@ -315,17 +323,21 @@ def class_text(twin: Twin, cls: ast.ClassDef, lines: list[str]) -> str:
         else:
             made = member(twin.name, node)
         parts.append(comments_above(lines, node) + ast.unparse(made))
-    head = f"class {twin_name(twin.name)}({twin.base}{of_t and ', Generic[T]'}):\n"
+    head = f"class {twin_name(twin.name)}({twin.base}{', Generic[T]' if of_t and of_t not in twin.base else ''}):\n"
     return head + textwrap.indent("\n\n".join(parts), " " * 4)
 
 
 def imports(source: str, tree: ast.Module) -> list[str]:
     """Everything that the twin may need; the linter drops what it does not."""
     found = [f"from {BLOCKING}.portal import Portal", f"from {BLOCKING}.bases import iterate"]
-    found += sorted(
-        {f"from {BLOCKING}.bases import {t.base.removesuffix('[T]')}" for t in TWINS if t.base != "Held"}
-    )
-    found += [f"from {BLOCKING}.{t.source} import {twin_name(t.name)}" for t in TWINS if t.source != source]
+    made = {twin_name(t.name) for t in TWINS}
+    bases = {t.base.removesuffix("[T]") for t in TWINS}
+    found += [f"from {BLOCKING}.bases import {base}" for base in sorted(bases - made)]
+    found += [
+        f"from {BLOCKING}.{module_of(t.source)} import {twin_name(t.name)}"
+        for t in TWINS
+        if t.source != source
+    ]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module != "__future__":
             for name in node.names:
@@ -390,7 +402,7 @@ def made_files(root: Path = ROOT) -> dict[str, str]:
     _used_words.clear()
     found: dict[str, str] = {}
     for source in dict.fromkeys(t.source for t in TWINS):
-        path = f"{CLIENT.replace('.', '/')}/{source}.py"
+        path = f"{CLIENT}.{source}".replace(".", "/") + ".py"
         text = (root / path).read_text()
         tree = ast.parse(text)
         classes = {c.name: c for c in tree.body if isinstance(c, ast.ClassDef)}
@@ -399,7 +411,7 @@ def made_files(root: Path = ROOT) -> dict[str, str]:
         doc = HEADER.format(doc=wrapped(docstring(tree)[:1]), source=path)
         parts = [f'"""{doc}"""', "from __future__ import annotations", *imports(source, tree)]
         parts += [type_variables(tree, body_text), body_text]
-        name = f"{BLOCKING.replace('.', '/')}/{source}.py"
+        name = f"{BLOCKING}.{module_of(source)}".replace(".", "/") + ".py"
         found[name] = tidy("\n".join(parts) + "\n", name)
     if unused := WORDS.keys() - _used_words:
         raise NotMade(f"no docstring says {sorted(unused)} any more: take it out of WORDS")

@@ -33,7 +33,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from metastore.admin.errors import NamespaceNotEmpty, RoutingFixed, TooManyNamespaces
-from metastore.client.dispatch import Dispatcher
 from metastore.coordination.interface import KV, Compare, Coordinator, Delete, Put
 from metastore.coordination.lineage import Follower
 from metastore.errors import (
@@ -59,6 +58,7 @@ from metastore.keys import (
 from metastore.layout import Layout, NodeRecord
 from metastore.namespaces import DEFAULT, MAX_NAMESPACES, Policy, policy_from_plain
 from metastore.operations import DELETE, KEYS_ONLY, LINEARIZABLE, LIST, MAX_LIST_LIMIT
+from metastore.routing.dispatcher import Dispatcher
 from metastore.schema import read_record, shown
 
 #: the namespace of the store's own probes and barriers

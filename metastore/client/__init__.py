@@ -4,13 +4,12 @@ from metastore.client.blocking.client import Client
 from metastore.client.blocking.elections import Election, Leadership
 from metastore.client.blocking.locks import Lock
 from metastore.client.blocking.namespace import Namespace
-from metastore.client.blocking.watching import Watcher
+from metastore.client.blocking.watcher import Watcher
 from metastore.client.client import AsyncClient, ClientStats
 from metastore.client.codecs import BYTES, JSON, MSGPACK, TEXT, Codec
 from metastore.client.elections import AsyncElection, AsyncLeadership
 from metastore.client.locks import AsyncLock
 from metastore.client.namespace import AsyncNamespace
-from metastore.client.request_ids import RequestIds
 from metastore.client.results import (
     Add,
     AddResult,
@@ -25,8 +24,9 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
-from metastore.client.watching import AsyncWatcher
+from metastore.client.watch.watcher import AsyncWatcher
 from metastore.records import Record
+from metastore.routing.request_ids import RequestIds
 
 __all__ = [
     "BYTES",

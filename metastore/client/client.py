@@ -9,10 +9,10 @@ from typing import Any, TypeVar, overload
 
 from metastore.addresses import check_address
 from metastore.client.codecs import BYTES, Codec
-from metastore.client.dispatch import Dispatcher
-from metastore.client.limits import MAX_UNDER_WAY
 from metastore.client.namespace import AsyncNamespace
 from metastore.errors import InvalidRequest
+from metastore.routing.dispatcher import Dispatcher
+from metastore.routing.gate import MAX_UNDER_WAY
 
 T = TypeVar("T")
 

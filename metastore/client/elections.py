@@ -6,20 +6,18 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Generic
 
 from typing_extensions import TypeVar
 
 from metastore.client.codecs import decoded
 from metastore.client.leasing import Lease, check_lease_ttl
-from metastore.client.limits import backoff_s
-from metastore.client.watching import AsyncWatcher
+from metastore.client.records import AsyncRecords
+from metastore.client.watch.watcher import AsyncWatcher
 from metastore.errors import Compacted, HistoryChanged, InvalidRequest, MetastoreError
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, encode_key
 from metastore.records import Record
-
-if TYPE_CHECKING:
-    from metastore.client.namespace import AsyncNamespace
+from metastore.routing.backoff import backoff_s
 
 T = TypeVar("T", default=bytes)
 
@@ -45,7 +43,7 @@ class AsyncLeadership(Lease):
 class AsyncElection(Generic[T]):
     """An election. Made by ``AsyncNamespace.election``. Not fair, as locks are not."""
 
-    def __init__(self, namespace: AsyncNamespace[T], key: str, ttl_s: float) -> None:
+    def __init__(self, namespace: AsyncRecords[T], key: str, ttl_s: float) -> None:
         encode_key(key)
         self._namespace = namespace
         self.key = key
@@ -69,7 +67,7 @@ class AsyncElection(Generic[T]):
             raise InvalidRequest(
                 f"the codec's content type of {len(kind)} characters is too long for elections"
             )
-        raw: Any = type(namespace)(namespace.dispatcher, namespace.name, namespace.deadline_s)
+        raw: AsyncRecords[bytes] = AsyncRecords(namespace.dispatcher, namespace.name, namespace.deadline_s)
         leadership = AsyncLeadership(raw, self.key, self.ttl_s)
         await leadership._take(namespace.codec.encode(value), content_type, timeout_s)
         self._leadership = leadership

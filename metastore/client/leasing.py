@@ -14,11 +14,11 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from metastore.client.limits import backoff_s
+from metastore.client.records import AsyncRecords
 from metastore.client.results import Fence
-from metastore.client.watching import START_TIMEOUT_S, AsyncWatcher
+from metastore.client.watch.watcher import START_TIMEOUT_S, AsyncWatcher
 from metastore.clock import now_ns
 from metastore.elements import MAX_FENCE_NAME_BYTES
 from metastore.errors import (
@@ -35,9 +35,7 @@ from metastore.errors import (
 from metastore.history import NO_VERSION
 from metastore.keys import encode_key
 from metastore.records import Record
-
-if TYPE_CHECKING:
-    from metastore.client.namespace import AsyncNamespace
+from metastore.routing.backoff import backoff_s
 
 log = logging.getLogger("metastore.client")
 
@@ -85,7 +83,7 @@ class Flag(asyncio.Event):
 class Lease:
     """What locks and leaderships have in common: one hold of a key, its clock and its token."""
 
-    def __init__(self, namespace: AsyncNamespace, key: str, ttl_s: float) -> None:
+    def __init__(self, namespace: AsyncRecords, key: str, ttl_s: float) -> None:
         encode_key(key)
         self._namespace = namespace
         self.key = key

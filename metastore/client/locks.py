@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from metastore.client.leasing import Lease
-
-if TYPE_CHECKING:
-    from metastore.client.namespace import AsyncNamespace
+from metastore.client.records import AsyncRecords
 
 
 class AsyncLock(Lease):
@@ -24,7 +21,7 @@ class AsyncLock(Lease):
     not who has waited longest; and every waiter asks. Not reentrant.
     """
 
-    def __init__(self, namespace: AsyncNamespace, key: str, ttl_s: float, owner: str) -> None:
+    def __init__(self, namespace: AsyncRecords, key: str, ttl_s: float, owner: str) -> None:
         super().__init__(namespace, key, ttl_s)
         self.owner = owner or f"{socket.gethostname()}:{os.getpid()}"
 

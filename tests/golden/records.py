@@ -16,7 +16,7 @@ import orjson
 from cellctl import snapshot_file
 from metastore import layout, namespaces, schema
 from metastore import operations as c
-from metastore.client import positions
+from metastore.client.watch import positions
 from metastore.core.entry import entry_payload, entry_position, pack_entry
 from metastore.core.machine import Machine
 from metastore.core.payloads import read_payload

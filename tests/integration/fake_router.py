@@ -10,10 +10,10 @@ import msgpack
 import orjson
 from aiohttp import web
 
-from metastore.client.dispatch import Dispatcher
 from metastore.client.namespace import AsyncNamespace
 from metastore.errors import MetastoreError
 from metastore.problems import problem, problem_body
+from metastore.routing.dispatcher import Dispatcher
 
 
 class FakeRouter:

@@ -26,7 +26,6 @@ from metastore import (
     RequestIds,
 )
 from metastore.client import AddResult, Fence, PutResult
-from metastore.client.connection import NodeConnection
 from metastore.errors import (
     ClientClosed,
     ConditionFailed,
@@ -37,6 +36,7 @@ from metastore.errors import (
     NotANumber,
     TooStale,
 )
+from metastore.routing.connection import NodeConnection
 from tests.integration.harness import Cluster, refusal
 from tests.processes import PATIENCE_S
 

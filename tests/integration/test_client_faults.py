@@ -15,8 +15,6 @@ import pytest
 
 from metastore import Add, AsyncClient, Client, Get, Put
 from metastore.client import AsyncNamespace
-from metastore.client.connection import AttemptTimeout, ConnectionLost
-from metastore.client.limits import MAX_UNDER_WAY
 from metastore.errors import (
     ClientClosed,
     DidNotHappen,
@@ -25,6 +23,8 @@ from metastore.errors import (
     Overloaded,
     Unavailable,
 )
+from metastore.routing.failures import AttemptTimeout, ConnectionLost
+from metastore.routing.gate import MAX_UNDER_WAY
 from tests.integration.fake_router import FakeRouter
 from tests.integration.harness import Cluster, keys_by_partition, until
 from tests.integration.proxies import (

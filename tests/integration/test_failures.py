@@ -14,10 +14,10 @@ import aiohttp
 import pytest
 
 from metastore.client import AsyncClient
-from metastore.client.connection import NodeConnection
 from metastore.errors import DeadlineExceeded, MetastoreError, OutcomeUnknown, Unavailable
 from metastore.keys import storage_key
 from metastore.operations import GET, LINEARIZABLE, PUT
+from metastore.routing.connection import NodeConnection
 from tests.integration.harness import Cluster, Load, keys_by_partition, until
 from tests.processes import PATIENCE_S, pause, resume
 

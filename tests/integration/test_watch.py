@@ -14,14 +14,14 @@ import pytest
 
 from metastore import Put
 from metastore.client import Event
-from metastore.client.connection import NodeConnection
-from metastore.client.positions import decode_resume, encode_resume
+from metastore.client.watch.positions import decode_resume, encode_resume
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Put as EtcdPut
 from metastore.errors import ClientClosed, Compacted, InvalidRequest, MetastoreError, WrongRouting
 from metastore.keys import END_OF_RING, storage_key
 from metastore.layout import Layout
 from metastore.namespaces import Policy
+from metastore.routing.connection import NodeConnection
 from metastore.wire import frames
 from tests.integration.harness import Cluster, until
 from tests.integration.witness import Witness, partition_of

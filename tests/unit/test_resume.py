@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metastore.client.watching import decode_resume, encode_resume
+from metastore.client.watch.watcher import decode_resume, encode_resume
 from metastore.errors import InvalidRequest
 
 VERSIONS = st.integers(0, (1 << 63) - 1)

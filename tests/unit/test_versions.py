@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metastore.client.connection import NodeConnection
 from metastore.core.messages import Lineage, PreVote, Process, Run
 from metastore.errors import InvalidRequest, NoCommonVersion, ProtocolError, from_wire
 from metastore.node import clients
 from metastore.node.peers import PeerConnection, PeerLinks
+from metastore.routing.connection import NodeConnection
 from metastore.wire import frames
 from metastore.wire.peer_messages import encode
 from metastore.wire.versions import (

@@ -14,7 +14,7 @@ from metastore.client.codecs import Codec
 from metastore.client.leasing import Lease
 from metastore.client.namespace import AsyncNamespace
 from metastore.client.results import Event
-from metastore.client.watching import AsyncWatcher
+from metastore.client.watch.watcher import AsyncWatcher
 from metastore.clock import now_ns
 from metastore.errors import ClientClosed
 
@@ -53,7 +53,7 @@ class ClientBase(Handle):
         return self._portal.client()
 
 
-class NamespaceBase(Handle, Generic[T]):
+class RecordsBase(Handle, Generic[T]):
     """A namespace of the client that runs now: of this process."""
 
     name: str

@@ -12,8 +12,8 @@ from functools import partial
 import pytest
 
 from metastore.client import AsyncClient
-from metastore.client.limits import BACKOFF_S
 from metastore.errors import MetastoreError, OutcomeUnknown, Unavailable
+from metastore.routing.backoff import BACKOFF_S
 from tests.simulation.process.loop import MS, SimLoop
 from tests.simulation.process.plans import PLANS, Plan
 from tests.simulation.process.world import World, world_of

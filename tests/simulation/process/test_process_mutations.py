@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from metastore.client.dispatch import RequestIds
 from metastore.core import electing, quorum, term
 from metastore.core.machine import Machine
 from metastore.core.proposals import Proposals
@@ -20,6 +19,7 @@ from metastore.node.control import Control
 from metastore.node.node import Node
 from metastore.partition.reads import Reads
 from metastore.partition.split import Split
+from metastore.routing.dispatcher import RequestIds
 from metastore.storage.log import NodeLog
 from metastore.storage.segments import SegmentFiles
 from metastore.storage.store import Store

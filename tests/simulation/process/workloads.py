@@ -11,9 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from metastore.client import AsyncClient
-from metastore.client.dispatch import RequestIds
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
+from metastore.routing.dispatcher import RequestIds
 from tests.chaos.mixed import LOOKS, Mixed, homes_of
 from tests.chaos.traffic import Traffic
 from tests.checkers.history import Operation

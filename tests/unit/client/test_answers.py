@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from metastore.client import Add, AsyncClient, AsyncNamespace, Compare, Delete, Get, Put, strands
-from metastore.client.connection import NodeConnection
-from metastore.client.dispatch import Dispatcher
+from metastore.client import Add, AsyncClient, AsyncNamespace, Compare, Delete, Get, Put
+from metastore.client.watch import strands
 from metastore.errors import (
     BY_STATUS,
     MetastoreError,
@@ -25,6 +24,8 @@ from metastore.errors import (
 )
 from metastore.keys import END_OF_RING
 from metastore.operations import DELETE, PUT
+from metastore.routing.connection import NodeConnection
+from metastore.routing.dispatcher import Dispatcher
 from metastore.wire import frames
 from metastore.wire.answer_checks import check_answer, check_end
 from tests.unit.client.fake_node import EPOCH, RECORD, FakeNode, failed, good

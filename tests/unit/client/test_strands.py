@@ -6,12 +6,12 @@ import itertools
 import random
 from typing import Any
 
-from metastore.client.dispatch import Dispatcher
-from metastore.client.positions import Position
-from metastore.client.strands import Strand, Strands
-from metastore.client.subscription import Buffer, Wanted
+from metastore.client.watch.positions import Position
+from metastore.client.watch.strands import Strand, Strands
+from metastore.client.watch.subscription import Buffer, Wanted
 from metastore.keys import storage_key
 from metastore.operations import DELETE
+from metastore.routing.dispatcher import Dispatcher
 from metastore.topology import Placement, TopologyTable
 
 TOP = 1 << 64

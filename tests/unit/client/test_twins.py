@@ -126,8 +126,8 @@ def changed(root: Path, module: str, before: str, after: str) -> Path:
             "Take it if it is free now; whether it was.",
             "Take it if nobody has it; whether it was.",
         ),
-        ("namespace.py", "        delta: int = 1,", "        delta: int = 2,"),
-        ("watching.py", "    def waiting(self) -> int:", "    def waiting(self) -> float:"),
+        ("records.py", "        delta: int = 1,", "        delta: int = 2,"),
+        ("watch/watcher.py", "    def waiting(self) -> int:", "    def waiting(self) -> float:"),
         ("blocking/elections.py", "return iterate(", "yield from iterate("),
     ],
     ids=["a docstring", "a default", "a type", "the twin itself"],
@@ -144,13 +144,13 @@ def test_a_new_method_gets_a_twin(copied: Path) -> None:
         raise NotImplementedError
 
     async def delete("""
-    made = made_files(changed(copied, "namespace.py", "    async def delete(", new))
+    made = made_files(changed(copied, "records.py", "    async def delete(", new))
     expected = """    def forget(self, key: str, *, soon: bool = False) -> int:
         \"\"\"Another task waits: another thread waits.\"\"\"
         inner = self._inner
         return self._call(lambda: inner.forget(key, soon=soon))
 """
-    assert expected in made["metastore/client/blocking/namespace.py"]
+    assert expected in made["metastore/client/blocking/records.py"]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from metastore.client import Delete, Get, Put, Record
-from metastore.client.request_ids import RequestIds
 from metastore.core import messages as m
 from metastore.errors import DiskLow, Unavailable
 from metastore.node import pins
 from metastore.node.pins import GRACE_NS, Pins
+from metastore.routing.request_ids import RequestIds
 from metastore.storage.disk import Disk
 from metastore.storage.store import StorageOptions
 from tests.typed import there

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from metastore.client.watching import encode_resume
+from metastore.client.watch.watcher import encode_resume
 from metastore.core import messages as m
 from metastore.core.entry import pack_entry
 from metastore.core.replica import pack_config
@@ -50,7 +50,7 @@ async def test_a_watch_that_comes_to_it_is_told_and_the_rest_goes_on(tmp_path: P
             await ns.put(f"d/{n}", b"x")
         page = await ns.list("d/")
         assert page.resume is not None
-        from metastore.client.watching import decode_resume
+        from metastore.client.watch.watcher import decode_resume
 
         ((point, version),) = decode_resume(page.resume)
         file = rots(s.store, 0, s.host.applied - 2)

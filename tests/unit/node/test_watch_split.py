@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from metastore.client import connection as connection_module
 from metastore.clock import now_ns
 from metastore.core.rows import SplitOff
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.partition import watches as watches_module
 from metastore.partition.partition import Partition
+from metastore.routing import connection as connection_module
 from tests.unit.node.single import Single
 
 TOP = 1 << 64

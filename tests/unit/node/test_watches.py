@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metastore.client.watching import encode_resume
+from metastore.client.watch.watcher import encode_resume
 from metastore.clock import now_ns
 from metastore.core.rows import Applied
 from metastore.errors import InvalidRequest, Unavailable
@@ -85,7 +85,7 @@ async def test_what_a_leader_has_not_yet_is_another_replicas_to_tell(tmp_path: P
         ns = client.namespace("n")
         page = await ns.list("d/")
         assert page.resume is not None
-        from metastore.client.watching import decode_resume
+        from metastore.client.watch.watcher import decode_resume
 
         ((point, _),) = decode_resume(page.resume)
         watch = ns.watch("d/", after=encode_resume([(point, 999)]))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from metastore.client.dispatch import Dispatcher
 from metastore.config import RouterConfig
 from metastore.errors import Overloaded, TooLarge
+from metastore.routing.dispatcher import Dispatcher
 from metastore.topology import Placement
 from router.bulkheads import MIB, SMALL_BYTES, WINDOW, Bulkheads, CellDispatcher, Hold, Line
 from router.several import MAX_ANSWER_BYTES, AnswerRoom, answer_is_full, spread

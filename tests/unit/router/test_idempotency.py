@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from metastore.client.dispatch import RequestIds
-from metastore.client.request_ids import AGE_MARGIN_S
 from metastore.core import dedupe
 from metastore.core.dedupe import MAX_SESSIONS
 from metastore.core.machine import Machine
@@ -24,6 +22,8 @@ from metastore.errors import (
 )
 from metastore.keys import storage_key
 from metastore.operations import ADD
+from metastore.routing.dispatcher import RequestIds
+from metastore.routing.request_ids import AGE_MARGIN_S
 from metastore.wire.op_checks import check_op, op_shape
 from router.idempotency import AGE_HEADER, KEY_HEADER, OneRequest, aged, note_batch, refused, was_sent_before
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from metastore.client.dispatch import Dispatcher
 from metastore.coordination.interface import Put
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import Unavailable
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
 from metastore.namespaces import Policy
+from metastore.routing.dispatcher import Dispatcher
 from metastore.topology import TopologyTable
 from router.trust import Trust, Word, word_of
 

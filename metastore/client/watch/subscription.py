@@ -7,12 +7,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from metastore.client.positions import Position
+from metastore.client.watch.positions import Position
 from metastore.keys import hash_point, prefix_routing_key, storage_key
 from metastore.records import Record
 
 if TYPE_CHECKING:
-    from metastore.client.dispatch import Dispatcher
+    from metastore.routing.dispatcher import Dispatcher
 
 MAX_BUFFER_BYTES: Final = 8 << 20
 EVENT_BYTES: Final = 200

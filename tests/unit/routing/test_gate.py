@@ -7,15 +7,9 @@ import random
 
 import pytest
 
-from metastore.client.limits import (
-    BACKOFF_S,
-    BUDGET_PER_S,
-    BUDGET_TOKENS,
-    Admission,
-    RetryBudget,
-    backoff_s,
-)
 from metastore.errors import DeadlineExceeded
+from metastore.routing.backoff import BACKOFF_S, BUDGET_PER_S, BUDGET_TOKENS, RetryBudget, backoff_s
+from metastore.routing.gate import Admission
 
 
 def test_the_budget_runs_dry_and_fills_again() -> None:

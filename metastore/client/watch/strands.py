@@ -15,8 +15,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from metastore.client.connection import Malformed, NodeConnection
-from metastore.client.positions import Position
+from metastore.client.watch.positions import Position
 from metastore.errors import (
     ClientClosed,
     Compacted,
@@ -30,10 +29,12 @@ from metastore.errors import (
     WrongRouting,
 )
 from metastore.keys import END_OF_RING, end_point, hash_point, next_key, prefix_routing_key, storage_key
+from metastore.routing.connection import NodeConnection
+from metastore.routing.failures import Malformed
 from metastore.wire.client_messages import WATCH_ANY
 
 if TYPE_CHECKING:
-    from metastore.client.subscription import Buffer, Wanted
+    from metastore.client.watch.subscription import Buffer, Wanted
 
 log = logging.getLogger("metastore.client")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from metastore.client import dispatch
-from metastore.client.dispatch import Dispatcher
 from metastore.layout import NodeRecord
+from metastore.routing import dispatcher as dispatch
+from metastore.routing.dispatcher import Dispatcher
 from metastore.topology import Placement, TopologyTable
 
 

@@ -7,8 +7,7 @@ import base64
 import random
 from typing import TYPE_CHECKING, Any, Final
 
-from metastore.client.connection import Malformed
-from metastore.client.positions import Position, decode_resume, encode_resume
+from metastore.client.watch.positions import Position, decode_resume, encode_resume
 from metastore.elements import is_count
 from metastore.errors import (
     ClientClosed,
@@ -21,10 +20,11 @@ from metastore.errors import (
 from metastore.keys import MAX_VALUE_BYTES, prefix_routing_key
 from metastore.operations import DELETE, EXPIRE, PUT
 from metastore.records import Record
+from metastore.routing.failures import Malformed
 from metastore.wire.client_messages import WATCH_KEYS
 
 if TYPE_CHECKING:
-    from metastore.client.subscription import Buffer, Wanted
+    from metastore.client.watch.subscription import Buffer, Wanted
 
 RETRY_S: Final = (0.05, 1.0)
 LOOK_S: Final = 1.0

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from metastore.client.connection import AttemptTimeout, ConnectionLost
-from metastore.client.dispatch import Dispatcher, RequestIds
 from metastore.elements import ONE_REQUEST
 from metastore.errors import (
     ConditionFailed,
@@ -23,6 +21,8 @@ from metastore.errors import (
 from metastore.keys import storage_key
 from metastore.layout import NodeRecord
 from metastore.operations import GET, LINEARIZABLE, OK, PUT
+from metastore.routing.dispatcher import Dispatcher, RequestIds
+from metastore.routing.failures import AttemptTimeout, ConnectionLost
 from metastore.topology import Placement, TopologyTable
 
 LKEY = storage_key("n", "k")

@@ -12,15 +12,6 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any, Final
 
-from metastore.client.connection import (
-    CONNECT_TIMEOUT_S,
-    SILENT_TIMEOUT_S,
-    AttemptTimeout,
-    ConnectionLost,
-    error_told,
-)
-from metastore.client.limits import BACKOFF_S, backoff_s
-from metastore.client.request_ids import RequestIds
 from metastore.errors import (
     ClientClosed,
     ConditionFailed,
@@ -56,10 +47,14 @@ from metastore.operations import (
     STATUS_AT,
     Op,
 )
+from metastore.routing.backoff import BACKOFF_S, backoff_s
+from metastore.routing.connection import CONNECT_TIMEOUT_S, SILENT_TIMEOUT_S
+from metastore.routing.failures import AttemptTimeout, ConnectionLost, error_told
+from metastore.routing.request_ids import RequestIds
 from metastore.topology import Placement
 
 if TYPE_CHECKING:
-    from metastore.client.dispatch import Dispatcher
+    from metastore.routing.dispatcher import Dispatcher
 
 ATTEMPT_TIMEOUT_S: Final = 2.0
 #: a router waits for elections itself

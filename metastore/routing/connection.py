@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from metastore.errors import MetastoreError, NoCommonVersion, Overloaded, ProtocolError, from_wire
+from metastore.errors import MetastoreError, NoCommonVersion, Overloaded, ProtocolError
 from metastore.operations import ID_AT, Op, size_of
+from metastore.routing.failures import AttemptTimeout, ConnectionLost, Malformed, error_told
 from metastore.wire import frames
 from metastore.wire.answer_checks import (
-    MAX_MESSAGE,
     check_answer,
     check_changes,
     check_end,
@@ -18,7 +18,6 @@ from metastore.wire.answer_checks import (
     check_hello,
     check_refusal,
     check_told,
-    described,
 )
 from metastore.wire.versions import Spoken, agree, client_versions, spoken_at
 
@@ -42,34 +41,6 @@ SILENT_TIMEOUT_S = 0.3
 
 OnEvents = Callable[[int, list[Any]], None]
 OnEnd = Callable[[MetastoreError], None]
-
-
-class ConnectionLost(MetastoreError):
-    """The connection ended, or never began, before the answer came. ``detail["sent"]`` says
-    whether the operation may have reached the node; ``refused`` whether nobody listened. Stays
-    inside the client, as does AttemptTimeout."""
-
-    code = "connection_lost"
-    retryable = True
-
-
-class Malformed(ConnectionLost):
-    """The connection was given up because what came over it is not the protocol: by a server that is broken, is of
-    another version, or is none. An operation may have been carried out all the same."""
-
-    code = "malformed_answer"
-
-
-class AttemptTimeout(MetastoreError):
-    """The node holds the connection open and does not answer."""
-
-    code = "attempt_timeout"
-    retryable = True
-
-
-def error_told(status: int, message: str, detail: dict[Any, Any]) -> MetastoreError:
-    """The error that a server told, by parts that were checked."""
-    return from_wire(status, message[:MAX_MESSAGE], described(detail))
 
 
 def require(wrong: str) -> None:

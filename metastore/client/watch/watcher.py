@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, Final, Generic
 from typing_extensions import TypeVar
 
 from metastore.client.codecs import BYTES, Codec, decoded
-from metastore.client.positions import decode_resume, encode_resume
 from metastore.client.results import Event
-from metastore.client.router_watch import RouterWatch
-from metastore.client.strands import Strands
-from metastore.client.subscription import MAX_BUFFER_BYTES, Buffer, Source, Wanted
+from metastore.client.watch.positions import decode_resume, encode_resume
+from metastore.client.watch.router_watch import RouterWatch
+from metastore.client.watch.strands import Strands
+from metastore.client.watch.subscription import MAX_BUFFER_BYTES, Buffer, Source, Wanted
 from metastore.errors import ClientClosed, InternalError, InvalidRequest, MetastoreError, Unavailable
 from metastore.operations import EXPIRE, PUT
 from metastore.records import Record, unpack_record
 from metastore.wire.client_messages import WATCH_ANY, WATCH_KEYS
 
 if TYPE_CHECKING:
-    from metastore.client.dispatch import Dispatcher
+    from metastore.routing.dispatcher import Dispatcher
 
 __all__ = ["AsyncWatcher", "decode_resume", "encode_resume"]
 

@@ -1,23 +1,22 @@
 """Watches: one stream of changes, whichever way it comes.
 
-Made from ``metastore/client/watching.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
+Made from ``metastore/client/watch/watcher.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Generic
 
 from typing_extensions import TypeVar
 
 from metastore.client.blocking.bases import WatcherBase
 from metastore.client.results import Event
-from metastore.client.watching import START_TIMEOUT_S
+from metastore.client.watch.watcher import START_TIMEOUT_S
 
 T = TypeVar("T", default=bytes)
 
 
-class Watcher(WatcherBase[T], Generic[T]):
+class Watcher(WatcherBase[T]):
     """An iterator of events; also a context manager, which waits until the watch has begun everywhere and
     ends it on leaving. Made by ``Namespace.watch``.
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from metastore.client.attempts import Attempts
-from metastore.client.connection import NodeConnection
-from metastore.client.dispatch import Dispatcher, RequestIds
-from metastore.client.strands import Strands
-from metastore.client.subscription import Buffer, Wanted
+from metastore.client.watch.strands import Strands
+from metastore.client.watch.subscription import Buffer, Wanted
 from metastore.errors import ClientClosed, Moved, NotLeader, RequestIdExpired
 from metastore.history import first_version
 from metastore.layout import NodeRecord
+from metastore.routing.attempts import Attempts
+from metastore.routing.connection import NodeConnection
+from metastore.routing.dispatcher import Dispatcher, RequestIds
 from metastore.topology import Placement, TopologyTable
 
 TOP = 1 << 64

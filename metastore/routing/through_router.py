@@ -15,16 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from metastore.client.connection import (
-    CONNECT_TIMEOUT_S,
-    FOR_EVER_S,
-    MAX_FRAME_BYTES,
-    MAX_OPS_PER_FRAME,
-    MAX_OUTSTANDING,
-    AttemptTimeout,
-    ConnectionLost,
-    Malformed,
-)
 from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, Undecodable, load_json, unpack_body
 from metastore.elements import shown
 from metastore.errors import (
@@ -38,6 +28,14 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.operations import ID_AT, Op, size_of
+from metastore.routing.connection import (
+    CONNECT_TIMEOUT_S,
+    FOR_EVER_S,
+    MAX_FRAME_BYTES,
+    MAX_OPS_PER_FRAME,
+    MAX_OUTSTANDING,
+)
+from metastore.routing.failures import AttemptTimeout, ConnectionLost, Malformed
 from metastore.topology import TopologyTable
 from metastore.wire.answer_checks import DETAIL, MAX_MESSAGE, check_answer
 from metastore.wire.client_messages import MAX_TIMEOUT_MS

@@ -15,12 +15,6 @@ from functools import partial
 from typing import Any, Final
 
 from metastore.addresses import split_address
-from metastore.client.attempts import Attempts
-from metastore.client.connection import CONNECT_TIMEOUT_S, ConnectionLost, NodeConnection
-from metastore.client.detours import Detours
-from metastore.client.limits import Admission, RetryBudget
-from metastore.client.request_ids import RequestIds
-from metastore.client.through_router import RouterTransport
 from metastore.errors import ClientClosed, MetastoreError, NoCommonVersion, Unavailable
 from metastore.operations import (
     CONSISTENCY_AT,
@@ -36,6 +30,14 @@ from metastore.operations import (
     check_size,
     is_local,
 )
+from metastore.routing.attempts import Attempts
+from metastore.routing.backoff import RetryBudget
+from metastore.routing.connection import CONNECT_TIMEOUT_S, NodeConnection
+from metastore.routing.detours import Detours
+from metastore.routing.failures import ConnectionLost
+from metastore.routing.gate import Admission
+from metastore.routing.request_ids import RequestIds
+from metastore.routing.through_router import RouterTransport
 from metastore.topology import TopologyTable
 
 __all__ = ["Dispatcher", "RequestIds"]

@@ -1,0 +1,500 @@
+"""The operations on the records of a namespace, asynchronous: the client's and the router's way in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar, overload
+
+from typing_extensions import TypeVar as DefaultTypeVar
+
+from metastore.client.codecs import BYTES, Codec, decoded
+from metastore.client.forms import (
+    check_txn,
+    compare_form,
+    condition_of,
+    consistency_of,
+    decode_cursor,
+    encode_cursor,
+    part_form,
+    part_result,
+    ttl_ms_of,
+)
+from metastore.client.results import (
+    Add,
+    AddResult,
+    BatchResults,
+    Compare,
+    Consistency,
+    Fence,
+    Get,
+    Op,
+    OpResult,
+    Page,
+    Put,
+    PutResult,
+    TouchResult,
+    TxnResult,
+)
+from metastore.client.watch.positions import encode_resume
+from metastore.elements import RAISE
+from metastore.errors import (
+    ConditionFailed,
+    CorruptState,
+    CrossPartition,
+    DecodeFailed,
+    InvalidRequest,
+    MetastoreError,
+    Unavailable,
+    WrongRouting,
+)
+from metastore.keys import (
+    PARENT,
+    check_namespace,
+    encode_key,
+    end_point,
+    hash_point,
+    next_key,
+    prefix_routing_key,
+    split_storage_key,
+    storage_key,
+)
+from metastore.operations import (
+    ADD,
+    DELETE,
+    KEYS_ONLY,
+    MAX_LIST_LIMIT,
+    NOT_FOUND,
+    PUT,
+    RESULT_HEAD,
+    TXN,
+    get_op,
+    list_op,
+    rows_size,
+    touch_op,
+    write_op,
+)
+from metastore.records import Record, unpack_record
+from metastore.routing.dispatcher import Dispatcher
+from metastore.routing.request_ids import RequestIds
+
+#: a page ends with the rows that fill it, however many were asked for
+MAX_PAGE_BYTES = 2 << 20
+
+T = DefaultTypeVar("T", default=bytes)
+R = TypeVar("R")
+# under names of their own: the class below has a method called list
+Rows = list[list[Any]]
+Raw = list[Any]
+
+
+def read_record(key: str, packed: bytes) -> Record:
+    """A record as a node answered it. Raises Unavailable when it is not sound: what a node read wrongly, or sent
+    wrongly, another may read right."""
+    try:
+        return unpack_record(packed)
+    except CorruptState as e:
+        raise Unavailable(
+            f"a node's answer for {key!r:.200} is damaged: {e.message}", retry_after_s=1
+        ) from None
+
+
+def _oldest(ages: Sequence[int | None]) -> int | None:
+    """None when one is not known."""
+    known = [age for age in ages if age is not None]
+    return max(known) if len(known) == len(ages) else None
+
+
+class AsyncRecords(Generic[T]):
+    """The records of a namespace, with values as the codec has them (bytes without one).
+
+    All calls end by their deadline (``deadline_s``, seconds; None = the client's), whatever died. They
+    raise a DidNotHappen error when the operation certainly has no effect, and a MaybeHappened error when
+    a write's outcome is not known (R7): then it took effect once, or not at all. What any call may raise:
+    Unavailable, DeadlineExceeded, Overloaded, InvalidRequest, ClientClosed, and OutcomeUnknown for writes.
+    """
+
+    @overload
+    def __init__(self: AsyncRecords[bytes], dispatcher: Dispatcher, name: str, deadline_s: float) -> None: ...
+
+    @overload
+    def __init__(self, dispatcher: Dispatcher, name: str, deadline_s: float, codec: Codec[T]) -> None: ...
+
+    def __init__(self, dispatcher: Dispatcher, name: str, deadline_s: float, codec: Any = BYTES) -> None:
+        self.dispatcher = dispatcher
+        self.name = check_namespace(name)
+        self.deadline_s = deadline_s
+        self.codec: Codec[T] = codec
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def until(self, deadline_s: float | None) -> float:
+        """Loop time at which a call has to end. For the router and the client's own use."""
+        return asyncio.get_running_loop().time() + (self.deadline_s if deadline_s is None else deadline_s)
+
+    async def _routed(self, until: float, call: Callable[[int], Awaitable[R]]) -> R:
+        """``call`` with the namespace's routing rule, again when a node knows a newer one."""
+        await self.dispatcher.ready(until)
+        while True:
+            try:
+                return await call(self.dispatcher.table.rule(self.name))
+            except WrongRouting:
+                if asyncio.get_running_loop().time() >= until:
+                    raise
+                await self.dispatcher.refresh(until)
+
+    # --- single records ---------------------------------------------------------------------
+
+    async def get(
+        self,
+        key: str,
+        *,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        at_least: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Record[T] | None:
+        """The record, or None when there is none.
+
+        ``consistency``: ``linearizable`` (R8), ``stale`` (any replica; ``max_staleness_ms`` bounds its age)
+        or ``at_least`` (any replica that has version ``at_least``, of this key or of one in its folder: read
+        your writes). Raises TooStale when no replica is fresh enough, DecodeFailed."""
+        found = await self.get_with_age(
+            key,
+            consistency=consistency,
+            max_staleness_ms=max_staleness_ms,
+            at_least=at_least,
+            deadline_s=deadline_s,
+        )
+        return found[0]
+
+    async def get_with_age(
+        self,
+        key: str,
+        *,
+        consistency: Consistency = "stale",
+        max_staleness_ms: int | None = None,
+        at_least: int | None = None,
+        deadline_s: float | None = None,
+    ) -> tuple[Record[T] | None, int | None]:
+        """The record or None, and how old it may be in milliseconds (0 for a linearizable read, None
+        when the replica cannot tell). Raises as ``get``."""
+        kind, arg = consistency_of(consistency, max_staleness_ms, at_least)
+        until = self.until(deadline_s)
+
+        async def call(rule: int) -> Raw:
+            lkey = storage_key(self.name, key, rule)
+            return await self.dispatcher.read(get_op(lkey, kind, arg), lkey, until)
+
+        _, status, *rest = await self._routed(until, call)
+        if status == NOT_FOUND:
+            return None, rest[0]
+        packed, age_ms = rest
+        return decoded(self.codec, key, read_record(key, packed)), age_ms
+
+    async def put(
+        self,
+        key: str,
+        value: T,
+        *,
+        version: int | None = None,
+        absent: bool = False,
+        exists: bool = False,
+        ttl_s: float | None = None,
+        content_type: str = "",
+        fence: Fence | None = None,
+        raise_fence: str | None = None,
+        deadline_s: float | None = None,
+        ids: RequestIds | None = None,
+    ) -> PutResult:
+        """Write a record: if it is at ``version``, is ``absent``, or ``exists``, when one of them is given.
+
+        ``ttl_s``: seconds to live, None = the namespace's default, 0 = for ever. ``content_type``: "" = the
+        codec's. ``raise_fence``: the record is a lock, and its fence has this name: it is raised to the record's new version
+        by the same step, so that the token of a former holder is refused from then on (R20); not with ``fence``. ``ids``: request ids of one's own. Raises ConditionFailed, Fenced, ConditionRequired,
+        QuotaExceeded, TooLarge, RequestIdExpired (R7), and what the codec raises."""
+        condition, ttl_ms = condition_of(version, absent, exists), ttl_ms_of(ttl_s)
+        tail = [condition, self.codec.encode(value), content_type or self.codec.content_type, ttl_ms]
+        if raise_fence is not None:
+            if fence is not None:
+                raise InvalidRequest("give fence or raise_fence, not both")
+            fence = Fence(raise_fence, RAISE)
+        version, _, created = await self.write(PUT, key, tail, fence, deadline_s, ids)
+        return PutResult(version, created)
+
+    async def delete(
+        self,
+        key: str,
+        *,
+        version: int | None = None,
+        exists: bool = False,
+        fence: Fence | None = None,
+        deadline_s: float | None = None,
+        ids: RequestIds | None = None,
+    ) -> int:
+        """Delete a record; the version of the delete, 0 when there was nothing. Raises as ``put``."""
+        tail = [condition_of(version, False, exists)]
+        version, _ = await self.write(DELETE, key, tail, fence, deadline_s, ids)
+        return int(version)
+
+    async def add(
+        self,
+        key: str,
+        delta: int = 1,
+        *,
+        version: int | None = None,
+        absent: bool = False,
+        exists: bool = False,
+        fence: Fence | None = None,
+        deadline_s: float | None = None,
+        ids: RequestIds | None = None,
+    ) -> AddResult:
+        """Add to a counter, from 0 when absent. Raises NotANumber, and as ``put``."""
+        tail = [condition_of(version, absent, exists), delta]
+        version, _, count = await self.write(ADD, key, tail, fence, deadline_s, ids)
+        return AddResult(count, version)
+
+    async def touch(
+        self, key: str, *, version: int | None = None, deadline_s: float | None = None
+    ) -> TouchResult | None:
+        """Start the record's TTL anew (R15); None when there is no such record. Its version stays.
+
+        Raises ConditionFailed when it is not at ``version``."""
+        until = self.until(deadline_s)
+
+        async def call(rule: int) -> Raw:
+            lkey = storage_key(self.name, key, rule)
+            return await self.dispatcher.read(touch_op(lkey, version), lkey, until)
+
+        _, status, *rest = await self._routed(until, call)
+        if status == NOT_FOUND:
+            return None
+        found, _, ttl_ms = rest
+        return TouchResult(found, ttl_ms / 1000)
+
+    async def write(
+        self,
+        kind: int,
+        key: str,
+        tail: Raw,
+        fence: Fence | None,
+        deadline_s: float | None,
+        ids: RequestIds | None,
+    ) -> Raw:
+        """A write of one record in the wire's terms: ``tail`` are the operation's elements behind the request id, what is
+        returned the answer's behind OK."""
+        until = self.until(deadline_s)
+
+        async def call(rule: int) -> Raw:
+            lkey = storage_key(self.name, key, rule)
+            return await self.dispatcher.write(write_op(kind, lkey, tail, fence), lkey, until, ids)
+
+        try:
+            result = await self._routed(until, call)
+            return result[RESULT_HEAD:]
+        except ConditionFailed as e:
+            packed = e.detail.get("record")
+            if isinstance(packed, bytes):
+                with contextlib.suppress(DecodeFailed, CorruptState):
+                    e.record = decoded(self.codec, key, unpack_record(packed))
+            raise
+
+    # --- several ----------------------------------------------------------------------------
+
+    async def txn(
+        self,
+        compare: Sequence[Compare[T]],
+        then: Sequence[Op[T]],
+        otherwise: Sequence[Op[T]] = (),
+        *,
+        fence: Fence | None = None,
+        deadline_s: float | None = None,
+        ids: RequestIds | None = None,
+    ) -> TxnResult[T]:
+        """Do all of ``then`` if all of ``compare`` hold, else all of ``otherwise``, atomically.
+
+        Raises CrossPartition when the keys do not live together, NotANumber (nothing was done), and
+        as ``put``."""
+        keys = check_txn(compare, then, otherwise)
+        until = self.until(deadline_s)
+
+        async def call(rule: int) -> Raw:
+            lkeys = {key: storage_key(self.name, key, rule) for key in keys}
+            self._check_together(lkeys, rule)
+            first = lkeys[keys[0]]
+            compares = [compare_form(lkeys[c.key], c, self.codec) for c in compare]
+            branches = [
+                [part_form(lkeys[op.key], op, self.codec) for op in branch] for branch in (then, otherwise)
+            ]
+            op = write_op(TXN, first, [compares, *branches], fence)
+            return await self.dispatcher.write(op, first, until, ids)
+
+        _, _, succeeded, _, parts = await self._routed(until, call)
+        results: list[OpResult[T] | DecodeFailed] = []
+        for op, part in zip(then if succeeded else otherwise, parts, strict=True):
+            try:
+                results.append(part_result(op, part, self.codec))
+            except DecodeFailed as e:  # what the transaction did is done
+                results.append(e)
+        return TxnResult(succeeded, results)
+
+    def _check_together(self, lkeys: dict[str, bytes], rule: int) -> None:
+        table = self.dispatcher.table
+        first = next(iter(lkeys))
+        home = table.route(lkeys[first]).id
+        for key, lkey in lkeys.items():
+            if table.route(lkey).id != home:
+                how = (
+                    "give them one {tag}, or put them into one directory"
+                    if rule == PARENT
+                    else f"namespace {self.name} routes by {table.policy(self.name).routing}; use one that routes by parent"
+                )
+                raise CrossPartition(
+                    f"a transaction stays within one partition, and {first!r:.200} and {key!r:.200} live in two; "
+                    f"to keep keys together, {how}",
+                    keys=[first, key],
+                )
+
+    async def batch(
+        self, ops: Sequence[Op[T]], *, fence: Fence | None = None, deadline_s: float | None = None
+    ) -> BatchResults[T]:
+        """Many operations at once, no atomicity; a result, or the error, for each in order. ``fence``: for
+        each of the writes. Raises what the codec raises, before anything is sent."""
+        raw = [self.codec.encode(op.value) if isinstance(op, Put) else b"" for op in ops]
+        calls: list[Any] = [
+            self._one(op, value, fence, deadline_s) for op, value in zip(ops, raw, strict=True)
+        ]
+        results: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, MetastoreError):
+                raise result
+        return results
+
+    async def _one(
+        self, op: Op[T], value: bytes, fence: Fence | None, deadline_s: float | None
+    ) -> OpResult[T]:
+        if isinstance(op, Get):
+            return await self.get(op.key, deadline_s=deadline_s)
+        if isinstance(op, Put):
+            content_type = op.content_type or self.codec.content_type
+            tail = [op.version, value, content_type, ttl_ms_of(op.ttl_s)]
+            version, _, created = await self.write(PUT, op.key, tail, fence, deadline_s, None)
+            return PutResult(version, created)
+        if isinstance(op, Add):
+            return await self.add(op.key, op.delta, fence=fence, deadline_s=deadline_s)
+        return await self.delete(op.key, version=op.version, fence=fence, deadline_s=deadline_s)
+
+    # --- listing ----------------------------------------------------------------------------
+
+    async def list(
+        self,
+        prefix: str = "",
+        *,
+        limit: int = 1000,
+        cursor: str | None = None,
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Page[T]:
+        """One page of at most ``limit`` records (1 to 10,000); it may hold fewer though more follow:
+        ``cursor`` tells.
+
+        A prefix with a ``/`` (or a whole ``{tag}``) lists the entries of that one directory (or
+        tag) that begin with it, in byte order; any other the whole namespace, in hash order. With
+        another routing rule: a prefix that has all the segments the rule counts, or any other.
+        With ``keys_only`` records have a version only. Raises DecodeFailed.
+        """
+        if not 1 <= limit <= MAX_LIST_LIMIT:
+            raise InvalidRequest(f"limit {limit} is not within 1 and {MAX_LIST_LIMIT}")
+        kind, arg = consistency_of(consistency, max_staleness_ms, None)
+        tail = [KEYS_ONLY if keys_only else 0, kind, arg]
+        until = self.until(deadline_s)
+        start_at = decode_cursor(cursor) if cursor else b""
+
+        async def call(rule: int) -> tuple[Rows, bytes | None, str | None, int | None]:
+            ns, raw = self.name.encode(), encode_key(prefix) if prefix else b""
+            routing = prefix_routing_key(raw, rule)
+            if routing is None:
+                found = await self._everywhere(start_at, ns + b"\0" + raw, limit, tail, until)
+                return found[0], found[1], None, found[2]
+            start = hash_point(ns, routing) + ns + b"\0" + raw
+            end = next_key(start)
+            if start_at and not start <= start_at < end:
+                raise InvalidRequest("the cursor is of another listing: give the same prefix with it")
+            result = await self._rows(max(start, start_at), end, limit, tail, until)
+            found, following, age_ms, version = result
+            return found, following, encode_resume([(start[:8], version)]), age_ms
+
+        rows, following, resume, age_ms = await self._routed(until, call)
+        items: list[tuple[str, Record[T]]] = []
+        for lkey, packed in rows:
+            try:
+                key = split_storage_key(lkey)[1]
+            except ValueError:
+                raise Unavailable(f"a node lists {lkey!r:.200}, which is no key", retry_after_s=1) from None
+            record: Any = Record(packed, 0, b"")
+            items.append((key, record if keys_only else decoded(self.codec, key, read_record(key, packed))))
+        return Page(items, encode_cursor(following) if following else None, resume, age_ms)
+
+    async def _rows(
+        self, start: bytes, end: bytes, limit: int, tail: Sequence[Any], until: float, wanted: bytes = b""
+    ) -> Raw:
+        flags, consistency, arg = tail
+        op = list_op(start, end, limit, flags, consistency, arg, wanted)
+        result = await self.dispatcher.read(op, start, until)
+        return result[RESULT_HEAD:]
+
+    async def _everywhere(
+        self, start_at: bytes, wanted: bytes, limit: int, tail: Sequence[Any], until: float
+    ) -> tuple[Rows, bytes | None, int | None]:
+        """Rows of all partitions in hash order whose namespace and key begin with ``wanted``, where to
+        go on, and their age."""
+        found: Rows = []
+        size = 0
+        ages: list[int | None] = [0]
+        for placement in self.dispatcher.table.in_order():
+            low = placement.lo.to_bytes(8, "big")
+            end = end_point(placement.hi)
+            if start_at >= end:
+                continue
+            start: bytes | None = max(low, start_at)
+            while start is not None:
+                if len(found) >= limit or size >= MAX_PAGE_BYTES:
+                    return found, start, _oldest(ages)
+                rows, start, age_ms, _ = await self._rows(start, end, limit - len(found), tail, until, wanted)
+                found += rows
+                size += rows_size(rows)
+                ages.append(age_ms)
+        return found, None, _oldest(ages)
+
+    async def scan(
+        self,
+        prefix: str = "",
+        *,
+        page: int = 1000,
+        keys_only: bool = False,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: int | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[tuple[str, Record[T]]]:
+        """All records of a listing, ``page`` at a time, each page within ``deadline_s``. Not one moment's
+        picture: a page shows what is there when it is read. Raises as ``list``."""
+        cursor: str | None = None
+        while True:
+            result = await self.list(
+                prefix,
+                limit=page,
+                cursor=cursor,
+                keys_only=keys_only,
+                consistency=consistency,
+                max_staleness_ms=max_staleness_ms,
+                deadline_s=deadline_s,
+            )
+            for item in result.items:
+                yield item
+            cursor = result.cursor
+            if cursor is None:
+                return

@@ -1,0 +1,1 @@
+"""One stream of changes, whichever way it comes."""
