@@ -1,19 +1,20 @@
-"""The attempts of one operation: where to, what an answer means, when to pause, how it ends.
+"""The attempts of one operation: where to, what an answer means, when to pause, how it ends. Pure: no clock, no loop, no sockets.
 
-What an operation does beside the plain case: after a wrong guess it follows the hint; when all
+What an operation does beside the simple case: after a wrong guess it follows the hint; when all
 replicas were asked in vain it pauses. While a partition has no leader, one of the operations that
 wait for it, its *scout*, asks at the backoff's pace, and the others wait for its word, or for the
-backoff's ceiling. Through the router goes what cannot go directly (client.detours).
+backoff's ceiling. Through the router goes what cannot go directly (``detours``). The dispatcher does what
+is decided here, and says what time it is.
 """
 
 from __future__ import annotations
 
-import asyncio
+import enum
 import random
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Set
+from typing import Any, Final, Protocol
 
 from metastore.errors import (
-    ClientClosed,
     ConditionFailed,
     DeadlineExceeded,
     Fenced,
@@ -38,23 +39,15 @@ from metastore.history import within_history
 from metastore.operations import (
     FLOOR_AT,
     INDEX_AT,
-    NOT_FOUND,
-    OK,
     PARTITION_AT,
-    RESULT_HEAD,
     SEQ_AT,
     STAMP_AT,
-    STATUS_AT,
     Op,
 )
-from metastore.routing.backoff import BACKOFF_S, backoff_s
-from metastore.routing.connection import CONNECT_TIMEOUT_S, SILENT_TIMEOUT_S
-from metastore.routing.failures import AttemptTimeout, ConnectionLost, error_told
+from metastore.routing.backoff import BACKOFF_S, RetryBudget, backoff_s
+from metastore.routing.failures import AttemptTimeout, ConnectionLost
 from metastore.routing.request_ids import RequestIds
-from metastore.topology import Placement
-
-if TYPE_CHECKING:
-    from metastore.routing.dispatcher import Dispatcher
+from metastore.topology import Placement, TopologyTable
 
 ATTEMPT_TIMEOUT_S: Final = 2.0
 #: a router waits for elections itself
@@ -71,27 +64,59 @@ REMEMBERED: Final = frozenset(
 )
 
 
+class Step(enum.Enum):
+    """What comes after an attempt that failed."""
+
+    AGAIN = "the next attempt follows at once"
+    PAUSE = "a pause comes first"
+    REFRESH = "the topology is asked for first"
+
+
+class Surroundings(Protocol):
+    """What all operations of a client share: the dispatcher, or what a test puts in its place."""
+
+    table: TopologyTable
+    #: the client's own request ids
+    ids: RequestIds
+    budget: RetryBudget
+    #: how often an attempt failed
+    retries: int
+    direct: bool
+    router_url: str | None
+    election_patience_s: float
+
+    @property
+    def avoided(self) -> Set[str]:
+        """Addresses that are reached through the router only."""
+        ...
+
+    def is_silent(self, address: str) -> bool: ...
+
+    def next_rotation(self) -> int: ...
+
+
 class Attempts:
-    """See the module. ``until``: loop time by which ``run`` has ended, give or take a sweep of the
-    connection (50 ms)."""
+    """See the module. ``until``: loop time by which the operation has ended, give or take a sweep of the
+    connection (50 ms). ``now`` is loop time, too."""
 
     __slots__ = (
         "changes",
         "client",
         "client_id",
         "dead",
+        "doubts",
         "final",
         "first_failure",
         "hops",
         "ids",
         "last_error",
         "lkey",
-        "loop",
         "maybe_done",
         "op",
         "owes",
         "partition",
         "pauses",
+        "reached_around",
         "scouting",
         "spread",
         "stamped",
@@ -101,9 +126,8 @@ class Attempts:
         "until",
     )
 
-    def __init__(self, client: Dispatcher, op: Op, lkey: bytes, until: float) -> None:
+    def __init__(self, client: Surroundings, op: Op, lkey: bytes, until: float) -> None:
         self.client = client
-        self.loop = asyncio.get_running_loop()
         self.op = op
         self.lkey = lkey
         self.until = until
@@ -134,90 +158,31 @@ class Attempts:
         self.last_error: MetastoreError | None = None
         #: replicas whose last word is that nobody can serve this now -> how often they said so
         self.final: dict[str, int] = {}
+        #: the table does not fit what was met: it is to be asked for in the background
+        self.doubts = False
+        #: the router answered, while addresses in ``unreached`` did not
+        self.reached_around = False
 
-    async def run(self) -> list[Any]:
-        """The result. Raises MetastoreError."""
-        answered = False
-        try:
-            result = await self._run()
-            answered = True
-            return result
-        finally:
-            if self.scouting is not None:
-                scout = self.client.scouts.pop(self.scouting, None)
-                if scout is not None and not scout.done():
-                    scout.set_result(answered)
+    def request(self, placement: Placement) -> Op:
+        """What is sent to the partition. Raises Moved, OutcomeUnknown."""
+        op = self.op.copy()
+        op[PARTITION_AT] = placement.id
+        if self.changes and placement.id != self.stamped:
+            self.split_off(placement)
+            op[STAMP_AT] = self.op[STAMP_AT]
+        if self.ids is not None:
+            op[FLOOR_AT] = self.ids.floor(*self.client.table.lineage(placement))
+        return op
 
-    async def _run(self) -> list[Any]:
-        client, loop = self.client, self.loop
-        await client.ready(self.until)
-        while True:
-            now = loop.time()
-            if now >= self.until:
-                raise self.at_the_end(DeadlineExceeded("the deadline passed"))
-            if client.closed:
-                raise self.at_the_end(ClientClosed("the client is closed"))
-            try:
-                placement = client.table.route(self.lkey)
-            except Unavailable:  # part of the table is not known just now
-                await self.know_all()
-                continue
-            address = self.choose(placement)
-            if address is None:
-                await self.pause(placement)
-                continue
-            if self.owes:
-                self.owes = False
-                if not client.budget.take(now):
-                    await asyncio.sleep(min(BACKOFF_S[1], self.until - now))
-                    continue
-            try:
-                connection = client.open_connection(address)
-                if connection is None:
-                    patience = SILENT_TIMEOUT_S if client.is_silent(address) else CONNECT_TIMEOUT_S
-                    connection = await client.connect(address, self.until, patience)
-                op = self.op.copy()
-                op[PARTITION_AT] = placement.id
-                if self.changes and placement.id != self.stamped:
-                    self.split_off(placement)
-                    op[STAMP_AT] = self.op[STAMP_AT]
-                if self.ids is not None:
-                    op[FLOOR_AT] = self.ids.floor(*client.table.lineage(placement))
-                patience = ATTEMPT_TIMEOUT_S if address != client.router_url else ROUTER_ATTEMPT_TIMEOUT_S
-                if connection.silent:
-                    patience = SILENT_TIMEOUT_S
-                result = await connection.submit(self.client_id, op, self.until, patience)
-            except ConnectionLost as e:
-                self.maybe_done |= self.changes and bool(e.detail.get("sent"))
-                self.unreached.add(address)
-                refused = bool(e.detail.get("refused"))
-                if refused:
-                    self.dead.add(address)
-                self.failed(address, e, costs=not refused)
-                continue
-            except AttemptTimeout as e:
-                self.maybe_done |= self.changes
-                self.unreached.add(address)
-                self.failed(address, e)
-                continue
-            except NoCommonVersion as e:  # nobody else leads the partition
-                raise self.at_the_end(e) from None
-            except Overloaded as e:
-                self.failed(address, e)
-                await self.pause(placement)
-                continue
-            self.unreached.discard(address)
-            status = result[STATUS_AT]
-            if status in (OK, NOT_FOUND):
-                client.budget.succeeded()
-                if self.ids is not None:
-                    self.ids.seen(placement.id, result[INDEX_AT])
-                if self.unreached and address == client.router_url:
-                    client.detours.add(self.unreached)
-                if self.tried and not self.spread:
-                    self.served_by(address, placement)
-                return result  # type: ignore[no-any-return]
-            await self.on_error(address, placement, self.meant(error_told(status, *result[RESULT_HEAD:])))
+    def succeeded(self, address: str, placement: Placement, result: list[Any]) -> None:
+        """``result`` is the operation's."""
+        self.client.budget.succeeded()
+        if self.ids is not None:
+            self.ids.seen(placement.id, result[INDEX_AT])
+        if self.unreached and address == self.client.router_url:
+            self.reached_around = True
+        if self.tried and not self.spread:
+            self.served_by(address, placement)
 
     def meant(self, error: MetastoreError) -> MetastoreError:
         """What a server's error says of this operation: a read has no outcome that could be unknown, and of a number that
@@ -238,13 +203,6 @@ class Attempts:
                 if table.address(node) == address:
                     table.served(placement, node, self.told.get(node, 0))
 
-    async def know_all(self) -> None:
-        """Raises Unavailable, or OutcomeUnknown, when nobody tells the whole table in time."""
-        try:
-            await self.client.ready(self.until)
-        except MetastoreError as e:
-            raise self.at_the_end(e) from None
-
     def split_off(self, placement: Placement) -> None:
         """The partition that the stamp is of has been split (R18). What its client saw of the one half after
         that says nothing of the other; where they parted is not known, nothing does. Raises Moved,
@@ -254,7 +212,7 @@ class Attempts:
             return  # a stamp of 0 is of no partition, whatever its client named
         if self.ids is None:
             if at is None:  # whoever numbered it knows of a split that is not known here
-                self.client.refresh_soon()
+                self.doubts = True
             raise self.at_the_end(Moved(f"partition {self.partition} was split", partition=self.partition))
         stamp = self.op[STAMP_AT]
         self.op[STAMP_AT] = 0 if at is None else min(stamp, within_history(stamp, at))
@@ -262,10 +220,10 @@ class Attempts:
 
     # --- where to ---------------------------------------------------------------------------
 
-    def choose(self, placement: Placement) -> str | None:
+    def choose(self, placement: Placement, now: float) -> str | None:
         """The next address: the leader, then the other replicas; None when all were tried."""
         client = self.client
-        table, detours = client.table, client.detours.addresses
+        table, detours = client.table, client.avoided
         if client.direct and placement.leader is not None and not (self.spread or detours):  # nearly always
             address = table.address(placement.leader)
             if address is not None and address not in self.tried and not client.is_silent(address):
@@ -290,26 +248,26 @@ class Attempts:
             if not client.is_silent(address):
                 return address
             silent = silent or address
-        if router is not None and self._router_is_due(order):
+        if router is not None and self._router_is_due(order, now):
             return router
         return silent or avoided  # last: the others may know better by now
 
-    def _is_around(self, order: list[str], detours: set[str]) -> bool:
+    def _is_around(self, order: list[str], detours: Set[str]) -> bool:
         """Whether whom this operation needs is known to be reached through the router only."""
         needed = [self.client.table.address(node) for node in (order if self.spread else order[:1])]
         return all(address in detours for address in needed)
 
-    def _router_is_due(self, order: list[str]) -> bool:
+    def _router_is_due(self, order: list[str], now: float) -> bool:
         """The last resort: when nobody answers, or the leader has not for a while."""
         addresses = [a for a in map(self.client.table.address, order) if a is not None]
         if all(a in self.unreached for a in addresses):
             return True
-        waited = self.loop.time() - self.first_failure if self.first_failure else 0.0
+        waited = now - self.first_failure if self.first_failure else 0.0
         return waited > LEADER_PATIENCE_S and addresses[0] in self.unreached
 
     # --- what happened ------------------------------------------------------------------------
 
-    def failed(self, address: str, error: MetastoreError, *, costs: bool = True) -> None:
+    def failed(self, address: str, error: MetastoreError, now: float, *, costs: bool = True) -> None:
         self.client.retries += 1
         self.tried.add(address)
         self.owes |= costs
@@ -318,102 +276,106 @@ class Attempts:
             self.final[address] = self.final.get(address, 0) + 1
         else:
             self.final.pop(address, None)
-        self.first_failure = self.first_failure or self.loop.time()
+        self.first_failure = self.first_failure or now
 
-    async def on_error(self, address: str, placement: Placement, error: MetastoreError) -> None:
-        """Learn from an error answer; returns to try again, raises to end."""
-        client = self.client
-        if isinstance(error, NotLeader):
-            leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)
-            news = client.table.apply_hint(placement.id, leader, epoch)
-            beyond = client.table.is_beyond(placement.id, epoch)
-            if leader is not None and not (news or beyond):
-                self.told[leader] = max(epoch, self.told.get(leader, 0))
-            hinted = news and self.hops < MAX_HOPS
-            self.failed(address, error, costs=not hinted)
-            if hinted:
-                self.hops += 1
-                self.tried.discard(client.table.address(leader) or "")
-            elif beyond:
-                client.refresh_soon()
-            return
-        if isinstance(error, Moved):
-            leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)
-            news = client.table.apply_hint(placement.id, leader, epoch)
-            if "family" in error.detail and client.table.learn_plain(error.detail["family"]):
-                news, leader = True, client.table.route(self.lkey).leader
-            hinted = news and self.hops < MAX_HOPS
-            self.failed(address, error, costs=not hinted)
-            if hinted:
-                self.hops += 1
-                self.tried.discard(client.table.address(leader) or "")
-                client.refresh_soon()
-            else:
-                await client.refresh(self.until)
-            return
+    def judge(self, address: str, placement: Placement, error: MetastoreError, now: float) -> Step:
+        """Learn from an attempt that failed, with or without an answer. Raises the error that the operation ends with."""
+        if isinstance(error, ConnectionLost | AttemptTimeout):
+            return self._no_answer(address, error, now)
+        if isinstance(error, NotLeader | Moved):
+            return self._elsewhere(address, placement, error, now)
+        if isinstance(error, NoCommonVersion):  # nobody else leads the partition
+            raise self.at_the_end(error)
         if isinstance(error, OutcomeUnknown):
             self.maybe_done = True
-            self.failed(address, error)
-            return
+            self.failed(address, error, now)
+            return Step.AGAIN
         if isinstance(error, RequestIdExpired) and self.ids is not None:
-            index = error.detail.get("index")
-            reused = bool(error.detail.get("reused"))
-            ours = self.ids is client.ids  # another's number says something: it is not exchanged
-            if error.detail.get("spent") or (reused and not ours):
-                raise error  # that is certain, whatever an attempt before this one did
-            if not self.maybe_done and isinstance(index, int) and self.ids.restamps:
-                self.ids.seen(placement.id, index)
-                if reused:  # so many later ones were finished that it counts as one
-                    self.ids.end(self.partition, self.op[SEQ_AT])
-                    self.op[SEQ_AT], _ = self.ids.begin(self.partition)
-                self.op[STAMP_AT] = max(index, self.op[STAMP_AT])
-                return
-            raise self.at_the_end(error)
+            self._number_anew(self.ids, placement, error)
+            return Step.AGAIN
         if isinstance(error, Unavailable | Overloaded | ShuttingDown | TooStale | DeadlineExceeded):
             # DeadlineExceeded: that of the attempt, which says nothing about ours
-            self.failed(address, error)
+            self.failed(address, error, now)
             if self.final.get(address, 0) > 1 and self._all_agree(placement):
                 raise self.at_the_end(error)
-            if isinstance(error, Overloaded) or (
-                isinstance(error, Unavailable) and not error.detail.get("final")
-            ):
-                await self.pause(placement)
-            return
+            waits = isinstance(error, Unavailable) and not error.detail.get("final")
+            return Step.PAUSE if waits or isinstance(error, Overloaded) else Step.AGAIN
         if self.maybe_done and error.status not in REMEMBERED:
             raise self.at_the_end(error)
         # With dedupe this is the first outcome, whatever attempt it belongs to (R7).
-        client.budget.succeeded()
-        if self.unreached and address == client.router_url:
-            client.detours.add(self.unreached)
+        self.client.budget.succeeded()
+        self.reached_around = bool(self.unreached) and address == self.client.router_url
         raise error
 
-    async def pause(self, placement: Placement) -> None:
-        """All replicas were tried, or one asked for time: wait a little, or give up."""
-        client, now, error = self.client, self.loop.time(), self.last_error
+    def _no_answer(self, address: str, error: MetastoreError, now: float) -> Step:
+        """A write that may have been sent may have been carried out."""
+        sent = isinstance(error, AttemptTimeout) or bool(error.detail.get("sent"))
+        self.maybe_done |= self.changes and sent
+        self.unreached.add(address)
+        refused = bool(error.detail.get("refused"))
+        if refused:
+            self.dead.add(address)
+        self.failed(address, error, now, costs=not refused)
+        return Step.AGAIN
+
+    def _elsewhere(self, address: str, placement: Placement, error: MetastoreError, now: float) -> Step:
+        """The operation was not carried out there; the answer may say where it would be."""
+        table = self.client.table
+        leader, epoch = error.detail.get("leader"), error.detail.get("epoch", 0)
+        moved = isinstance(error, Moved)
+        news, beyond = table.apply_hint(placement.id, leader, epoch), False
+        if moved and "family" in error.detail and table.learn_plain(error.detail["family"]):
+            news, leader = True, table.route(self.lkey).leader
+        if not moved:
+            beyond = table.is_beyond(placement.id, epoch)
+            if leader is not None and not (news or beyond):
+                self.told[leader] = max(epoch, self.told.get(leader, 0))
+        hinted = news and self.hops < MAX_HOPS
+        self.failed(address, error, now, costs=not hinted)
+        if hinted:
+            self.hops += 1
+            self.tried.discard(table.address(leader) or "")
+            self.doubts |= moved
+            return Step.AGAIN
+        self.doubts |= beyond
+        return Step.REFRESH if moved else Step.AGAIN
+
+    def _number_anew(self, ids: RequestIds, placement: Placement, error: RequestIdExpired) -> None:
+        """The partition has forgotten so far, or this number: it is sent again with what is certain to be new, if nothing that
+        was sent before may be what is forgotten. Raises."""
+        index, reused = error.detail.get("index"), bool(error.detail.get("reused"))
+        ours = ids is self.client.ids  # another's number says something: it is not exchanged
+        if error.detail.get("spent") or (reused and not ours):
+            raise error  # that is certain, whatever an attempt before this one did
+        if self.maybe_done or not isinstance(index, int) or not ids.restamps:
+            raise self.at_the_end(error)
+        ids.seen(placement.id, index)
+        if reused:  # so many later ones were finished that it counts as one
+            ids.end(self.partition, self.op[SEQ_AT])
+            self.op[SEQ_AT], _ = ids.begin(self.partition)
+        self.op[STAMP_AT] = max(index, self.op[STAMP_AT])
+
+    def pause(self, placement: Placement, now: float) -> None:
+        """All replicas were tried, or one asked for time: all may be asked again after a pause. Raises when it is no use."""
         self._give_up(placement, now)
         self.tried.clear()
         self.pauses += 1
         self.owes = False
-        if self.pauses in (3, 6) or self.pauses % 12 == 0:
-            client.refresh_soon()
-        if not self.spread and not isinstance(error, Overloaded) and self.scouting is None:
-            scout = client.scouts.get(placement.id)
-            if scout is not None:
-                await self._wait_for(scout, now)
-                return
-            client.scouts[placement.id] = self.loop.create_future()
-            self.scouting = placement.id
-        delay = backoff_s(self.pauses - 1) if client.budget.take(now) else BACKOFF_S[1]
+        self.doubts |= self.pauses in (3, 6) or self.pauses % 12 == 0
+
+    @property
+    def may_scout(self) -> bool:
+        """Whether the pause is for a leader, for which one operation asks and others wait."""
+        return not self.spread and not isinstance(self.last_error, Overloaded) and self.scouting is None
+
+    def delay_s(self, now: float) -> float:
+        """How long this pause is."""
+        error = self.last_error
+        delay = backoff_s(self.pauses - 1) if self.client.budget.take(now) else BACKOFF_S[1]
         if isinstance(error, Overloaded):
             asked = min(MAX_RETRY_AFTER_S, float(error.detail.get("retry_after_s") or 0.0))
             delay = max(delay, asked * random.uniform(0.5, 1.0))
-        await asyncio.sleep(max(0.0, min(delay, self.until - now)))
-
-    async def _wait_for(self, scout: asyncio.Future[bool], now: float) -> None:
-        """Another operation asks whether the partition is led: wait for its word, or the ceiling."""
-        timeout = max(0.0, min(BACKOFF_S[1], self.until - now))
-        await asyncio.wait({scout}, timeout=timeout)
-        self.owes = not (scout.done() and scout.result())
+        return max(0.0, min(delay, self.until - now))
 
     def _give_up(self, placement: Placement, now: float) -> None:
         """Raises when there is no point in waiting longer."""

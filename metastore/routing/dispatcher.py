@@ -15,30 +15,41 @@ from functools import partial
 from typing import Any, Final
 
 from metastore.addresses import split_address
-from metastore.errors import ClientClosed, MetastoreError, NoCommonVersion, Unavailable
+from metastore.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    MetastoreError,
+    NoCommonVersion,
+    Overloaded,
+    Unavailable,
+)
 from metastore.operations import (
     CONSISTENCY_AT,
     KEY_AT,
     KIND_AT,
     LINEARIZABLE,
+    NOT_FOUND,
+    OK,
     PARTITION_AT,
+    RESULT_HEAD,
     SEQ_AT,
     SIZED,
     STAMP_AT,
+    STATUS_AT,
     WRITES,
     Op,
     check_size,
     is_local,
 )
-from metastore.routing.attempts import Attempts
-from metastore.routing.backoff import RetryBudget
-from metastore.routing.connection import CONNECT_TIMEOUT_S, NodeConnection
+from metastore.routing.attempts import ATTEMPT_TIMEOUT_S, ROUTER_ATTEMPT_TIMEOUT_S, Attempts, Step
+from metastore.routing.backoff import BACKOFF_S, RetryBudget
+from metastore.routing.connection import CONNECT_TIMEOUT_S, SILENT_TIMEOUT_S, NodeConnection
 from metastore.routing.detours import Detours
-from metastore.routing.failures import ConnectionLost
+from metastore.routing.failures import AttemptTimeout, ConnectionLost, error_told
 from metastore.routing.gate import Admission
 from metastore.routing.request_ids import RequestIds
 from metastore.routing.through_router import RouterTransport
-from metastore.topology import TopologyTable
+from metastore.topology import Placement, TopologyTable
 
 __all__ = ["Dispatcher", "RequestIds"]
 
@@ -85,6 +96,7 @@ class Dispatcher:
         self.budget = RetryBudget()
         self.admission = Admission(max_under_way) if max_under_way else None
         self.detours = Detours(self._reach)
+        self.avoided = self.detours.addresses
         #: partition -> ends when the operation that asks for its leader has an answer (attempts)
         self.scouts: dict[int, asyncio.Future[bool]] = {}
         self.closed = False
@@ -308,7 +320,7 @@ class Dispatcher:
         attempts = Attempts(self, op, lkey, until)
         at = CONSISTENCY_AT.get(op[KIND_AT])
         attempts.spread = at is not None and op[at] != LINEARIZABLE
-        return await (attempts.run() if self.admission is None else self._admitted(attempts))
+        return await (self._run(attempts) if self.admission is None else self._admitted(attempts))
 
     async def write(
         self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
@@ -331,7 +343,7 @@ class Dispatcher:
             attempts.ids, attempts.client_id = ids, ids.client_id
             attempts.partition = attempts.stamped = partition
             attempts.changes = True
-            return await (attempts.run() if self.admission is None else self._admitted(attempts))
+            return await (self._run(attempts) if self.admission is None else self._admitted(attempts))
         except MetastoreError as e:
             said = ids.about(e)
             if said is e:
@@ -348,7 +360,102 @@ class Dispatcher:
         attempts.changes = op[KIND_AT] in WRITES
         attempts.partition = attempts.stamped = op[PARTITION_AT]
         attempts.spread = is_local(op)
-        return await attempts.run()
+        return await self._run(attempts)
+
+    async def _run(self, attempts: Attempts) -> list[Any]:
+        """Attempt after attempt, as ``attempts`` decides; the result. Raises MetastoreError."""
+        loop, until, answered = asyncio.get_running_loop(), attempts.until, False
+        try:
+            await self.ready(until)
+            while True:
+                now = loop.time()
+                if now >= until:
+                    raise attempts.at_the_end(DeadlineExceeded("the deadline passed"))
+                if self.closed:
+                    raise attempts.at_the_end(ClientClosed("the client is closed"))
+                try:
+                    placement = self.table.route(attempts.lkey)
+                except Unavailable:  # part of the table is not known just now
+                    await self._know_all(attempts)
+                    continue
+                address = attempts.choose(placement, now)
+                if address is None:
+                    await self._pause(attempts, placement)
+                    continue
+                if attempts.owes:
+                    attempts.owes = False
+                    if not self.budget.take(now):
+                        await asyncio.sleep(min(BACKOFF_S[1], until - now))
+                        continue
+                try:
+                    connection = self.open_connection(address)
+                    if connection is None:
+                        patience = SILENT_TIMEOUT_S if self.is_silent(address) else CONNECT_TIMEOUT_S
+                        connection = await self.connect(address, until, patience)
+                    op = attempts.request(placement)
+                    patience = ATTEMPT_TIMEOUT_S if address != self.router_url else ROUTER_ATTEMPT_TIMEOUT_S
+                    if connection.silent:
+                        patience = SILENT_TIMEOUT_S
+                    result = await connection.submit(attempts.client_id, op, until, patience)
+                except (ConnectionLost, AttemptTimeout, NoCommonVersion, Overloaded) as e:
+                    step = attempts.judge(address, placement, e, loop.time())
+                else:
+                    attempts.unreached.discard(address)
+                    if result[STATUS_AT] in (OK, NOT_FOUND):
+                        attempts.succeeded(address, placement, result)
+                        answered = True
+                        return result  # type: ignore[no-any-return]
+                    error = attempts.meant(error_told(result[STATUS_AT], *result[RESULT_HEAD:]))
+                    step = attempts.judge(address, placement, error, loop.time())
+                if step is not Step.AGAIN or attempts.doubts:
+                    await self._before_the_next(attempts, placement, step)
+        finally:
+            self._conclude(attempts, answered)
+
+    def _conclude(self, attempts: Attempts, answered: bool) -> None:
+        if attempts.scouting is not None:
+            scout = self.scouts.pop(attempts.scouting, None)
+            if scout is not None and not scout.done():
+                scout.set_result(answered)
+        if attempts.reached_around:
+            self.detours.add(attempts.unreached)
+        self._look_into(attempts)
+
+    def _look_into(self, attempts: Attempts) -> None:
+        """Ask for the topology in the background, if an attempt doubts it."""
+        if attempts.doubts:
+            attempts.doubts = False
+            self.refresh_soon()
+
+    async def _before_the_next(self, attempts: Attempts, placement: Placement, step: Step) -> None:
+        self._look_into(attempts)
+        if step is Step.REFRESH:
+            await self.refresh(attempts.until)
+        elif step is Step.PAUSE:
+            await self._pause(attempts, placement)
+
+    async def _pause(self, attempts: Attempts, placement: Placement) -> None:
+        """Wait a little, or for the word of another operation that asks whether the partition is led, or give up."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        attempts.pause(placement, now)
+        self._look_into(attempts)
+        if attempts.may_scout:
+            scout = self.scouts.get(placement.id)
+            if scout is not None:
+                await asyncio.wait({scout}, timeout=max(0.0, min(BACKOFF_S[1], attempts.until - now)))
+                attempts.owes = not (scout.done() and scout.result())
+                return
+            self.scouts[placement.id] = loop.create_future()
+            attempts.scouting = placement.id
+        await asyncio.sleep(attempts.delay_s(now))
+
+    async def _know_all(self, attempts: Attempts) -> None:
+        """Raises Unavailable, or OutcomeUnknown, when nobody tells the whole table in time."""
+        try:
+            await self.ready(attempts.until)
+        except MetastoreError as e:
+            raise attempts.at_the_end(e) from None
 
     async def _admitted(self, attempts: Attempts) -> list[Any]:
         admission = self.admission
@@ -359,7 +466,7 @@ class Dispatcher:
         if not admission.try_enter(cell):
             await admission.enter(cell, attempts.until)
         try:
-            return await attempts.run()
+            return await self._run(attempts)
         finally:
             admission.leave(cell)
 

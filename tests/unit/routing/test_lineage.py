@@ -12,7 +12,7 @@ from metastore.client.watch.subscription import Buffer, Wanted
 from metastore.errors import ClientClosed, Moved, NotLeader, RequestIdExpired
 from metastore.history import first_version
 from metastore.layout import NodeRecord
-from metastore.routing.attempts import Attempts
+from metastore.routing.attempts import Attempts, Step
 from metastore.routing.connection import NodeConnection
 from metastore.routing.dispatcher import Dispatcher, RequestIds
 from metastore.topology import Placement, TopologyTable
@@ -78,7 +78,9 @@ async def test_what_a_partition_said_of_itself_stands() -> None:
     attempts.ids, attempts.partition, attempts.stamped = client.ids, 0, 0
     child = SPLIT.partitions[1]
     attempts.split_off(child)
-    await attempts.on_error("n1:1", child, RequestIdExpired("too old", index=77, reused=False))
+    assert (
+        attempts.judge("n1:1", child, RequestIdExpired("too old", index=77, reused=False), 1.0) is Step.AGAIN
+    )
     assert (attempts.op[6], attempts.stamped) == (77, 1)
     assert client.ids.stamp(1) == 77
     assert client.ids.stamp(0) == 0
@@ -88,15 +90,13 @@ async def test_another_clients_stamp_is_not_guessed() -> None:
     """It is told, and numbers the write anew; also when it knows of a split that is not known here."""
     client = Dispatcher([])
     client.table = SPLIT
-    client.refresh_soon = lambda: asked.append(True)  # type: ignore[method-assign]
-    asked: list[bool] = []
     for of, to, news in ((0, 1, False), (3, 0, True)):
         attempts = Attempts(client, [0, 1, 0, b"", 7, 0, 60], b"", 0.0)
         attempts.partition = attempts.stamped = of
         with pytest.raises(Moved):
             attempts.split_off(SPLIT.partitions[to])
         assert attempts.op[6] == 60
-        assert bool(asked) == news
+        assert attempts.doubts == news
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -104,13 +104,11 @@ async def test_a_stamp_of_nothing_is_of_no_partition(ours: bool) -> None:
     """What was numbered with it goes where its key is, whatever partition its client named: one that is gone, say."""
     client = Dispatcher([])
     client.table = SPLIT
-    client.refresh_soon = lambda: asked.append(True)  # type: ignore[method-assign]
-    asked: list[bool] = []
     attempts = Attempts(client, [0, 1, 99, b"", 7, 0, 0], b"", 0.0)
     attempts.partition = attempts.stamped = 99
     attempts.ids = client.ids if ours else None
     attempts.split_off(SPLIT.partitions[1])
-    assert (attempts.op[6], asked) == (0, [])
+    assert (attempts.op[6], attempts.doubts) == (0, False)
 
 
 def test_requests_under_way_count_for_all_that_was_split_off() -> None:
