@@ -410,7 +410,8 @@ class Dispatcher:
                 if step is not Step.AGAIN or attempts.doubts:
                     await self._before_the_next(attempts, placement, step)
         finally:
-            self._conclude(attempts, answered)
+            if attempts.scouting is not None or attempts.reached_around or attempts.doubts:
+                self._conclude(attempts, answered)
 
     def _conclude(self, attempts: Attempts, answered: bool) -> None:
         if attempts.scouting is not None:
