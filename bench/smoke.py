@@ -31,7 +31,7 @@ OPERATIONS = 2048
 TOO_MUCH = 1.5
 #: of LMDB itself no call is counted either
 IN_PLACE_OF_LMDB = ("storage", "memory_engine.py")
-PACKAGES = ("client", "wire", "node", "partition", "core", "storage")
+PACKAGES = ("client", "routing", "wire", "node", "partition", "core", "storage")
 
 
 class Calls:
