@@ -12,14 +12,13 @@ import logging
 import queue
 import threading
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from metastore.core.entry import MAX_READ_ENTRIES, check_entry, entry_position
-from metastore.core.logindex import LogIndex
 from metastore.errors import CorruptLog, RottenEntry, StorageError
+from metastore.storage.partition_log import PartitionLog
 from metastore.storage.records import (
     ENTRY_HEAD,
     MAX_RECORD_BYTES,
@@ -45,46 +44,6 @@ log = logging.getLogger("metastore.log")
 TARGET_BLOCK_BYTES = 4 << 20
 HELD_FACTOR = 4
 GUESS_BYTES = 16 << 10
-
-
-class PartitionLog:
-    """Where the entries of one partition are. ``index`` says which there are."""
-
-    __slots__ = ("blobs", "index", "locations", "unset")
-
-    def __init__(self, index: LogIndex | None = None) -> None:
-        self.index = index or LogIndex()
-        #: location of entry base_index + 1 + i: segment number << 32 | offset of its record
-        self.locations = array("Q")
-        #: recent entries' bytes, those without a location yet among them
-        self.blobs: dict[int, bytes] = {}
-        #: at recovery: the base is not known before the first entry
-        self.unset = False
-
-    def append(self, index: int, epoch: int, location: int) -> None:
-        self.index.append(index, epoch)
-        self.locations.append(location)
-
-    def truncate(self, keep_index: int) -> None:
-        keep = max(0, keep_index - self.index.base_index)
-        for i in range(max(keep_index, self.index.base_index) + 1, self.index.last_index + 1):
-            self.blobs.pop(i, None)
-        self.index.truncate(keep_index)
-        del self.locations[keep:]
-
-    def compact(self, index: int) -> None:
-        gone = index - self.index.base_index
-        if gone > 0:
-            for i in range(self.index.base_index + 1, index + 1):
-                self.blobs.pop(i, None)
-            self.index.compact(index)
-            del self.locations[:gone]
-
-    def reset(self, index: int, epoch: int) -> None:
-        self.index.reset(index, epoch)
-        self.locations = array("Q")
-        self.blobs.clear()
-        self.unset = False
 
 
 class _Piece(NamedTuple):
@@ -524,7 +483,7 @@ class NodeLog:
                 part = self.partitions.get(p)
                 if part is not None and part.index.base_index < top:
                     # what is left of older entries here was truncated and written anew later
-                    part.compact(self._top_in(part, first.number, top))
+                    part.compact(part.last_in(first.number, top))
                     shortened.add(p)
             removed.append(segments.pop(0))
         return sorted(shortened), removed
@@ -533,14 +492,3 @@ class NodeLog:
         """Whether the state has all of ``p`` up to ``top``; what was truncated is not missed."""
         part = self.partitions.get(p)
         return part is None or applied >= min(top, part.index.last_index)
-
-    @staticmethod
-    def _top_in(part: PartitionLog, number: int, top: int) -> int:
-        """The highest index up to ``top`` whose entry really lies in segment ``number`` or before."""
-        index = min(top, part.index.last_index)
-        while index > part.index.base_index:
-            location = part.locations[index - part.index.base_index - 1]
-            if location and location >> 32 <= number:
-                break
-            index -= 1
-        return index

@@ -9,7 +9,8 @@ from metastore.errors import CorruptLog
 from metastore.keys import END_OF_RING
 from metastore.storage.facts import keep_fact
 from metastore.storage.kept import KeptRows
-from metastore.storage.log import NodeLog, PartitionLog
+from metastore.storage.log import NodeLog
+from metastore.storage.partition_log import PartitionLog
 from metastore.storage.records import (
     ConfigEntry,
     DropEntry,

@@ -27,7 +27,6 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from metastore import fields
-from metastore.core.logindex import LogIndex
 from metastore.core.messages import Lineage, Run
 from metastore.errors import CorruptLog, CorruptState, NoRoom, RottenEntry, StorageError
 from metastore.keys import END_OF_RING
@@ -42,22 +41,22 @@ from metastore.storage.identity import (
 )
 from metastore.storage.kept import FACT_ROWS, PART_BYTES, KeptRows, parts_of
 from metastore.storage.lmdb_engine import LmdbEngine
-from metastore.storage.log import NodeLog, PartitionLog
+from metastore.storage.log import NodeLog
 from metastore.storage.overlay import Overlay
+from metastore.storage.partition_log import PartitionLog
 from metastore.storage.records import ConfigEntry, DropEntry, Fact, SealEntry, TruncateEntry
 from metastore.storage.recovery import Recovery
 from metastore.storage.scrub import RottenBlock, RottenRow, Scrub
 from metastore.storage.segments import BEGINNING, Border, Segment, SegmentFiles
+from metastore.storage.slots import NO_SLOT, PartitionInfo, Slots
 from metastore.storage.snapshot import SnapshotInstaller, SnapshotReader
 from metastore.storage.space import Space
 from metastore.storage.state import (
     BORDER_ROW,
-    LONG,
     MAP_TABLE,
     META_TABLE,
     NODE_ROW,
     READ_CACHE_BYTES,
-    SLOT,
     Job,
     Meta,
     Row,
@@ -79,8 +78,6 @@ HOLD_AFTER_S: Final = 10.0
 #: how long it may take until nothing needs a segment that has rotted
 LET_GO_S: Final = 10.0
 PUSH_S: Final = 0.002
-#: a slot that is never given out
-NO_SLOT: Final = 0
 
 
 Plain = SealEntry | ConfigEntry | Fact | DropEntry
@@ -105,43 +102,6 @@ class StorageOptions:
     #: below so much room what adds data is refused; 0 = no mark (storage.space)
     low_bytes: int = 0
     reserve_bytes: int = 0
-
-
-@dataclass(slots=True)
-class PartitionInfo:
-    """What the store knows of a replica. ``log`` is the store's own; take a copy."""
-
-    meta: Meta
-    log: LogIndex
-
-    @property
-    def sealed_epoch(self) -> int:
-        return self.meta.sealed
-
-    @property
-    def owner(self) -> bytes:
-        return self.meta.owner
-
-    @property
-    def config(self) -> bytes | None:
-        return self.meta.config or None
-
-    @property
-    def commit_index(self) -> int:
-        """A lower bound: what the store has heard of."""
-        return self.meta.commit
-
-    @property
-    def applied_index(self) -> int:
-        return self.meta.applied
-
-    @property
-    def applied_epoch(self) -> int:
-        return self.meta.applied_epoch
-
-    @property
-    def dropped(self) -> bool:
-        return self.meta.dropped
 
 
 class Fork(NamedTuple):
@@ -181,6 +141,7 @@ class Store:
         self.facts: dict[str, Any] = {}
         self.kept = KeptRows()
         self.partitions: dict[int, PartitionInfo] = {}
+        self.slots = Slots(self.partitions)
         self.scan_next: bytes | None = None
         self.scan_bytes_left = 0
         self.flushes = 0
@@ -206,14 +167,10 @@ class Store:
         self._data_seq = 0
         #: the newest fact
         self._facts_seq = 0
-        self._next_slot = 1
-        self._garbage: list[Rubbish] = []
         #: partitions split off that no flush has yet: of which, and their aux rows; and those that are being
         #: flushed (R18)
         self._forks: dict[int, tuple[int, list[tuple[bytes, bytes]]]] = {}
         self._forking: dict[int, int] = {}
-        #: of a partition, at an entry: rows that it parted with and nobody here needs (R18)
-        self._unneeded: list[tuple[int, int, Rubbish]] = []
         #: partitions whose staged slot is being switched in
         self._switching: set[int] = set()
         #: partition -> entries above this are kept for a while
@@ -318,10 +275,7 @@ class Store:
             meta.commit = max(meta.applied, min(known, part.index.last_index))
             self.partitions[p] = PartitionInfo(meta, part.index)
             self._durable_applied[p] = meta.applied
-        self._next_slot = recovery.free_slot
-        # what a crash left of one partition in a slot that others share goes with the last of them
-        used = {s for m in metas.values() if not m.dropped for s in (m.slot, m.data_slot)}
-        self._garbage = [Rubbish(0, s, s) for s in sorted(found - used)]
+        self.slots.recovered(found, recovery.free_slot)
         self._dirty = set(metas)
 
     def _load_kept(self, count: int | None) -> None:
@@ -438,7 +392,7 @@ class Store:
         )
         if damage.table in ("meta", "map"):
             self._fail(error)
-        for p in self._owners(damage):
+        for p in self.slots.owners(damage.table, damage.key):
             self.on_rotten(p, error)
 
     def rotten_entry(self, error: RottenEntry) -> None:
@@ -475,22 +429,6 @@ class Store:
     def _has_rotten_segment(self) -> bool:
         return self.log.files.segments[0].number <= self._rotten_segment
 
-    def _owners(self, damage: RottenRow) -> list[int]:
-        """Whose a row is; nobody's when it is to be deleted."""
-        found = []
-        for p, info in self.partitions.items():
-            meta = info.meta
-            if damage.table == "map":
-                break
-            if damage.table == "aux":
-                mine = damage.key[: SLOT.size] == SLOT.pack(meta.slot)
-            else:
-                data = SLOT.pack(meta.data_slot)
-                mine = data + meta.start[:LONG] <= damage.key < data + meta.end[:LONG]
-            if mine and not meta.dropped:
-                found.append(p)
-        return found
-
     # --- partitions ---------------------------------------------------------------------------
 
     def add_partition(self, p: int) -> None:
@@ -499,9 +437,9 @@ class Store:
         info = self.partitions.get(p)
         if info is None:
             part = self.log.partitions[p] = PartitionLog()
-            self.partitions[p] = PartitionInfo(Meta(self._take_slot()), part.index)
+            self.partitions[p] = PartitionInfo(Meta(self.slots.take()), part.index)
         elif info.meta.dropped:
-            info.meta.slot, info.meta.shared, info.meta.dropped = self._take_slot(), 0, False
+            info.meta.slot, info.meta.shared, info.meta.dropped = self.slots.take(), 0, False
             info.meta.start, info.meta.end = b"", END_OF_RING
             self._durable_applied[p] = 0
         self._dirty.add(p)
@@ -519,21 +457,12 @@ class Store:
         meta.log_from_seq = seq
         self._dirty.add(p)
         self._active.drop(p)
-        self._garbage.append(self._rubbish(p, seq))
+        self.slots.garbage.append(self.slots.rows_of(p, seq))
         meta.shared = 0
         self._aux_sources.pop(p, None)
         self._held.pop(p, None)
         self.log.partitions[p].reset(0, 0)
         self._durable_applied[p] = 0
-
-    def _rubbish(self, p: int, seq: int) -> Rubbish:
-        """The rows of a partition, which are to go: all of its slot, or what others in it leave."""
-        info = self.partitions[p]
-        slot, data_slot = info.meta.slot, info.meta.data_slot
-        others = (i for q, i in self.partitions.items() if q != p and not i.meta.dropped)
-        if any(i.meta.data_slot == data_slot for i in others):
-            return Rubbish(seq, slot, data_slot, info.meta.start, info.meta.end)
-        return Rubbish(seq, slot, data_slot)
 
     def _part(self, p: int, index: int, epoch: int, fork: Fork) -> None:
         """R18: entry ``index`` of ``p`` is applied and parts with what lies above. The flush that has the parent at
@@ -547,15 +476,15 @@ class Store:
             # the rows of a copy that came otherwise are in a slot of its own
             if known is None or known.meta.dropped or self.holds(child):
                 rubbish = Rubbish(self.log.last_seq, NO_SLOT, parent.data_slot, fork.at, end)
-                self._unneeded.append((p, index, rubbish))
+                self.slots.parted.append((p, index, rubbish))
             return
         if known is None:
             part = self.log.partitions[child] = PartitionLog()
             known = self.partitions[child] = PartitionInfo(Meta(0, config=fork.config), part.index)
         else:
-            self._garbage.append(Rubbish(0, known.meta.slot, known.meta.slot))
+            self.slots.discard(known.meta.slot)
         meta = known.meta
-        meta.slot, meta.shared = self._take_slot(), parent.data_slot
+        meta.slot, meta.shared = self.slots.take(), parent.data_slot
         meta.config = meta.config or fork.config
         meta.start, meta.end = fork.at, end
         meta.applied, meta.applied_epoch, meta.commit = index, epoch, index
@@ -566,17 +495,6 @@ class Store:
             self._active.partitions[child] = above
         self._forks[child] = p, fork.aux
         self._dirty.add(child)
-
-    def _discard_unneeded(self) -> None:
-        """R18: rows above a point may go once the state has the parent at the entry that parted with them, or has dropped
-        it: before that it would be without them at an earlier entry."""
-        later = []
-        for p, index, rubbish in self._unneeded:
-            if self.partitions[p].meta.dropped or self._durable_applied[p] >= index:
-                self._garbage.append(rubbish)
-            else:
-                later.append((p, index, rubbish))
-        self._unneeded = later
 
     def is_forking(self, p: int) -> bool:
         """Whether ``p`` has been split off, and no flush has made it so yet: it is not to be opened."""
@@ -595,10 +513,6 @@ class Store:
         """What was split off ``p``, and ``p`` itself if it was, as far as no flush has made it so yet (R18)."""
         pending = [*self._forks.items(), *((c, (parent, [])) for c, parent in self._forking.items())]
         return [child for child, (parent, _) in pending if p in (child, parent)]
-
-    def _take_slot(self) -> int:
-        self._next_slot += 1
-        return self._next_slot - 1
 
     def set_aux_source(self, p: int, source: Callable[[bytes], bytes | None]) -> None:
         """Who tells the present value of a dirty aux row when a flush freezes the overlay."""
@@ -803,7 +717,7 @@ class Store:
             due = self._active.changes and self._now() - self._active_since > self.options.flush_age_s
             if due or self._needs_checkpoint():
                 self._freeze()
-            if self._garbage and self._flushing is None and self._failed is None:
+            if self.slots.garbage and self._flushing is None and self._failed is None:
                 await self._delete_garbage()
             if self.space.wants_reserve():
                 await self.run_in_writer(self.space.make_reserve)
@@ -834,11 +748,11 @@ class Store:
         return kept
 
     async def _delete_garbage(self) -> None:
-        garbage = self._garbage[0]
+        garbage = self.slots.garbage[0]
         try:
             durable = self.durable_seq >= garbage.seq
             if durable and not await self.run_in_writer(self.state.delete_step, garbage):
-                self._garbage.remove(garbage)
+                self.slots.garbage.remove(garbage)
                 self.state.cache.clear()
         except NoRoom:
             pass  # later
@@ -942,11 +856,11 @@ class Store:
             if self.partitions[p].meta.slot == slot:  # not dropped and taken up again meanwhile
                 self._durable_applied[p] = applied
         forked, self._forking = self._forking, {}
-        self._discard_unneeded()
+        self.slots.discard_parted(self._durable_applied.__getitem__)
         for child, parent in forked.items():
             self.on_forked(child, parent)
         self._remove_segments()
-        if self._active.bytes > self.options.flush_bytes or self._forks or self._unneeded:
+        if self._active.bytes > self.options.flush_bytes or self._forks or self.slots.parted:
             self._freeze()
 
     def _remove_segments(self) -> None:
@@ -1027,7 +941,7 @@ class Store:
     def begin_install(self, p: int) -> SnapshotInstaller:
         if p not in self.partitions:
             raise StorageError(f"this store holds no replica of partition {p}")
-        return SnapshotInstaller(self, p, self._take_slot())
+        return SnapshotInstaller(self, p, self.slots.take())
 
     async def rebuild_slot(self, p: int, slot: int, index: int, epoch: int) -> bool:
         """One transaction makes the staged slot the state of a partition whose own is damaged. The log stays as it is,
@@ -1050,14 +964,14 @@ class Store:
             self._switching.discard(p)
         if info.meta.dropped:  # meanwhile
             return False
-        old = self._rubbish(p, 0)
+        old = self.slots.rows_of(p, 0)
         meta = info.meta
         meta.slot, meta.shared, meta.applied, meta.applied_epoch = slot, 0, index, epoch
         meta.start, meta.end = b"", END_OF_RING
         self._active.drop(p)
         self._dirty.add(p)
         self.state.renew({})
-        self._garbage.append(old)
+        self.slots.garbage.append(old)
         return True
 
     async def switch_slot(self, p: int, slot: int, index: int, epoch: int) -> None:
@@ -1081,7 +995,7 @@ class Store:
             self._switching.discard(p)
         # a seal recorded meanwhile is in the log and in ``meta``, which stays the live object
         self._active.drop(p)
-        old = self._rubbish(p, 0)
+        old = self.slots.rows_of(p, 0)
         meta.slot, meta.shared, meta.applied, meta.applied_epoch = slot, 0, index, epoch
         meta.start, meta.end = b"", END_OF_RING
         meta.commit, meta.log_from_seq = index, from_seq
@@ -1093,7 +1007,7 @@ class Store:
             self.append(ConfigEntry(p, meta.config))
         if self._forks:
             self._freeze()
-        self._garbage.append(old)
+        self.slots.garbage.append(old)
 
     async def _write_meta(self, p: int, new: Meta) -> None:
         while True:
@@ -1104,7 +1018,7 @@ class Store:
                 await asyncio.sleep(FLUSH_INTERVAL_S)
 
     def delete_slot(self, slot: int) -> None:
-        self._garbage.append(Rubbish(0, slot, slot))
+        self.slots.discard(slot)
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ import pytest
 
 from metastore.core.logindex import LogIndex
 from metastore.errors import CorruptLog, StorageError
-from metastore.storage.log import NodeLog, PartitionLog
+from metastore.storage.log import NodeLog
+from metastore.storage.partition_log import PartitionLog
 from metastore.storage.records import Fact, Record
 from metastore.storage.segments import BEGINNING, BLOCK_HEAD, SEGMENT_HEAD, SegmentFiles, block_bytes
 from metastore.storage.state import Meta, record_writes
@@ -132,7 +133,7 @@ def test_slots_with_rows_are_never_given_out(tmp_path: Path) -> None:
     store = Store.open(tmp_path, cluster="c", node="n", options=options)
     store.add_partition(1)
     store.run_flush()
-    staged = store._take_slot()
+    staged = store.slots.take()
     store.state.write([], record_writes(staged, {b"\0" * 8 + b"ns\0ghost": b"row"}))
     store.add_partition(2)
     from tests.unit.storage.test_store import entry

@@ -43,10 +43,10 @@ def apply_split(store: Store, fork: Fork = FORK) -> None:
 
 
 def delete_garbage(store: Store) -> None:
-    while store._garbage:
-        garbage = store._garbage[0]
+    while store.slots.garbage:
+        garbage = store.slots.garbage[0]
         if not store.state.delete_step(garbage):
-            store._garbage.remove(garbage)
+            store.slots.garbage.remove(garbage)
     store.state.renew({})
 
 

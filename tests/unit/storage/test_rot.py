@@ -591,7 +591,7 @@ async def test_the_state_is_replaced_and_the_log_stays(tmp_path: Path, at: int) 
         value = pack_record(n, 1, b"value-%d-%d" % (p, n))
         store.apply(p, n, E1, [(KEYS[n - 1], value)], set(AUX))
     store.run_flush()
-    for garbage in store._garbage:
+    for garbage in store.slots.garbage:
         while store.state.delete_step(garbage):
             pass
     await store.scrub.one_pass()

@@ -213,10 +213,10 @@ class Life:
 
     def flush(self) -> None:
         self.store.run_flush()
-        while self.store._garbage and self.store.durable_seq >= self.store._garbage[0].seq:
-            garbage = self.store._garbage[0]
+        while self.store.slots.garbage and self.store.durable_seq >= self.store.slots.garbage[0].seq:
+            garbage = self.store.slots.garbage[0]
             if not self.store.state.delete_step(garbage):
-                self.store._garbage.remove(garbage)
+                self.store.slots.garbage.remove(garbage)
 
     def snapshot(self, p: int, index: int, *, rebuild: bool = False) -> None:
         """One of another replica is installed; ``rebuild``: in the place of a damaged state."""
