@@ -93,7 +93,7 @@ class ClientConnection(asyncio.Protocol):
         began = now_ns()
         try:
             while not (self.gone or self.refused or self.congested_writing):
-                if node.client_ns > MAX_CLIENT_NS:
+                if node.ticks.client_ns > MAX_CLIENT_NS:
                     self.defer()
                     break
                 frame = decoder.pull()
@@ -111,7 +111,7 @@ class ClientConnection(asyncio.Protocol):
                         self.peer.work()
                         break
                 now = now_ns()
-                node.client_ns += now - began
+                node.ticks.client_ns += now - began
                 began = now
                 if not decoder.buffer:  # as after nearly every frame
                     break
@@ -119,18 +119,18 @@ class ClientConnection(asyncio.Protocol):
             self.admission.ration.line(logging.INFO, "client disconnected: %s", e)
             self.refuse(e)
         except StorageError as e:
-            node.fail_stop(e)  # R14: also when it is a read that finds the damage
+            node.halt.fail_stop(e)  # R14: also when it is a read that finds the damage
         except Exception:  # a mistake of ours: it shall not be the others' affair
             log.exception("what a client asked could not be looked at; it is disconnected")
             self.close()
         if (decoder.buffer or self.unfinished) and self.peer is None:
             self.note_unfinished(complete)
-        node.wake()
+        node.ticks.wake()
 
     def defer(self) -> None:
         """What has come is for a later turn: others have their share of this one."""
         self.deferred = True
-        self.node.deferred.append(self)
+        self.node.ticks.deferred.append(self)
         self.read_or_not()
 
     def resume(self) -> None:
@@ -171,7 +171,7 @@ class ClientConnection(asyncio.Protocol):
         if not self.deferred and self.peer is None:
             self.work()
         for watches in dict.fromkeys(self.watches.values()):
-            self.node.feed(watches.state.p)
+            self.node.ticks.feed(watches.state.p)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.admission.left(self)
@@ -314,7 +314,7 @@ class ClientConnection(asyncio.Protocol):
         """Queue one result of about ``size`` bytes; it leaves at the end of the loop turn."""
         results = self.results
         if not results:
-            self.node.answering.append(self)
+            self.node.ticks.answering.append(self)
         results.append(result)
         self.result_bytes += size
 

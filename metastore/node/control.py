@@ -185,7 +185,7 @@ class Control:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(self.node.ended)
+        task.add_done_callback(self.node.halt.ended)
 
     def wake(self) -> None:
         """Something changed that etcd should hear of soon."""
@@ -218,12 +218,12 @@ class Control:
             try:
                 self._act(found)
             except Exception as e:  # the record is in order: what is wrong is this node (R14)
-                node.fail_stop(e)
+                node.halt.fail_stop(e)
         self._forget_nodes(number)
         self._open_set_aside()
         self._remember_due |= any(found.parts[0] in REMEMBERED for found in seen)
         self.wake()
-        node.settle()
+        node.ticks.settle()
 
     def _forget_nodes(self, number: int) -> None:
         """Nodes that went from the table since that change of it."""
@@ -414,7 +414,7 @@ class Control:
     def _left(self, host: Partition, config: ConfigRecord, mod_revision: int) -> None:
         """R10: the record names this store no more, and stands in etcd: that is the confirmation."""
         host.replica.on_config(now_ns(), config, mod_revision)
-        self.node.settle()
+        self.node.ticks.settle()
         self._drop_what_left()
 
     def _drop_what_left(self) -> None:
@@ -537,7 +537,7 @@ class Control:
             host.replica.on_campaign_done(now_ns(), won[0], won[1])
         else:
             host.replica.on_campaign_done(now_ns(), None, 0)
-        node.settle()
+        node.ticks.settle()
 
     async def _elect(self, effect: fx.Campaign) -> tuple[ConfigRecord, int] | None:
         """The election transaction; who commits it owns the term (R2)."""
@@ -619,7 +619,7 @@ class Control:
             self._configs[p] = max(done, self._configs.get(p, 0))
         new = effect.new if done else None
         host.replica.on_change_done(now_ns(), new, done, effect.reason)
-        node.settle()
+        node.ticks.settle()
 
     async def _swap(self, effect: fx.ChangeConfig) -> int:
         """The compare-and-swap of ``config(p)``; the revision that it was made at, 0 = it was not."""

@@ -176,7 +176,7 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
         )
     if not heirs or not replica.transfer(now_ns(), to or heirs[0]):
         raise Unavailable(f"no replica of partition {partition} can take over now", retry_after_s=1)
-    node.settle()
+    node.ticks.settle()
     until = time.monotonic() + HAND_OVER_S
     while replica.role in ("resigning", "resigned") or replica.leader_node == me:
         if time.monotonic() > until:

@@ -116,8 +116,8 @@ async def serve(config: NodeConfig) -> int:
             server.close()
 
     beginning = loop.create_task(begin())
-    beginning.add_done_callback(node.ended)
-    failed = asyncio.ensure_future(node.failed.wait())
+    beginning.add_done_callback(node.halt.ended)
+    failed = asyncio.ensure_future(node.halt.failed.wait())
     waiting: list[asyncio.Future[Any]] = [stop, failed]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     failed.cancel()

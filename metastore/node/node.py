@@ -1,33 +1,21 @@
-"""The node: carries out the core's effects, turn by turn of the event loop.
-
-One turn: take what arrived, let partitions propose if the log is free, carry out the effects,
-write once per connection, then let the log sync. While it syncs the next turn gathers.
-"""
+"""The node: starts and stops, owns its parts, and lets peers in. In which order it works is ``tick_loop``'s."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Any
-
-import msgpack
 
 from metastore import fields
 from metastore.clock import now_ns
 from metastore.config import MAX_GRANT_MS, NodeConfig
 from metastore.core import effects as fx
 from metastore.core.messages import (
-    FULL,
-    LOW,
-    ROOM,
-    Appended,
     Lineage,
     Process,
-    Sealed,
     Seen,
     SnapshotAck,
     SnapshotBegin,
@@ -43,10 +31,10 @@ from metastore.layout import ConfigRecord, NodeRecord
 from metastore.logs import log_event
 from metastore.node import features
 from metastore.node.admission import Admission
-from metastore.node.clients import ClientConnection
 from metastore.node.collector import Collector
 from metastore.node.control import Control
 from metastore.node.features import Features
+from metastore.node.halt import Halt
 from metastore.node.identity import (
     FACT_GENERATIONS,
     FACT_REFUSED,
@@ -65,22 +53,19 @@ from metastore.node.slice import StoreSlice
 from metastore.node.snapshots import Snapshots
 from metastore.node.spreading import Spreading
 from metastore.node.surroundings import NodeSurroundings
+from metastore.node.tick_loop import TickLoop
 from metastore.node.views import Views
 from metastore.partition.partition import Partition
 from metastore.partition.policies import Policies
-from metastore.partition.ports import Memory
 from metastore.storage.facts import read_fact
-from metastore.storage.records import ConfigEntry, Fact, SealEntry
+from metastore.storage.records import ConfigEntry, Fact
 from metastore.storage.store import Store
 
 log = logging.getLogger("metastore.node")
 
 FACT_LARGEST_GRANT = "largest_grant_ns"
-STALL_NS = 500 * MS
 #: how often what peers told of their marks is made durable (R13)
 KEEP_MARKS_NS = 10_000 * MS
-#: effects that have nothing to do with the state: what is committed before them may be applied after them
-STATELESS = frozenset({fx.Send, fx.PersistEntries, fx.Committed})
 
 
 def core_settings(config: NodeConfig) -> CoreSettings:
@@ -109,23 +94,9 @@ class Node:
         self.admission = Admission(
             config.max_connections, int(config.client_patience_s * 1e9), config.client_memory_mib << 20
         )
-        self.memory: Memory = self.admission
         self.views = Views(self)
-        #: time spent in this turn on what clients ask, and on listings, which cost most for their size
-        self.client_ns = 0
-        self.listing_ns = 0
-        #: clients with frames that no turn had time for yet
-        self.deferred: list[ClientConnection] = []
-        self.answering: list[ClientConnection] = []
-        #: partitions that have something to propose, and those where operations wait for a quorum
-        self.writing: dict[int, None] = {}
-        self.parking: dict[int, None] = {}
         self.stopping = False
-        self.core_started = False
-        self.failure: BaseException | None = None
-        self.failed = asyncio.Event()
-        self.stalls = 0
-        self.worst_stall_ns = 0
+        self.halt = Halt(config.node)
         # where it cannot be read, the largest that there can have been (R8)
         largest = read_fact(store.facts, FACT_LARGEST_GRANT, fields.whole(), 0, MAX_GRANT_MS * MS)
         self.core = NodeCore(
@@ -151,6 +122,16 @@ class Node:
             self.on_peer_up,
             self.on_peer_down,
         )
+        self.ticks = TickLoop(
+            self.core,
+            store,
+            self.links,
+            self.admission,
+            self.identity,
+            self.surroundings,
+            self.halt,
+            self.hosts,
+        )
         self.links.refusal = self.why_no_peer
         self.links.on_lineage = self.on_peer_lineage
         self.links.on_accused = self.on_accused
@@ -172,15 +153,9 @@ class Node:
         self.collector = Collector()
         self._largest_grant_ns = largest
         self._marks_kept_ns = 0
-        self._held: deque[tuple[int, str, Any]] = deque()
-        self._inbox: deque[tuple[Process, Any]] = deque()
-        #: entries that are committed and not applied yet
-        self._committed: list[fx.Committed] = []
-        self._runners = self._effect_runners()
-        self._turn_scheduled = False
-        self._pumping: dict[int, None] = {}
-        self._quorum_asked = False
-        self._condemned: Verdict | None = None
+        self.ticks.kept = self.keeping.durable
+        self.ticks.steps += [self.spreading.tick, self.rebuilding.tick]
+        self.ticks.runners |= self._effect_runners()
         self._shutting_out: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._tasks: list[asyncio.Task[None]] = []
@@ -200,7 +175,8 @@ class Node:
     def start(self) -> None:
         """Load the replicas from the store and begin to tick. The loop is running."""
         self._loop = asyncio.get_running_loop()
-        self.store.start(self._loop, self.on_durable, self.fail)
+        self.ticks.use(self._loop)
+        self.store.start(self._loop, self.ticks.on_durable, self.halt.fail)
         self.store.on_compacted = self.core.log_compacted
         self.store.on_rotten = self.rebuilding.found
         self.store.is_rebuilding = lambda: bool(self.rebuilding.why)
@@ -220,20 +196,20 @@ class Node:
         for record in self.topology.nodes.values():
             self.meet(record)
         self.links.not_yet = ""
-        self.core_started = True
-        ticking = self._loop.create_task(self._tick_forever())
-        ticking.add_done_callback(self.ended)
+        self.ticks.started = True
+        ticking = self._loop.create_task(self.ticks.keep_time(self.config.tick_ms * MS))
+        ticking.add_done_callback(self.halt.ended)
         self._tasks.append(ticking)
-        self.settle()
+        self.ticks.settle()
 
     def remember_topology(self) -> None:
         """Keep what has changed of the table, for a start without etcd, ours and others' (R12, design: router)."""
         self.keeping.keep()
-        self.wake()
+        self.ticks.wake()
 
     def remember_fact(self, key: str, value: Any) -> None:
         self.store.append(Fact(key, value))
-        self.wake()
+        self.ticks.wake()
 
     def _kept_config(self, p: int) -> ConfigRecord | None:
         """The partition's record as this node has kept it. One that makes no sense counts as none: the replica is opened
@@ -251,7 +227,7 @@ class Node:
         assert restored.config is not None
         replica = self.core.add_replica(now, p, restored)
         slice_, limit = StoreSlice(self.store, p), self.config.max_pending_writes
-        host = Partition(replica, slice_, self, self.surroundings, self.policies, limit)
+        host = Partition(replica, slice_, self.ticks, self.surroundings, self.policies, limit)
         self.hosts[p] = host
         self.store.set_aux_source(p, host.machine.aux)
         host.load()
@@ -282,26 +258,25 @@ class Node:
         host = self.hosts[parent]
         self.control.open_child(host, child)
         host.split.tell_split()
-        self.settle()
+        self.ticks.settle()
         host.serve_waiting()  # those who came for what lies above learn where it is
 
     def drop_partition(self, p: int) -> None:
         """R10: etcd's record names this store no more; its copy goes, but for the epoch it has sealed."""
         host = self.hosts.pop(p)
         host.retire()
-        for queue in (self.writing, self.parking):  # it has nothing left to propose or to answer
-            queue.pop(p, None)
+        self.ticks.forget(p)
         self.core.remove_replica(p)
         self.snapshots.discard(p)
         self.store.drop_partition(p)
         fields = {"node": self.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
         log_event(log, "dropped: no member any more", **fields)
-        self.wake()
+        self.ticks.wake()
 
     async def stop(self, hand_over: bool) -> None:
         """Stop serving; with ``hand_over`` leaders first go to other nodes (R11), within 1.5 s."""
         self.stopping = True
-        if hand_over and not self.failed.is_set():
+        if hand_over and not self.halt.failed.is_set():
             await self._hand_over_all()
         if self._shutting_out is not None:
             await asyncio.gather(self._shutting_out, return_exceptions=True)
@@ -332,20 +307,14 @@ class Node:
         log.critical("this node takes part in nothing: %s; %s", verdict.why, verdict.do, extra=fields)
         if verdict.lasting:
             self.store.keep_fact(FACT_REFUSED, [verdict.why, verdict.do])
-        hosts, self.hosts = self.hosts, {}
-        for host in hosts.values():
+        hosts = list(self.hosts.values())
+        self.hosts.clear()
+        for host in hosts:
             if host.replica.term is not None:
                 host.replica.step_down("its store is refused (R13)")
             host.retire()
         self.core.replicas.clear()
-        self.core.effects.clear()
-        for queue in (self._committed, self._held, self._inbox):
-            queue.clear()
-        self.writing.clear()
-        self.parking.clear()
-        answering, self.answering = self.answering, []
-        for client in answering:
-            client.flush()
+        self.ticks.forget_all()
         if self.core_started:
             self._shutting_out = self._loop.create_task(self._take_no_part())
 
@@ -382,7 +351,8 @@ class Node:
             log.error("%s has less than it acknowledged: %s", effect.node, effect.what, extra=fields)
 
     def _is_condemned(self, effect: fx.Condemned) -> None:
-        self._condemned = Verdict("refused", f"{effect.why}: this folder is an old copy", WAY_OUT, True)
+        verdict = Verdict("refused", f"{effect.why}: this folder is an old copy", WAY_OUT, True)
+        self.ticks.afterwards = lambda: self.condemn(verdict)
 
     async def _hand_over_all(self) -> None:
         deadline = now_ns() + 1500 * MS
@@ -400,149 +370,26 @@ class Node:
                         return
                     up = self.core.ctx.lapses.steady(now_ns(), up)
                     r.transfer(now_ns(), up[r.p % len(up)])
-            self.settle()
+            self.ticks.settle()
             await asyncio.sleep(0.02)
 
-    def fail(self, error: BaseException) -> None:
-        """R14: stop serving, loudly; the process ends."""
-        if self.failure is None:
-            self.failure = error
-            log.critical("node stops: %s: %s", type(error).__name__, error, extra={"node": self.config.node})
-            self.failed.set()
+    @property
+    def core_started(self) -> bool:
+        """Whether the replicas are loaded, and ticks come."""
+        return self.ticks.started
 
-    def fail_stop(self, error: Exception) -> None:
-        """Whatever came up while effects were carried out: some of them are lost, so nothing that
-        follows may be answered. No exception is harmless here."""
-        log.error("fail-stop", exc_info=error)
-        self.fail(error)
-
-    def ended(self, task: asyncio.Task[Any]) -> None:
-        """A background task ended: by an error, the node does too."""
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, Exception):
-            self.fail_stop(error)
-
-    # --- turns ------------------------------------------------------------------------------
-
-    def wake(self) -> None:
-        """There is something to do: a turn comes."""
-        if not self.core_started:
-            self.client_ns = 0
-            self._answer_committed()  # there are no turns yet, and nothing but refusals to send
-        elif not self._turn_scheduled:
-            self._turn_scheduled = True
-            self._loop.call_soon(self._turn)
-
-    def propose(self, p: int) -> None:
-        """Let a partition propose once the log is free."""
-        self.writing[p] = None
-
-    def feed(self, p: int) -> None:
-        """Feed a partition's watches that are behind, between turns."""
-        if not self._pumping:
-            self._loop.call_soon(self._pump)
-        self._pumping[p] = None
-
-    def _pump(self) -> None:
-        pumping, self._pumping = self._pumping, {}
-        try:
-            for p in pumping:
-                host = self.hosts.get(p)
-                if self.failure is None and host is not None and host.watches.pump():
-                    self.feed(p)
-        except Exception as e:
-            self.fail_stop(e)
-
-    def _resume_deferred(self) -> None:
-        deferred, self.deferred = self.deferred, []
-        for connection in deferred:
-            connection.resume()
+    @property
+    def failure(self) -> BaseException | None:
+        """R14: why this node has stopped."""
+        return self.halt.failure
 
     def watch_count(self) -> int:
         return sum(host.watches.count for host in self.hosts.values())
 
-    def settle(self) -> None:
-        """Carry out what the core asked for. Called right after every event given to it: nobody
-        may meet a replica that is ahead of its state, such as a new leader whose adopted entries
-        are committed and not yet applied (R8). Sending and syncing are left to the turn, but for what
-        others wait for while this node is busy applying."""
-        if self.failure is None and not self.identity.refused:
-            try:
-                self.run_effects()
-                if self._committed:
-                    self.store.kick()
-                    self._answer_committed()
-                    self._apply_committed()
-                if self._condemned is not None:
-                    self.condemn(self._condemned)
-            except Exception as e:
-                self.fail_stop(e)
-            self.wake()
-
-    def _turn(self) -> None:
-        self._turn_scheduled = False
-        self.client_ns = self.listing_ns = 0
-        if self.failure is not None:
-            return
-        if self.deferred:
-            self._loop.call_soon(self._resume_deferred)
-        if self.identity.refused:
-            for client in self.answering:
-                client.flush()
-            self.answering.clear()
-            self.store.kick()
-            return
-        try:
-            if self.writing and not self.store.syncing:
-                writing, self.writing = self.writing, {}
-                now = now_ns()
-                for p in writing:
-                    self.hosts[p].propose_pending(now)
-            if self._quorum_asked:
-                self._quorum_asked = False
-                self.core.heartbeat(now_ns())
-            if self.core.effects or self._inbox:
-                self.run_effects()
-            self.links.flush()
-            if self.answering or self._committed:
-                self._answer_committed()
-            self.store.kick()
-            if self._committed:
-                self._apply_committed()
-        except Exception as e:
-            self.fail_stop(e)
-
-    def run_effects(self) -> None:
-        """Carry out effects until there are none; messages to this very process come back. What is committed
-        is left to ``_apply_committed``, to be called before anybody else has a turn; here it is done first
-        when an effect might look at the state."""
-        core, inbox, run = self.core, self._inbox, self._runners
-        while core.effects or inbox:
-            if core.effects:
-                for effect in core.take():
-                    kind = type(effect)
-                    if self._committed and kind not in STATELESS:
-                        self._apply_committed()
-                    run[kind](effect)
-            if inbox:
-                src, message = inbox.popleft()
-                core.receive(now_ns(), src, message)
-
     def _effect_runners(self) -> dict[type[Any], Callable[[Any], object]]:
-        """What carries out each kind of effect."""
-        control, snapshots, append = self.control, self.snapshots, self.store.append
-
-        def seal(effect: fx.PersistSeal) -> None:
-            owner: bytes = msgpack.packb(list(effect.owner))
-            append(SealEntry(effect.p, effect.epoch, owner, effect.config))
-
+        """What carries out each kind of effect that is not the store's."""
+        control, snapshots = self.control, self.snapshots
         return {
-            fx.Send: self._send,
-            fx.PersistEntries: self._persist_entries,
-            fx.Committed: self._committed.append,
-            fx.PersistTruncate: lambda e: self.store.truncate(e.p, e.epoch, e.keep_index),
-            fx.PersistSeal: seal,
-            fx.PersistConfig: lambda e: append(ConfigEntry(e.p, e.config)),
             fx.RoleChanged: lambda e: self._role_changed(e),
             fx.Campaign: control.campaign,
             fx.ChangeConfig: control.change_config,
@@ -556,49 +403,14 @@ class Node:
             fx.DiscardSnapshot: lambda e: snapshots.discard(e.p),
         }
 
-    def _answer_committed(self) -> None:
-        """Answer whoever waits for what is committed, and all other answers there are. That comes before
-        applying: what an answer says is known since the entry was resolved, and nothing that it
-        leads to can come in between."""
-        for p, upto in self._committed:
-            self.hosts[p].waiters.answer(upto)
-        answering, self.answering = self.answering, []
-        for client in answering:
-            client.flush()
-
-    def _apply_committed(self) -> None:
-        committed = self._committed[:]
-        self._committed.clear()
-        for p, upto in committed:
-            self.hosts[p].apply_to(upto)
-
-    def _send(self, effect: fx.Send) -> None:
-        log = self.store.log
-        if effect.durable and log.last_seq > log.durable_seq:
-            self._held.append((log.last_seq, effect.node, effect.message))
-        else:
-            self._route(effect.node, effect.message)
-
-    def hold_back(self, p: int) -> None:
-        """R14: what waits to leave and says what the log of a partition has is not true any more."""
-        self._held = deque(
-            held for held in self._held if not (isinstance(held[2], Appended | Sealed) and held[2].p == p)
-        )
-
     def _sought(self, effect: fx.Sought) -> None:
         """Not at once: opening a partition has effects of its own, and others are being carried out."""
-        if self.failure is None and not self.stopping:
+        if self.halt.failure is None and not self.stopping:
             try:
                 self.control.sought(effect)
             except Exception as e:
-                self.fail_stop(e)
-            self.settle()
-
-    def _persist_entries(self, effect: fx.PersistEntries) -> None:
-        p, blobs, commit, epoch, entries = effect
-        self.store.append_entries(p, epoch, commit, blobs)
-        if entries is not None:
-            self.hosts[p].applying.stage(blobs, entries)
+                self.halt.fail_stop(e)
+            self.ticks.settle()
 
     def _role_changed(self, effect: fx.RoleChanged) -> None:
         self.hosts[effect.p].on_role(effect.role, effect.was)
@@ -606,32 +418,6 @@ class Node:
         log_event(log, f"{effect.role}: {effect.reason}", **fields)
         if effect.role == "active":
             self.control.wake()
-
-    def _route(self, node: str, message: Any) -> None:
-        if node == self.me.node:
-            self._inbox.append((self.me, message))
-        else:
-            self.links.queue(node, message)
-
-    def on_durable(self, seq: int) -> None:
-        """The log is durable up to ``seq``: what waited for that leaves."""
-        if self.failure is not None:
-            return
-        self.keeping.durable(seq)
-        held = self._held
-        while held and held[0][0] <= seq:
-            _, node, message = held.popleft()
-            self._route(node, message)
-        # in this very call: the answer to a write should not wait for another loop turn
-        self._turn_scheduled = True
-        self._turn()
-
-    def confirm(self, p: int) -> int:
-        """Send heartbeats at the end of this turn: operations wait for their answers (R8)."""
-        self.parking[p] = None
-        self._quorum_asked = True
-        self.wake()
-        return self.core.last_number
 
     # --- peers -----------------------------------------------------------------------------
 
@@ -650,7 +436,7 @@ class Node:
         return judge_peer(peer, lineage, self.identity.known(peer.node, record), current, rival)
 
     def on_peer_messages(self, src: Process, messages: list[Any]) -> None:
-        if self.failure is not None or self.identity.refused:
+        if self.halt.failure is not None or self.identity.refused:
             return
         now = now_ns()
         core = self.core
@@ -663,33 +449,25 @@ class Node:
         except ProtocolError:
             raise  # the message made no sense and changed nothing: it costs its sender the connection
         except Exception as e:
-            self.fail_stop(e)
+            self.halt.fail_stop(e)
         finally:  # what came before a message that makes no sense stands
-            self.settle()
-            if self.parking:
-                self._unpark(now_ns())
-
-    def _unpark(self, now: int) -> None:
-        parking, self.parking = self.parking, {}
-        for p in parking:
-            if self.hosts[p].confirm_waiting(now):
-                self.parking[p] = None
+            self.ticks.settle()
+            self.ticks.confirm_waiting(now_ns())
 
     def on_peer_up(self, node: str) -> None:
         if self.identity.refused:
             return
-        # what was owed to an earlier connection, or run, of the peer means nothing to this one
-        self._held = deque(held for held in self._held if held[1] != node)
+        self.ticks.reconnected(node)
         self.snapshots.connection_changed(node)
         self.core.peer_up(now_ns(), node)
-        self.settle()
+        self.ticks.settle()
 
     def on_peer_down(self, node: str) -> None:
         if self.identity.refused:
             return
         self.core.peer_down(now_ns(), node)
         self.snapshots.connection_changed(node)
-        self.settle()
+        self.ticks.settle()
 
     def meet(self, record: NodeRecord) -> None:
         """Know a node's address; connect when it is of this cell, or shares a partition."""
@@ -698,46 +476,6 @@ class Node:
         near = record.cell == self.config.cell or record.node in self.control.related
         if near and record.node != self.config.node:
             self.links.set_peer(record.node, record.store_id, record.rpc)
-
-    # --- time ------------------------------------------------------------------------------
-
-    async def _tick_forever(self) -> None:
-        tick_ns = self.config.tick_ms * MS
-        due = now_ns() + tick_ns
-        while True:
-            await asyncio.sleep(max(0.0, (due - now_ns()) / 1e9))
-            now = now_ns()
-            if now - due > STALL_NS:
-                self.stalls += 1
-                self.worst_stall_ns = max(self.worst_stall_ns, now - due)
-                log.warning(
-                    "the loop stood still for %d ms", (now - due) // MS, extra={"node": self.config.node}
-                )
-                # What the peers sent meanwhile is in the sockets: hear it before deciding that
-                # they are silent (R9). Grants are checked against the clock anyway (R8).
-                for host in self.hosts.values():
-                    host.replica.heard(now)
-                    # those who would have touched their records may have been unable to
-                    host.deadlines.add_time(now - due)
-            due = now + tick_ns
-            self.core.ctx.stuck = self.store.syncing_for_s() * 1e9 > self.settings.suspect_after_ns
-            self.note_room()
-            self.core.tick(now, self.control.can_elect())
-            self.spreading.tick(now)
-            if self.rebuilding.why:
-                self.rebuilding.tick(now)
-            self.settle()
-            if self.parking:
-                self._unpark(now)
-            for host in self.hosts.values():
-                host.sweep(now)
-            self.admission.sweep(now)
-
-    def note_room(self) -> None:
-        """The core, and by it the peers, know how much room the disk has."""
-        space, ctx = self.store.space, self.core.ctx
-        ctx.room = FULL if space.full else LOW if space.low else ROOM
-        self.surroundings.tight = bool(ctx.room or ctx.peer_room)
 
     # --- views -----------------------------------------------------------------------------
 

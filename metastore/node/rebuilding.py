@@ -39,7 +39,7 @@ class Rebuilding:
     def found(self, p: int, error: CorruptState) -> None:
         """The state of a partition is not what was put there; or nothing is, and the node stops."""
         if isinstance(error, CorruptTree):
-            self.node.fail(error)
+            self.node.halt.fail(error)
             return
         host = self.node.hosts.get(p)
         if host is None or (p in self.why and host.replica.damaged):
@@ -53,7 +53,7 @@ class Rebuilding:
             why,
             extra=fields,
         )
-        self.node.wake()
+        self.node.ticks.wake()
 
     def lost(self, error: RottenEntry) -> None:
         """An entry of a partition's log is not what was written. Where the state has it, it is gone as if by compaction;
@@ -67,8 +67,8 @@ class Rebuilding:
         fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
         log.error("partition %d: %s; it is rebuilt from another replica", p, error.message, extra=fields)
         host.replica.lose_entry(index)
-        self.node.hold_back(p)
-        self.node.wake()
+        self.node.ticks.hold_back(p)
+        self.node.ticks.wake()
 
     def tick(self, now: int) -> None:
         """Get on with it."""

@@ -96,7 +96,7 @@ class Snapshots:
     def _watched(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(self.node.ended)
+        task.add_done_callback(self.node.halt.ended)
 
     async def _send(self, p: int, to: str, epoch: int, out: _Outgoing) -> None:
         node = self.node
@@ -186,7 +186,7 @@ class Snapshots:
 
     def _queue(self, to: str, message: SnapshotBegin | SnapshotChunk | SnapshotAck) -> None:
         self.node.links.queue(to, message)
-        self.node.wake()
+        self.node.ticks.wake()
 
     # --- receiving ------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ class Snapshots:
             if replica is None:
                 return
             replica.on_snapshot_staged(now_ns(), incoming.src, begin.epoch, begin.at_index, begin.at_epoch)
-            node.settle()
+            node.ticks.settle()
         except TimeoutError:
             self.discard(begin.p)
         except NoRoom as e:
@@ -303,7 +303,7 @@ class Snapshots:
         self.installed += 1
         fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
         log_event(log, f"installed a snapshot at {at_index}", **fields)
-        node.settle()
+        node.ticks.settle()
 
     async def _rebuild(self, p: int, incoming: _Incoming, at_index: int, at_epoch: int) -> None:
         """The staged state takes the damaged one's place, and is brought to where that was before anybody sees it."""
@@ -323,7 +323,7 @@ class Snapshots:
                 if node.hosts.get(p) is not host:
                     return
         host.replica.on_rebuilt(now_ns(), done)
-        node.settle()
+        node.ticks.settle()
 
     def discard(self, p: int) -> None:
         """Drop what is staged for ``p``, if anything."""

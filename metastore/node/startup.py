@@ -37,5 +37,5 @@ async def take_part(node: Node, coordinator: Coordinator) -> bool:
         log.warning("etcd does not tell its records; going on with what the store knows (R12)")
     # a restarted owner of the newest epoch goes on, whether etcd is there or not
     node.core.resume_all(now_ns())
-    node.settle()
+    node.ticks.settle()
     return True

@@ -418,7 +418,7 @@ class Faults:
                 if host.replica.role == "active" and host.replica.term is not None:
                     to = self.random.choice(sorted(host.replica.term.others()))
                     host.replica.transfer(process.loop.now_ns(), to)
-            process.node.settle()
+            process.node.ticks.settle()
 
         process.loop.enter(transfer)
         assert not world.healed

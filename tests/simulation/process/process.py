@@ -146,7 +146,7 @@ class Process:
         )
         await self.loop.create_server(lambda: ClientConnection(node), self.name, 1)
         await take_part(node, coordinator)
-        await node.failed.wait()
+        await node.halt.failed.wait()
 
     def _write(self, pieces: Any) -> None:
         """The log's writer thread."""

@@ -17,6 +17,7 @@ from metastore.core.term import Term
 from metastore.layout import ConfigRecord
 from metastore.node.control import Control
 from metastore.node.node import Node
+from metastore.node.tick_loop import TickLoop
 from metastore.partition.reads import Reads
 from metastore.partition.split import Split
 from metastore.routing.dispatcher import RequestIds
@@ -31,12 +32,12 @@ from tests.simulation.seeds import seeds_of
 
 def sends_before_durable(patch: Planter) -> None:
     """R1, R5: the driver does not hold messages until the log is synced."""
-    original = Node._send
+    original = TickLoop._send
 
     def send(self: Any, effect: Any) -> None:
         original(self, effect._replace(durable=False))
 
-    patch.setattr(Node, "_send", send)
+    patch.setattr(TickLoop, "_send", send)
 
 
 def syncs_nothing(patch: Planter) -> None:
@@ -62,18 +63,18 @@ def trusts_the_cache(patch: Planter) -> None:
 
 def effects_a_turn_later(patch: Planter) -> None:
     """R8: clients meet a new leader before what it adopted is applied."""
-    patch.setattr(Node, "settle", Node.wake)
+    patch.setattr(TickLoop, "settle", TickLoop.wake)
 
 
 def applies_a_turn_later(patch: Planter) -> None:
     """R6, R8: who is answered may look, and what was answered is not in the state yet."""
-    original = Node._apply_committed
+    original = TickLoop._apply_committed
 
     def apply(self: Any) -> None:
         if self._committed:
             self._loop.call_soon(original, self)
 
-    patch.setattr(Node, "_apply_committed", apply)
+    patch.setattr(TickLoop, "_apply_committed", apply)
 
 
 def no_wait(patch: Planter) -> None:

@@ -166,7 +166,7 @@ class OnlyInTheLog:
 
             def hand_over() -> None:
                 if replica.transfer(leader.loop.now_ns(), self.both[0]):
-                    leader.node.settle()
+                    leader.node.ticks.settle()
 
             leader.loop.enter(hand_over)
             s.world.run(SECOND)

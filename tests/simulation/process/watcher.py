@@ -60,8 +60,8 @@ class Watcher:
                 )
             apply(p, index, epoch, changes, *more)
 
-        durable, seals = node.on_durable, deque[tuple[int, int, int]]()
-        seal = node._runners[fx.PersistSeal]
+        durable, seals = node.ticks.on_durable, deque[tuple[int, int, int]]()
+        seal = node.ticks.runners[fx.PersistSeal]
 
         def sealed(effect: fx.PersistSeal) -> None:
             seal(effect)
@@ -74,8 +74,8 @@ class Watcher:
             self.keeps_promises(process, node)
             durable(seq)
 
-        node.on_durable = synced  # type: ignore[method-assign]
-        node._runners[fx.PersistSeal] = sealed
+        node.ticks.on_durable = synced  # type: ignore[method-assign]
+        node.ticks.runners[fx.PersistSeal] = sealed
         self.keeps_promises(process, node)
         node._role_changed = changed  # type: ignore[method-assign]
         node.snapshots._install = installing  # type: ignore[method-assign, assignment]

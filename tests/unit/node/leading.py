@@ -85,7 +85,7 @@ class Leading:
         self.host = self.node.open_partition(self.record)
         self.replica = self.host.replica
         self.replica.on_config(now_ns(), self.record, 1)
-        self.node.settle()
+        self.node.ticks.settle()
 
     async def lead(self) -> None:
         """Until it is active, with grants of ``x`` for an hour."""
@@ -104,7 +104,7 @@ class Leading:
         """``x`` acknowledges a heartbeat that is sent now."""
         core = self.node.core
         core.heartbeat(now_ns())
-        self.node.settle()
+        self.node.ticks.settle()
         self.node.on_peer_messages(X, [m.HeartbeatAck(core.last_number, 0, LONG_NS, [])])
         assert self.replica.can_read(now_ns())
 
@@ -112,10 +112,10 @@ class Leading:
         """Each of ``peers`` says how much room its disk has, and this node has heard it."""
         core = self.node.core
         core.heartbeat(now_ns())
-        self.node.settle()
+        self.node.ticks.settle()
         for peer in peers:
             self.node.on_peer_messages(peer, [m.HeartbeatAck(core.last_number, 0, LONG_NS, [], room)])
-        self.node.note_room()
+        self.node.ticks.note_room()
 
     def end_grants(self) -> None:
         """All grants held are over, all at once."""
@@ -153,7 +153,7 @@ class Leading:
 
     def propose(self) -> None:
         self.host.propose_pending(now_ns())
-        self.node.settle()
+        self.node.ticks.settle()
 
     async def written(self, key: str, ttl_ms: int = 0) -> None:
         asker = self.put(key, ttl_ms)

@@ -58,7 +58,7 @@ class Single:
         self.node.topology.apply_kv(("nodes", "f"), to_json(me), 1)
         self.host = self.node.open_partition(record)
         self.host.replica.on_config(now_ns(), record, 1)
-        self.node.settle()
+        self.node.ticks.settle()
         while self.host.role != "active":
             await asyncio.sleep(0.005)
         return self

@@ -87,7 +87,7 @@ async def test_what_no_turn_has_time_for_waits_for_the_next(tmp_path: Path) -> N
     """In order, and nothing more is read from who has had his share."""
     async with Single(tmp_path) as s:
         connection, wire = connect(s)
-        s.node.client_ns = MAX_CLIENT_NS + 1
+        s.node.ticks.client_ns = MAX_CLIENT_NS + 1
         connection.data_received(gets(1, 2))
         assert not wire.reading
         connection.data_received(gets(3))
@@ -220,6 +220,6 @@ async def test_thousands_of_watches_on_a_slow_connection_are_fed_and_not_cut_off
         assert len(wire.frames) == sent, "nothing is added to what is not read"
         assert not wire.closed
         wire.unread = 0
-        s.node.feed(s.host.p)
+        s.node.ticks.feed(s.host.p)
         await until(lambda: sum(1 for kind, body in wire.frames if kind == frames.EVENTS and body[2]) == 200)
         connection.connection_lost(None)

@@ -24,7 +24,7 @@ async def test_a_leader_is_dropped_while_writes_wait_for_a_slow_disk(tmp_path: P
             await asyncio.sleep(0.005)
         record = ConfigRecord(0, 0, 1 << 64, first_epoch(5), "x", (("x", "sx"),))
         s.node.control._config_changed("c1", record, 50)
-        s.node.settle()
+        s.node.ticks.settle()
         assert s.node.hosts == {}
         go.set()
         proposed, waited = await asyncio.gather(first, second, return_exceptions=True)

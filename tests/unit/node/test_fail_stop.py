@@ -119,7 +119,7 @@ async def test_a_tick_that_fails_ends_the_node(f: Fixture, monkeypatch: pytest.M
 
     monkeypatch.setattr(f.node.core, "tick", fails)
     async with asyncio.timeout(120):
-        await f.node.failed.wait()
+        await f.node.halt.failed.wait()
 
 
 async def test_damage_that_a_client_finds_ends_the_node(f: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:

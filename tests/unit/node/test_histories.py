@@ -25,7 +25,7 @@ async def next_generation(s: Single, generation: int) -> None:
     record = ConfigRecord(0, 0, 1 << 64, epoch, "f", (("f", s.store.store_id),), generation=generation)
     s.node.topology.apply_kv(("config", "c1", "00000"), record.to_json(), term)
     s.host.replica.on_config(now_ns(), record, term)
-    s.node.settle()
+    s.node.ticks.settle()
     while s.host.role != "active" or s.host.replica.sealed_epoch != epoch:
         await asyncio.sleep(0.005)
 

@@ -45,7 +45,7 @@ def a_second(node: Node) -> Callable[[], None]:
         node.quotas.recount()
         node.spreading.tick(node.spreading._again_ns + 1)
         node.views.topology.frame(node.topology.revision)
-        node.note_room()
+        node.ticks.note_room()
 
     return once
 

@@ -56,10 +56,10 @@ async def test_what_is_held_leaves_with_its_own_round(tmp_path: Path) -> None:
         log, rounds = led.store.log, list[Any]()
         writer, log.writer = log.writer, rounds.append
         led.store.append(Fact("first", 1))
-        led.node._send(fx.Send("x", "first", True))
+        led.node.ticks._send(fx.Send("x", "first", True))
         led.store.kick()
         led.store.append(Fact("second", 2))
-        led.node._send(fx.Send("x", "second", True))
+        led.node.ticks._send(fx.Send("x", "second", True))
         told = [[message for _, message in led.out]]
         for _ in range(2):
             log.write_pieces(rounds.pop())
@@ -74,7 +74,7 @@ async def test_what_is_held_stays_when_the_node_has_failed(tmp_path: Path) -> No
     """R14: whatever failed, something before it may be lost."""
     async with Leading(tmp_path) as led:
         led.begin()
-        led.node.fail(StorageError("test"))
+        led.node.halt.fail(StorageError("test"))
         led.store.kick()
         async with asyncio.timeout(60):
             while led.store.durable_seq < led.store.last_seq:
@@ -86,11 +86,11 @@ async def test_what_was_held_for_an_earlier_connection_is_not_sent_on_a_later_on
     """R8: numbers of heartbeats owed to one run of a leader would count as grants to the next."""
     async with Leading(tmp_path) as led:
         led.begin()
-        assert [held[1] for held in led.node._held].count("x") == 1
+        assert [held[1] for held in led.node.ticks._held].count("x") == 1
         led.node.on_peer_up("x")
-        seals = [held for held in led.node._held if held[1] == "x"]
+        seals = [held for held in led.node.ticks._held if held[1] == "x"]
         assert len(seals) == 1, "sent anew, once"
-        assert [held[1] for held in led.node._held].count("y") == 1
+        assert [held[1] for held in led.node.ticks._held].count("y") == 1
 
 
 async def test_the_largest_grant_is_durable_before_any_is_given(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ async def test_a_parked_read_is_confirmed_by_what_was_sent_after_it_came(tmp_pat
         led.node.on_peer_messages(X, [m.HeartbeatAck(before, 0, 0, [])])
         assert not asker.results
         await led.until(lambda: core.last_number > before)
-        led.node.settle()
+        led.node.ticks.settle()
         led.node.on_peer_messages(X, [m.HeartbeatAck(core.last_number, 0, 0, [])])
         await led.until(lambda: asker.results)
         assert asker.statuses() == [NOT_FOUND]
@@ -411,11 +411,11 @@ async def test_deadlines_are_an_active_leaders(tmp_path: Path) -> None:
         await led.written("k", ttl_ms=600_000)
         led.host.deadlines.add_time(-599 * SECOND_NS)
         led.replica.set_role("resigning", "test")
-        led.node.settle()
+        led.node.ticks.settle()
         expire(led)
         assert not led.host.writes.expired, "about to resign"
         led.replica.set_role("active", "test")
-        led.node.settle()
+        led.node.ticks.settle()
         led.host.sweep(now_ns() + 599 * SECOND_NS)
         assert not led.host.writes.expired, "anew"
         deposed(led)

@@ -80,7 +80,7 @@ def lead(node: Node) -> None:
     epoch = (max(replica.sealed_epoch, replica.config.epoch) >> 16) + 1 << 16
     record = dataclasses.replace(replica.config, epoch=epoch, leader="m")
     replica.begin_term(now_ns(), epoch, record, "for the test")
-    node.settle()
+    node.ticks.settle()
     for peer in (LEADER, OTHER):
         last_epoch, last_index = replica.log.last_position()
         if last_epoch < epoch:

@@ -162,7 +162,7 @@ async def test_the_node_waits_for_the_copy_and_ends_when_nothing_comes_of_it(
     assert f.node.failure is None
     f.node.rebuilding.why.clear()
     async with asyncio.timeout(60):
-        await f.node.failed.wait()
+        await f.node.halt.failed.wait()
     assert isinstance(f.node.failure, StorageError)
     assert "has rotted" in str(f.node.failure)
 

@@ -51,7 +51,7 @@ class Divided:
         host.replica.parting = at
         host.split.narrow()
         host.replica.propose(now_ns(), payload)
-        node.settle()
+        node.ticks.settle()
         while host.applied < index or node.store.forks(child):
             await asyncio.sleep(0.005)
         lo, hi = self.ranges[p]
@@ -76,7 +76,7 @@ class Divided:
             if q not in node.hosts:
                 node.open_partition(record)
             node.hosts[q].replica.on_config(now_ns(), record, 10 + self.term)
-        node.settle()
+        node.ticks.settle()
         while {node.hosts[p].role, node.hosts[child].role} != {"active"}:
             await asyncio.sleep(0.005)
         return node.hosts[child]
