@@ -19,7 +19,7 @@ from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
 from metastore.node.admission import MAX_STRANGERS
 from metastore.node.clients import ClientConnection
-from metastore.node.control import known_etcd
+from metastore.node.control.agent import known_etcd
 from metastore.node.http import MAX_CONNECTIONS as HTTP_CONNECTIONS
 from metastore.node.http import serve_http
 from metastore.node.node import Node

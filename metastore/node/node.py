@@ -32,7 +32,7 @@ from metastore.logs import log_event
 from metastore.node import features
 from metastore.node.admission import Admission
 from metastore.node.collector import Collector
-from metastore.node.control import Control
+from metastore.node.control.agent import Control
 from metastore.node.features import Features
 from metastore.node.halt import Halt
 from metastore.node.identity import (

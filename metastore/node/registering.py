@@ -20,7 +20,7 @@ from metastore.schema import Presence
 from metastore.wire import frames
 
 if TYPE_CHECKING:
-    from metastore.node.control import Control
+    from metastore.node.control.agent import Control
 
 log = logging.getLogger("metastore.registering")
 

@@ -17,7 +17,7 @@ from metastore.layout import Member, MoveRecord, NodeRecord
 from metastore.logs import log_event
 
 if TYPE_CHECKING:
-    from metastore.node.control import Control
+    from metastore.node.control.agent import Control
     from metastore.partition.partition import Partition
 
 log = logging.getLogger("metastore.replacing")

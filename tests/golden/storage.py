@@ -14,7 +14,8 @@ from metastore.core.machine import Machine
 from metastore.core.messages import ASKED, CONFIRMED, Lineage, Run
 from metastore.core.replica import pack_config
 from metastore.keys import END_OF_RING
-from metastore.node import control, keeping, node
+from metastore.node import keeping, node
+from metastore.node.control import agent as control
 from metastore.node.features import FACT_LEVEL
 from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED, Known
 from metastore.records import pack_record

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from metastore.config import NodeConfig
 from metastore.errors import CorruptLog, StorageError
 from metastore.node.clients import ClientConnection
-from metastore.node.control import known_etcd
+from metastore.node.control.agent import known_etcd
 from metastore.node.node import Node
 from metastore.node.startup import take_part
 from metastore.storage.state import State

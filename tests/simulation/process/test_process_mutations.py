@@ -15,7 +15,7 @@ from metastore.core.replica import Replica
 from metastore.core.rows import SESSION_PREFIX
 from metastore.core.term import Term
 from metastore.layout import ConfigRecord
-from metastore.node.control import Control
+from metastore.node.control.agent import Control
 from metastore.node.node import Node
 from metastore.node.tick_loop import TickLoop
 from metastore.partition.reads import Reads

@@ -18,7 +18,7 @@ from metastore.core.messages import Process
 from metastore.core.rows import SplitOff
 from metastore.core.settings import CoreSettings
 from metastore.layout import ConfigRecord, LeaderRecord, first_epoch
-from metastore.node.control import Control
+from metastore.node.control.agent import Control
 from metastore.partition import split
 from metastore.partition.split import Split
 from metastore.storage.store import Store

@@ -22,7 +22,7 @@ from metastore.core.messages import Process
 from metastore.core.replica import pack_config
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
-from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION, known_etcd, usage_pause_s
+from metastore.node.control.agent import FACT_CLUSTER_ID, FACT_REVISION, known_etcd, usage_pause_s
 from metastore.node.node import Node
 from metastore.node.registering import Outcome
 from metastore.records import pack_record
@@ -254,7 +254,7 @@ async def test_what_is_dropped_remembers_what_it_has_promised(f: Fixture) -> Non
 
 
 async def put_back(f: Fixture) -> bytes | None:
-    await f.control._put_back(P, f.host.replica.sealed_epoch, f.control.session)
+    await f.control._put_back(P, f.host.replica.sealed_epoch)
     found = f.etcd.kvs.get(LEADER_KEY)
     return None if found is None else found.value
 
@@ -293,7 +293,7 @@ async def test_not_when_the_record_has_changed_since(f: Fixture) -> None:
     f.etcd.up = True
     f.control._configs[P] = known
     f.control._leaders[P] = None
-    await f.control._put_back(P, TERM2, f.control.session)
+    await f.control._put_back(P, TERM2)
     found = f.etcd.kvs.get(LEADER_KEY)
     assert found is None or found.value != f.leader_value("f", TERM2)
 

@@ -14,7 +14,7 @@ from metastore.config import MAX_GRANT_MS, NodeConfig
 from metastore.core.replica import pack_config
 from metastore.core.settings import MS
 from metastore.layout import ConfigRecord, first_epoch
-from metastore.node.control import FACT_CLUSTER_ID, FACT_REVISION
+from metastore.node.control.agent import FACT_CLUSTER_ID, FACT_REVISION
 from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED
 from metastore.node.keeping import FACT_TOPOLOGY
 from metastore.node.node import FACT_LARGEST_GRANT, Node

@@ -21,12 +21,8 @@ from metastore.coordination.interface import (
     KV,
     QUIET_S,
     Change,
-    Compare,
     Coordinator,
-    Delete,
-    Get,
     Known,
-    Op,
     Put,
     Session,
     Watch,
@@ -40,9 +36,7 @@ from metastore.fields import BadRecord
 from metastore.following import Following, Seen
 from metastore.layout import (
     ConfigRecord,
-    HistoryRecord,
     Layout,
-    LeaderRecord,
     Member,
     MoveRecord,
     SplitRecord,
@@ -50,6 +44,8 @@ from metastore.layout import (
     term_of,
 )
 from metastore.logs import log_event
+from metastore.node.control import transactions
+from metastore.node.control.transactions import Author
 from metastore.node.registering import Registration
 from metastore.node.replacing import Replacing
 from metastore.node.telling import ONLY_IN_ETCD
@@ -102,6 +98,11 @@ def known_etcd(facts: Mapping[str, Any]) -> Known:
 def usage_pause_s(namespaces: int) -> float:
     """Seconds from one record of usage to the next, by how many namespaces it is of."""
     return USAGE_S * max(1.0, namespaces / USAGE_NAMESPACES)
+
+
+def _now_ms() -> int:
+    """The time of day, for history."""
+    return int(time.time() * 1000)
 
 
 class Control:
@@ -541,40 +542,29 @@ class Control:
 
     async def _elect(self, effect: fx.Campaign) -> tuple[ConfigRecord, int] | None:
         """The election transaction; who commits it owns the term (R2)."""
-        session = self.session
-        if not session.alive or not session.lease_id:
+        me = self._author()
+        if me is None:
             return None
-        p, cell = effect.p, self._home(effect.p)
-        config_key, leader_key = self.layout.config(cell, p), self.layout.leader(cell, p)
-        mine = LeaderRecord(self.node.me.node, self.node.me.incarnation, effect.new.epoch).to_json()
-        leader_is = (
-            Compare.absent(leader_key)
-            if effect.replace is None
-            else Compare.value_is(leader_key, effect.replace)
-        )
+        made = transactions.election(self.layout, self._home(effect.p), me, effect, _now_ms())
+        config, leader = made.otherwise
         try:
-            result = await self.coordinator.txn(
-                [Compare.mod_revision_is(config_key, effect.expect_mod_revision), leader_is],
-                [
-                    Put(config_key, effect.new.to_json()),
-                    Put(leader_key, mine, session.lease_id),
-                    self._event(
-                        effect.new, cell, "hand-over" if effect.handed_over else "election", effect.reason
-                    ),
-                ],
-                [Get(config_key), Get(leader_key)],
-            )
-            if result.succeeded:
-                return effect.new, result.revision
-            self._catch_up(p, *result.kvs)
-            return None
+            result = await self.coordinator.txn(*made)
         except CoordinationUnknown:
             # decide by what is there, never by the lost answer
-            config = await self.coordinator.get(config_key)
-            leader = await self.coordinator.get(leader_key)
-            if config is None or leader is None or leader.value != mine:
-                return None
-            return effect.new, config.mod_revision
+            found = await self.coordinator.get(config.key), await self.coordinator.get(leader.key)
+            at = transactions.election_found(me, effect, *found)
+            return (effect.new, at) if at else None
+        if result.succeeded:
+            return effect.new, result.revision
+        self._catch_up(effect.p, *result.kvs)
+        return None
+
+    def _author(self) -> Author | None:
+        """This process with its lease; None = it has none."""
+        session, me = self.session, self.node.me
+        return (
+            Author(me.node, me.incarnation, session.lease_id) if session.alive and session.lease_id else None
+        )
 
     def _catch_up(self, p: int, config: KV | None, leader: KV | None) -> None:
         """What the transaction found instead: the watch may be behind, or cut off from news."""
@@ -623,49 +613,31 @@ class Control:
 
     async def _swap(self, effect: fx.ChangeConfig) -> int:
         """The compare-and-swap of ``config(p)``; the revision that it was made at, 0 = it was not."""
-        session, p, new = self.session, effect.p, effect.new
-        home = self._home(p)
-        config_key, leader_key = self.layout.config(home, p), self.layout.leader(home, p)
-        compares = [Compare.mod_revision_is(config_key, effect.expect_mod_revision)]
-        ops: list[Op] = []
-        if effect.cell is not None:
-            config_key = self.layout.config(effect.cell, p)
-            compares.append(Compare.absent(config_key))
-            ops.append(Delete(self.layout.config(home, p)))
-        ops.append(Put(config_key, new.to_json()))
-        move = self._moves.get(p)
-        cause = f"{effect.reason}, for {move[0].cause}" if move and move[0].cause else effect.reason
-        if effect.child is not None:
-            child = effect.child
-            compares.append(Compare.absent(self.layout.config(home, child.partition)))
-            ops.append(Put(self.layout.config(home, child.partition), child.to_json()))
-            ops.append(Delete(self.layout.split(p)))
-            ops += self._child_leader(home, child)
-            ops.append(self._event(child, home, "split", f"is split off {p}"))
-        ops.append(self._event(new, effect.cell or home, "split" if effect.child else "move", cause))
-        if new.leader == self.node.me.node:
-            if not session.alive or not session.lease_id:
-                return 0
-            mine = LeaderRecord(self.node.me.node, self.node.me.incarnation, new.epoch).to_json()
-            ops.append(Put(leader_key, mine, session.lease_id))
-        else:
-            ops.append(Delete(leader_key))
+        home, me = self._home(effect.p), self._author()
+        if me is None and effect.new.leader == self.node.me.node:
+            return 0
+        move = self._moves.get(effect.p)
+        made = transactions.change(
+            self.layout,
+            home,
+            me or Author(self.node.me.node, self.node.me.incarnation, 0),
+            effect,
+            move[0] if move else None,
+            self._led_at(effect.child) if me is not None else None,
+            _now_ms(),
+        )
         try:
-            result = await self.coordinator.txn(compares, ops)
+            result = await self.coordinator.txn(*made)
             return result.revision if result.succeeded else 0
         except CoordinationUnknown:
             # decide by what is there, never by the lost answer
-            found = await self.coordinator.get(config_key)
-            return found.mod_revision if found is not None and found.value == new.to_json() else 0
+            found = await self.coordinator.get(transactions.changed_key(self.layout, home, effect))
+            return transactions.change_found(effect, found)
 
-    def _child_leader(self, cell: str, child: ConfigRecord) -> list[Op]:
-        """The leader key of a child that is led here already."""
-        host, session = self.node.hosts.get(child.partition), self.session
-        if host is None or host.role != ACTIVE or not session.alive or not session.lease_id:
-            return []
-        me = self.node.me
-        mine = LeaderRecord(me.node, me.incarnation, host.replica.sealed_epoch).to_json()
-        return [Put(self.layout.leader(cell, child.partition), mine, session.lease_id)]
+    def _led_at(self, child: ConfigRecord | None) -> int | None:
+        """The epoch at which a child is led here already."""
+        host = self.node.hosts.get(child.partition) if child is not None else None
+        return host.replica.sealed_epoch if host is not None and host.role == ACTIVE else None
 
     def move_ended(self, effect: fx.MoveEnded) -> None:
         self._spawn(self._end_move(effect))
@@ -676,8 +648,8 @@ class Control:
             return
         self._ending.add(effect.p)
         try:
-            key = self.layout.move(effect.p)
-            await self.coordinator.txn([Compare.mod_revision_is(key, found[1])], [Delete(key)])
+            made = transactions.end_of_move(self.layout, effect.p, found[1])
+            await self.coordinator.txn(*made)
             fields = {"node": self.node.config.node, "partition": effect.p}
             log_event(log, f"move {effect.how}", **fields)
         except CoordinationError as e:
@@ -732,7 +704,7 @@ class Control:
                     and term_of(config.epoch) == term_of(replica.sealed_epoch)
                     and p in self._configs
                 ):
-                    await self._put_back(p, replica.sealed_epoch, session)
+                    await self._put_back(p, replica.sealed_epoch)
             await self.replacing.look()
 
     async def _compare_terms(self, p: int, host: Partition) -> None:
@@ -764,36 +736,22 @@ class Control:
         await self.coordinator.txn([], [Put(key, usage_to_json(usage), session.lease_id)])
         self._published, self._published_at = {ns: list(sums) for ns, sums in usage.items()}, now
 
-    async def _put_back(self, p: int, epoch: int, session: Session) -> None:
+    async def _put_back(self, p: int, epoch: int) -> None:
         """R12: ``leader(p)`` at our own epoch and on the present lease, if config still names us."""
-        node, key = self.node, self.layout.leader(self._home(p), p)
-        mine = LeaderRecord(node.me.node, node.me.incarnation, epoch).to_json()
-        seen = self._leaders.get(p)
-        if seen is not None and seen.value == mine and seen.lease == session.lease_id:
+        me, seen = self._author(), self._leaders.get(p)
+        if me is None or not transactions.is_to_be_put_back(me, epoch, seen):
             return
-        try:
-            if seen is not None and LeaderRecord.from_json(seen.value).node != node.me.node:
-                return
-        except BadRecord:
-            return  # it is told of already; whose it is cannot be known
-        leader_is = Compare.absent(key) if seen is None else Compare.value_is(key, seen.value)
-        config_key = self.layout.config(self._home(p), p)
-        ops: list[Op] = [Put(key, mine, session.lease_id)]
-        term, config = node.hosts[p].replica.term, node.hosts[p].replica.config
+        cell, replica = self._home(p), self.node.hosts[p].replica
+        term, config = replica.term, replica.config
+        began = None
         if epoch != first_epoch(term_of(epoch)) and term is not None and config is not None:
-            began_ms = int(time.time() * 1000) - (now_ns() - term.started_ns) // 1_000_000
+            began_ms = _now_ms() - (now_ns() - term.started_ns) // 1_000_000
             kind = "restart" if "R12" in term.reason else "claim"
-            ops.append(self._event(replace(config, epoch=epoch), self._home(p), kind, term.reason, began_ms))
-        await self.coordinator.txn(
-            [Compare.mod_revision_is(config_key, self._configs.get(p, 0)), leader_is], ops
-        )
-
-    def _event(self, config: ConfigRecord, cell: str, kind: str, cause: str, at_ms: int | None = None) -> Put:
-        """For history, in the transaction that makes it so."""
-        replicas = tuple(node for node, _ in config.members())
-        at = int(time.time() * 1000) if at_ms is None else at_ms
-        event = HistoryRecord(config.partition, config.epoch, cell, config.leader, replicas, kind, cause, at)
-        return Put(self.layout.history(config.partition, config.epoch), event.to_json())
+            of = replace(config, epoch=epoch)
+            began = transactions.event(self.layout, of, cell, kind, term.reason, began_ms)
+        known = self._configs.get(p, 0)
+        made = transactions.put_back(self.layout, cell, me, p, epoch, seen, known, began)
+        await self.coordinator.txn(*made)
 
     def _remember(self) -> None:
         """Keep etcd's identity (R13) and the topology durable, at most once a second."""
