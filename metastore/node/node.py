@@ -452,7 +452,8 @@ class Node:
             self.halt.fail_stop(e)
         finally:  # what came before a message that makes no sense stands
             self.ticks.settle()
-            self.ticks.confirm_waiting(now_ns())
+            if self.ticks.confirming:
+                self.ticks.confirm_waiting(now_ns())
 
     def on_peer_up(self, node: str) -> None:
         if self.identity.refused:

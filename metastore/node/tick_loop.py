@@ -74,10 +74,10 @@ class TickLoop:
         self.afterwards: Callable[[], None] | None = None
         self.stalls = 0
         self.worst_stall_ns = 0
-        #: partitions that have something to propose, those where operations wait for a quorum, and those that have watches
-        #: to feed
+        #: partitions where operations wait for a quorum
+        self.confirming: dict[int, None] = {}
+        #: partitions that have something to propose, and those that have watches to feed
         self._proposing: dict[int, None] = {}
-        self._confirming: dict[int, None] = {}
         self._feeding: dict[int, None] = {}
         self._quorum_asked = False
         #: what waits to leave until the log is durable up to a number: (number, node, message)
@@ -112,7 +112,7 @@ class TickLoop:
 
     def confirm(self, p: int) -> int:
         """Send heartbeats at the end of this tick: operations wait for their answers (R8)."""
-        self._confirming[p] = None
+        self.confirming[p] = None
         self._quorum_asked = True
         self.wake()
         return self.core.last_number
@@ -126,7 +126,7 @@ class TickLoop:
     def forget(self, p: int) -> None:
         """The partition leaves: it has nothing left to propose or to answer."""
         self._proposing.pop(p, None)
-        self._confirming.pop(p, None)
+        self.confirming.pop(p, None)
 
     def forget_all(self) -> None:
         """The node takes part in nothing any more (R13): nothing is carried out, and what is answered is sent."""
@@ -134,7 +134,7 @@ class TickLoop:
         for queue in (self._committed, self._held, self._inbox):
             queue.clear()
         self._proposing.clear()
-        self._confirming.clear()
+        self.confirming.clear()
         self._flush_answers()
 
     # --- a tick ---------------------------------------------------------------------------------
@@ -204,11 +204,10 @@ class TickLoop:
 
     def confirm_waiting(self, now: int) -> None:
         """Answers of peers may have confirmed what waits for a quorum."""
-        if self._confirming:
-            confirming, self._confirming = self._confirming, {}
-            for p in confirming:
-                if self.hosts[p].confirm_waiting(now):
-                    self._confirming[p] = None
+        confirming, self.confirming = self.confirming, {}
+        for p in confirming:
+            if self.hosts[p].confirm_waiting(now):
+                self.confirming[p] = None
 
     def _feed(self) -> None:
         feeding, self._feeding = self._feeding, {}
@@ -341,7 +340,8 @@ class TickLoop:
         for step in self.steps:
             step(now)
         self.settle()
-        self.confirm_waiting(now)
+        if self.confirming:
+            self.confirm_waiting(now)
         for host in self.hosts.values():
             host.sweep(now)
         self.admission.sweep(now)
