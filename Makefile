@@ -36,12 +36,12 @@ nightly: check
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m tools.blocking --check
+	@$(BIN)/python -m tests.twins --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
 fix: $(VENV)/.dev
-	@$(BIN)/python -m tools.blocking
+	@$(BIN)/python -m tests.twins
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

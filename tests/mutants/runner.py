@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from tests.mutants.mutants import ROOT, Mutant
 
-COPIED = ("metastore", "router", "cellctl", "tests", "bench", "tools", "pyproject.toml")
+COPIED = ("metastore", "router", "cellctl", "tests", "bench", "pyproject.toml")
 TEST_TIMEOUT_S = 150
 #: of all the tests that are named, once without any mutation
 ALL_TESTS_TIMEOUT_S = 1800

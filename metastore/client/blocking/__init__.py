@@ -1,1 +1,1 @@
-"""The twins of the asynchronous classes, for threads: the same methods, without ``await``. ``tools/blocking.py`` makes them."""
+"""The twins of the asynchronous classes, for threads: the same methods, without ``await``. ``tests/twins.py`` makes them."""

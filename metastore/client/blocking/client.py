@@ -1,6 +1,6 @@
 """The Python client, for threads: direct to leaders over the binary protocol.
 
-Made from ``metastore/client/client.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
+Made from ``metastore/client/client.py`` by ``make fix``: change that, or ``tests/twins.py``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Elections among processes: one leader at a time, known to all who look.
 
-Made from ``metastore/client/elections.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
+Made from ``metastore/client/elections.py`` by ``make fix``: change that, or ``tests/twins.py``."""
 
 from __future__ import annotations
 

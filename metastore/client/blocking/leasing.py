@@ -1,6 +1,6 @@
 """A key that is held: taken by absence, kept by touching, watched while another has it.
 
-Made from ``metastore/client/leasing.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
+Made from ``metastore/client/leasing.py`` by ``make fix``: change that, or ``tests/twins.py``."""
 
 from __future__ import annotations
 

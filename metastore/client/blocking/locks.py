@@ -1,6 +1,6 @@
 """Locks among processes: a key with a TTL, taken by absence.
 
-Made from ``metastore/client/locks.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
+Made from ``metastore/client/locks.py`` by ``make fix``: change that, or ``tests/twins.py``."""
 
 from __future__ import annotations
 

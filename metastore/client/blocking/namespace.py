@@ -1,6 +1,6 @@
 """A namespace, for threads: its records, what follows them, and what is built on them.
 
-Made from ``metastore/client/namespace.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
+Made from ``metastore/client/namespace.py`` by ``make fix``: change that, or ``tests/twins.py``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The operations on the records of a namespace, for threads.
 
-Made from ``metastore/client/records.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
+Made from ``metastore/client/records.py`` by ``make fix``: change that, or ``tests/twins.py``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Watches: one stream of changes, whichever way it comes.
 
-Made from ``metastore/client/watch/watcher.py`` by ``make fix``: change that, or ``tools/blocking.py``."""
+Made from ``metastore/client/watch/watcher.py`` by ``make fix``: change that, or ``tests/twins.py``."""
 
 from __future__ import annotations
 

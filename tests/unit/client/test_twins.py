@@ -24,7 +24,7 @@ from metastore.client import (
     Namespace,
     Watcher,
 )
-from tools.blocking import ROOT, NotMade, made_files, stale_files
+from tests.twins import ROOT, NotMade, made_files, stale_files
 
 TWINS = [
     (AsyncClient, Client),

@@ -1,6 +1,6 @@
 """Makes ``metastore/client/blocking`` from the client for asyncio: signatures, types, docstrings and delegation.
 
-``python -m tools.blocking`` writes the files (``make fix`` does), ``--check`` says whether they are up to date (``make check``
+``python -m tests.twins`` writes the files (``make fix`` does), ``--check`` says whether they are up to date (``make check``
 does). What cannot be made is by hand, in ``portal.py`` (the thread with the loop) and ``bases.py`` (iteration, and what a lock
 looks up without the loop). How a member is made follows from its kind:
 
@@ -28,7 +28,7 @@ ROOT: Final = Path(__file__).parent.parent
 CLIENT: Final = "metastore.client"
 BLOCKING: Final = f"{CLIENT}.blocking"
 DOC_WIDTH: Final = 100
-HEADER: Final = "{doc}\n\nMade from ``{source}`` by ``make fix``: change that, or ``tools/blocking.py``."
+HEADER: Final = "{doc}\n\nMade from ``{source}`` by ``make fix``: change that, or ``tests/twins.py``."
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -431,7 +431,7 @@ def main(arguments: list[str]) -> int:
     stale = stale_files()
     if arguments == ["--check"]:
         for name in stale:
-            print(f"{name} is not what tools/blocking.py makes of the client for asyncio: run `make fix`")
+            print(f"{name} is not what tests/twins.py makes of the client for asyncio: run `make fix`")
         return bool(stale)
     for name, text in stale.items():
         (ROOT / name).write_text(text)

@@ -1,1 +1,0 @@
-"""Programs that make files of the repository; not part of the package."""
