@@ -44,7 +44,7 @@ from metastore.layout import (
     term_of,
 )
 from metastore.logs import log_event
-from metastore.node.control import transactions
+from metastore.node.control import transactions, view
 from metastore.node.control.transactions import Author
 from metastore.node.registering import Registration
 from metastore.node.replacing import Replacing
@@ -293,8 +293,9 @@ class Control:
         mine = (node.me.node, node.me.store)
         move = self._moves.get(p)
         self._set_aside.pop(p, None)
-        wanted = move is not None and not move[0].cancel and mine in move[0].target
-        if mine not in config.members() and not wanted:
+        aside = p in node.topology.aside
+        place = view.place_of(config, move[0] if move else None, mine, host is not None, aside)
+        if place is view.Place.ELSEWHERE:
             self._elsewhere[p] = cell, config, mod_revision
             self._unopened.pop(p, None)
             if host is not None:
@@ -302,12 +303,8 @@ class Control:
             return
         self._elsewhere.pop(p, None)
         since = self._unopened.pop(p)[3] if p in self._unopened else now_ns()
-        if host is None and p in node.topology.aside:
-            self._set_aside[p] = (
-                cell,
-                config,
-                mod_revision,
-            )  # its range is another's: nothing is opened for it
+        if place is view.Place.ASIDE:
+            self._set_aside[p] = cell, config, mod_revision
             return
         if host is None and config.parent is not None:
             self._entry_committed(config.parent)
@@ -425,11 +422,9 @@ class Control:
         mine = (node.me.node, node.me.store)
         for p, host in [(p, host) for p, host in node.hosts.items() if p in self._elsewhere]:
             _, config, mod_revision = self._elsewhere[p]
-            if mod_revision < host.replica.config_mod_revision or mine in config.members():
-                continue
-            if self._is_needed(p):
-                continue
-            if term_of(config.epoch) >= term_of(host.replica.sealed_epoch) and not host.replica.installing:
+            replica = host.replica
+            copy = view.Copy(replica.sealed_epoch, replica.config_mod_revision, replica.installing)
+            if view.may_be_dropped(config, mod_revision, mine, copy) and not self._is_needed(p):
                 node.drop_partition(p)
                 self._homes.pop(p, None)
                 self._leaders.pop(p, None)
@@ -454,8 +449,7 @@ class Control:
             if move is not None:
                 self._relate(move[0].target)
             config = host.replica.config
-            if config is not None and mine not in config.members() and (move is None or move[0].cancel):
-                # was to join, and is not any more
+            if config is not None and view.is_withdrawn(config, move[0] if move else None, mine):
                 self._elsewhere[p] = self._home(p), config, host.replica.config_mod_revision
                 self._drop_what_left()
         elif move is not None and p in self._elsewhere:
@@ -725,11 +719,7 @@ class Control:
         now = now_ns()
         if now - self._published_at < usage_pause_s(len(usage)) * 1e9 or usage is self._compared:
             return
-        if usage.keys() == self._published.keys() and all(
-            abs(new - old) * 100 <= old
-            for ns in usage
-            for new, old in zip(usage[ns], self._published[ns], strict=True)
-        ):
+        if not view.differs(usage, self._published):
             self._compared = usage
             return
         key = self.layout.usage(self.node.config.node)
