@@ -9,11 +9,8 @@ old versions is taken for one of the new, all partitions begin a generation abov
 from __future__ import annotations
 
 import asyncio
-import http.client
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -22,6 +19,7 @@ import click
 
 from cellctl.connect import Where, make_client, topology, unknown, waiting_options
 from cellctl.generations import begin_generation, check_generation, known_generations
+from cellctl.http_client import answer_of
 from cellctl.jsonl import write
 from cellctl.leaders import node_url
 from cellctl.namespace import with_admin
@@ -48,14 +46,9 @@ LOOK_S: Final = 30.0
 
 
 def partition_frames(url: str, timeout_s: float) -> Iterator[tuple[str, Any]]:
-    """What a leader sends of a partition. Raises Unavailable when it does not send all of it."""
-    try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
-            yield from sent_frames(response, url)
-    except urllib.error.HTTPError as e:
-        raise Unavailable(f"{url} answers {e.code}") from None
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as e:
-        raise Unavailable(f"{url} broke off: {e or type(e).__name__}") from None
+    """What a leader sends of a partition. Raises InvalidRequest, Unavailable when it does not send all of it."""
+    with answer_of(url, timeout_s) as response:
+        yield from sent_frames(response, url)
 
 
 def save_partition(out: BinaryIO, table: TopologyTable, leader: str, p: int, timeout_s: float) -> int:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import functools
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,11 +15,11 @@ from typing import Any, TypeVar
 import click
 
 from cellctl.dev_files import read_json
+from cellctl.http_client import fetch_json
 from metastore.client import AsyncClient
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Coordinator
-from metastore.decoding import MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES, MAX_RECORD_BYTES, load_json
-from metastore.errors import ConfigError, CoordinationUnavailable, InvalidRequest, NotFound, Unavailable
+from metastore.errors import ConfigError, CoordinationUnavailable, NotFound, Unavailable
 from metastore.topology import TopologyTable
 
 DEFAULT_ROUTER = "http://127.0.0.1:8080"
@@ -117,35 +115,6 @@ def router_url(where: Where) -> str:
         return where.router.rstrip("/")
     local = local_cluster(where.data)
     return str(local["router"]["url"]) if local else DEFAULT_ROUTER
-
-
-def fetch_json(url: str, timeout_s: float = 5.0, method: str = "GET") -> Any:
-    """A JSON document. Raises Unavailable, and InvalidRequest with what a server that refuses says."""
-    try:
-        request = urllib.request.Request(url, method=method)
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            raw = response.read(MAX_DOCUMENT_BYTES + 1)
-            return load_json(raw, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES)
-    except urllib.error.HTTPError as e:
-        try:
-            detail = str(load_json(e.read(MAX_RECORD_BYTES))["detail"])
-        except (ValueError, KeyError, TypeError):
-            detail = f"{url} answers {e.code}"
-        raise (InvalidRequest if e.code < 500 else Unavailable)(detail) from None
-    except (urllib.error.URLError, OSError, ValueError) as e:
-        reason = getattr(e, "reason", e)
-        raise Unavailable(f"{url} does not answer: {reason}") from None
-
-
-def fetch_figure(url: str, name: str, timeout_s: float = 5.0) -> float | None:
-    """A figure without labels from a page of metrics; None when it is not there. Raises Unavailable."""
-    try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
-            text = response.read(MAX_RECORD_BYTES).decode("utf-8", "replace")
-        found = next((line for line in text.splitlines() if line.startswith(f"{name} ")), None)
-        return None if found is None else float(found.split()[1])
-    except (urllib.error.URLError, OSError, ValueError) as e:
-        raise Unavailable(f"{url} does not answer: {getattr(e, 'reason', e)}") from None
 
 
 def http_url(address: str) -> str:

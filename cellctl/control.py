@@ -14,8 +14,9 @@ from typing import Any, Final
 import click
 import orjson
 
-from cellctl.connect import Where, ask_each, cluster_options, fetch_json, topology, with_etcd
+from cellctl.connect import Where, ask_each, cluster_options, topology, with_etcd
 from cellctl.dev_files import write_atomically
+from cellctl.http_client import fetch_json
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebuild import Etcd, Rebuild, Step, compute
 from cellctl.reports import Report, report_from_plain

@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,15 @@ import click
 
 from cellctl.dev_files import Shape, left_over, load_shape, pick_ports, save_shape
 from cellctl.dev_supervisor import Supervisor, ask_supervisor
+from cellctl.http_client import answer_of, fetch_json
 from cellctl.output import note, output_option, print_data, print_table, say
 from metastore.addresses import ANY, check_address
-from metastore.decoding import MAX_RECORD_BYTES, load_json
 from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
 
 SERVE_TIMEOUT_S = 60.0
+#: of the first record
+FIRST_S = 10.0
 data_option = click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -219,9 +219,8 @@ async def _rise(supervisor: Supervisor) -> None:
 def _serves(url: str, partitions: int) -> bool:
     """Whether the router is ready and every partition has a leader that serves."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz?leaders=true", timeout=5) as response:
-            return int(load_json(response.read(MAX_RECORD_BYTES))["partitions_led"]) >= partitions
-    except (urllib.error.URLError, OSError, KeyError, ValueError):
+        return int(fetch_json(f"{url}/readyz?leaders=true")["partitions_led"]) >= partitions
+    except (MetastoreError, KeyError, ValueError, TypeError):
         return False
 
 
@@ -238,12 +237,10 @@ def _first_record(data: Path, foreground: bool = False) -> None:
     shape = load_shape(data)
     assert shape is not None
     url = f"http://{shape.host}:{shape.port}"
-    request = urllib.request.Request(
-        f"{url}/v1/kv/hello/world", data=b"it works", method="PUT", headers={"Content-Type": "text/plain"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as response:
+    first, text = f"{url}/v1/kv/hello/world", {"Content-Type": "text/plain"}
+    with answer_of(first, FIRST_S, method="PUT", body=b"it works", headers=text) as response:
         version = response.headers["ETag"]
-    with urllib.request.urlopen(f"{url}/v1/kv/hello/world", timeout=10) as response:
+    with answer_of(first, FIRST_S) as response:
         value = response.read().decode()
     folder = "" if data.name == "metastore-data" and data.parent == Path.cwd() else f" --data {data}"
     tool = "cellctl"

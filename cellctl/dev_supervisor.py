@@ -25,8 +25,8 @@ from typing import Any
 import orjson
 
 from cellctl.bootstrap import RecordsLost, bootstrap
-from cellctl.connect import fetch_json
 from cellctl.dev_files import Shape, port_is_free, save_shape, write_atomically
+from cellctl.http_client import fetch_json
 from metastore.coordination.embedded import etcd_command, wait_healthy
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.decoding import load_json

@@ -10,18 +10,11 @@ from dataclasses import asdict
 
 import click
 
-from cellctl.connect import (
-    Where,
-    cluster_options,
-    etcd_endpoints,
-    fetch_figure,
-    fetch_json,
-    router_url,
-    topology,
-)
+from cellctl.connect import Where, cluster_options, etcd_endpoints, router_url, topology
 from cellctl.findings import findings
 from cellctl.findings.seen import Seen
 from cellctl.history import read_history
+from cellctl.http_client import fetch_figure, fetch_json
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebalance import operate
 from cellctl.records import Records

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from cellctl.connect import Where, cluster_options, fetch_json, http_url, topology, unknown, unknown_partition
+from cellctl.connect import Where, cluster_options, http_url, topology, unknown, unknown_partition
+from cellctl.http_client import fetch_json
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.status import node_views, partition_rows
 from metastore.errors import InvalidRequest, MetastoreError, Unavailable

@@ -15,10 +15,10 @@ from cellctl.connect import (
     ask_each,
     cluster_options,
     etcd_endpoints,
-    fetch_json,
     make_client,
     topology,
 )
+from cellctl.http_client import fetch_json
 from cellctl.output import note, output_option, print_data, print_table, say
 from metastore.admin.errors import as_callers_see
 from metastore.admin.namespaces import NamespaceAdmin, NamespaceRecord

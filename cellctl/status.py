@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from cellctl.connect import Where, ask_each, cluster_options, fetch_json, topology
+from cellctl.connect import Where, ask_each, cluster_options, topology
+from cellctl.http_client import fetch_json
 from cellctl.output import output_option, print_data, print_table, say
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from aiohttp import HttpVersion10, StreamReader, web
 
-from metastore.addresses import split_address
+from metastore import net
 from metastore.problems import MEDIA_TYPE, http_problem
 
 log = logging.getLogger("metastore.web")
@@ -196,10 +196,7 @@ class WebServer:
                 max_headers=MAX_HEADERS,
             )
 
-        host, port = split_address(address)
-        self._listening = await loop.create_server(
-            connection, host, port, backlog=backlog, reuse_address=True
-        )
+        self._listening = await net.listen(connection, address, backlog)
         self._sweeper = loop.create_task(self._sweep_forever())
 
     def stop_listening(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from metastore.addresses import split_address
+from metastore import net
 from metastore.config import NodeConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConfigError, MetastoreError
@@ -75,11 +75,8 @@ async def listen(node: Node) -> tuple[asyncio.Server, WebServer]:
     """The node's addresses are its own from here on, and nobody is let in yet (R13). Two processes can both bind one
     address, as long as neither listens. Raises OSError, with the store closed as it was found: no other process ran on it."""
     config = node.config
-    host, port = split_address(config.rpc_listen or config.rpc)
     try:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(node), host, port, backlog=1024
-        )
+        server = await net.listen(lambda: ClientConnection(node), config.rpc_listen or config.rpc)
     except OSError:
         node.store.abandon()
         raise

@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable
 from typing import Any, cast
 
-from metastore.addresses import split_address
+from metastore import net
 from metastore.core.messages import Lineage, Process, Seen
 from metastore.elements import shown
 from metastore.errors import ProtocolError
@@ -288,14 +288,14 @@ class PeerLinks:
         #: peer -> when its last connection ended
         self._lost_at: dict[str, float] = {}
         self._dialling: dict[str, asyncio.Task[None]] = {}
-        self._targets: dict[str, tuple[str, str, int]] = {}
+        self._targets: dict[str, tuple[str, str]] = {}
         self._out: dict[str, list[Any]] = {}
 
     # --- who there is ---------------------------------------------------------------------
 
     def set_peer(self, node: str, store: str, rpc: str) -> None:
         """Know a peer; dial it if that falls to this side. Its address or store may change."""
-        target = (store, *split_address(rpc))
+        target = (store, rpc)
         if node == self.me.node or self._targets.get(node) == target or self.shut:
             return
         self._targets[node] = target
@@ -326,15 +326,12 @@ class PeerLinks:
         return connection.quiet * PING_S if connection.quiet >= QUIET_PINGS else 0.0
 
     async def _keep_dialling(self, node: str) -> None:
-        loop = asyncio.get_running_loop()
-        store, host, port = self._targets[node]
+        store, address = self._targets[node]
         pause = DIAL_PAUSE_MIN_S
         while True:
             try:
                 async with asyncio.timeout(DIAL_TIMEOUT_S):
-                    _, connection = await loop.create_connection(
-                        lambda: PeerConnection(self, (node, store)), host, port
-                    )
+                    connection = await net.dial(lambda: PeerConnection(self, (node, store)), address)
                 try:
                     await connection.closed
                 finally:

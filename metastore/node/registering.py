@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
-from metastore.addresses import split_address
+from metastore import net
 from metastore.clock import now_ns
 from metastore.coordination.interface import KV, Compare, Get, Put, Session
 from metastore.core.messages import ASKED, CONFIRMED, UNASKED
@@ -183,13 +183,9 @@ class Registration:
         mine = self.node.me.incarnation
         if known.rpc == self.node.config.rpc or known.incarnation in ("", mine):
             return False
-        host, port = split_address(known.rpc)
         try:
             async with asyncio.timeout(PROBE_S):
-                probe: Any
-                _, probe = await asyncio.get_running_loop().create_connection(
-                    lambda: _Probe(self.node.config.cluster), host, port
-                )
+                probe = await net.dial(lambda: _Probe(self.node.config.cluster), known.rpc)
                 try:
                     answer = await probe.answer
                 finally:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
-from metastore.addresses import split_address
+from metastore import net
 from metastore.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -203,24 +203,20 @@ class Dispatcher:
             left_s -= min(loop.time() - began, 1.5 * LOOK_S)
 
     async def _open(self, address: str) -> NodeConnection:
-        try:
-            host, port = split_address(address)
-        except ValueError:  # as a table said
-            raise ConnectionLost(f"{address!r:.100} is no address", sent=False, refused=True) from None
-        if not host or not 0 < port < 65536:
-            raise ConnectionLost(f"{address!r:.100} is no address", sent=False, refused=True)
-        loop = asyncio.get_running_loop()
         before = self._connections.get(address)
         mute = before is not None and before.mute
         try:
             async with asyncio.timeout(3 * CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(
-                    lambda: NodeConnection(self.cluster, self.name, mute=mute), host, port
+                connection = await net.dial(
+                    lambda: NodeConnection(self.cluster, self.name, mute=mute), address
                 )
         except TimeoutError:
             raise ConnectionLost(f"{address} does not answer", sent=False) from None
-        except (OSError, ValueError) as e:  # ValueError: a host that is no name, as UnicodeError
-            refused = isinstance(e, ConnectionRefusedError)
+        except (
+            OSError,
+            ValueError,
+        ) as e:  # ValueError: no address, or a host that is no name, as a table said
+            refused = isinstance(e, ConnectionRefusedError | ValueError)
             text = f"{address}: {getattr(e, 'strerror', None) or e}"
             raise ConnectionLost(text, sent=False, refused=refused) from None
         self._connections[address] = connection

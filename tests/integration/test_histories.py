@@ -14,8 +14,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from cellctl.connect import Where, fetch_json
+from cellctl.connect import Where
 from cellctl.generations import begin_generation
+from cellctl.http_client import fetch_json
 from cellctl.rebalance import operate
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.errors import HistoryChanged, LockLost
