@@ -406,11 +406,11 @@ async def test_a_lease_elsewhere_is_waited_for(
     """Its process does not answer, and may be about to."""
     old = await start(tmp_path / "old", "run1")
     await end(old, etcd, presence_stays=True)
-    monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.3)
+    monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 2.0)
     starting = asyncio.create_task(start(tmp_path / "old", "run2"))
     while etcd.kvs[LAYOUT.node("n")].mod_revision == 0 or len(etcd.leases) < 1:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.5)  # longer than its patience with an etcd that is silent
+    await asyncio.sleep(2.5)  # longer than its patience with an etcd that is silent
     assert not starting.done()
     assert record(etcd).incarnation == "run1"
     del etcd.kvs[LAYOUT.presence("n")]
