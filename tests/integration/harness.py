@@ -144,9 +144,8 @@ async def until(what: str, condition: Any, timeout_s: float = PATIENCE_S) -> Any
     while True:
         value = None
         with contextlib.suppress(OSError):  # a process that is not back yet
-            value = condition()
-            if asyncio.iscoroutine(value):
-                value = await value
+            found = condition()
+            value = await found if asyncio.iscoroutine(found) else found
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
