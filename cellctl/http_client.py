@@ -29,9 +29,11 @@ def answer_of(
 ) -> Iterator[http.client.HTTPResponse]:
     """The answer, to be read within. ``timeout_s``: of each wait. Raises InvalidRequest with what a server that refuses says, and
     Unavailable when there is no answer, when it breaks off while it is read, or when what is read makes no sense."""
+    what = "does not answer"
     try:
         request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            what = "broke off, or makes no sense"
             yield response
     except MetastoreError:
         raise
@@ -39,7 +41,7 @@ def answer_of(
         raise (InvalidRequest if e.code < 500 else Unavailable)(_detail(url, e)) from None
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as e:
         reason = getattr(e, "reason", e) or type(e).__name__
-        raise Unavailable(f"{url} does not answer: {reason}") from None
+        raise Unavailable(f"{url} {what}: {reason}") from None
 
 
 def _detail(url: str, e: urllib.error.HTTPError) -> str:

@@ -230,9 +230,7 @@ class TickLoop:
         leads to can come in between."""
         for p, upto in self._committed:
             self.hosts[p].waiters.answer(upto)
-        answering, self.answering = self.answering, []
-        for client in answering:
-            client.flush()
+        self._flush_answers()
 
     def _flush_answers(self) -> None:
         answering, self.answering = self.answering, []

@@ -4,39 +4,30 @@ outcome unknown."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from metastore.clock import now_ns
 from metastore.core.replica import ACTIVE
 from metastore.errors import MetastoreError, Overloaded, Unavailable
-from metastore.operations import ID_AT, Op, size_of
+from metastore.operations import ID_AT, Op
 from metastore.partition.ports import ReplySink
-from metastore.partition.refusals import Refusals
-from metastore.partition.state import PartitionState, Waiting
+from metastore.partition.queue import WaitingQueue
+from metastore.partition.state import Waiting
 from metastore.partition.waiters import error_result
 
-MAX_WAITING: Final = 4096
 #: so long an operation waits for a quorum
 PATIENCE_NS: Final = 2_000_000_000
 
 
-class Confirmation:
-    """See the module. True while any wait."""
-
-    def __init__(self, state: PartitionState, refusals: Refusals) -> None:
-        self.state, self.refusals = state, refusals
-        self._waiting: deque[tuple[int, Waiting]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+class Confirmation(WaitingQueue):
+    """See the module. The number that each waits with: of the heartbeat that has to be answered."""
 
     def add(self, connection: ReplySink, client: bytes, op: Op, deadline: int) -> None:
         """An operation that cannot be carried out until a quorum has answered."""
         now = now_ns()
         missing = self.refusals.missing(now)
-        if missing or len(self._waiting) >= MAX_WAITING:
+        if missing or self.full:
             error: MetastoreError = (
                 self.refusals.no_quorum(missing)
                 if missing
@@ -44,11 +35,8 @@ class Confirmation:
             )
             connection.answer(error_result(op[ID_AT], error))
             return
-        agenda = self.state.agenda
-        mark = agenda.confirm(self.state.p)
-        size = size_of(op)
-        agenda.memory.waiting += size
-        self._waiting.append((mark, (connection, client, op, min(deadline, now + PATIENCE_NS), size)))
+        mark = self.state.agenda.confirm(self.state.p)
+        self._append(mark, connection, client, op, min(deadline, now + PATIENCE_NS))
 
     def settle(self, now: int, carry_out: Callable[[Waiting], None]) -> None:
         """Carry out what a quorum has confirmed, refuse what waited too long."""
@@ -71,17 +59,3 @@ class Confirmation:
             else:
                 return
             self._refuse_first(error)
-
-    def end(self, error: MetastoreError) -> None:
-        """All of them are answered with ``error``."""
-        while self._waiting:
-            self._refuse_first(error)
-
-    def _refuse_first(self, error: MetastoreError) -> None:
-        connection, _, op, _, _ = self._take_first()
-        connection.answer(error_result(op[ID_AT], error))
-
-    def _take_first(self) -> Waiting:
-        _, waiting = self._waiting.popleft()
-        self.state.agenda.memory.waiting -= waiting[4]
-        return waiting

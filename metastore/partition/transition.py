@@ -3,40 +3,25 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from metastore.clock import now_ns
 from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING, RESIGNED, RESIGNING, SEALING
-from metastore.errors import MetastoreError
-from metastore.operations import ID_AT, Op, size_of
+from metastore.operations import ID_AT, Op
 from metastore.partition.ports import ReplySink
-from metastore.partition.refusals import Refusals
-from metastore.partition.state import PartitionState, Waiting
+from metastore.partition.queue import WaitingQueue
+from metastore.partition.state import Waiting
 from metastore.partition.waiters import error_result
 
 HANDING_OVER: Final = frozenset({RESIGNING, RESIGNED})
 BEGINNING: Final = frozenset({SEALING, ADOPTING, ACTIVATING})
 #: so long an operation waits to hear who leads, or where its key went
 MAX_WAIT_NS: Final = 300_000_000
-MAX_WAITING: Final = 4096
 
 
-class Transition:
-    """See the module. True while any wait."""
-
-    def __init__(self, state: PartitionState, refusals: Refusals) -> None:
-        self.state, self.refusals = state, refusals
-        #: with the moment until which each waits
-        self._waiting: deque[tuple[int, Waiting]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def full(self) -> bool:
-        return len(self._waiting) >= MAX_WAITING
+class Transition(WaitingQueue):
+    """See the module. The number that each waits with: the moment until which it does."""
 
     def is_parting(self) -> bool:
         """R18: whether the upper half is on its way to be another partition, which is not open here yet."""
@@ -58,9 +43,7 @@ class Transition:
 
     def add(self, connection: ReplySink, client: bytes, op: Op, deadline: int) -> None:
         """To be called while it is not ``full``."""
-        size = size_of(op)
-        self.state.agenda.memory.waiting += size
-        self._waiting.append((now_ns() + MAX_WAIT_NS, (connection, client, op, deadline, size)))
+        self._append(now_ns() + MAX_WAIT_NS, connection, client, op, deadline)
 
     def is_due(self, now: int) -> bool:
         """Whether somebody has waited for long enough."""
@@ -70,14 +53,3 @@ class Transition:
         """Those who wait now are served as if they came now."""
         for _ in range(len(self._waiting)):
             carry_out(self._take_first())
-
-    def end(self, error: MetastoreError, until: int | None = None) -> None:
-        """They are answered with ``error``. ``until``: only those who wait for no longer than that."""
-        while self._waiting and (until is None or self._waiting[0][0] <= until):
-            connection, _, op, _, _ = self._take_first()
-            connection.answer(error_result(op[ID_AT], error))
-
-    def _take_first(self) -> Waiting:
-        _, waiting = self._waiting.popleft()
-        self.state.agenda.memory.waiting -= waiting[4]
-        return waiting

@@ -212,10 +212,8 @@ class Dispatcher:
                 )
         except TimeoutError:
             raise ConnectionLost(f"{address} does not answer", sent=False) from None
-        except (
-            OSError,
-            ValueError,
-        ) as e:  # ValueError: no address, or a host that is no name, as a table said
+        except (OSError, ValueError) as e:
+            # ValueError: as a table said, it is no address, or a host that is no name
             refused = isinstance(e, ConnectionRefusedError | ValueError)
             text = f"{address}: {getattr(e, 'strerror', None) or e}"
             raise ConnectionLost(text, sent=False, refused=refused) from None

@@ -733,7 +733,8 @@ class Store:
             # without waiting for a flush: nothing may have changed since the last one
             if self.space.critical:
                 self._remove_segments()
-            self._delete_leaving()
+            else:
+                self._delete_leaving()
             if self.space.disk_free > self.options.segment_bytes:
                 self.log.retry()
 
