@@ -24,7 +24,7 @@ from cellctl.connect import Where, cluster_options, topology, with_etcd
 from cellctl.leaders import hand_over
 from cellctl.namespace import duration
 from cellctl.output import note, output_option, print_data, print_table, say
-from cellctl.status import node_views, partition_rows
+from cellctl.status import node_statuses, partition_rows
 from metastore.coordination.interface import Coordinator
 from metastore.errors import InvalidRequest, MetastoreError
 from metastore.layout import Layout
@@ -162,12 +162,12 @@ def measure(where: Where) -> Costs:
 
     etcd_ms = with_etcd(where, work)
     table = topology(where)
-    views = node_views(table)
-    up = [view for view in views.values() if view is not None]
+    statuses = node_statuses(table)
+    up = [view for view in statuses.values() if view is not None]
     syncs = [view["storage"]["log_last_sync_us"] / 1000 for view in up]
     stalls = [float(view["worst_stall_ms"]) for view in up]
     took = []
-    for row in [r for r in partition_rows(table, views) if r["health"] == "ok"][:HANDOVERS]:
+    for row in [r for r in partition_rows(table, statuses) if r["health"] == "ok"][:HANDOVERS]:
         to = next((n for n in row["replicas"] if n != row["leader"] and n not in row["down"]), None)
         if to is None:
             continue

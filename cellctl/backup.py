@@ -26,7 +26,7 @@ from cellctl.namespace import with_admin
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebalance import operate
 from cellctl.snapshot_file import MAGIC, read_frames, sent_frames, write_frame
-from cellctl.status import node_views, partition_rows
+from cellctl.status import node_statuses, partition_rows
 from metastore.admin.namespaces import RESERVED, NamespaceAdmin
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.client.codecs import BYTES
@@ -118,7 +118,9 @@ def _save_one(where: Where, out: BinaryIO, p: int, deadline: float) -> int:
             table = topology(where)
             leader = table.partitions[p].leader
             if attempt:  # its table may be behind: ask the nodes themselves
-                leader = next(r["leader"] for r in partition_rows(table, node_views(table)) if r["id"] == p)
+                leader = next(
+                    r["leader"] for r in partition_rows(table, node_statuses(table)) if r["id"] == p
+                )
             if leader is None:
                 raise Unavailable(f"partition {p} has no leader")
             return save_partition(out, table, leader, p, max(1.0, deadline - time.monotonic()))

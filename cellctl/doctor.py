@@ -18,7 +18,7 @@ from cellctl.http_client import fetch_figure, fetch_json
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebalance import operate
 from cellctl.records import Records
-from cellctl.status import node_views, partition_rows
+from cellctl.status import node_statuses, partition_rows
 from metastore.coordination.etcd_members import EtcdMember, ask_members
 from metastore.errors import MetastoreError
 from metastore.layout import HistoryRecord
@@ -29,7 +29,7 @@ def look(where: Where) -> Seen:
     """Ask everybody. Raises Unavailable when nobody tells the topology."""
     table = topology(where)
     before = time.time_ns() // 1_000_000
-    views = node_views(table)
+    statuses = node_statuses(table)
     asked = before, time.time_ns() // 1_000_000
     records: Records | None = None
     events: list[HistoryRecord] | None = None
@@ -49,9 +49,9 @@ def look(where: Where) -> Seen:
     except MetastoreError as e:
         router_error = e.message
     cells = {name: record.cell for name, record in table.nodes.items()}
-    rows, namespaces = partition_rows(table, views), len(table.namespaces)
+    rows, namespaces = partition_rows(table, statuses), len(table.namespaces)
     most = MAX_NAMESPACES if limit is None else int(limit)
-    return Seen(views, cells, rows, asked, records, events, router_error, namespaces, most, members)
+    return Seen(statuses, cells, rows, asked, records, events, router_error, namespaces, most, members)
 
 
 @click.command()

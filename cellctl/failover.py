@@ -16,7 +16,7 @@ from cellctl.moving import yes_option
 from cellctl.operate import Operator
 from cellctl.output import note, output_option, print_data
 from cellctl.rebalance import operate
-from cellctl.status import node_views
+from cellctl.status import node_statuses
 from metastore.coordination.interface import Compare, Delete, Op, Put
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.history import generation_of
@@ -27,12 +27,12 @@ POLL_S = 0.1
 
 
 def survivors(
-    p: int, members: tuple[tuple[str, str], ...], views: dict[str, dict[str, Any] | None]
+    p: int, members: tuple[tuple[str, str], ...], statuses: dict[str, dict[str, Any] | None]
 ) -> dict[str, dict[str, Any]]:
     """Member -> what it says of its replica, of those that answer with the store they are named by."""
     found: dict[str, dict[str, Any]] = {}
     for name, store in members:
-        view = views.get(name)
+        view = statuses.get(name)
         if view is not None and view["store_id"] == store:
             for part in view["partitions"]:
                 if part["id"] == p:
@@ -49,13 +49,13 @@ def longest(parts: dict[str, dict[str, Any]]) -> str:
 
 
 def split_off(
-    p: int, configs: Mapping[int, tuple[str, ConfigRecord]], views: dict[str, dict[str, Any] | None]
+    p: int, configs: Mapping[int, tuple[str, ConfigRecord]], statuses: dict[str, dict[str, Any] | None]
 ) -> dict[int, tuple[int, int]]:
     """Child -> (epoch, index) of the entry of partition ``p`` that split it off (R18): by etcd's records, and by what any
     node says that has a copy of a child which etcd does not know yet."""
     parents = {
         part["id"]: part["parent"]
-        for view in views.values()
+        for view in statuses.values()
         for part in (view["partitions"] if view else [])
         if part["parent"] is not None
     }
@@ -63,32 +63,32 @@ def split_off(
     return {child: (epoch, index) for child, (parent, epoch, index) in parents.items() if parent == p}
 
 
-def check_heir(
+def check_target(
     p: int,
     config: ConfigRecord,
-    heir: str,
+    target: str,
     parts: dict[str, dict[str, Any]],
     children: Mapping[int, tuple[int, int]],
 ) -> None:
-    """Raises InvalidRequest when ``heir`` cannot go on alone. An entry that split the partition is not undone (R18): routers,
+    """Raises InvalidRequest when ``target`` cannot go on alone. An entry that split the partition is not undone (R18): routers,
     clients and nodes have parted with what is above the point for good, and the child may have acknowledged writes since.
     A log that ends before it would go on with rows that are the child's; one that has it carries it out. Nor does a
     child go on from a replica that has nothing of what it began with."""
-    position = _position(parts[heir])
-    at = f"{heir}'s log ends at entry {position[1]} of epoch {epoch_text(position[0])}"
+    position = _position(parts[target])
+    at = f"{target}'s log ends at entry {position[1]} of epoch {epoch_text(position[0])}"
     lost = ", ".join(sorted(n for n, _ in config.members() if n not in parts)) or "the others"
     way_out = (
         f"start one of the nodes that have it ({lost} may), or restore a snapshot into a new cluster: "
         "cellctl snapshot restore"
     )
-    if parts[heir]["damaged"]:
+    if parts[target]["damaged"]:
         raise InvalidRequest(
-            f"partition {p}: the copy on {heir} is damaged ({parts[heir]['damaged']}), and could be rebuilt from "
+            f"partition {p}: the copy on {target} is damaged ({parts[target]['damaged']}), and could be rebuilt from "
             f"another one only; {way_out}"
         )
     if config.parent is not None and position < config.parent[1:]:
         raise InvalidRequest(
-            f"partition {p} was split off partition {config.parent[0]}, and {heir} has nothing of what it began with: "
+            f"partition {p} was split off partition {config.parent[0]}, and {target} has nothing of what it began with: "
             f"{at}, before entry {config.parent[2]} of epoch {epoch_text(config.parent[1])}; {way_out}"
         )
     for child, entry in sorted(children.items()):
@@ -118,8 +118,8 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
     if number not in records.configs and not records.bad:
         raise Unavailable(f"etcd has no record of partition {number} yet: it is being split off; look again")
     cell, config = records.config(number)
-    views = node_views(table)
-    parts = survivors(number, config.members(), views)
+    statuses = node_statuses(table)
+    parts = survivors(number, config.members(), statuses)
     lost = [name for name, _ in config.members() if name not in parts]
     if any(part["role"] == "active" and part["health"] == "ok" for part in parts.values()):
         raise InvalidRequest(
@@ -135,18 +135,18 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
             f"partition {number}: {', '.join(sorted(parts))} are a majority and elect a leader by themselves, without "
             f"any loss; see: cellctl history {number}"
         )
-    heir = to or longest(parts)
-    if heir not in parts:
-        raise InvalidRequest(f"{heir} holds no replica that answers; there are {', '.join(sorted(parts))}")
+    target = to or longest(parts)
+    if target not in parts:
+        raise InvalidRequest(f"{target} holds no replica that answers; there are {', '.join(sorted(parts))}")
     best = longest(parts)
-    check_heir(number, config, heir, parts, split_off(number, records.configs, views))
+    check_target(number, config, target, parts, split_off(number, records.configs, statuses))
     note(
-        f"partition {number} would go on with {heir} alone, whose log ends at entry {parts[heir]['last_index']} of epoch "
-        f"{epoch_text(parts[heir]['last_epoch'])}.\n"
+        f"partition {number} would go on with {target} alone, whose log ends at entry {parts[target]['last_index']} of epoch "
+        f"{epoch_text(parts[target]['last_epoch'])}.\n"
         f"Acknowledged writes that only {', '.join(lost)} hold would be lost: up to the last ones before these were. "
         + (
-            f"{best} has more than {heir}.\n"
-            if best != heir and _position(parts[best]) > _position(parts[heir])
+            f"{best} has more than {target}.\n"
+            if best != target and _position(parts[best]) > _position(parts[target])
             else "\n"
         )
         + f"What {', '.join(lost)} hold of it is deleted when they come back. It begins a new generation of versions: ETags, "
@@ -167,11 +167,15 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
         changed = Unavailable(f"partition {number} has changed meanwhile; look again")
         if known is None or ConfigRecord.from_json(known.value) != config:
             raise changed
-        member = next(m for m in config.members() if m[0] == heir)
+        member = next(m for m in config.members() if m[0] == target)
         epoch = first_epoch(term_of(config.epoch) + 1)
-        new = replace(config, epoch=epoch, leader=heir, replicas=(member,), joint=None, generation=generation)
+        new = replace(
+            config, epoch=epoch, leader=target, replicas=(member,), joint=None, generation=generation
+        )
         cause = f"cellctl failover --force, without {', '.join(lost)}"
-        event = HistoryRecord(number, epoch, cell, heir, (heir,), "forced", cause, int(time.time() * 1000))
+        event = HistoryRecord(
+            number, epoch, cell, target, (target,), "forced", cause, int(time.time() * 1000)
+        )
         ops: list[Op] = [
             Put(key, new.to_json()),
             Delete(layout.leader(cell, number)),
@@ -185,18 +189,22 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
     epoch = operate(where, forced)
     deadline = time.monotonic() + where.timeout_s
     while True:
-        view = node_views(table).get(heir)
+        view = node_statuses(table).get(target)
         mine = [part for part in view["partitions"] if part["id"] == number] if view else []
         if mine and mine[0]["role"] == "active" and mine[0]["epoch"] >= epoch:
             break
         if time.monotonic() > deadline:
             raise Unavailable(
-                f"{heir} is named leader of partition {number} and does not serve yet; see its log"
+                f"{target} is named leader of partition {number} and does not serve yet; see its log"
             )
         time.sleep(POLL_S)
     if output != "table":
-        print_data(output, {"partition": number, "leader": heir, "epoch": mine[0]["epoch"], "without": lost})
-    note(f"partition {number} is led by {heir} alone; next: cellctl partition move {number} --to three nodes")
+        print_data(
+            output, {"partition": number, "leader": target, "epoch": mine[0]["epoch"], "without": lost}
+        )
+    note(
+        f"partition {number} is led by {target} alone; next: cellctl partition move {number} --to three nodes"
+    )
     note(
         f"locks in other partitions whose tokens fence writes here are refused until theirs begin generation {generation} "
         "too: cellctl partition new-generation PARTITIONS"

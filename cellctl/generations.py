@@ -13,7 +13,7 @@ from cellctl.operate import Operator
 from cellctl.output import note
 from cellctl.rebalance import operate
 from cellctl.records import Records
-from cellctl.status import node_views, partition_rows
+from cellctl.status import node_statuses, partition_rows
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.history import MAX_GENERATIONS, generation_of
 from metastore.layout import ConfigRecord
@@ -24,7 +24,7 @@ POLL_S = 0.2
 def known_generations(where: Where, records: Records) -> dict[int, int]:
     """Partition -> the generation that its record and its replicas know of, the higher one."""
     found = {p: config.generation for p, (_, config) in records.configs.items()}
-    for view in node_views(topology(where)).values():
+    for view in node_statuses(topology(where)).values():
         for part in view["partitions"] if view else []:
             found[part["id"]] = max(found.get(part["id"], 0), generation_of(part["version"]))
     return found
@@ -103,7 +103,7 @@ def _not_yet(where: Where, partitions: frozenset[int], generation: int) -> list[
     """Those that have not begun it, or whose leader knows of a child that etcd does not know yet: what was split off
     before the leader began the generation is not in it, and is found in etcd once the leader knows of no such child."""
     table = topology(where)
-    rows = {row["id"]: row for row in partition_rows(table, node_views(table))}
+    rows = {row["id"]: row for row in partition_rows(table, node_statuses(table))}
     return [
         p
         for p in sorted(partitions)

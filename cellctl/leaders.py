@@ -12,7 +12,7 @@ import click
 from cellctl.connect import Where, cluster_options, http_url, topology, unknown, unknown_partition
 from cellctl.http_client import fetch_json
 from cellctl.output import note, output_option, print_data, print_table, say
-from cellctl.status import node_views, partition_rows
+from cellctl.status import node_statuses, partition_rows
 from metastore.errors import InvalidRequest, MetastoreError, Unavailable
 from metastore.logs import epoch_text
 from metastore.topology import TopologyTable
@@ -63,7 +63,7 @@ def switchover(where: Where, output: str, node: str | None, to: str, partitions:
     if bool(partitions) == bool(node):
         raise InvalidRequest("give partitions, or --node NODE for all that it leads")
     table = topology(where)
-    rows = {row["id"]: row for row in partition_rows(table, node_views(table))}
+    rows = {row["id"]: row for row in partition_rows(table, node_statuses(table))}
     for p in partitions:
         if p not in rows:
             raise unknown_partition(p, table.partitions)
@@ -168,7 +168,7 @@ def verify(where: Where, output: str, partitions: tuple[int, ...]) -> None:
 def topology_(where: Where, output: str) -> None:
     """Cells, their nodes, and what each leads and follows. Example: cellctl topology"""
     table = topology(where)
-    rows = partition_rows(table, node_views(table))
+    rows = partition_rows(table, node_statuses(table))
     cells: dict[str, dict[str, dict[str, list[int]]]] = {}
     for name, record in sorted(table.nodes.items()):
         cells.setdefault(record.cell, {})[name] = {"leads": [], "follows": []}

@@ -11,7 +11,7 @@ from cellctl.connect import Where, cluster_options, topology, unknown_partition,
 from cellctl.operate import Operator
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.rebalance import operate, wait_until_done
-from cellctl.status import node_views, partition_rows
+from cellctl.status import node_statuses, partition_rows
 from metastore.errors import InvalidRequest
 
 SPLIT_POLL_S = 0.1
@@ -29,14 +29,14 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 def show(where: Where, output: str, number: int) -> None:
     """One partition: each replica's role, epoch, log and records. Example: cellctl partition show 3"""
     table = topology(where)
-    views = node_views(table)
-    found = [row for row in partition_rows(table, views) if row["id"] == number]
+    statuses = node_statuses(table)
+    found = [row for row in partition_rows(table, statuses) if row["id"] == number]
     if not found:
         raise unknown_partition(number, table.partitions)
     row = found[0]
     replicas = []
     for name in row["replicas"]:
-        view = views.get(name)
+        view = statuses.get(name)
         mine = [p for p in view["partitions"] if p["id"] == number] if view else []
         replicas.append(
             {"node": name, "state": "away" if view is None else "up", **(mine[0] if mine else {})}
@@ -116,7 +116,7 @@ def split(where: Where, at: str | None, wait: bool, yes: bool, number: int) -> N
     deadline = time.monotonic() + where.timeout_s
     while True:
         table = topology(where)
-        rows = {row["id"]: row for row in partition_rows(table, node_views(table))}
+        rows = {row["id"]: row for row in partition_rows(table, node_statuses(table))}
         if wanted.child in rows and all(rows[p]["leader"] for p in (number, wanted.child)):
             note(f"done: {wanted.child} is led by {rows[wanted.child]['leader']}")
             return

@@ -25,7 +25,7 @@ from cellctl.operate import Operator
 from cellctl.output import note, output_option, print_data, print_table, say
 from cellctl.plan import Balance, By, Plan, make_plan, moves_from_plain, to_plain
 from cellctl.records import Records
-from cellctl.status import node_views
+from cellctl.status import node_statuses
 from metastore.config import NodeConfig
 from metastore.decoding import Undecodable, read_json_file
 from metastore.errors import CoordinationUnavailable, InvalidRequest
@@ -42,7 +42,7 @@ def operate(where: Where, work: Callable[[Operator], Awaitable[T]]) -> T:
 def measured(where: Where) -> dict[int, tuple[int, float]]:
     """Partition -> (bytes, operations per second), from the leaders."""
     found: dict[int, tuple[int, float]] = {}
-    for view in node_views(topology(where)).values():
+    for view in node_statuses(topology(where)).values():
         for part in view["partitions"] if view else []:
             if part["role"] == "active":
                 found[part["id"]] = int(part["bytes"]), float(part.get("operations", 0.0))
@@ -185,13 +185,13 @@ def left_s(learners: Iterable[dict[str, int]]) -> int | None:
     return round(max(left)) if left else None
 
 
-def move_rows(records: Records, views: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+def move_rows(records: Records, statuses: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
     """One row a move: where it stands, as its leader says."""
     rows = []
     for p, (move, _) in sorted(records.moves.items()):
         cell, config = records.configs[p]
         state, learners = "waiting for a leader", {}
-        for view in views.values():
+        for view in statuses.values():
             for part in view["partitions"] if view else []:
                 if part["id"] == p and part["role"] in ("active", "resigning", "resigned"):
                     state, learners = part["move"], part["learners"]
@@ -226,7 +226,7 @@ def status(where: Where, output: str, watch: bool) -> None:
     """
     while True:
         records = operate(where, lambda o: o.records())
-        rows = move_rows(records, node_views(topology(where)))
+        rows = move_rows(records, node_statuses(topology(where)))
         if not watch or not rows:
             break
         if sys.stdout.isatty():
@@ -431,8 +431,8 @@ def node_add(where: Where, cell_name: str, rpc: str, http: str, data_dir: str, z
     for address in (rpc, http):
         if address in taken:
             raise InvalidRequest(f"{address} is the address of node {taken[address]}")
-    views = [v for v in node_views(table).values() if v is not None and v["cell"] == cell_name]
-    shared = views[0]["settings"] if views else {}
+    statuses = [v for v in node_statuses(table).values() if v is not None and v["cell"] == cell_name]
+    shared = statuses[0]["settings"] if statuses else {}
     config = NodeConfig(
         cluster=table.cluster,
         cell=cell_name,

@@ -16,7 +16,7 @@ from metastore.logs import epoch_text
 from metastore.topology import Placement, TopologyTable
 
 
-def node_views(table: TopologyTable) -> dict[str, dict[str, Any] | None]:
+def node_statuses(table: TopologyTable) -> dict[str, dict[str, Any] | None]:
     """Every node's own view, None for those that do not answer."""
 
     def ask(url: str) -> dict[str, Any] | None:
@@ -30,13 +30,13 @@ def node_views(table: TopologyTable) -> dict[str, dict[str, Any] | None]:
 
 
 def missing_replicas(
-    table: TopologyTable, placement: Placement, views: dict[str, dict[str, Any] | None]
+    table: TopologyTable, placement: Placement, statuses: dict[str, dict[str, Any] | None]
 ) -> list[str]:
     """Replicas whose node has another store than the member's, or one that is refused (R13): health counts
     stores, not names."""
     found = set(table.missing(placement))
     for node, store in zip(placement.replicas, placement.stores, strict=False):
-        view = views.get(node)
+        view = statuses.get(node)
         if view is not None and (view["store_id"] != store or view["identity"]["state"] == "refused"):
             found.add(node)
     return sorted(found)
@@ -47,14 +47,14 @@ def replica_text(row: dict[str, Any], node: str) -> str:
     return f"{node}(down)" if node in row["down"] else f"{node}(missing)" if node in row["missing"] else node
 
 
-def partition_rows(table: TopologyTable, views: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+def partition_rows(table: TopologyTable, statuses: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
     """One row per partition, from the nodes that answer; the highest epoch's word counts."""
     rows = []
     for placement in table.in_order():
         best: dict[str, Any] | None = None
-        missing = missing_replicas(table, placement, views)
+        missing = missing_replicas(table, placement, statuses)
         for node in placement.replicas:
-            view = views.get(node) if node not in missing else None
+            view = statuses.get(node) if node not in missing else None
             for part in view["partitions"] if view else []:
                 if part["id"] == placement.id:
                     rank = (part["epoch"], part["role"] == "active")
@@ -62,7 +62,7 @@ def partition_rows(table: TopologyTable, views: dict[str, dict[str, Any] | None]
                         best = part
         active = best is not None and best["role"] == "active"
         lag = dict(best["lag"]) if best and active else {}
-        down = [n for n in placement.replicas if views.get(n) is None]
+        down = [n for n in placement.replicas if statuses.get(n) is None]
         leader = best["leader"] if best else placement.leader
         if best is None or leader in down or not active:
             health = "no leader"
@@ -121,11 +121,11 @@ def etcd_state(etcd: dict[str, Any]) -> str:
 def status(where: Where, output: str) -> None:
     """Nodes and cells at a glance. Example: cellctl status -o json"""
     table = topology(where)
-    views = node_views(table)
-    rows = partition_rows(table, views)
+    statuses = node_statuses(table)
+    rows = partition_rows(table, statuses)
     nodes = []
     for name, record in sorted(table.nodes.items()):
-        view = views[name]
+        view = statuses[name]
         parts = view["partitions"] if view else []
         nodes.append(
             {
@@ -164,13 +164,14 @@ def status(where: Where, output: str) -> None:
         say(f"\n{healthy} of {len(rows)} partitions healthy" + ("" if healthy == len(rows) else ":"))
         if healthy != len(rows):
             _print_partitions([row for row in rows if row["health"] != "ok"])
-        for name, view in views.items():
+        for name, view in statuses.items():
             if view and view["etcd"]["untrusted"]:
                 say(
                     f"{name} distrusts etcd, because {view['etcd']['untrusted']}; see: cellctl control rebuild"
                 )
         bad = max(
-            (view["etcd"].get("records", {}).get("bad_now", 0) for view in views.values() if view), default=0
+            (view["etcd"].get("records", {}).get("bad_now", 0) for view in statuses.values() if view),
+            default=0,
         )
         if bad:
             say(f"{bad} records in etcd make no sense; cellctl doctor names them")
@@ -191,7 +192,7 @@ def partition() -> None:
 def list_(where: Where, output: str) -> None:
     """Every partition. Example: cellctl partition list"""
     table = topology(where)
-    rows = partition_rows(table, node_views(table))
+    rows = partition_rows(table, node_statuses(table))
     if output != "table":
         print_data(output, rows)
     else:
@@ -207,7 +208,7 @@ def locate(where: Where, output: str, namespace: str, key: str) -> None:
     """Where a key lives. Example: cellctl partition locate -n files usr/share/doc/bash"""
     table = topology(where)
     placement = table.route(storage_key(namespace, key))
-    rows = [row for row in partition_rows(table, node_views(table)) if row["id"] == placement.id]
+    rows = [row for row in partition_rows(table, node_statuses(table)) if row["id"] == placement.id]
     if output != "table":
         print_data(output, rows[0])
     else:

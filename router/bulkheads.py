@@ -3,12 +3,12 @@
 Four things are counted: requests under way, operations under way (per cell), bytes of bodies and
 answers in memory, and watches (in all and per cell). Beyond a bound the answer is 503 at once and
 costs nothing, so whatever ten thousand clients do, memory stays below a figure known beforehand, and
-a cell that is dead or slow uses up its own share and no more.
+a cell that is dead or slow uses up its own quota and no more.
 
-Operations to one partition are sent a window at a time; the others stand in line. So when everybody
-comes at once, or a partition is between two leaders, what is tried and tried again is a window and
-not all there is, and other partitions' operations are not behind it. Who has stood in line for most
-of its time is told to come again while there is time left to say so.
+Operations to one partition are sent a window at a time; the others wait in the partition's queue. So when everybody
+comes at once, or a partition is between two leaders, only a window of operations is retried, and the operations of
+other partitions do not wait behind it. An operation that has waited for most of its time is refused with Overloaded while
+there is time left to answer.
 
 A request holds bytes from when its body comes in until its answer has left for the socket: a client
 that reads or writes slowly holds what it has caused and nobody else's. The large ones leave a part of
@@ -39,9 +39,9 @@ SMALL_BYTES = 64 << 10
 LARGE_PART = 0.75
 #: the part of ``max_held_mib`` that answers which are being taken may hold
 TAKEN_PART = 0.5
-#: operations to one partition that are under way at a time; the next ones stand in line
+#: operations to one partition that are under way at a time; the next ones wait in the queue
 WINDOW = 256
-#: the part of its time that an operation may stand in line
+#: the part of its time that an operation may wait in the queue
 PATIENCE = 0.8
 #: when to come again, in seconds: apart from the others
 RETRY_S = (1.0, 3.0)
@@ -49,8 +49,8 @@ RETRY_S = (1.0, 3.0)
 Ask = Callable[[], Awaitable[list[Any]]]
 
 
-class Share:
-    """What is held of one cell."""
+class CellQuota:
+    """How much of its quota one cell uses."""
 
     __slots__ = ("bytes", "ops", "watches")
 
@@ -68,86 +68,94 @@ class Bulkheads:
         self.requests = 0
         self.bytes = 0
         self.watches = 0
-        self.cells: dict[str, Share] = {}
+        self.cells: dict[str, CellQuota] = {}
         #: bound -> how often it was met
         self.refused: dict[str, int] = {}
 
     def refuse(self, bound: str, text: str, **detail: Any) -> Overloaded:
-        """The error for who meets a bound; counted."""
+        """The error of a request that exceeds a bound; counted."""
         self.refused[bound] = self.refused.get(bound, 0) + 1
         return Overloaded(f"{text} ({bound})", retry_after_s=random.uniform(*RETRY_S), **detail)
 
-    def share(self, cell: str) -> Share:
+    def quota(self, cell: str) -> CellQuota:
         found = self.cells.get(cell)
         if found is None:
-            found = self.cells[cell] = Share()
+            found = self.cells[cell] = CellQuota()
         return found
 
     @property
     def full(self) -> bool:
-        """Whether no further request is taken now; counts who asks in vain."""
+        """Whether no further request is accepted now; counts the refusal."""
         if self.requests < self.config.max_inflight:
             return False
         self.refused["max_inflight"] = self.refused.get("max_inflight", 0) + 1
         return True
 
-    def request(self) -> Hold:
+    def request(self) -> Reservation:
         """A request from its headers to the end of its answer, for which its hold is entered. Raises
         Overloaded."""
         if self.requests >= self.config.max_inflight:
-            raise self.refuse("max_inflight", f"{self.requests} requests are under way, the limit")
-        return Hold(self, counted=True)
+            raise self.refuse(
+                "max_inflight",
+                f"{self.requests} requests are under way, the limit of this router; retry, or raise the setting",
+            )
+        return Reservation(self, counted=True)
 
-    def begin(self, cell: str, size: int) -> Share:
-        """An operation of ``size`` bytes is to be sent to a cell: the share that it takes from, until ``end``.
+    def begin(self, cell: str, size: int) -> CellQuota:
+        """An operation of ``size`` bytes is to be sent to a cell: the quota that it counts against, until ``end``.
         Raises Overloaded."""
-        share, config = self.share(cell), self.config
-        if share.ops >= config.max_inflight_per_cell:
+        quota, config = self.quota(cell), self.config
+        if quota.ops >= config.max_inflight_per_cell:
             raise self.refuse(
                 "max_inflight_per_cell",
-                f"{share.ops} operations to cell {cell} are under way, the limit",
+                f"{quota.ops} operations to cell {cell} are under way, the limit for one cell: the cell is slow or down, or the setting is too low",
                 cell=cell,
             )
-        if share.bytes + size > config.max_cell_mib * MIB:
+        if quota.bytes + size > config.max_cell_mib * MIB:
             raise self.refuse(
-                "max_cell_mib", f"{share.bytes} bytes wait for cell {cell}, the limit", cell=cell
+                "max_cell_mib",
+                f"{quota.bytes} bytes are on their way to cell {cell}, and {size} more are over the limit of {config.max_cell_mib} MiB: the cell is slow or down, or the setting is too low",
+                cell=cell,
             )
-        share.ops += 1
-        share.bytes += size
-        return share
+        quota.ops += 1
+        quota.bytes += size
+        return quota
 
     @staticmethod
-    def end(share: Share, size: int) -> None:
-        share.ops -= 1
-        share.bytes -= size
+    def end(quota: CellQuota, size: int) -> None:
+        quota.ops -= 1
+        quota.bytes -= size
 
     @contextlib.contextmanager
     def watch(self, cells: set[str]) -> Iterator[None]:
         """A watch that follows partitions of ``cells``. Raises Overloaded."""
         config = self.config
         if self.watches >= config.max_watches:
-            raise self.refuse("max_watches", f"{self.watches} watches are open, the limit")
-        shares = [self.share(cell) for cell in sorted(cells)]
-        for cell, share in zip(sorted(cells), shares, strict=True):
-            if share.watches >= config.max_watches_per_cell:
+            raise self.refuse(
+                "max_watches",
+                f"{self.watches} watches are open, the limit of this router; close some, or raise the setting",
+            )
+        quotas = [self.quota(cell) for cell in sorted(cells)]
+        for cell, quota in zip(sorted(cells), quotas, strict=True):
+            if quota.watches >= config.max_watches_per_cell:
                 raise self.refuse(
                     "max_watches_per_cell",
-                    f"{share.watches} watches of cell {cell} are open, the limit",
+                    f"{quota.watches} watches of cell {cell} are open, the limit for one cell; close some, or raise the setting",
                     cell=cell,
                 )
         self.watches += 1
-        for share in shares:
-            share.watches += 1
+        for quota in quotas:
+            quota.watches += 1
         try:
             yield
         finally:
             self.watches -= 1
-            for share in shares:
-                share.watches -= 1
+            for quota in quotas:
+                quota.watches -= 1
 
 
-class Line:
-    """Who may send to one partition now, and who comes next."""
+class PartitionQueue:
+    """The operations that may be sent to one partition now, and those that wait for their turn."""
 
     __slots__ = ("active", "waiting")
 
@@ -187,8 +195,8 @@ class Line:
         self.active -= 1
 
 
-class Hold:
-    """The bytes that one request holds, while it is entered. ``counted``: so is the request."""
+class Reservation:
+    """The bytes that one request holds while it is entered. ``counted``: the request itself counts too."""
 
     __slots__ = ("_all", "_counted", "bytes")
 
@@ -198,7 +206,7 @@ class Hold:
         self.bytes = 0
 
     def take(self, size: int) -> None:
-        """Hold ``size`` bytes more. Raises Overloaded when the router holds too many."""
+        """Reserve ``size`` bytes more. Raises Overloaded when the router holds too many."""
         self.look(size)
         self.force(size)
 
@@ -211,12 +219,12 @@ class Hold:
         if bulkheads.bytes + size > bound:
             raise bulkheads.refuse(
                 "max_held_mib",
-                f"bodies and answers of {bulkheads.bytes} bytes are in memory; "
-                f"the limit for one of {self.bytes + size} is {bound}",
+                f"bodies and answers of {bulkheads.bytes} bytes are in memory: with "
+                f"{self.bytes + size} bytes of this request they would be over the limit of {bound}; retry, or raise the setting",
             )
 
     def force(self, size: int) -> None:
-        """Hold what is there anyway and cannot be dropped, such as the answer to a write."""
+        """Reserve what is there anyway and cannot be dropped, such as the answer to a write."""
         self._all.bytes += size
         self.bytes += size
 
@@ -224,7 +232,7 @@ class Hold:
         self._all.bytes -= self.bytes
         self.bytes = 0
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> Reservation:
         self._all.requests += self._counted
         return self
 
@@ -236,7 +244,7 @@ class Hold:
 
 
 class CellDispatcher(Dispatcher):
-    """A dispatcher all of whose operations count against the share of the cell they go to: those of
+    """A dispatcher all of whose operations count against the quota of the cell they go to: those of
     listings, batches, transactions and relayed ones like single ones."""
 
     def __init__(self, config: RouterConfig, bulkheads: Bulkheads, election_patience_s: float) -> None:
@@ -244,7 +252,7 @@ class CellDispatcher(Dispatcher):
             list(config.nodes), config.cluster, name="router", election_patience_s=election_patience_s
         )
         self.bulkheads = bulkheads
-        self._lines: dict[int, Line] = {}
+        self._queues: dict[int, PartitionQueue] = {}
         self._loop = asyncio.get_running_loop()
 
     def cell_of(self, lkey: bytes) -> str:
@@ -252,31 +260,33 @@ class CellDispatcher(Dispatcher):
         return self.table.route(lkey).cell if self.table.complete else ""
 
     async def _in_turn(self, lkey: bytes, size: int, until: float, ask: Ask) -> list[Any]:
-        """``ask`` within the share of its cell and the line of its partition."""
+        """``ask`` within the quota of its cell and the queue of its partition."""
         if not self.table.complete:
             await self.ready(until)
         placement = self.table.route(lkey)
-        share = self.bulkheads.begin(placement.cell, size)
+        quota = self.bulkheads.begin(placement.cell, size)
         try:
-            line = self._lines.get(placement.id)
-            if line is None:
-                line = self._lines[placement.id] = Line()
+            queue = self._queues.get(placement.id)
+            if queue is None:
+                queue = self._queues[placement.id] = PartitionQueue()
             now = self._loop.time()
-            if not line.try_enter() and not await line.wait(now + (until - now) * PATIENCE):
+            if not queue.try_enter() and not await queue.wait(now + (until - now) * PATIENCE):
                 raise self.bulkheads.refuse(
-                    "line", f"too many operations wait for partition {placement.id}", cell=placement.cell
+                    "queue",
+                    f"{WINDOW} operations to partition {placement.id} are under way, and this one waited {PATIENCE:.0%} of its time: the partition is slow or has no leader",
+                    cell=placement.cell,
                 )
             try:
                 return await ask()
             finally:
-                line.leave()
+                queue.leave()
         finally:
-            self.bulkheads.end(share, size)
+            self.bulkheads.end(quota, size)
 
     @property
     def waiting(self) -> int:
-        """Operations that stand in line."""
-        return sum(len(line.waiting) for line in self._lines.values())
+        """Operations that wait in a partition's queue."""
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
     async def read(self, op: Op, lkey: bytes, until: float) -> list[Any]:
         ask = partial(super().read, op, lkey, until)

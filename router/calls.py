@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from metastore.decoding import MAX_ITEMS, TooMany, Undecodable, load_json, unpack_body
 from metastore.errors import DeadlineExceeded, InvalidRequest, ProtocolError, TooLarge
 from router.api.operation import Operation
-from router.bulkheads import Hold
+from router.bulkheads import Reservation
 from router.errors import (
     ExpectationFailed,
     MalformedHttp,
@@ -94,7 +94,7 @@ class Call:
     """See the module. ``values``: parameter -> value, by ``Param.key``; ``until``: the loop time by
     which the answer is due."""
 
-    __slots__ = ("began", "hold", "operation", "request", "until", "values", "write_timeout_s")
+    __slots__ = ("began", "operation", "request", "reservation", "until", "values", "write_timeout_s")
 
     def __init__(
         self,
@@ -102,14 +102,14 @@ class Call:
         operation: Operation,
         parts: list[str],
         raw_query: str,
-        hold: Hold,
+        reservation: Reservation,
         deadline_s: float,
         write_timeout_s: float = 30.0,
     ) -> None:
         """Raises InvalidRequest, TooLarge."""
         self.request = request
         self.operation = operation
-        self.hold = hold
+        self.reservation = reservation
         self.write_timeout_s = write_timeout_s
         values: dict[str, Any] = {}
         self.values = values
@@ -162,13 +162,13 @@ class Call:
         if length is not None and length > declared.limit:
             raise TooLarge(f"a body of {length} bytes is over the limit of {declared.limit} bytes")
         if length:
-            self.hold.look(length)  # else it would be refused when most of it is here
+            self.reservation.look(length)  # else it would be refused when most of it is here
         await self._expected()
         if request.content.is_eof() and request.content.exception() is None:
             # all of it is here already, as small ones are
             data = request.content.read_nowait()
             if len(data) <= declared.limit:
-                self.hold.take(len(data))
+                self.reservation.take(len(data))
                 return data
             raise TooLarge(f"the body is over the limit of {declared.limit} bytes")
         chunks: list[bytes] = []
@@ -179,7 +179,7 @@ class Call:
                     size += len(chunk)
                     if size > declared.limit:
                         raise TooLarge(f"the body is over the limit of {declared.limit} bytes")
-                    self.hold.take(len(chunk))
+                    self.reservation.take(len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
             raise InvalidRequest(f"the body did not arrive within {self.write_timeout_s} s") from None

@@ -21,18 +21,18 @@ from metastore.errors import MetastoreError
 from metastore.web import Connection
 from router.api.operation import Operation
 from router.api.operations import OPERATIONS
-from router.bulkheads import Bulkheads, CellDispatcher, Hold
+from router.batch_and_txn import BatchAndTxn
+from router.bulkheads import Bulkheads, CellDispatcher, Reservation
 from router.calls import Call, Handler, Routes
 from router.errors import MethodNotAllowed
-from router.figures import Figures
 from router.health import Health
 from router.idempotency import refused, was_sent_before
+from router.metrics import Metrics
 from router.namespaces import Namespaces
 from router.problems import internal, problem
 from router.records import Records
 from router.rpc import Rpc
-from router.server import Door, HttpServer
-from router.several import Several
+from router.server import HttpServer, LoadShedder
 from router.streams import Streams
 
 log = logging.getLogger("router")
@@ -54,22 +54,22 @@ class Gateway:
         self.dispatcher = dispatcher
         self.bulkheads: Bulkheads = dispatcher.bulkheads
         self.server = HttpServer(self.answer, config)
-        self.figures = Figures(self.bulkheads, dispatcher, lambda: len(self.server))
+        self.metrics = Metrics(self.bulkheads, dispatcher, lambda: len(self.server))
         self.routes = Routes(OPERATIONS)
-        self.door = Door(config.max_inflight)
+        self.load_shedder = LoadShedder(config.max_inflight)
         self.streams = Streams(config, dispatcher)
-        self.health = Health(dispatcher, self.figures)
+        self.health = Health(dispatcher, self.metrics)
         self.namespaces = Namespaces(dispatcher, admin)
         self.closing = False
         #: answers on their way to the socket -> when that has taken too long
         self._sending: dict[int, tuple[web.BaseRequest, float]] = {}
         self._loop = asyncio.get_running_loop()
         self._cutter = self._loop.create_task(self._cut_off())
-        records, several = Records(dispatcher), Several(dispatcher)
+        records, batch_and_txn = Records(dispatcher), BatchAndTxn(dispatcher)
         self.handlers: dict[str, Handler] = {
             **records.handlers(),
-            "batch": several.batch,
-            "txn": several.txn,
+            "batch": batch_and_txn.batch,
+            "txn": batch_and_txn.txn,
             "watch": self.streams.watch,
             "listNamespaces": self.namespaces.list,
             "getNamespace": self.namespaces.get,
@@ -93,7 +93,7 @@ class Gateway:
         name, response = "none", None
         try:
             if self.bulkheads.full and request.raw_path.startswith(BOUNDED):
-                response = await self._send(request, self.door.refusal(was_sent_before(request)))
+                response = await self._send(request, self.load_shedder.refusal(was_sent_before(request)))
                 return response
             try:
                 op, parts, query = self.routes.find(request.method, request.raw_path)
@@ -108,7 +108,7 @@ class Gateway:
             return response
         finally:
             status = response.status if response is not None else 499  # the client went away
-            self.figures.done(name, status, time.perf_counter() - began)
+            self.metrics.done(name, status, time.perf_counter() - began)
 
     @staticmethod
     def _options(request: web.BaseRequest, error: MethodNotAllowed) -> web.Response | None:
@@ -120,21 +120,21 @@ class Gateway:
         self, request: web.BaseRequest, op: Operation, parts: list[str], query: str
     ) -> web.StreamResponse:
         try:
-            admission = self.bulkheads.request() if op.admitted else Hold(self.bulkheads)
-            with admission as hold:
-                response = await self._handled(request, op, parts, query, hold)
+            admission = self.bulkheads.request() if op.admitted else Reservation(self.bulkheads)
+            with admission as reservation:
+                response = await self._handled(request, op, parts, query, reservation)
                 return await self._send(request, response)
         except MetastoreError as e:  # not admitted
             return await self._send(request, problem(refused(e, request)))
 
     async def _handled(
-        self, request: web.BaseRequest, op: Operation, parts: list[str], query: str, hold: Hold
+        self, request: web.BaseRequest, op: Operation, parts: list[str], query: str, reservation: Reservation
     ) -> web.StreamResponse:
         config = self.config
         deadline_s = NAMESPACE_DEADLINE_S if op.id in SLOW_OPERATIONS else config.deadline_s
         key: str | None = None
         try:
-            call = Call(request, op, parts, query, hold, deadline_s, config.write_timeout_s)
+            call = Call(request, op, parts, query, reservation, deadline_s, config.write_timeout_s)
             key = call.values.get("key")
             return await self.handlers[op.id](call)
         except MetastoreError as e:

@@ -15,7 +15,7 @@ from router.api.operations import OPERATIONS
 from router.api.page import CONTENT_SECURITY_POLICY, page
 from router.bulkheads import CellDispatcher
 from router.calls import Call
-from router.figures import Figures
+from router.metrics import Metrics
 from router.problems import problem_body
 from router.records import json_response
 
@@ -26,9 +26,9 @@ PROBE_S = 1.0
 class Health:
     """See the module. ``draining``: the router is stopping, and says so to load balancers."""
 
-    def __init__(self, dispatcher: CellDispatcher, figures: Figures) -> None:
+    def __init__(self, dispatcher: CellDispatcher, metrics: Metrics) -> None:
         self.dispatcher = dispatcher
-        self.figures = figures
+        self._metrics = metrics
         self.draining = False
         self._document = orjson.dumps(document(OPERATIONS))
         self._page = page(OPERATIONS).encode()
@@ -66,7 +66,7 @@ class Health:
         return True
 
     async def metrics(self, call: Call) -> web.Response:
-        return web.Response(body=self.figures.text(), headers={"Content-Type": self.figures.content_type})
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": self._metrics.content_type})
 
     async def openapi(self, call: Call) -> web.Response:
         return web.Response(body=self._document, content_type="application/json")

@@ -145,7 +145,7 @@ class Records:
         error = await with_current(error, ns, call["key"], call.left_s)
         held = error.detail.get("current") or error.detail.get("record")
         if held is not None:
-            call.hold.force(len(held if isinstance(held, bytes) else held.value))
+            call.reservation.force(len(held if isinstance(held, bytes) else held.value))
         return error
 
     # --- reading ----------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Records:
         record, age_ms = await ns.get_with_age(key, **kind)
         if record is None:
             raise NotFound(f"there is no record {key!r:.200} in namespace {ns.name}")
-        call.hold.take(len(record.value))
+        call.reservation.take(len(record.value))
         tag = etag(record.version)
         headers = {
             "ETag": tag,
@@ -197,7 +197,7 @@ class Records:
             keys_only=keys_only,
             **kind,
         )
-        call.hold.take(sum(len(key) + len(record.value) for key, record in page.items))
+        call.reservation.take(sum(len(key) + len(record.value) for key, record in page.items))
         items = [item_json(key, record, keys_only) for key, record in page.items]
         body = {"items": items, "cursor": page.cursor, "resume": page.resume, "age_ms": page.age_ms}
         return json_response(body)

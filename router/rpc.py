@@ -18,9 +18,9 @@ from metastore.errors import InvalidRequest, MetastoreError, OutcomeUnknown, Ove
 from metastore.operations import ID_AT, KEY_AT, KIND_AT, READS, WRITES, Op, answer_size
 from metastore.wire.op_checks import check_op, check_request, op_shape
 from metastore.wire.versions import HEADER, agree, client_versions, from_header, to_header
+from router.batch_and_txn import MAX_ANSWER_BYTES, AnswerRoom, spread
 from router.bulkheads import CellDispatcher
 from router.calls import Call
-from router.several import MAX_ANSWER_BYTES, AnswerRoom, spread
 
 POINT_BYTES = 8
 
@@ -72,7 +72,7 @@ class Rpc:
         version_of(call.request.headers.get(HEADER))
         client_id, timeout_ms, ops = checked(await call.msgpack())
         until = min(call.until, asyncio.get_running_loop().time() + timeout_ms / 1000)
-        answer = AnswerRoom(call.hold, answer_is_full)
+        answer = AnswerRoom(call.reservation, answer_is_full)
 
         async def work(op: Op) -> list[Any]:
             op_id = op[ID_AT]

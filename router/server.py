@@ -59,7 +59,7 @@ class HttpConnection(Connection):
         return response
 
 
-class Door:
+class LoadShedder:
     """The answer to a request beyond the bound on those under way: made beforehand, since whoever is
     refused must cost little, or refusing is all that there is time for."""
 

@@ -27,7 +27,7 @@ from metastore.errors import MetastoreError, ShuttingDown, WrongRouting
 from metastore.keys import encode_key, prefix_routing_key, storage_key
 from metastore.web import Connection
 from router.api.parameters import MAX_TOKEN_CHARS
-from router.bulkheads import CellDispatcher, Hold
+from router.bulkheads import CellDispatcher, Reservation
 from router.calls import Call
 from router.problems import item_json, problem_body
 
@@ -189,8 +189,8 @@ class Streams:
 
     async def _write(self, call: Call, response: web.StreamResponse, data: bytes) -> None:
         """Raises ConnectionResetError for a client that does not read."""
-        with Hold(self.dispatcher.bulkheads) as hold:
-            hold.force(len(data))
+        with Reservation(self.dispatcher.bulkheads) as reservation:
+            reservation.force(len(data))
             try:
                 async with asyncio.timeout(self.config.write_timeout_s):
                     await response.write(data)

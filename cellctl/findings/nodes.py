@@ -15,7 +15,7 @@ OVERLAY_PART = 0.5
 
 
 def nodes_that_are_down(seen: Seen) -> Iterator[Finding]:
-    for name, view in sorted(seen.views.items()):
+    for name, view in sorted(seen.statuses.items()):
         if view is None:
             yield Finding(
                 "error",
@@ -73,7 +73,7 @@ def stores(seen: Seen) -> Iterator[Finding]:
     lost: dict[str, list[int]] = {}
     for row in seen.rows:
         for name in row["missing"]:
-            found = seen.views.get(name)
+            found = seen.statuses.get(name)
             if found is None or found["identity"]["state"] != "refused":
                 lost.setdefault(name, []).append(row["id"])
     for name, partitions in sorted(lost.items()):
@@ -166,7 +166,7 @@ def feature_levels(seen: Seen) -> Iterator[Finding]:
     if records is None:
         return
     for name, node in sorted(records.nodes.items()):
-        found = seen.views.get(name)
+        found = seen.statuses.get(name)
         if node.level < records.level and (found is None or found["identity"]["state"] != "refused"):
             yield Finding(
                 "error",

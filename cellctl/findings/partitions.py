@@ -106,7 +106,7 @@ def balances(seen: Seen) -> Iterator[Finding]:
         )
     leads = Counter(row["leader"] for row in seen.rows if row["leader"])
     for cell in {n.cell for n in seen.records.nodes.values()}:
-        names = [n for n in seen.records.nodes if seen.records.nodes[n].cell == cell and seen.views.get(n)]
+        names = [n for n in seen.records.nodes if seen.records.nodes[n].cell == cell and seen.statuses.get(n)]
         held = [n for n in names if any(n in row["replicas"] for row in seen.rows)]
         counts = {n: leads[n] for n in held if n not in seen.records.drained}
         uneven = bool(counts) and max(counts.values()) * len(counts) > 2 * sum(counts.values())

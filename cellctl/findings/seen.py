@@ -30,7 +30,7 @@ class Seen:
     """What a diagnosis is made from. ``records`` and ``history``: None = etcd does not answer; ``asked_ms``:
     when the nodes were asked, on this machine's clock, between these two."""
 
-    views: Mapping[str, dict[str, Any] | None]
+    statuses: Mapping[str, dict[str, Any] | None]
     cells: Mapping[str, str]
     rows: Sequence[dict[str, Any]]
     asked_ms: tuple[int, int]
@@ -44,6 +44,6 @@ class Seen:
     members: Sequence[EtcdMember] = ()
 
     def up(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, view in sorted(self.views.items()):
+        for name, view in sorted(self.statuses.items()):
             if view is not None:
                 yield name, view

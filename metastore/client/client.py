@@ -23,14 +23,14 @@ class ClientStats:
 
     ``retries``: attempts that failed and were repeated. ``budget_empty``: retries that found the retry
     budget empty, and slowed down. ``under_way``, ``waiting``: operations now, and those that wait for
-    their turn. ``detours``: nodes that are reached through the router only, now.
+    their turn. ``unreachable``: nodes that are reached through the router only, now.
     """
 
     retries: int
     budget_empty: int
     under_way: int
     waiting: int
-    detours: int
+    unreachable: int
 
 
 def node_addresses(nodes: Sequence[str] | str) -> list[str]:
@@ -122,5 +122,5 @@ class AsyncClient:
             budget_empty=dispatcher.budget.empty_count,
             under_way=admission.under_way,
             waiting=admission.waiting,
-            detours=len(dispatcher.detours.addresses),
+            unreachable=len(dispatcher.unreachable.addresses),
         )

@@ -10,14 +10,14 @@ from typing import Any, Generic, TypeVar, overload
 from typing_extensions import TypeVar as DefaultTypeVar
 
 from metastore.client.codecs import BYTES, Codec, decoded
-from metastore.client.forms import (
+from metastore.client.encoding import (
     check_txn,
-    compare_form,
     condition_of,
     consistency_of,
     decode_cursor,
+    encode_compare,
     encode_cursor,
-    part_form,
+    encode_part,
     part_result,
     ttl_ms_of,
 )
@@ -37,7 +37,7 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
-from metastore.client.watch.positions import encode_resume
+from metastore.client.watch.resume_tokens import encode_resume
 from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,
@@ -324,9 +324,9 @@ class AsyncRecords(Generic[T]):
             lkeys = {key: storage_key(self.name, key, rule) for key in keys}
             self._check_together(lkeys, rule)
             first = lkeys[keys[0]]
-            compares = [compare_form(lkeys[c.key], c, self.codec) for c in compare]
+            compares = [encode_compare(lkeys[c.key], c, self.codec) for c in compare]
             branches = [
-                [part_form(lkeys[op.key], op, self.codec) for op in branch] for branch in (then, otherwise)
+                [encode_part(lkeys[op.key], op, self.codec) for op in branch] for branch in (then, otherwise)
             ]
             op = write_op(TXN, first, [compares, *branches], fence)
             return await self.dispatcher.write(op, first, until, ids)

@@ -2,8 +2,8 @@
 
 What an operation does beside the simple case: after a wrong guess it follows the hint; when all
 replicas were asked in vain it pauses. While a partition has no leader, one of the operations that
-wait for it, its *scout*, asks at the backoff's pace, and the others wait for its word, or for the
-backoff's ceiling. Through the router goes what cannot go directly (``detours``). The dispatcher does what
+wait for it, its *leader probe*, asks at the backoff's pace, and the others wait for its answer, or for the
+backoff's ceiling. Through the router goes what cannot go directly (``unreachable``). The dispatcher does what
 is decided here, and says what time it is.
 """
 
@@ -90,7 +90,7 @@ class Surroundings(Protocol):
         """Addresses that are reached through the router only."""
         ...
 
-    def is_silent(self, address: str) -> bool: ...
+    def is_unresponsive(self, address: str) -> bool: ...
 
     def next_rotation(self) -> int: ...
 
@@ -116,8 +116,8 @@ class Attempts:
         "owes",
         "partition",
         "pauses",
+        "probing",
         "reached_around",
-        "scouting",
         "spread",
         "stamped",
         "told",
@@ -153,7 +153,7 @@ class Attempts:
         self.pauses = 0
         #: the next attempt costs a token of the retry budget
         self.owes = False
-        self.scouting: int | None = None
+        self.probing: int | None = None
         self.first_failure = 0.0
         self.last_error: MetastoreError | None = None
         #: replicas whose last word is that nobody can serve this now -> how often they said so
@@ -223,10 +223,12 @@ class Attempts:
     def choose(self, placement: Placement, now: float) -> str | None:
         """The next address: the leader, then the other replicas; None when all were tried."""
         client = self.client
-        table, detours = client.table, client.avoided
-        if client.direct and placement.leader is not None and not (self.spread or detours):  # nearly always
+        table, unreachable = client.table, client.avoided
+        if (
+            client.direct and placement.leader is not None and not (self.spread or unreachable)
+        ):  # nearly always
             address = table.address(placement.leader)
-            if address is not None and address not in self.tried and not client.is_silent(address):
+            if address is not None and address not in self.tried and not client.is_unresponsive(address):
                 return address
         order = list(placement.replicas) if client.direct else []
         if self.spread and order:
@@ -235,27 +237,27 @@ class Attempts:
         elif placement.leader is not None and order:
             order = [placement.leader, *(n for n in order if n != placement.leader)]
         router = client.router_url if client.router_url not in self.tried else None
-        if router is not None and (not order or (detours and self._is_around(order, detours))):
+        if router is not None and (not order or (unreachable and self._is_around(order, unreachable))):
             return router
-        silent = avoided = None
+        unresponsive = avoided = None
         for node in order:
             address = table.address(node)
             if address is None or address in self.tried:
                 continue
-            if address in detours:
+            if address in unreachable:
                 avoided = avoided or address
                 continue
-            if not client.is_silent(address):
+            if not client.is_unresponsive(address):
                 return address
-            silent = silent or address
+            unresponsive = unresponsive or address
         if router is not None and self._router_is_due(order, now):
             return router
-        return silent or avoided  # last: the others may know better by now
+        return unresponsive or avoided  # last: the others may know better by now
 
-    def _is_around(self, order: list[str], detours: Set[str]) -> bool:
+    def _is_around(self, order: list[str], unreachable: Set[str]) -> bool:
         """Whether whom this operation needs is known to be reached through the router only."""
         needed = [self.client.table.address(node) for node in (order if self.spread else order[:1])]
-        return all(address in detours for address in needed)
+        return all(address in unreachable for address in needed)
 
     def _router_is_due(self, order: list[str], now: float) -> bool:
         """The last resort: when nobody answers, or the leader has not for a while."""
@@ -364,9 +366,9 @@ class Attempts:
         self.doubts |= self.pauses in (3, 6) or self.pauses % 12 == 0
 
     @property
-    def may_scout(self) -> bool:
+    def may_probe(self) -> bool:
         """Whether the pause is for a leader, for which one operation asks and others wait."""
-        return not self.spread and not isinstance(self.last_error, Overloaded) and self.scouting is None
+        return not self.spread and not isinstance(self.last_error, Overloaded) and self.probing is None
 
     def delay_s(self, now: float) -> float:
         """How long this pause is."""

@@ -26,17 +26,17 @@ MAX_OUTSTANDING = 4096
 MAX_OPS_PER_FRAME = 1024
 MAX_FRAME_BYTES = 4 << 20
 SWEEP_S = 0.05
-SILENT_S = 0.6
+UNRESPONSIVE_S = 0.6
 #: a connection with watches is pinged this often, and lost when a ping is not answered for that long
 PING_S, WATCH_SILENCE_S = 1.0, 4.0
 #: one that has given up on operations is lost when it says nothing for that long: another may do better
-MUTE_S = 5.0
+TIMED_OUT_S = 5.0
 #: unsent bytes beyond which a node is not sent more
 MAX_UNSENT_BYTES = 8 << 20
 MAX_ASKING = 16
 FOR_EVER_S = float("inf")
 #: patience with one attempt at a node that has fallen silent: enough to hear that it is back
-SILENT_TIMEOUT_S = 0.3
+UNRESPONSIVE_TIMEOUT_S = 0.3
 
 
 OnEvents = Callable[[int, list[Any]], None]
@@ -56,7 +56,7 @@ class NodeConnection(asyncio.Protocol):
 
     spoken: Spoken = client_versions()
 
-    def __init__(self, cluster: str, name: str, *, mute: bool = False) -> None:
+    def __init__(self, cluster: str, name: str, *, timed_out: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
         self.cluster = cluster
         self.name = name
@@ -80,20 +80,20 @@ class NodeConnection(asyncio.Protocol):
         self._first_ping_at = -1.0
         self._sweeper: asyncio.TimerHandle | None = None
         #: since when something is waited for and nothing came
-        self._quiet_since = 0.0
-        self._quiet = False
+        self._idle_since = 0.0
+        self._idle = False
         self._sweep_due = 0.0
         #: an operation was given up, and nothing came since it was sent; also when the connection before
         #: this one ended so
-        self.mute = mute
-        self._mute_at = self.loop.time()
+        self.timed_out = timed_out
+        self._timed_out_at = self.loop.time()
         #: the node reads less than it is sent
-        self._stuffed = False
+        self._write_blocked = False
 
     @property
-    def silent(self) -> bool:
+    def unresponsive(self) -> bool:
         """Whether the node owes answers and has said nothing for a while: paused, or cut off."""
-        return self.mute or self._quiet
+        return self.timed_out or self._idle
 
     # --- asyncio.Protocol -------------------------------------------------------------------
 
@@ -105,14 +105,14 @@ class NodeConnection(asyncio.Protocol):
         self._sweep_again(self.loop.time())
 
     def pause_writing(self) -> None:
-        self._stuffed = True
+        self._write_blocked = True
 
     def resume_writing(self) -> None:
-        self._stuffed = False
+        self._write_blocked = False
 
     def data_received(self, data: bytes) -> None:
-        self._quiet_since, self.mute, self._quiet = self.loop.time(), False, False
-        self._heard_at = self._quiet_since
+        self._idle_since, self.timed_out, self._idle = self.loop.time(), False, False
+        self._heard_at = self._idle_since
         try:
             for kind, body in self._decoder.feed(data):
                 if kind == frames.RESPONSE:
@@ -184,7 +184,7 @@ class NodeConnection(asyncio.Protocol):
         now = self.loop.time()
         if now - self._sweep_due > SWEEP_S:
             # our own loop stood still: hear what is in the socket before calling the node silent
-            self._quiet_since = max(self._quiet_since, now - SWEEP_S)
+            self._idle_since = max(self._idle_since, now - SWEEP_S)
         else:
             self._time_out(now)
         if not self.lost:
@@ -196,17 +196,17 @@ class NodeConnection(asyncio.Protocol):
 
     def _time_out(self, now: float) -> None:
         late = [i for i, (_, until, _) in self._waiting.items() if until <= now]
-        self._quiet = bool(self._waiting) and now - self._quiet_since > SILENT_S
-        if late and not self.mute and now - self._quiet_since > SILENT_TIMEOUT_S:
-            self.mute, self._mute_at = True, now
+        self._idle = bool(self._waiting) and now - self._idle_since > UNRESPONSIVE_S
+        if late and not self.timed_out and now - self._idle_since > UNRESPONSIVE_TIMEOUT_S:
+            self.timed_out, self._timed_out_at = True, now
         for i in late:
             future = self._waiting.pop(i)[0]
             if not future.done():
                 future.set_exception(AttemptTimeout("the node does not answer"))
         if self._watches:
             self._watch_over(now)
-        if self.mute and now - self._mute_at > MUTE_S:
-            self._fail(ConnectionLost(f"the node was silent for {MUTE_S} s", sent=True))
+        if self.timed_out and now - self._timed_out_at > TIMED_OUT_S:
+            self._fail(ConnectionLost(f"the node was silent for {TIMED_OUT_S} s", sent=True))
 
     def _watch_over(self, now: float) -> None:
         """Who only listens does not notice that the other side is gone, unless it asks."""
@@ -252,13 +252,13 @@ class NodeConnection(asyncio.Protocol):
             raise ConnectionLost("connection lost", sent=False)
         if len(self._waiting) >= MAX_OUTSTANDING:
             raise Overloaded(f"{MAX_OUTSTANDING} operations are outstanding to this node", retry_after_s=0.05)
-        if self._stuffed:
-            if self.mute:
+        if self._write_blocked:
+            if self.timed_out:
                 self._fail(ConnectionLost("the node does not read what it is sent", sent=True))
                 raise ConnectionLost("the node does not read what it is sent", sent=False)
             raise Overloaded("the node does not read what it is sent", retry_after_s=0.1)
         if not self._waiting:
-            self._quiet_since = self.loop.time()
+            self._idle_since = self.loop.time()
         op_id = op[ID_AT] = self._next_id
         self._next_id = op_id + 1
         future: asyncio.Future[Any] = self.loop.create_future()

@@ -43,12 +43,12 @@ from metastore.operations import (
 )
 from metastore.routing.attempts import ATTEMPT_TIMEOUT_S, ROUTER_ATTEMPT_TIMEOUT_S, Attempts, Step
 from metastore.routing.backoff import BACKOFF_S, RetryBudget
-from metastore.routing.connection import CONNECT_TIMEOUT_S, SILENT_TIMEOUT_S, NodeConnection
-from metastore.routing.detours import Detours
+from metastore.routing.connection import CONNECT_TIMEOUT_S, UNRESPONSIVE_TIMEOUT_S, NodeConnection
 from metastore.routing.failures import AttemptTimeout, ConnectionLost, error_told
 from metastore.routing.gate import Admission
 from metastore.routing.request_ids import RequestIds
-from metastore.routing.through_router import RouterTransport
+from metastore.routing.router_connection import RouterConnection
+from metastore.routing.unreachable import UnreachableNodes
 from metastore.topology import Placement, TopologyTable
 
 __all__ = ["Dispatcher", "RequestIds"]
@@ -59,7 +59,7 @@ LOOK_S: Final = 0.1
 REFRESH_S: Final = 5.0
 MIN_REFRESH_GAP_S: Final = 0.2
 #: how often all of the topology is asked for, and not only what has changed
-WHOLE_S: Final = 600.0
+FULL_REFRESH_S: Final = 600.0
 #: one that does not answer is not waited for longer before the next is asked too
 ASK_NEXT_S: Final = 0.25
 MAX_ASKED: Final = 6
@@ -90,15 +90,15 @@ class Dispatcher:
         self.ids = RequestIds()
         self.election_patience_s = election_patience_s
         self.direct = direct
-        self.router = RouterTransport(router, name) if router else None
+        self.router = RouterConnection(router, name) if router else None
         self.router_url = self.router.url if self.router else None
         self.retries = 0
         self.budget = RetryBudget()
         self.admission = Admission(max_under_way) if max_under_way else None
-        self.detours = Detours(self._reach)
-        self.avoided = self.detours.addresses
+        self.unreachable = UnreachableNodes(self._reach)
+        self.avoided = self.unreachable.addresses
         #: partition -> ends when the operation that asks for its leader has an answer (attempts)
-        self.scouts: dict[int, asyncio.Future[bool]] = {}
+        self.leader_probes: dict[int, asyncio.Future[bool]] = {}
         self.closed = False
         self._connections: dict[str, NodeConnection] = {}
         self._connecting: dict[str, asyncio.Task[NodeConnection]] = {}
@@ -106,7 +106,7 @@ class Dispatcher:
         self._refused: NoCommonVersion | None = None
         self._refreshed_at = -1e9
         #: when all of the topology was told last, and whether somebody has met what contradicts it since
-        self._whole_at = -1e9
+        self._full_refresh_at = -1e9
         self._doubted = False
         self._refresher: asyncio.Task[None] | None = None
         self._rotation = random.randrange(1 << 16)
@@ -136,7 +136,7 @@ class Dispatcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.detours.close()
+        await self.unreachable.close()
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
@@ -152,17 +152,19 @@ class Dispatcher:
 
     # --- connections ------------------------------------------------------------------------
 
-    def open_connection(self, address: str) -> NodeConnection | RouterTransport | None:
+    def open_connection(self, address: str) -> NodeConnection | RouterConnection | None:
         """What is open to ``address`` already."""
         connection = self._connections.get(address)
         if connection is not None:
             return None if connection.lost else connection
         return self.router if address == self.router_url else None
 
-    def is_silent(self, address: str) -> bool:
+    def is_unresponsive(self, address: str) -> bool:
         """Whether a node owes answers, or owed them when it was last heard of."""
         connection = self._connections.get(address)
-        return connection is not None and (connection.mute if connection.lost else connection.silent)
+        return connection is not None and (
+            connection.timed_out if connection.lost else connection.unresponsive
+        )
 
     async def connect(
         self, address: str, until: float | None = None, patience_s: float = CONNECT_TIMEOUT_S
@@ -204,11 +206,11 @@ class Dispatcher:
 
     async def _open(self, address: str) -> NodeConnection:
         before = self._connections.get(address)
-        mute = before is not None and before.mute
+        timed_out = before is not None and before.timed_out
         try:
             async with asyncio.timeout(3 * CONNECT_TIMEOUT_S):
                 connection = await net.dial(
-                    lambda: NodeConnection(self.cluster, self.name, mute=mute), address
+                    lambda: NodeConnection(self.cluster, self.name, timed_out=timed_out), address
                 )
         except TimeoutError:
             raise ConnectionLost(f"{address} does not answer", sent=False) from None
@@ -254,7 +256,7 @@ class Dispatcher:
         if wait > 0:
             await asyncio.sleep(wait)
         self._refreshed_at = loop.time()
-        known = [n.rpc for n in self.table.nodes.values() if n.rpc not in self.detours.addresses]
+        known = [n.rpc for n in self.table.nodes.values() if n.rpc not in self.unreachable.addresses]
         addresses = random.sample(known, len(known)) + random.sample(self.seeds, len(self.seeds))
         asked = list(dict.fromkeys(addresses))[:MAX_ASKED] if self.direct else []
         asking: list[Callable[[], Awaitable[TopologyTable]]] = [partial(self._table_of, a) for a in asked]
@@ -291,12 +293,14 @@ class Dispatcher:
         is in doubt, so that nothing that is wrong here stays for long. Raises MetastoreError."""
         connection = await self.connect(address)
         now = asyncio.get_running_loop().time()
-        whole = not self.table.complete or now >= self._whole_at + (REFRESH_S if self._doubted else WHOLE_S)
+        whole = not self.table.complete or now >= self._full_refresh_at + (
+            REFRESH_S if self._doubted else FULL_REFRESH_S
+        )
         found = TopologyTable.from_wire(
             await connection.topology(CONNECT_TIMEOUT_S, 0 if whole else self.table.revision)
         )
         if found.since is None and found.complete:
-            self._whole_at, self._doubted = now, False
+            self._full_refresh_at, self._doubted = now, False
         return found
 
     async def _refresh_forever(self) -> None:
@@ -384,12 +388,14 @@ class Dispatcher:
                 try:
                     connection = self.open_connection(address)
                     if connection is None:
-                        patience = SILENT_TIMEOUT_S if self.is_silent(address) else CONNECT_TIMEOUT_S
+                        patience = (
+                            UNRESPONSIVE_TIMEOUT_S if self.is_unresponsive(address) else CONNECT_TIMEOUT_S
+                        )
                         connection = await self.connect(address, until, patience)
                     op = attempts.request(placement)
                     patience = ATTEMPT_TIMEOUT_S if address != self.router_url else ROUTER_ATTEMPT_TIMEOUT_S
-                    if connection.silent:
-                        patience = SILENT_TIMEOUT_S
+                    if connection.unresponsive:
+                        patience = UNRESPONSIVE_TIMEOUT_S
                     result = await connection.submit(attempts.client_id, op, until, patience)
                 except (ConnectionLost, AttemptTimeout, NoCommonVersion, Overloaded) as e:
                     step = attempts.judge(address, placement, e, loop.time())
@@ -404,16 +410,16 @@ class Dispatcher:
                 if step is not Step.AGAIN or attempts.doubts:
                     await self._before_the_next(attempts, placement, step)
         finally:
-            if attempts.scouting is not None or attempts.reached_around or attempts.doubts:
+            if attempts.probing is not None or attempts.reached_around or attempts.doubts:
                 self._conclude(attempts, answered)
 
     def _conclude(self, attempts: Attempts, answered: bool) -> None:
-        if attempts.scouting is not None:
-            scout = self.scouts.pop(attempts.scouting, None)
-            if scout is not None and not scout.done():
-                scout.set_result(answered)
+        if attempts.probing is not None:
+            leader_probe = self.leader_probes.pop(attempts.probing, None)
+            if leader_probe is not None and not leader_probe.done():
+                leader_probe.set_result(answered)
         if attempts.reached_around:
-            self.detours.add(attempts.unreached)
+            self.unreachable.add(attempts.unreached)
         self._look_into(attempts)
 
     def _look_into(self, attempts: Attempts) -> None:
@@ -435,14 +441,14 @@ class Dispatcher:
         now = loop.time()
         attempts.pause(placement, now)
         self._look_into(attempts)
-        if attempts.may_scout:
-            scout = self.scouts.get(placement.id)
-            if scout is not None:
-                await asyncio.wait({scout}, timeout=max(0.0, min(BACKOFF_S[1], attempts.until - now)))
-                attempts.owes = not (scout.done() and scout.result())
+        if attempts.may_probe:
+            leader_probe = self.leader_probes.get(placement.id)
+            if leader_probe is not None:
+                await asyncio.wait({leader_probe}, timeout=max(0.0, min(BACKOFF_S[1], attempts.until - now)))
+                attempts.owes = not (leader_probe.done() and leader_probe.result())
                 return
-            self.scouts[placement.id] = loop.create_future()
-            attempts.scouting = placement.id
+            self.leader_probes[placement.id] = loop.create_future()
+            attempts.probing = placement.id
         await asyncio.sleep(attempts.delay_s(now))
 
     async def _know_all(self, attempts: Attempts) -> None:

@@ -24,7 +24,7 @@ MAX_RPC_BYTES = 8 * MiB
 
 TAGS = {
     "Records": "One record at a time. The ETag is the record's version.",
-    "Several": "Many records in one request.",
+    "Batches and transactions": "Many records in one request.",
     "Watching": "Changes as they happen.",
     "Namespaces": "Policies: routing, default TTL, quotas. Nobody has to make a namespace to use it.",
     "Service": "Health, figures, and where things are.",
@@ -151,12 +151,12 @@ RECORDS = (
     ),
 )
 
-SEVERAL = (
+BATCH_AND_TXN = (
     Operation(
         "listRecords",
         "GET",
         "/v1/kv/{namespace}",
-        "Several",
+        "Batches and transactions",
         "List records",
         "One page. Each page is read at once and is consistent in itself where it lies within one partition.",
         (
@@ -177,7 +177,7 @@ SEVERAL = (
         "batch",
         "POST",
         "/v1/batch/{namespace}",
-        "Several",
+        "Batches and transactions",
         "Many operations, a result each",
         "No atomicity: each operation succeeds or fails by itself, with the status that it would have had as a "
         "request of its own, and the batch as a whole does not fail.",
@@ -191,7 +191,7 @@ SEVERAL = (
         "txn",
         "POST",
         "/v1/txn/{namespace}",
-        "Several",
+        "Batches and transactions",
         "A transaction",
         "Does all of `then` if all of `compare` hold, else all of `otherwise`, at once and atomically, within one "
         "partition. Keys of one directory, or with one `{tag}`, live together; for others the answer is 400 "
@@ -308,4 +308,4 @@ RPC = (
     ),
 )
 
-OPERATIONS: tuple[Operation, ...] = (*RECORDS, *SEVERAL, *WATCHING, *NAMESPACES, *RPC, *SERVICE)
+OPERATIONS: tuple[Operation, ...] = (*RECORDS, *BATCH_AND_TXN, *WATCHING, *NAMESPACES, *RPC, *SERVICE)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from metastore.client.watch.positions import Position
+from metastore.client.watch.resume_tokens import Position
 
 
 class Change(NamedTuple):

@@ -16,7 +16,7 @@ import orjson
 from cellctl import snapshot_file
 from metastore import layout, namespaces, schema
 from metastore import operations as c
-from metastore.client.watch import positions
+from metastore.client.watch import resume_tokens
 from metastore.core.entry import entry_payload, entry_position, pack_entry
 from metastore.core.machine import Machine
 from metastore.core.payloads import read_payload
@@ -158,7 +158,7 @@ def _record(
 # --- what goes to people and files ------------------------------------------------------------------------------
 
 
-def _even(count: int, *versions: int) -> positions.Position:
+def _even(count: int, *versions: int) -> resume_tokens.Position:
     points = [(i * ((1 << 64) // count)).to_bytes(8, "big") for i in range(count)]
     return list(zip(points, versions, strict=True))
 
@@ -273,8 +273,8 @@ def forms() -> list[Form]:
             {
                 name: Example(
                     at,
-                    lambda v: positions.encode_resume(v).encode(),
-                    lambda raw: positions.decode_resume(raw.decode()),
+                    lambda v: resume_tokens.encode_resume(v).encode(),
+                    lambda raw: resume_tokens.decode_resume(raw.decode()),
                 )
                 for name, at in RESUME.items()
             },

@@ -212,7 +212,7 @@ async def test_only_a_router(shared: Cluster) -> None:
         async with AsyncClient(router=router.url) as client:
             client.dispatcher.table = between.table()
             await check_all_works(client, "refused")
-            assert client.stats().detours > 0
+            assert client.stats().unreachable > 0
         await between.set(SWALLOW_ALL)
         async with AsyncClient(router=router.url) as client:
             client.dispatcher.table = between.table()
@@ -222,7 +222,7 @@ async def test_only_a_router(shared: Cluster) -> None:
             assert router.posts < posts + 10, "nobody waits for the nodes first"
             # and back, when they can be reached again
             await between.set(PASS)
-            await until("the nodes are found again", lambda: client.stats().detours == 0)
+            await until("the nodes are found again", lambda: client.stats().unreachable == 0)
             posts = router.posts
             await client.namespace("swallowed").put("k", b"direct")
             assert router.posts == posts
@@ -329,6 +329,6 @@ async def test_a_watch_changes_its_path_and_loses_nothing(cell: Cluster) -> None
                 await witness.everybody_has_seen(mode)
                 assert router.watches > watches
                 await between.set(PASS)
-                await until("the nodes are found again", lambda: client.stats().detours == 0)
+                await until("the nodes are found again", lambda: client.stats().unreachable == 0)
                 await witness.everybody_has_seen("the nodes are back")
             await witness.end()

@@ -137,14 +137,14 @@ async def test_a_dead_cell_uses_up_its_own_share_only(two_cells: Cluster) -> Non
             ]
             tasks = [asyncio.create_task(s) for s in stuck]
             await until(
-                "the share of the dead cell is used up",
+                "the quota of the dead cell is used up",
                 lambda: router.bulkheads.refused.get("max_inflight_per_cell"),
             )
             for number in range(30):
                 reply = await api("PUT", f"/v1/kv/bulk/{well[number % len(well)]}", b"x" * 1000)
                 assert reply.status in (200, 201)
-                assert router.bulkheads.share("c2").ops <= 20
-                assert router.bulkheads.share("c2").bytes <= 4 << 20
+                assert router.bulkheads.quota("c2").ops <= 20
+                assert router.bulkheads.quota("c2").bytes <= 4 << 20
             replies = await asyncio.gather(*tasks)
             assert {r.status for r in replies[:90]} <= {503, 504}
             for reply in replies[90:93]:
@@ -159,8 +159,8 @@ async def test_a_dead_cell_uses_up_its_own_share_only(two_cells: Cluster) -> Non
             return (await api("GET", f"/v1/kv/bulk/{ill[0]}")).status == 200
 
         await until("the cell serves again", back)
-        share = router.bulkheads.share("c2")
-        assert (share.ops, share.bytes, router.bulkheads.bytes) == (0, 0, 0), "everything was given back"
+        quota = router.bulkheads.quota("c2")
+        assert (quota.ops, quota.bytes, router.bulkheads.bytes) == (0, 0, 0), "everything was given back"
 
 
 async def test_bodies_in_memory_are_bounded(shared_cell: Cluster) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from metastore import Put
 from metastore.client import Event
-from metastore.client.watch.positions import decode_resume, encode_resume
+from metastore.client.watch.resume_tokens import decode_resume, encode_resume
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Put as EtcdPut
 from metastore.errors import ClientClosed, Compacted, InvalidRequest, MetastoreError, WrongRouting
@@ -132,7 +132,7 @@ async def test_resume_is_right_after_every_single_event(shared: Cluster) -> None
 
 
 async def test_a_whole_namespace_in_many_partitions_and_a_split_one(shared: Cluster) -> None:
-    """One strand for each partition; a token that knows of fewer, larger partitions is cut up."""
+    """One subscription for each partition; a token that knows of fewer, larger partitions is cut up."""
     async with shared.client() as client:
         ns = client.namespace("wide")
         async with ns.watch() as watcher:

@@ -17,7 +17,7 @@ from functools import partial
 
 from metastore import AsyncClient, MaybeHappened, MetastoreError
 from metastore.client import AsyncNamespace, AsyncWatcher, Event
-from metastore.client.watch.positions import decode_resume
+from metastore.client.watch.resume_tokens import decode_resume
 from metastore.keys import storage_key
 from tests.integration.harness import keys_by_partition, until
 

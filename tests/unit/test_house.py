@@ -18,7 +18,7 @@ OPENERS = {
     "start_server": set[str](),
     "TCPSite": set[str](),
     # aiohttp's client: what goes through a router
-    "ClientSession": {"metastore/routing/through_router.py"},
+    "ClientSession": {"metastore/routing/router_connection.py"},
     # etcd's health, before its client is there
     "urlopen": {"cellctl/http_client.py", "metastore/coordination/embedded.py"},
 }

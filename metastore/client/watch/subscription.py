@@ -1,4 +1,4 @@
-"""What a watch wants, and what was told of it and not taken yet: what both ways of following changes share."""
+"""The subscription filter of a watch, and the buffer of events that its reader has not taken yet. Both ways of following share them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from metastore.client.watch.positions import Position
+from metastore.client.watch.resume_tokens import Position
 from metastore.keys import hash_point, prefix_routing_key, storage_key
 from metastore.records import Record
 
@@ -22,7 +22,7 @@ RawEvent = tuple[int, str, int, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SubscriptionFilter:
     """What is watched. ``exact``: the one key that ``prefix`` is."""
 
     dispatcher: Dispatcher
@@ -32,9 +32,9 @@ class Wanted:
     exact: bool
 
     def is_cut_off(self) -> bool:
-        """Whether a leader who would tell is known to be reached through the router only."""
-        table, detours = self.dispatcher.table, self.dispatcher.detours.addresses
-        if not self.dispatcher.direct or not detours:
+        """Whether a leader of the watched range is known to be reachable through the router only."""
+        table, unreachable = self.dispatcher.table, self.dispatcher.unreachable.addresses
+        if not self.dispatcher.direct or not unreachable:
             return not self.dispatcher.direct
         rule = table.rule(self.namespace)
         routing = prefix_routing_key(self.prefix, rule)
@@ -43,11 +43,11 @@ class Wanted:
             placements = [table.route(storage_key(self.namespace, self.prefix.decode(), rule))]
         elif routing is not None:
             placements = [table.route(hash_point(self.namespace.encode(), routing))]
-        return any(table.address(p.leader) in detours for p in placements)
+        return any(table.address(p.leader) in unreachable for p in placements)
 
 
 class Source(Protocol):
-    """One way that events come. ``delivered``: where the reader is, as far as this one told it."""
+    """One way that events come. ``delivered``: the reader's position in the events of this source."""
 
     @property
     def delivered(self) -> Position | None: ...
@@ -60,7 +60,7 @@ class Source(Protocol):
 
 
 class Buffer:
-    """What was told and is not taken yet, in *pieces*. ``room``: set while more may come; ``begun``: set
+    """The events that the reader has not taken yet, in *pieces*. ``room``: set while more may come; ``begun``: set
     when every change from then on will be seen."""
 
     def __init__(self, limit: int, limit_bytes: int = MAX_BUFFER_BYTES) -> None:

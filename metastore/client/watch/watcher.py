@@ -1,6 +1,6 @@
 """Watches: one stream of changes, whichever way it comes.
 
-A watch goes to the nodes (``strands``) or, when they cannot be reached, through the router
+A watch goes to the nodes (``direct_watch``) or, when they cannot be reached, through the router
 (``router_watch``); each continues where the reader of the other one was. What the reader has not taken
 yet is bounded, in events and in bytes.
 """
@@ -17,10 +17,10 @@ from typing_extensions import TypeVar
 
 from metastore.client.codecs import BYTES, Codec, decoded
 from metastore.client.results import Event
-from metastore.client.watch.positions import decode_resume, encode_resume
+from metastore.client.watch.direct_watch import DirectWatch
+from metastore.client.watch.resume_tokens import decode_resume, encode_resume
 from metastore.client.watch.router_watch import RouterWatch
-from metastore.client.watch.strands import Strands
-from metastore.client.watch.subscription import MAX_BUFFER_BYTES, Buffer, Source, Wanted
+from metastore.client.watch.subscription import MAX_BUFFER_BYTES, Buffer, Source, SubscriptionFilter
 from metastore.errors import ClientClosed, InternalError, InvalidRequest, MetastoreError, Unavailable
 from metastore.operations import EXPIRE, PUT
 from metastore.records import Record, unpack_record
@@ -60,7 +60,7 @@ class AsyncWatcher(Generic[T]):
         if not 1 <= buffer <= MAX_BUFFER:
             raise InvalidRequest(f"buffer = {buffer!r:.40} is not within 1 and {MAX_BUFFER} events")
         flags = (WATCH_KEYS if keys_only else 0) | (WATCH_ANY if any_replica else 0)
-        self._wanted = Wanted(dispatcher, namespace, prefix, flags, exact)
+        self._filter = SubscriptionFilter(dispatcher, namespace, prefix, flags, exact)
         self._after = decode_resume(after) if after is not None else None
         self._codec = codec
         self._buffer = Buffer(buffer, buffer_bytes)
@@ -92,7 +92,10 @@ class AsyncWatcher(Generic[T]):
             async with asyncio.timeout(timeout_s):
                 await self._buffer.begun.wait()
         except TimeoutError:
-            raise Unavailable(f"the watch did not begin within {timeout_s} s", retry_after_s=1) from None
+            raise Unavailable(
+                f"the watch did not begin within {timeout_s} s: a partition has no leader, or cannot be reached; try again",
+                retry_after_s=1,
+            ) from None
         if self._error is not None:
             raise self._error
         if self._closed:
@@ -170,13 +173,15 @@ class AsyncWatcher(Generic[T]):
 
     async def _follow(self, until: float) -> None:
         """Follow, one way or the other, until the watch ends."""
-        wanted, dispatcher = self._wanted, self._wanted.dispatcher
+        watch_filter, dispatcher = self._filter, self._filter.dispatcher
         position = self._after
         try:
             await dispatcher.ready(until)
-            around = wanted.is_cut_off()
+            around = watch_filter.is_cut_off()
             while True:
-                source: Source = (RouterWatch if around else Strands)(wanted, self._buffer, position)
+                source: Source = (RouterWatch if around else DirectWatch)(
+                    watch_filter, self._buffer, position
+                )
                 self._source = source
                 try:
                     await source.run()
@@ -186,13 +191,13 @@ class AsyncWatcher(Generic[T]):
                 position = source.delivered
                 around = not dispatcher.direct or not around
                 log.info(
-                    "the watch of %s goes %s",
-                    wanted.namespace,
-                    "through the router" if around else "directly",
+                    "the watch of namespace %s follows changes %s",
+                    watch_filter.namespace,
+                    "through the router" if around else "from the nodes",
                 )
         except MetastoreError as e:
             self._error = e
         except Exception as e:
-            log.exception("a watch of namespace %s failed", wanted.namespace)
+            log.exception("a watch of namespace %s failed", watch_filter.namespace)
             self._error = InternalError(f"the watch failed: {type(e).__name__}: {e}")
         self._wake_all()

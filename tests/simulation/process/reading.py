@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metastore.client import AsyncClient
-from metastore.client.watch.positions import decode_resume
+from metastore.client.watch.resume_tokens import decode_resume
 from metastore.errors import Compacted, MetastoreError, Unavailable
 from metastore.keys import storage_key
 from metastore.records import record_versions, unpack_record

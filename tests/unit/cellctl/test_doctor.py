@@ -73,7 +73,7 @@ def well() -> dict[str, Any]:
     nodes = {n: NodeRecord(n, "c1", s, "h:1", "h:2") for n, s in MEMBERS}
     records = Records(1, {"c1": CellRecord()}, nodes, frozenset(), frozenset(NODES), configs, {}, False)
     return {
-        "views": {n: view(n) for n in NODES},
+        "statuses": {n: view(n) for n in NODES},
         "cells": dict.fromkeys(NODES, "c1"),
         "rows": [row(p, NODES[p]) for p in range(3)],
         "asked_ms": (NOW, NOW + 10),
@@ -108,18 +108,18 @@ def _without(seen: dict[str, Any], what: str, key: Any) -> None:
 
 KEY = "/metastore/dev/nodes/\\xff"
 ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
-    ("a node is down", lambda s: s["views"].update(c1n2=None), "error: node c1n2: it does not answer"),
-    ("a node stopped itself", lambda s: s["views"]["c1n1"].update(failed="disk"), "error: node c1n1: it has stopped"),
+    ("a node is down", lambda s: s["statuses"].update(c1n2=None), "error: node c1n2: it does not answer"),
+    ("a node stopped itself", lambda s: s["statuses"]["c1n1"].update(failed="disk"), "error: node c1n1: it has stopped"),
     ("no leader", lambda s: s["rows"][0].update(health="no leader"), "error: partition 0: no leader"),
     ("two replicas", lambda s: s["rows"][0].update(replicas=list(NODES[:2])), "warning: partition 0: it has 2"),
     (
         "rot",
-        lambda s: s["views"]["c1n2"]["partitions"][0].update(damaged="a row does not match"),
+        lambda s: s["statuses"]["c1n2"]["partitions"][0].update(damaged="a row does not match"),
         "error: partition 0: its copy on c1n2 is damaged: a row does not match",
     ),
     (
         "rot that was mended",
-        lambda s: s["views"]["c1n2"]["storage"].update(rebuilt_total=2),
+        lambda s: s["statuses"]["c1n2"]["storage"].update(rebuilt_total=2),
         "warning: node c1n2: 2 damaged copies were rebuilt",
     ),
     (
@@ -138,13 +138,13 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("flapping", lambda s: s.update(history=_elections(FLAP_ELECTIONS)), "warning: partition 1: 4 elections"),
     (
         "a node that flaps",
-        lambda s: (s["views"]["c1n1"].update(lapses={"c1n3": [3, 40]}), s["views"]["c1n2"].update(lapses={"c1n3": [2, 9]})),
+        lambda s: (s["statuses"]["c1n1"].update(lapses={"c1n3": [3, 40]}), s["statuses"]["c1n2"].update(lapses={"c1n3": [2, 9]})),
         "warning: node c1n3: it was silent for so long that others took its leaders, 3 times lately",
     ),
-    ("no etcd", lambda s: s["views"]["c1n1"]["etcd"].update(connected=False), "warning: node c1n1: it does not reach"),
-    ("distrust", lambda s: s["views"]["c1n1"]["etcd"].update(untrusted="it went back"), "error: node c1n1: it distrusts etcd, because it went back"),
-    ("full etcd", lambda s: s["views"]["c1n1"]["etcd"].update(trouble="alarm NOSPACE"), "error: node c1n1: alarm NOSPACE"),
-    ("blind", lambda s: s["views"]["c1n1"]["etcd"].update(watch_silent_s=9.0), "error: node c1n1: its watch of etcd has heard nothing for 9 s"),
+    ("no etcd", lambda s: s["statuses"]["c1n1"]["etcd"].update(connected=False), "warning: node c1n1: it does not reach"),
+    ("distrust", lambda s: s["statuses"]["c1n1"]["etcd"].update(untrusted="it went back"), "error: node c1n1: it distrusts etcd, because it went back"),
+    ("full etcd", lambda s: s["statuses"]["c1n1"]["etcd"].update(trouble="alarm NOSPACE"), "error: node c1n1: alarm NOSPACE"),
+    ("blind", lambda s: s["statuses"]["c1n1"]["etcd"].update(watch_silent_s=9.0), "error: node c1n1: its watch of etcd has heard nothing for 9 s"),
     ("member gone", lambda s: s.update(members=[EtcdMember("a:1", "no answer"), MEMBER]), "error: etcd a:1: it does not answer: no answer"),
     ("member alone", lambda s: s.update(members=[replace(MEMBER, leader=0)]), "error: etcd b:1: it has no leader"),
     ("member behind", lambda s: s.update(members=[replace(MEMBER, index=9_000), MEMBER]), "error: etcd b:1: it is 11000 entries behind"),
@@ -152,36 +152,36 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("free pages", lambda s: s.update(members=[replace(MEMBER, size=1 << 30)]), "error: etcd b:1: 1023 of the 1024 MiB"),
     ("NOSPACE", lambda s: s.update(members=[replace(MEMBER, alarms=("NOSPACE",))]), "error: etcd: alarm NOSPACE"),
     ("CORRUPT", lambda s: s.update(members=[replace(MEMBER, alarms=("CORRUPT",))]), "error: etcd: alarm CORRUPT"),
-    ("no lease", lambda s: s["views"]["c1n1"]["etcd"].update(lease=False), "warning: node c1n1: it has no lease"),
-    ("margin", lambda s: s["views"]["c1n1"]["etcd"].update(lease_margin_s=1.0), "warning: node c1n1: its lease of 5 s"),
-    ("stalls", lambda s: s["views"]["c1n2"].update(stalls=3), "warning: node c1n2: its loop stood still 3 times"),
-    ("disk", lambda s: s["views"]["c1n2"]["disk"].update(free_bytes=9), "warning: node c1n2: 9% of its disk"),
+    ("no lease", lambda s: s["statuses"]["c1n1"]["etcd"].update(lease=False), "warning: node c1n1: it has no lease"),
+    ("margin", lambda s: s["statuses"]["c1n1"]["etcd"].update(lease_margin_s=1.0), "warning: node c1n1: its lease of 5 s"),
+    ("stalls", lambda s: s["statuses"]["c1n2"].update(stalls=3), "warning: node c1n2: its loop stood still 3 times"),
+    ("disk", lambda s: s["statuses"]["c1n2"]["disk"].update(free_bytes=9), "warning: node c1n2: 9% of its disk"),
     (
         "low disk",
-        lambda s: s["views"]["c1n2"]["disk"].update(low=1, room_bytes=7 << 20, free_bytes=5 << 20, low_mark_bytes=9 << 20),
+        lambda s: s["statuses"]["c1n2"]["disk"].update(low=1, room_bytes=7 << 20, free_bytes=5 << 20, low_mark_bytes=9 << 20),
         "error: node c1n2: 7 MiB may be added to its state, 5 MiB of its disk are free; its low-water mark is 9 MiB",
     ),
-    ("full disk", lambda s: s["views"]["c1n2"]["disk"].update(low=1, full=1), "error: node c1n2: its disk is full"),
+    ("full disk", lambda s: s["statuses"]["c1n2"]["disk"].update(low=1, full=1), "error: node c1n2: its disk is full"),
     (
         "a snapshot without end",
-        lambda s: s["views"]["c1n2"].update(snapshots=[{"partition": 3, "to": "c1n1", "seconds": 1200}]),
+        lambda s: s["statuses"]["c1n2"].update(snapshots=[{"partition": 3, "to": "c1n1", "seconds": 1200}]),
         "sending a snapshot of partition 3 to c1n1 for 20 minutes",
     ),
-    ("state", lambda s: s["views"]["c1n2"]["disk"].update(state_bytes=81), "warning: node c1n2: its state takes 81%"),
-    ("sync", lambda s: s["views"]["c1n2"]["storage"].update(log_last_sync_us=60_000), "its last sync to disk took 60"),
-    ("clock", lambda s: s["views"]["c1n3"].update(clock_ms=NOW - 3000), "warning: node c1n3: its wall clock is 3.0 s"),
-    ("clock ahead", lambda s: s["views"]["c1n3"].update(clock_ms=NOW + 3010), "c1n3: its wall clock is 3.0 s"),
-    ("versions", lambda s: s["views"]["c1n3"].update(version="2.0"), "warning: cluster: versions differ"),
-    ("settings", lambda s: s["views"]["c1n3"]["settings"].update(heartbeat_ms=9), "cell c1: heartbeat_ms differs"),
+    ("state", lambda s: s["statuses"]["c1n2"]["disk"].update(state_bytes=81), "warning: node c1n2: its state takes 81%"),
+    ("sync", lambda s: s["statuses"]["c1n2"]["storage"].update(log_last_sync_us=60_000), "its last sync to disk took 60"),
+    ("clock", lambda s: s["statuses"]["c1n3"].update(clock_ms=NOW - 3000), "warning: node c1n3: its wall clock is 3.0 s"),
+    ("clock ahead", lambda s: s["statuses"]["c1n3"].update(clock_ms=NOW + 3010), "c1n3: its wall clock is 3.0 s"),
+    ("versions", lambda s: s["statuses"]["c1n3"].update(version="2.0"), "warning: cluster: versions differ"),
+    ("settings", lambda s: s["statuses"]["c1n3"]["settings"].update(heartbeat_ms=9), "cell c1: heartbeat_ms differs"),
     ("leaders", lambda s: s.update(rows=[row(p) for p in range(3)]), "warning: cell c1: leaders are uneven"),
     ("paused", lambda s: _records(s, paused=True), "warning: cluster: automatic changes are paused"),
     ("drained", lambda s: _records(s, drained=frozenset({"c1n1"})), "warning: node c1n1: it is draining, holds 3"),
     ("etcd away", lambda s: s.update(records=None, history=None), "warning: etcd: it does not answer"),
-    ("refused", lambda s: s["views"]["c1n1"]["clients"].update(refused_total=7), "node c1n1: 7 connections"),
-    ("an old copy", lambda s: s["views"]["c1n2"]["identity"].update(state="refused", why="an old copy", do="x"), "error: node c1n2: it takes part in nothing: an old copy"),
-    ("it waits", lambda s: s["views"]["c1n2"]["identity"].update(state="starting", why="who?"), "error: node c1n2: it waits: who?"),
-    ("accused", lambda s: s["views"]["c1n2"]["identity"].update(accused="c1n1 says"), "error: node c1n2: peers do not let it in: c1n1"),
-    ("lacking", lambda s: s["views"]["c1n1"]["identity"].update(lacking={"c1n3": "entry 7"}), "error: node c1n3: as c1n1 sees it, it has less"),
+    ("refused", lambda s: s["statuses"]["c1n1"]["clients"].update(refused_total=7), "node c1n1: 7 connections"),
+    ("an old copy", lambda s: s["statuses"]["c1n2"]["identity"].update(state="refused", why="an old copy", do="x"), "error: node c1n2: it takes part in nothing: an old copy"),
+    ("it waits", lambda s: s["statuses"]["c1n2"]["identity"].update(state="starting", why="who?"), "error: node c1n2: it waits: who?"),
+    ("accused", lambda s: s["statuses"]["c1n2"]["identity"].update(accused="c1n1 says"), "error: node c1n2: peers do not let it in: c1n1"),
+    ("lacking", lambda s: s["statuses"]["c1n1"]["identity"].update(lacking={"c1n3": "entry 7"}), "error: node c1n3: as c1n1 sees it, it has less"),
     ("another store", lambda s: s["rows"][1].update(missing=["c1n3"]), "warning: node c1n3: it has another store than 1 partitions"),
     ("router", lambda s: s.update(router_error="it is away"), "error: router: it is away"),
     (
@@ -202,12 +202,12 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ),
     (
         "a namespace near to its quota",
-        lambda s: [v.update(namespaces={"full": 0, "near": 1, "fullest": [["ns", 0.84]]}) for v in s["views"].values()],
+        lambda s: [v.update(namespaces={"full": 0, "near": 1, "fullest": [["ns", 0.84]]}) for v in s["statuses"].values()],
         "warning: namespace ns: it holds 84% of its quota",
     ),
     (
         "a topology that is nearly too large",
-        lambda s: s["views"]["c1n1"].update(
+        lambda s: s["statuses"]["c1n1"].update(
             topology={"namespaces": 9, "partitions": 8, "bytes": 13 << 20, "limit_bytes": 16 << 20}
         ),
         "warning: node c1n1: the topology has 13631488 bytes; from 16777216 on new clients",
@@ -245,5 +245,5 @@ def test_old_and_planned_elections_are_no_flapping() -> None:
 
 def test_without_etcd_the_nodes_tell_which_records_make_no_sense() -> None:
     seen = well() | {"records": None, "history": None}
-    seen["views"]["c1n1"]["etcd"]["records"] = {"bad": {KEY: "its key is no UTF-8"}}
+    seen["statuses"]["c1n1"]["etcd"]["records"] = {"bad": {KEY: "its key is no UTF-8"}}
     assert f"record {KEY}" in {f.about for f in findings(Seen(**seen))}

@@ -34,9 +34,9 @@ def nodes_of(cell: str, count: int = 3) -> tuple[NodeView, ...]:
 def cluster(cells: int, partitions: int = PARTITIONS, nodes: int = 3) -> ClusterView:
     """As ``bootstrap`` would make it."""
     names = [f"c{i}" for i in range(cells)]
-    views = tuple(n for c in names for n in nodes_of(c, nodes))
+    statuses = tuple(n for c in names for n in nodes_of(c, nodes))
     records = {
-        c: [NodeRecord(n.name, c, n.store, "", "", n.zone) for n in views if n.cell == c] for c in names
+        c: [NodeRecord(n.name, c, n.store, "", "", n.zone) for n in statuses if n.cell == c] for c in names
     }
     placed = plan_initial(records, partitions)
     parts = [
@@ -44,7 +44,7 @@ def cluster(cells: int, partitions: int = PARTITIONS, nodes: int = 3) -> Cluster
         for cell, configs in placed.items()
         for config in configs
     ]
-    return ClusterView(tuple(CellView(c) for c in names), views, tuple(sorted(parts, key=lambda p: p.id)))
+    return ClusterView(tuple(CellView(c) for c in names), statuses, tuple(sorted(parts, key=lambda p: p.id)))
 
 
 def applied(view: ClusterView, plan: Plan) -> ClusterView:

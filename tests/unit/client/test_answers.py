@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from metastore.client import Add, AsyncClient, AsyncNamespace, Compare, Delete, Get, Put
-from metastore.client.watch import strands
+from metastore.client.watch import direct_watch
 from metastore.errors import (
     BY_STATUS,
     MetastoreError,
@@ -281,7 +281,7 @@ def events(body: list[Any], at: int) -> list[Any]:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strands, "RETRY_S", (0.001, 0.01))
+    monkeypatch.setattr(direct_watch, "RETRY_S", (0.001, 0.01))
 
 
 @pytest.mark.usefixtures("hurried")
@@ -362,7 +362,9 @@ async def test_a_version_that_is_too_high_ends_the_watch() -> None:
         ]
 
     async with FakeNode(watch=told) as node, client(node) as ns, ns.watch("d/") as watcher:
-        with pytest.raises(Unavailable, match="not the protocol, last: a change at version 8 was told after"):
+        with pytest.raises(
+            Unavailable, match="malformed, the last one: a change at version 8 was told after"
+        ):
             await watcher.next(20)
 
 

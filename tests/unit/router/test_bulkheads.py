@@ -11,8 +11,8 @@ from metastore.config import RouterConfig
 from metastore.errors import Overloaded, TooLarge
 from metastore.routing.dispatcher import Dispatcher
 from metastore.topology import Placement
-from router.bulkheads import MIB, SMALL_BYTES, WINDOW, Bulkheads, CellDispatcher, Hold, Line
-from router.several import MAX_ANSWER_BYTES, AnswerRoom, answer_is_full, spread
+from router.batch_and_txn import MAX_ANSWER_BYTES, AnswerRoom, answer_is_full, spread
+from router.bulkheads import MIB, SMALL_BYTES, WINDOW, Bulkheads, CellDispatcher, PartitionQueue, Reservation
 
 
 def test_each_bound() -> None:
@@ -32,26 +32,26 @@ def test_each_bound() -> None:
         with pytest.raises(Overloaded, match="max_held_mib"):
             second.take(MIB)  # the rest is for small ones
         second.force(5 * MIB - SMALL_BYTES)  # an answer that is there
-        with pytest.raises(Overloaded, match="max_held_mib"), Hold(b) as third:
+        with pytest.raises(Overloaded, match="max_held_mib"), Reservation(b) as third:
             third.take(1)
         with pytest.raises(Overloaded, match="max_inflight"), b.request():
             pass
     assert (b.requests, b.bytes) == (0, 0)
-    share = b.begin("c1", 3 * MIB)
+    quota = b.begin("c1", 3 * MIB)
     with pytest.raises(Overloaded, match="max_cell_mib") as failed:
         b.begin("c1", 2 * MIB)
     assert failed.value.detail["cell"] == "c1"
-    assert b.begin("c1", 0) is share
+    assert b.begin("c1", 0) is quota
     other = b.begin("c2", 2 * MIB)
     with pytest.raises(Overloaded, match="max_inflight_per_cell"):
         b.begin("c1", 0)
     b.end(other, 2 * MIB)
-    b.end(share, 0)
-    b.end(share, 3 * MIB)
+    b.end(quota, 0)
+    b.end(quota, 3 * MIB)
     with b.watch({"c1"}):
         with pytest.raises(Overloaded, match="max_watches_per_cell"), b.watch({"c2", "c1"}):
             pass
-        assert b.share("c2").watches == 0, "nothing is held by who was refused"
+        assert b.quota("c2").watches == 0, "nothing is held by who was refused"
         with b.watch({"c2"}), pytest.raises(Overloaded, match="max_watches"), b.watch(set()):
             pass
     assert {(s.ops, s.bytes, s.watches) for s in b.cells.values()} == {(0, 0, 0)}
@@ -78,13 +78,13 @@ def test_a_cell_has_its_share_and_leaves_the_rest_to_others() -> None:
 
 async def test_a_turn_that_comes_too_late_is_passed_on() -> None:
     """Who waited is gone in the very moment in which its turn comes: nobody else would ever have it."""
-    line, until = Line(), asyncio.get_running_loop().time() + 60
+    queue, until = PartitionQueue(), asyncio.get_running_loop().time() + 60
     for _ in range(WINDOW):
-        assert line.try_enter()
-    gone = asyncio.ensure_future(line.wait(until))
-    after = asyncio.ensure_future(line.wait(until))
+        assert queue.try_enter()
+    gone = asyncio.ensure_future(queue.wait(until))
+    after = asyncio.ensure_future(queue.wait(until))
     await asyncio.sleep(0)
-    line.leave()
+    queue.leave()
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone
@@ -92,21 +92,21 @@ async def test_a_turn_that_comes_too_late_is_passed_on() -> None:
         await asyncio.sleep(0)
     assert after.done()
     for _ in range(WINDOW):
-        line.leave()
-    assert line.active == 0
+        queue.leave()
+    assert queue.active == 0
 
 
 def test_given_back_when_something_fails() -> None:
     b = Bulkheads(RouterConfig())
 
     def fail() -> None:
-        with b.request() as hold, b.watch({"c"}):
-            hold.take(100)
+        with b.request() as reservation, b.watch({"c"}):
+            reservation.take(100)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert (b.requests, b.bytes, b.watches, b.share("c").watches) == (0,) * 4
+    assert (b.requests, b.bytes, b.watches, b.quota("c").watches) == (0,) * 4
 
 
 async def test_an_operation_that_fails_gives_back_its_share_and_its_turn(
@@ -114,42 +114,42 @@ async def test_an_operation_that_fails_gives_back_its_share_and_its_turn(
 ) -> None:
     dispatcher = CellDispatcher(RouterConfig(), Bulkheads(RouterConfig()), 1.0)
     dispatcher.table.partitions[0] = Placement(0, 0, 1 << 64, "c", ("n",))
-    share = dispatcher.bulkheads.share("c")
+    quota = dispatcher.bulkheads.quota("c")
     seen: list[tuple[int, int]] = []
 
     async def fails(*_: Any) -> list[Any]:
-        seen.append((share.ops, dispatcher._lines[0].active))
+        seen.append((quota.ops, dispatcher._queues[0].active))
         raise ZeroDivisionError
 
     monkeypatch.setattr(Dispatcher, "read", fails)
     with pytest.raises(ZeroDivisionError):
         await dispatcher.read([], b"k", dispatcher._loop.time() + 1)
     assert seen == [(1, 1)]
-    assert (share.ops, share.bytes, dispatcher._lines[0].active) == (0, 0, 0)
+    assert (quota.ops, quota.bytes, dispatcher._queues[0].active) == (0, 0, 0)
 
 
 def test_what_could_not_be_held_is_refused_before_it_is_there() -> None:
     """``look`` says what ``take`` would, and holds nothing."""
     bulkheads = Bulkheads(RouterConfig(max_held_mib=16, max_cell_mib=16))
-    with Hold(bulkheads) as hold:
+    with Reservation(bulkheads) as reservation:
         for size in (1, 64 << 10, 1 << 20, 12 << 20, 13 << 20, 17 << 20):
             try:
-                hold.look(size)
+                reservation.look(size)
             except Overloaded:
                 assert bulkheads.bytes == 0
                 with pytest.raises(Overloaded):
-                    hold.take(size)
+                    reservation.take(size)
                 assert size > 12 << 20
             else:
                 assert bulkheads.bytes == 0
-                hold.take(size)
-                hold.release()
+                reservation.take(size)
+                reservation.release()
 
 
 async def test_an_answer_that_is_full_has_nothing_more_read_for_it() -> None:
     read: list[int] = []
-    with Hold(Bulkheads(RouterConfig())) as hold:
-        room = AnswerRoom(hold, answer_is_full)
+    with Reservation(Bulkheads(RouterConfig())) as reservation:
+        room = AnswerRoom(reservation, answer_is_full)
 
         async def work(number: int) -> str:
             try:

@@ -38,7 +38,7 @@ def error(kind: type[MetastoreError], **detail: Any) -> list[Any]:
 class Scripted(Dispatcher):
     """Every node answers with the next line of a script: a result, or an error of the connection."""
 
-    silent = False
+    unresponsive = False
 
     def __init__(self, *script: Any) -> None:
         super().__init__([])

@@ -57,11 +57,11 @@ class Client:
     router_url: str | None = None
     election_patience_s: float = 6.0
     avoided: set[str] = field(default_factory=set)
-    silent: set[str] = field(default_factory=set)
+    unresponsive: set[str] = field(default_factory=set)
     rotation: int = 0
 
-    def is_silent(self, address: str) -> bool:
-        return address in self.silent
+    def is_unresponsive(self, address: str) -> bool:
+        return address in self.unresponsive
 
     def next_rotation(self) -> int:
         self.rotation += 1
@@ -217,7 +217,7 @@ def test_a_hint_is_followed_so_many_times() -> None:
 
 
 def test_who_is_silent_or_around_comes_last() -> None:
-    client = Client(silent={"n1:1"}, avoided={"n2:1"})
+    client = Client(unresponsive={"n1:1"}, avoided={"n2:1"})
     one = attempts(True, client)
     assert one.choose(placement(one), 1.0) == "n3:1"
     one.tried.add("n3:1")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from metastore.client.watch.strands import Strands
-from metastore.client.watch.subscription import Buffer, Wanted
+from metastore.client.watch.direct_watch import DirectWatch
+from metastore.client.watch.subscription import Buffer, SubscriptionFilter
 from metastore.errors import ClientClosed, Moved, NotLeader, RequestIdExpired
 from metastore.history import first_version
 from metastore.layout import NodeRecord
@@ -151,9 +151,9 @@ async def test_a_hint_of_the_parents_leader_is_none_of_the_childs() -> None:
     dispatcher = Told()
     dispatcher.table = table(placement(0, 0, TOP, leader="n1", epoch=5))
     dispatcher.refresh_soon = lambda: None  # type: ignore[method-assign]
-    strands = Strands(Wanted(dispatcher, "n", b"", 0, False), Buffer(10), None)
-    strands._outcome = asyncio.get_running_loop().create_future()
-    strand = strands._follow((3 << 62).to_bytes(8, "big"), b"\xff" * 9, 17)
+    subscriptions = DirectWatch(SubscriptionFilter(dispatcher, "n", b"", 0, False), Buffer(10), None)
+    subscriptions._outcome = asyncio.get_running_loop().create_future()
+    subscription = subscriptions._follow((3 << 62).to_bytes(8, "big"), b"\xff" * 9, 17)
     while not dispatcher.watches:
         await asyncio.sleep(0)
     assert dispatcher.watches[0][0][0] == 0
@@ -164,9 +164,9 @@ async def test_a_hint_of_the_parents_leader_is_none_of_the_childs() -> None:
     dispatcher.watches[0][2](NotLeader("led by n2", partition=0, epoch=99, leader="n2"))
     while len(dispatcher.watches) < 2:
         await asyncio.sleep(0)
-    assert dispatcher.watches[1][0][:4] == [1, strand.start, strand.end, 17]
+    assert dispatcher.watches[1][0][:4] == [1, subscription.start, subscription.end, 17]
     assert dispatcher.table.partitions[0].epoch == 99
     assert (dispatcher.table.partitions[1].leader, dispatcher.table.partitions[1].epoch) == ("n1", 6)
     dispatcher.closed = True
     dispatcher.watches[1][2](ClientClosed("over"))
-    await strands.close()
+    await subscriptions.close()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metastore.client.watch.positions import decode_resume, encode_resume
+from metastore.client.watch.resume_tokens import decode_resume, encode_resume
 from metastore.errors import InvalidRequest
 from metastore.history import first_version
 

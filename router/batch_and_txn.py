@@ -21,7 +21,7 @@ from metastore.client.results import (
 from metastore.errors import MetastoreError, NotFound, TooLarge
 from metastore.keys import storage_key
 from metastore.records import Record
-from router.bulkheads import CellDispatcher, Hold
+from router.bulkheads import CellDispatcher, Reservation
 from router.calls import Call
 from router.idempotency import OneRequest, aged, note_batch
 from router.problems import problem_body, result_json
@@ -91,8 +91,8 @@ class AnswerRoom:
     """What the records in one answer to many operations may hold. Once one has found no room, what has not been read
     yet is not read: it would be refused all the same, after the work. ``refusal`` makes the error."""
 
-    def __init__(self, hold: Hold, refusal: Callable[[], MetastoreError]) -> None:
-        self.hold = hold
+    def __init__(self, reservation: Reservation, refusal: Callable[[], MetastoreError]) -> None:
+        self.reservation = reservation
         self.refusal = refusal
         self.used = 0
         self.full = False
@@ -107,7 +107,7 @@ class AnswerRoom:
         if self.used + size > MAX_ANSWER_BYTES:
             self.full = True
             raise self.refusal()
-        self.hold.take(size)
+        self.reservation.take(size)
         self.used += size
 
 
@@ -118,7 +118,7 @@ def answer_is_full() -> TooLarge:
     )
 
 
-class Several:
+class BatchAndTxn:
     """See the module."""
 
     def __init__(self, dispatcher: CellDispatcher) -> None:
@@ -135,7 +135,7 @@ class Several:
         call.in_time()
         ns = self.namespace(call)
         rule = self.dispatcher.table.rule(ns.name)
-        answer = AnswerRoom(call.hold, answer_is_full)
+        answer = AnswerRoom(call.reservation, answer_is_full)
 
         def cell_of(op: Any) -> str:
             try:
@@ -230,7 +230,7 @@ class Several:
         branch = then if result.succeeded else otherwise
         for found in result.results:
             if isinstance(found, Record):
-                call.hold.force(len(found.value))
+                call.reservation.force(len(found.value))
         results = [result_json(op.key, found) for op, found in zip(branch, result.results, strict=True)]
         return json_response({"succeeded": result.succeeded, "results": results})
 

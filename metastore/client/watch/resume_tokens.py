@@ -1,4 +1,4 @@
-"""Where a watch stands, as text: resume tokens. Pure.
+"""The position of a watch, as text: resume tokens. Pure.
 
 A position is ``[(first point, version), ...]`` in order of points: each version holds from its point
 up to the next one's. A token is good in any process, and in the router's HTTP watches; it comes with
@@ -14,8 +14,8 @@ from typing import Final
 from metastore.errors import InvalidRequest
 from metastore.history import count_of, first_version, generation_of
 
-MAX_STRANDS: Final = 65_536
-#: forms of a token: partitions as a cluster is made with them, or each with its point
+MAX_SUBSCRIPTIONS: Final = 65_536
+#: encodings of a token: partitions as a cluster is made with them, or each with its point
 _EVEN: Final = 1
 _POINTS: Final = 2
 #: of either: some version is of a generation above the first
@@ -50,7 +50,7 @@ def _take(raw: bytes, at: int) -> tuple[int, int]:
 
 def encode_resume(position: Position) -> str:
     """A position as text: ``_EVEN, log2 of the count``, or ``_POINTS`` and each version behind its point. Where versions
-    have generations (R19) the form has ``_GENERATIONS`` too, and a version is ``count << 1``, or, where its generation is
+    have generations (R19) the encoding has ``_GENERATIONS`` too, and a version is ``count << 1``, or, where its generation is
     another than that of the one before it (0 at first), ``count << 1 | 1`` and the generation."""
     points = [point for point, _ in position]
     count = len(points)
@@ -87,7 +87,7 @@ def decode_resume(resume: str) -> Position:
         at = 2 if even else 1
         position: Position = []
         generation = 0
-        while at < len(raw) and len(position) < MAX_STRANDS:
+        while at < len(raw) and len(position) < MAX_SUBSCRIPTIONS:
             if not even:
                 points.append(raw[at : at + 8])
                 at += 8
@@ -102,5 +102,7 @@ def decode_resume(resume: str) -> Position:
         if not all(v < 1 << 63 for _, v in position) or encode_resume(position) != resume:
             raise ValueError
     except (binascii.Error, ValueError, IndexError):
-        raise InvalidRequest(f"resume token {resume!r:.80} was not made by this store") from None
+        raise InvalidRequest(
+            f"resume token {resume!r:.80} was not made by this store; pass one that an event or a listing came with"
+        ) from None
     return position

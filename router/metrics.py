@@ -1,4 +1,4 @@
-"""The router's figures, for Prometheus."""
+"""The router's metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class _Held(Collector):
-    """What is held of every bound, asked for when somebody looks."""
+    """How much of every bound is used, computed when the metrics are read."""
 
     def __init__(
         self, bulkheads: Bulkheads, dispatcher: CellDispatcher, connections: Callable[[], int]
@@ -28,15 +28,19 @@ class _Held(Collector):
         for name, text, value in (
             ("connections", "Open HTTP connections", self.connections()),
             ("inflight", "Requests under way", b.requests),
-            ("waiting", "Operations that stand in line for a partition", self.dispatcher.waiting),
+            ("waiting", "Operations that wait in the queue of a partition", self.dispatcher.waiting),
             ("held_bytes", "Bodies and answers in memory", b.bytes),
             ("watches", "Open watches", b.watches),
             ("topology_revision", "etcd's revision that the topology is of", table.revision),
             ("partitions", "Partitions known", len(table.partitions)),
             ("namespaces", "Namespaces with a policy", len(table.namespaces)),
             ("namespaces_limit", "How many there may be (max_namespaces)", b.config.max_namespaces),
-            ("records_bad", "Records in etcd that make no sense", len(table.unreadable)),
-            ("records_aside", "Partitions whose ranges are others'", len(table.aside)),
+            ("records_bad", "Records in etcd that are not valid", len(table.unreadable)),
+            (
+                "records_aside",
+                "Partitions left out of the map because their ranges overlap others'",
+                len(table.aside),
+            ),
         ):
             yield GaugeMetricFamily(f"metastore_router_{name}", text, value=value)
         for name, text in (
@@ -45,8 +49,8 @@ class _Held(Collector):
             ("watches", "Open watches that follow a cell"),
         ):
             gauge = GaugeMetricFamily(f"metastore_router_cell_{name}", text, labels=["cell"])
-            for cell, share in sorted(b.cells.items()):
-                gauge.add_metric([cell], getattr(share, name))
+            for cell, quota in sorted(b.cells.items()):
+                gauge.add_metric([cell], getattr(quota, name))
             yield gauge
         retries = CounterMetricFamily("metastore_router_retries", "Attempts repeated")
         retries.add_metric([], self.dispatcher.retries)
@@ -59,7 +63,7 @@ class _Held(Collector):
         yield refused
 
 
-class Figures:
+class Metrics:
     """Requests and times are counted by ``done``; the rest is looked up when asked for."""
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"

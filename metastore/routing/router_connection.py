@@ -1,6 +1,6 @@
 """Through the router, for what cannot go directly: HTTP in the place of a node's connection.
 
-``RouterTransport.submit`` has the surface of NodeConnection's: operations of one loop tick share a
+``RouterConnection.submit`` has the surface of NodeConnection's: operations of one loop tick share a
 POST of ``/v1/rpc``, msgpack ``[client_id, timeout_ms, [op, ...]]`` -> ``[result, ...]``, the same
 operations and results as in frames (wire.client_messages). Request ids are the operation's own, so
 that a change of path between two attempts never applies a write twice (R7).
@@ -90,7 +90,7 @@ def results_of(batch: list[Sent], raw: bytes) -> list[Any]:
     return found  # type: ignore[no-any-return]
 
 
-class RouterTransport:
+class RouterConnection:
     """One router. Opens nothing before it is used; ``close`` it."""
 
     def __init__(self, url: str, name: str) -> None:
@@ -104,7 +104,7 @@ class RouterTransport:
         self.name = name
         self.lost = False
         #: an operation was given up, and no answer came since
-        self.silent = False
+        self.unresponsive = False
         self.posts = 0
         self._session: aiohttp.ClientSession | None = None
         self._out: list[Waiting] = []
@@ -183,7 +183,7 @@ class RouterTransport:
         now = asyncio.get_running_loop().time()
         for _, until, future in batch:
             if until <= now and not future.done():
-                self.silent = True
+                self.unresponsive = True
                 future.set_exception(AttemptTimeout("the router does not answer"))
 
     async def _post(self, client_id: bytes, batch: list[Sent]) -> None:
@@ -198,19 +198,19 @@ class RouterTransport:
             body = msgpack.packb([client_id, timeout_ms, [op for op, _, _ in batch]])
             async with asyncio.timeout(max(0.001, left_s)):
                 results = results_of(batch, await self._ask(body))
-            self.silent = False
+            self.unresponsive = False
             for result in results:
                 future = batch[result[0]][2]
                 if not future.done():
                     future.set_result(result)
             error = ConnectionLost("the router left an operation unanswered", sent=True)
         except TimeoutError:
-            self.silent = True
+            self.unresponsive = True
             error = AttemptTimeout("the router does not answer")
         except ConnectionLost as e:
             error = e
         except MetastoreError as e:  # of the request as a whole
-            self.silent = False
+            self.unresponsive = False
             for number, (_, _, future) in enumerate(batch):
                 if not future.done():
                     future.set_result([number, e.status, e.message, e.detail])

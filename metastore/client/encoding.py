@@ -109,7 +109,7 @@ def check_txn(compare: Sequence[Compare[T]], then: Sequence[Op[T]], otherwise: S
     return [c.key for c in compare] + [op.key for op in (*then, *otherwise)]
 
 
-def compare_form(lkey: bytes, compare: Compare[T], codec: Codec[T]) -> list[Any]:
+def encode_compare(lkey: bytes, compare: Compare[T], codec: Codec[T]) -> list[Any]:
     """A compare on the wire. Raises InvalidRequest, and what the codec raises."""
     target = _choice("what", compare.what, _TARGETS)
     operand: Any = compare.operand
@@ -125,7 +125,7 @@ def _choice(name: str, given: str, known: dict[str, int]) -> int:
     return found
 
 
-def part_form(lkey: bytes, op: Op[T], codec: Codec[T]) -> list[Any]:
+def encode_part(lkey: bytes, op: Op[T], codec: Codec[T]) -> list[Any]:
     """An operation of a transaction on the wire. Raises InvalidRequest, and what the codec raises."""
     if isinstance(op, Get):
         return [GET, lkey]

@@ -6,9 +6,9 @@ import itertools
 import random
 from typing import Any
 
-from metastore.client.watch.positions import Position
-from metastore.client.watch.strands import Strand, Strands
-from metastore.client.watch.subscription import Buffer, Wanted
+from metastore.client.watch.direct_watch import DirectWatch, PartitionSubscription
+from metastore.client.watch.resume_tokens import Position
+from metastore.client.watch.subscription import Buffer, SubscriptionFilter
 from metastore.keys import storage_key
 from metastore.operations import DELETE
 from metastore.routing.dispatcher import Dispatcher
@@ -25,13 +25,13 @@ def table(*cuts: int) -> TopologyTable:
     return found
 
 
-def wide_watch(buffer: Buffer) -> tuple[Strands, Strand]:
+def wide_watch(buffer: Buffer) -> tuple[DirectWatch, PartitionSubscription]:
     dispatcher = Dispatcher([])
     dispatcher.table = table()
-    strands = Strands(Wanted(dispatcher, "n", b"", 0, False), buffer, None)
-    strand = Strand(bytes(8), b"\xff" * 9, 0)
-    strands._strands.append(strand)
-    return strands, strand
+    subscriptions = DirectWatch(SubscriptionFilter(dispatcher, "n", b"", 0, False), buffer, None)
+    subscription = PartitionSubscription(bytes(8), b"\xff" * 9, 0)
+    subscriptions._subscriptions.append(subscription)
+    return subscriptions, subscription
 
 
 def events(*versions: int) -> list[Any]:
@@ -45,32 +45,32 @@ def at(position: Position | None) -> list[int]:
 
 async def test_the_reader_is_where_it_has_read() -> None:
     buffer = Buffer(100)
-    strands, strand = wide_watch(buffer)
-    strands._take(strand, 3, events(1, 3))
-    strands._take(strand, 7, [])
-    strands._take(strand, 9, events(8))
-    assert at(strands.delivered) == [0]
+    subscriptions, subscription = wide_watch(buffer)
+    subscriptions._take(subscription, 3, events(1, 3))
+    subscriptions._take(subscription, 7, [])
+    subscriptions._take(subscription, 9, events(8))
+    assert at(subscriptions.delivered) == [0]
     seen = []
     while (event := buffer.take()) is not None:
-        seen.append((event[2], at(strands.delivered)[0]))
+        seen.append((event[2], at(subscriptions.delivered)[0]))
     # after the last of a piece: everything up to what was told with it, and then all that was told
     assert seen == [(1, 1), (3, 3), (8, 9)]
-    strands._take(strand, 12, [])
-    assert at(strands.delivered) == [12]
+    subscriptions._take(subscription, 12, [])
+    assert at(subscriptions.delivered) == [12]
 
 
 async def test_what_was_seen_is_passed_over() -> None:
     """A node that begins anew within an entry tells its first changes again; and nothing goes back."""
     buffer = Buffer(100)
-    strands, strand = wide_watch(buffer)
-    strands._take(strand, 5, events(2, 5))
-    strands._take(strand, 7, events(3, 5, 6, 7))
-    strands._take(strand, 6, events(6))
+    subscriptions, subscription = wide_watch(buffer)
+    subscriptions._take(subscription, 5, events(2, 5))
+    subscriptions._take(subscription, 7, events(3, 5, 6, 7))
+    subscriptions._take(subscription, 6, events(6))
     seen = []
     while (event := buffer.take()) is not None:
         seen.append(event[2])
     assert seen == [2, 5, 6, 7]
-    assert at(strands.delivered) == [7]
+    assert at(subscriptions.delivered) == [7]
 
 
 async def test_a_split_claims_nothing_that_was_not_read() -> None:
@@ -78,26 +78,29 @@ async def test_a_split_claims_nothing_that_was_not_read() -> None:
     for seed in range(200):
         rng = random.Random(seed)
         buffer = Buffer(1000)
-        strands, strand = wide_watch(buffer)
+        subscriptions, subscription = wide_watch(buffer)
         version, split = 0, rng.randrange(1, 8)
         for step in range(10):
             told = sorted({version + rng.randrange(1, 4) for _ in range(rng.randrange(3))})
             version = max([version, *told]) + rng.randrange(2)
-            strands._take(strand, version, events(*told))
+            subscriptions._take(subscription, version, events(*told))
             for _ in range(rng.randrange(3)):
                 buffer.take()
             if step == split:
-                strands._dispatcher.table = table(TOP // 2)
-                strands._narrow(strand)
-                assert [s.end for s in strands._strands] == [(TOP // 2).to_bytes(8, "big"), b"\xff" * 9]
+                subscriptions._dispatcher.table = table(TOP // 2)
+                subscriptions._narrow(subscription)
+                assert [s.end for s in subscriptions._subscriptions] == [
+                    (TOP // 2).to_bytes(8, "big"),
+                    b"\xff" * 9,
+                ]
                 break
         rest = [e[2] for _, _, piece in buffer._pieces for e in piece]
         for _ in range(len(rest) + 1):
             waiting = [e[2] for _, _, piece in buffer._pieces for e in piece]
-            assert at(strands.delivered)[0] == at(strands.delivered)[1]
-            assert all(v < min([*waiting, version + 1]) for v in at(strands.delivered)), seed
+            assert at(subscriptions.delivered)[0] == at(subscriptions.delivered)[1]
+            assert all(v < min([*waiting, version + 1]) for v in at(subscriptions.delivered)), seed
             buffer.take()
-        assert at(strands.delivered) == [version, version]
-        for one in strands._strands:
+        assert at(subscriptions.delivered) == [version, version]
+        for one in subscriptions._subscriptions:
             assert not one.marks
-        await strands.close()
+        await subscriptions.close()

@@ -9,7 +9,7 @@ from typing import Final
 PROBE_S: Final = (1.0, 30.0)
 
 
-class Detours:
+class UnreachableNodes:
     """Addresses that did not answer while the router could reach what is behind them. They are
     avoided, and tried by one task in the background, at growing intervals, so that no operation has
     to wait for it. ``reach(address)``: whether it answers now."""
