@@ -72,7 +72,7 @@ class Moved(DidNotHappen):
 
 class OutcomeUnknown(MaybeHappened):
     """The write was proposed and then leadership or the deadline was lost: it may or may not
-    take effect, once at most (R7). A retry with the same request id tells which."""
+    take effect, once at most (R7). A retry with the same request id returns the first outcome."""
 
     code, status, http_status, retryable = "outcome_unknown", 5, 503, True
 
@@ -111,7 +111,7 @@ class RequestIdExpired(MaybeHappened):
     """The request id is older than the dedupe window (R7): it is refused, not executed now. What became of it
     earlier is forgotten, so read before deciding.
 
-    A client that knows this to be its first attempt sends it again, stamped with ``detail["index"]``.
+    A client that knows this to be its first attempt sends it again with ``detail["index"]`` as the last seen index.
     ``reused``: other requests of that client came after it; ``spent``: it was carried out, or refused,
     as the only request of its client.
     """
@@ -148,14 +148,14 @@ class NotANumber(DidNotHappen):
 class Fenced(DidNotHappen):
     """The write carried a fencing token below one that the partition has seen under that name.
 
-    ``detail["token"]``: the highest seen. Whoever holds the lower one has been replaced."""
+    ``detail["token"]``: the highest seen. The holder of the lower one has been replaced."""
 
     code, status, http_status = "fenced", 15, 409
 
 
 class FenceForgotten(Fenced):
     """As Fenced, and not certain: the partition has forgotten the name, so many were used after it, and cannot
-    tell whether it saw a higher token of it. Whoever still holds the lock takes it again.
+    tell whether it saw a higher token of it. A client that still holds the lock acquires it again.
 
     ``detail["token"]``: the highest that was forgotten and may be of this name."""
 
@@ -173,7 +173,7 @@ class HistoryChanged(DidNotHappen):
 
 
 class ConditionRequired(DidNotHappen):
-    """The namespace takes only writes that carry a condition; nothing was done."""
+    """The namespace accepts only writes that carry a condition; nothing was done."""
 
     code, status, http_status = "condition_required", 16, 428
 
@@ -209,7 +209,7 @@ class DiskLow(DidNotHappen):
 
 
 class InternalError(MaybeHappened):
-    """A bug or a failed disk; the log of the node tells more."""
+    """A bug or a failed disk; the log of the node has the cause."""
 
     code, status = "internal", 99
 
@@ -224,13 +224,13 @@ class NotFound(DidNotHappen):
 
 
 class LockLost(DidNotHappen):
-    """The lease of a lock or a leadership is over, or may be: another may hold it now."""
+    """The lease of a lock or a leadership has ended, or may have: another client may hold it now."""
 
     code, http_status = "lock_lost", 409
 
 
 class DecodeFailed(DidNotHappen, ValueError):
-    """A value is not what the namespace's codec decodes: it was written by another. ``detail``: ``key``,
+    """A value is not what the namespace's codec decodes: another client wrote it. ``detail``: ``key``,
     ``content_type``."""
 
     code = "decode_failed"
@@ -291,7 +291,7 @@ class CorruptState(StorageError):
 
 
 class CorruptTree(CorruptState):
-    """A key of the state has rotted: whatever was looked for or put since may have been led astray, so nothing in it
+    """A key of the state has rotted: searches and writes since may have gone to the wrong place, so nothing in it
     can be trusted."""
 
     code = "corrupt_tree"
@@ -305,7 +305,7 @@ class CoordinationError(MetastoreError):
 
 
 class CoordinationUnavailable(CoordinationError, DidNotHappen):
-    """The service did not take the request: it certainly had no effect."""
+    """The service did not accept the request: it certainly had no effect."""
 
     code = "coordination_unavailable"
 

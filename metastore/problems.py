@@ -62,7 +62,7 @@ def problem(error: MetastoreError, head: bool = False) -> web.Response:
 
 
 def http_problem(status: int, detail: str) -> bytes:
-    """The document for an error of HTTP itself: nothing was done, and the same again will not do."""
+    """The document for an error of HTTP itself: nothing was done, and a retry of the same request fails again."""
     code = CODES.get(status, f"http_{status}")
     title = TITLES.get(status)
     if title is None:

@@ -113,7 +113,7 @@ class AnswerRoom:
 
 def answer_is_full() -> TooLarge:
     return TooLarge(
-        f"the answers of a batch hold {MAX_ANSWER_BYTES} bytes of records, and others have used them up: "
+        f"the records in the answer to a batch would be over the limit of {MAX_ANSWER_BYTES} bytes: "
         "get this record in another request"
     )
 

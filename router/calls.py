@@ -66,7 +66,9 @@ class Routes:
                     break
         methods = (by_parts or {}).get(len(parts))
         if methods is None:
-            raise NoSuchPath(f"there is nothing at {path!r:.200}; /docs and /openapi.json tell what there is")
+            raise NoSuchPath(
+                f"there is no operation at {path!r:.200}; /docs and /openapi.json list all of them"
+            )
         op = methods.get(method)
         if op is None:
             allow = sorted(methods)
@@ -203,7 +205,7 @@ class Call:
         # request.content_type says application/octet-stream for a missing one; so does this message
         if self.request.content_type not in types:
             raise UnsupportedMediaType(
-                f"Content-Type {self.request.content_type!r:.60}: this takes {types[0]}{hint}"
+                f"Content-Type {self.request.content_type!r:.60}: this operation takes {types[0]}{hint}"
             )
 
     async def json(self) -> Any:
@@ -232,7 +234,9 @@ class Call:
     def in_time(self) -> None:
         """Raises DeadlineExceeded when the answer is due: nothing has been begun then."""
         if self.left_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the request was complete; nothing was done")
+            raise DeadlineExceeded(
+                "the deadline passed before the request had arrived completely; nothing was done"
+            )
 
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]

@@ -6,13 +6,13 @@ from metastore.errors import InvalidRequest, MetastoreError
 
 
 class NoSuchPath(MetastoreError):
-    """There is nothing at this path; ``/openapi.json`` and ``/docs`` tell what there is."""
+    """There is nothing at this path; ``/openapi.json`` and ``/docs`` list all of them."""
 
     code, http_status = "no_such_path", 404
 
 
 class MethodNotAllowed(MetastoreError):
-    """The path does not take this method. ``detail["allow"]``: those it takes."""
+    """The path does not accept this method. ``detail["allow"]``: those it accepts."""
 
     code, http_status = "method_not_allowed", 405
 
@@ -24,7 +24,7 @@ class MalformedHttp(InvalidRequest):
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is of another type than the operation takes."""
+    """The body is of another type than the operation accepts."""
 
     code, http_status = "unsupported_media_type", 415
 

@@ -116,7 +116,9 @@ async def serve(config: RouterConfig) -> int:
         loop.add_signal_handler(signal_number, on_signal)
     wanted, limit = config.max_connections + SPARE_FILES, open_files_limit()
     if limit < wanted:
-        log.warning("max_connections needs %d open files, and %d are allowed", wanted, limit)
+        log.warning(
+            "max_connections needs %d open files, and the system allows %d (ulimit -n)", wanted, limit
+        )
     router = Router(config)
     await router.start()
     log.info("router of cluster %s serves on %s", config.cluster, config.http)

@@ -35,7 +35,9 @@ class Namespaces:
     @property
     def admin(self) -> NamespaceAdmin:
         if self._admin is None:
-            raise Unavailable("this router has no control plane")
+            raise Unavailable(
+                "this router knows no etcd, so it cannot read or change namespaces; set etcd in its settings"
+            )
         return self._admin
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:

@@ -70,7 +70,7 @@ def item_json(key: str, record: Record, keys_only: bool = False) -> dict[str, An
 
 
 def result_json(key: str, result: Any) -> dict[str, Any]:
-    """What an operation of the client gave back, in a JSON answer."""
+    """The result of an operation of the client, in a JSON answer."""
     if isinstance(result, Record):
         return item_json(key, result)
     if isinstance(result, PutResult):
@@ -83,16 +83,16 @@ def result_json(key: str, result: Any) -> dict[str, Any]:
 
 
 def for_http(error: MetastoreError) -> MetastoreError:
-    """The error as HTTP tells it: what is about the inside is told as what it means outside."""
+    """The error as HTTP shows it: an error about the inside becomes the error that it means for the caller."""
     if isinstance(error, RequestIdExpired) and error.detail.get("reused"):
         return IdempotencyMismatch(
             "this Idempotency-Key was used for another request on this record; nothing was done: "
-            "give every request a key of its own, and a retry the very same request"
+            "give every request a key of its own, and send a retry unchanged"
         )
     if isinstance(error, RequestIdExpired):
         return RequestIdExpired(
-            "this request was first made longer ago than is remembered, or its Idempotency-Key was; nothing was done now, "
-            "and what became of it then is not known any more: read the record before deciding"
+            "this request, or its Idempotency-Key, is older than the dedupe window; nothing was done now, "
+            "and the outcome of its first attempt is forgotten: read the record before deciding"
         )
     return as_callers_see(error)
 
@@ -111,7 +111,7 @@ def comes_again(error: MetastoreError) -> bool:
 
 
 def _current(error: MetastoreError) -> Record | None:
-    """The record that a failed condition met, if the error has it."""
+    """The record that failed a condition, if the error has it."""
     found = error.detail.get("current")
     if isinstance(found, Record):
         return found
@@ -179,4 +179,4 @@ def problem(error: MetastoreError, key: str | None = None) -> web.Response:
 
 
 def internal() -> InternalError:
-    return InternalError("the router failed; its log tells more")
+    return InternalError("the router failed; its log has the cause")

@@ -40,7 +40,7 @@ def load_snapshot(path: str, table: TopologyTable) -> None:
     try:
         crc, _, wire = read_file(Path(path), MAX_DOCUMENT_BYTES).partition(b"\n")
         if crc != _crc(wire):
-            raise InvalidRequest("its checksum does not match")
+            raise InvalidRequest("the snapshot does not match its checksum")
         found = TopologyTable.from_wire(load_json(wire, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES))
         if found.left_out:
             names = ", ".join(found.left_out[:10])

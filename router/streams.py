@@ -197,4 +197,4 @@ class Streams:
             except TimeoutError:
                 if call.request.transport is not None:
                     call.request.transport.abort()
-                raise ConnectionResetError("the client does not read") from None
+                raise ConnectionResetError("the client does not read its stream") from None

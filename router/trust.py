@@ -136,7 +136,7 @@ class Trust:
         await records.read_ahead(list(self.watch.kvs.values()))
         if self.coordinator.untrusted:
             return
-        log.info("etcd is believed: it has what %d nodes know", len(words))
+        log.info("etcd is trusted: its records are at least as new as those of %d nodes", len(words))
         self.doubt, self._records = "", records
         content = [Change(key, None, kv) for key, kv in self.watch.kvs.items()]
         self._records.take(max(self.watch.revision, self.watch.read_at), content)
@@ -165,7 +165,7 @@ class Trust:
                 while self.watch.readings == readings:
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
-            raise CoordinationError("etcd is not read in time") from None
+            raise CoordinationError("etcd did not answer in time") from None
 
     async def _ask(self) -> list[Word]:
         """What nodes say that answer; some, where there are many."""
@@ -194,4 +194,4 @@ class Trust:
     def _say(self, why: str) -> None:
         if why != self.doubt:
             self.doubt = why
-            log.warning("what etcd says is not taken, nodes are asked instead: %s", why)
+            log.warning("etcd is not trusted, and the nodes are asked for the topology instead: %s", why)

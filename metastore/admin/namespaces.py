@@ -132,7 +132,7 @@ class NamespaceAdmin:
             return None if kv is None else self._record(kv)
         except BadRecord as e:
             raise Unavailable(
-                f"the record of namespace {name} in etcd makes no sense ({e.message}); mend or remove it there: "
+                f"the record of namespace {name} in etcd is not valid ({e.message}); repair or remove it there: "
                 "cellctl doctor names it"
             ) from None
 
@@ -164,7 +164,7 @@ class NamespaceAdmin:
                 policy = replace(policy, more=found.policy.more)
             if found is not None and routing != found.policy.routing:
                 raise RoutingFixed(
-                    f"namespace {name} routes by {found.policy.routing}, which cannot be changed to {routing}: it says "
+                    f"namespace {name} routes by {found.policy.routing}, which cannot be changed to {routing}: the rule decides "
                     "where its records are; make another namespace and copy them"
                 )
             if policy.rule == PARENT or (found is not None and found.policy.ready):
@@ -173,7 +173,10 @@ class NamespaceAdmin:
                 written = await self._make(name, found, policy, until)
             if written is not None:
                 return written, found is None
-        raise Unavailable(f"namespace {name} is being changed by others all the time", retry_after_s=1)
+        raise Unavailable(
+            f"namespace {name} was changed by others each time that this change was tried; try again",
+            retry_after_s=1,
+        )
 
     async def delete(self, name: str, until: float, *, revision: int | None = None) -> None:
         """Remove the record: the default policy holds. Records stay; those that would not be found
@@ -190,7 +193,10 @@ class NamespaceAdmin:
                     return
             elif await self._unmake(found, until):
                 return
-        raise Unavailable(f"namespace {name} is being changed by others all the time", retry_after_s=1)
+        raise Unavailable(
+            f"namespace {name} was changed by others each time that this change was tried; try again",
+            retry_after_s=1,
+        )
 
     async def _check_etcd(self) -> None:
         """Raises Unavailable when a node distrusts the etcd that is written to. Nodes that are silent are passed over."""
@@ -201,7 +207,7 @@ class NamespaceAdmin:
         for name, why in zip(asked, told, strict=True):
             if why:
                 raise Unavailable(
-                    f"nothing was changed: node {name} distrusts etcd, because {why:.200}; cellctl control rebuild shows what its "
+                    f"nothing was changed: node {name} distrusts etcd, because {why:.200}; cellctl control rebuild shows what etcd's "
                     "records would be",
                     retry_after_s=1,
                 )
@@ -229,7 +235,7 @@ class NamespaceAdmin:
     @staticmethod
     def _check_name(name: str) -> None:
         if check_namespace(name) == RESERVED:
-            raise InvalidRequest(f"namespace {RESERVED} is the store's own and has no policy")
+            raise InvalidRequest(f"namespace {RESERVED} is reserved for the store and has no policy")
 
     @staticmethod
     def _check_condition(
@@ -328,7 +334,7 @@ class NamespaceAdmin:
             ) from None
 
     async def _settle(self, name: str, revision: int, rule: int, until: float) -> None:
-        """Phase 2. Raises Unavailable naming who does not answer, NamespaceNotEmpty."""
+        """Phase 2. Raises Unavailable, which names the nodes that do not answer, NamespaceNotEmpty."""
         await self._wait_for_nodes(revision, until)
         await self._barrier(until)
         await self._check_placed(name, rule, until)
@@ -352,7 +358,7 @@ class NamespaceAdmin:
             if loop.time() >= until:
                 names = sorted(behind)
                 raise Unavailable(
-                    f"every node has to know of the change, and {names[0]} {behind[names[0]]}"
+                    f"every node has to apply the change, but {names[0]} {behind[names[0]]}"
                     + (f", nor do {', '.join(names[1:])}" if len(names) > 1 else "")
                     + "; nothing was changed",
                     nodes=names,
@@ -372,7 +378,7 @@ class NamespaceAdmin:
                 record = self.dispatcher.table.nodes.get(parts[1])
             if record is None:
                 raise Unavailable(
-                    f"every node has to know of the change, and etcd's record {shown(kv.key)} makes no sense; nothing "
+                    f"every node has to apply the change, but etcd's record {shown(kv.key)} is not valid; nothing "
                     "was changed",
                     retry_after_s=1,
                 )
@@ -397,7 +403,7 @@ class NamespaceAdmin:
         keys = barrier_keys(self.dispatcher)
         missing = sorted(set(self.dispatcher.table.partitions) - set(keys))
         if missing:
-            raise Unavailable(f"no key was found that partition {missing[0]} holds")
+            raise Unavailable(f"no key was found that lies in partition {missing[0]}")
 
         async def one(lkey: bytes) -> None:
             try:
@@ -421,7 +427,7 @@ class NamespaceAdmin:
                     if not well_placed(lkey, rule):
                         key = split_storage_key(lkey)[1]
                         raise NamespaceNotEmpty(
-                            f"namespace {name} has records that would not be found by its new routing rule, {key!r:.200} "
+                            f"namespace {name} has records that its new routing rule would not find, {key!r:.200} "
                             "for one: delete them first, or use another namespace",
                             record_key=key,
                         )

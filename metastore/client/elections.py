@@ -58,14 +58,16 @@ class AsyncElection(Generic[T]):
         ``timeout_s``: seconds to wait, None = for as long as it takes, also while the store is away. Raises
         DeadlineExceeded; InvalidRequest when this object leads already; what the codec raises."""
         if self._leadership is not None and self._leadership.held:
-            raise InvalidRequest(f"{self.key!r:.200} is led by this very object already")
+            raise InvalidRequest(
+                f"{self.key!r:.200} is led by this object already; make another for a second candidate"
+            )
         namespace = self._namespace
         kind = namespace.codec.content_type or "application/octet-stream"
         # unique to this candidacy, so that after doubt we know our own record
         content_type = f"{kind}; candidate={os.urandom(8).hex()}"
         if len(content_type) > MAX_CONTENT_TYPE_BYTES:
             raise InvalidRequest(
-                f"the codec's content type of {len(kind)} characters is too long for elections"
+                f"the codec's content type of {len(kind)} characters is too long for elections; shorten it"
             )
         raw: AsyncRecords[bytes] = AsyncRecords(namespace.dispatcher, namespace.name, namespace.deadline_s)
         leadership = AsyncLeadership(raw, self.key, self.ttl_s)

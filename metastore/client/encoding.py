@@ -1,4 +1,4 @@
-"""From what callers say to the wire's terms and back. Pure."""
+"""Encoding of operations: from a caller's arguments to the wire's elements, and results back. Pure."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def consistency_of(
 ) -> tuple[int, int | None]:
     """The wire's consistency and its argument. Raises InvalidRequest."""
     if max_staleness_ms is not None and consistency != "stale":
-        raise InvalidRequest("max_staleness goes with consistency stale")
+        raise InvalidRequest("max_staleness needs consistency='stale'")
     if consistency == "stale":
         return STALE, max_staleness_ms
     if consistency == "at_least" or at_least is not None:
         if at_least is None:
-            raise InvalidRequest("consistency at_least needs at_least=version")
+            raise InvalidRequest("consistency='at_least' needs at_least=version")
         return AT_LEAST, at_least
     if consistency != "linearizable":
         raise InvalidRequest(f"consistency {consistency!r:.40}: use linearizable, stale or at_least")
@@ -94,17 +94,19 @@ def decode_cursor(cursor: str) -> bytes:
         if len(raw) < 8 or encode_cursor(raw) != cursor:
             raise ValueError
     except (binascii.Error, ValueError):
-        raise InvalidRequest(f"cursor {cursor!r:.80} was not made by this store") from None
+        raise InvalidRequest(
+            f"cursor {cursor!r:.80} was not made by this store; pass the cursor of the page before"
+        ) from None
     return raw
 
 
 def check_txn(compare: Sequence[Compare[T]], then: Sequence[Op[T]], otherwise: Sequence[Op[T]]) -> list[str]:
     """The keys of a transaction, in order of mention. Raises InvalidRequest."""
     if len(compare) + len(then) + len(otherwise) == 0:
-        raise InvalidRequest("a transaction without compares and operations does nothing")
+        raise InvalidRequest("the transaction has no compares and no operations; give at least one")
     if max(len(compare), len(then), len(otherwise)) > MAX_TXN_PARTS:
         raise InvalidRequest(
-            f"a transaction has at most {MAX_TXN_PARTS} compares, and operations in a branch"
+            f"the transaction has {len(compare)} compares, {len(then)} and {len(otherwise)} operations; the limit of each is {MAX_TXN_PARTS}"
         )
     return [c.key for c in compare] + [op.key for op in (*then, *otherwise)]
 
@@ -133,7 +135,7 @@ def encode_part(lkey: bytes, op: Op[T], codec: Codec[T]) -> list[Any]:
         return [ADD, lkey, op.delta]
     if op.version is not None:
         raise InvalidRequest(
-            f"{op.key!r:.200}: an operation of a transaction has no condition; add a Compare"
+            f"{op.key!r:.200}: an operation of a transaction takes no condition; add a Compare instead"
         )
     if isinstance(op, Put):
         return [PUT, lkey, codec.encode(op.value), op.content_type or codec.content_type, ttl_ms_of(op.ttl_s)]
@@ -141,7 +143,7 @@ def encode_part(lkey: bytes, op: Op[T], codec: Codec[T]) -> list[Any]:
 
 
 def part_result(op: Op[T], part: list[Any], codec: Codec[T]) -> OpResult[T]:
-    """What became of an operation of a transaction. Raises DecodeFailed."""
+    """The result of an operation of a transaction. Raises DecodeFailed."""
     if isinstance(op, Get):
         return None if part[0] == NOT_FOUND else decoded(codec, op.key, unpack_record(part[1]))
     if isinstance(op, Put):

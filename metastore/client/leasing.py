@@ -167,7 +167,9 @@ class Lease:
         """Return once it is held, or, without ``wait``, whether it is. ``value`` and ``content_type`` are
         this hold's only. Raises DeadlineExceeded."""
         if self._held or self._taking:
-            raise InvalidRequest(f"{self.key!r:.200} is held, or being taken, by this very object already")
+            raise InvalidRequest(
+                f"{self.key!r:.200} is held, or being acquired, by this object already; make another for a second holder"
+            )
         loop = asyncio.get_running_loop()
         until = None if timeout_s is None else loop.time() + timeout_s
         self._mark, self._doubt, self._taking = (value, content_type), False, True
@@ -203,9 +205,9 @@ class Lease:
                 if not (e.retryable or isinstance(e, Compacted | HistoryChanged)):
                     raise
                 if until is not None and not self._left_s(until):
-                    text = f"{self.key!r:.200} could not be taken in time: {e.message}"
+                    text = f"{self.key!r:.200} could not be acquired in time: {e.message}"
                     raise DeadlineExceeded(text) from e
-                log.debug("taking %s: %s", self.key, e.message)
+                log.debug("acquiring %s: %s", self.key, e.message)
                 await asyncio.sleep(backoff_s(failures))
                 failures += 1
 
@@ -272,12 +274,14 @@ class Lease:
         while True:
             event = await watcher.next(None if until is None else self._left_s(until))
             if event is None:
-                raise DeadlineExceeded(f"{self.key!r:.200} is held by another")
+                raise DeadlineExceeded(
+                    f"{self.key!r:.200} is held by another; the deadline passed while waiting for it"
+                )
             if event.kind != "put" and event.key == self.key:
                 return
 
     async def _abandon(self, mark: tuple[bytes, str]) -> None:
-        """Give back what we may have taken without knowing. Its TTL would, too.
+        """Release what may have been acquired without an answer. Its TTL would, too.
 
         A read could miss a write of ours that is still on its way. So first a write that changes nothing,
         of a version that there never is: it is resolved after ours, if that has arrived, and says that ours

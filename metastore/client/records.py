@@ -352,7 +352,7 @@ class AsyncRecords(Generic[T]):
                     else f"namespace {self.name} routes by {table.policy(self.name).routing}; use one that routes by parent"
                 )
                 raise CrossPartition(
-                    f"a transaction stays within one partition, and {first!r:.200} and {key!r:.200} live in two; "
+                    f"the keys of a transaction must be in one partition, but {first!r:.200} and {key!r:.200} are in two; "
                     f"to keep keys together, {how}",
                     keys=[first, key],
                 )
@@ -408,7 +408,7 @@ class AsyncRecords(Generic[T]):
         With ``keys_only`` records have a version only. Raises DecodeFailed.
         """
         if not 1 <= limit <= MAX_LIST_LIMIT:
-            raise InvalidRequest(f"limit {limit} is not within 1 and {MAX_LIST_LIMIT}")
+            raise InvalidRequest(f"limit = {limit} is not within 1 and {MAX_LIST_LIMIT}")
         kind, arg = consistency_of(consistency, max_staleness_ms, None)
         tail = [KEYS_ONLY if keys_only else 0, kind, arg]
         until = self.until(deadline_s)
@@ -423,7 +423,9 @@ class AsyncRecords(Generic[T]):
             start = hash_point(ns, routing) + ns + b"\0" + raw
             end = next_key(start)
             if start_at and not start <= start_at < end:
-                raise InvalidRequest("the cursor is of another listing: give the same prefix with it")
+                raise InvalidRequest(
+                    "the cursor belongs to a listing of another prefix; give the same prefix with it"
+                )
             result = await self._rows(max(start, start_at), end, limit, tail, until)
             found, following, age_ms, version = result
             return found, following, encode_resume([(start[:8], version)]), age_ms
@@ -434,7 +436,9 @@ class AsyncRecords(Generic[T]):
             try:
                 key = split_storage_key(lkey)[1]
             except ValueError:
-                raise Unavailable(f"a node lists {lkey!r:.200}, which is no key", retry_after_s=1) from None
+                raise Unavailable(
+                    f"a node listed {lkey!r:.200}, which is not a storage key", retry_after_s=1
+                ) from None
             record: Any = Record(packed, 0, b"")
             items.append((key, record if keys_only else decoded(self.codec, key, read_record(key, packed))))
         return Page(items, encode_cursor(following) if following else None, resume, age_ms)

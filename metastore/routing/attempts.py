@@ -58,7 +58,7 @@ LEADER_PATIENCE_S: Final = 1.0
 MAX_RETRY_AFTER_S: Final = 1.0
 MAX_HOPS: Final = 8
 
-#: what a write's entry can say beside success: dedupe tells it again
+#: outcomes of a write's entry beside success: dedupe returns them again
 REMEMBERED: Final = frozenset(
     error.status for error in (ConditionFailed, NotANumber, Fenced, FenceForgotten, HistoryChanged, TooLarge)
 )
@@ -156,7 +156,7 @@ class Attempts:
         self.probing: int | None = None
         self.first_failure = 0.0
         self.last_error: MetastoreError | None = None
-        #: replicas whose last word is that nobody can serve this now -> how often they said so
+        #: replicas whose last answer is that no replica can serve this now -> how often they answered so
         self.final: dict[str, int] = {}
         #: the table does not fit what was met: it is to be asked for in the background
         self.doubts = False
@@ -190,7 +190,9 @@ class Attempts:
         if isinstance(error, MaybeHappened) and not self.changes:
             return Unavailable(error.message, retry_after_s=1)
         if isinstance(error, InternalError):
-            return OutcomeUnknown(f"a server failed, or says what is not known here: {error.message}")
+            return OutcomeUnknown(
+                f"the server failed, or answered with a status that this version does not know: {error.message}"
+            )
         return error
 
     def served_by(self, address: str, placement: Placement) -> None:
@@ -384,16 +386,16 @@ class Attempts:
         error = self.last_error
         waited = now - self.first_failure if self.first_failure else 0.0
         if waited > DEAD_CELL_PATIENCE_S and self._nobody_listens(placement):
-            text = f"no replica of partition {placement.id} (cell {placement.cell}) can be reached"
+            text = f"no replica of partition {placement.id} (cell {placement.cell}) accepts a connection: its nodes are down, or cannot be reached from here"
             raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
         if error is not None and waited > self.client.election_patience_s:
             if isinstance(error, Unavailable | Overloaded | TooStale):
                 raise self.at_the_end(error)
-            text = f"partition {placement.id} (cell {placement.cell}) has no leader that answers: {error.message}"
+            text = f"partition {placement.id} (cell {placement.cell}) had no leader that answered for {waited:.1f} s; last: {error.message}"
             raise self.at_the_end(Unavailable(text, retry_after_s=1, cell=placement.cell))
 
     def _all_agree(self, placement: Placement) -> bool:
-        """Whether every replica that can be reached says that nobody can serve this now."""
+        """Whether every replica that can be reached answers that no replica can serve this now."""
         addresses = map(self.client.table.address, placement.replicas if self.client.direct else ())
         return all(a is None or a in self.final or a in self.unreached for a in addresses)
 
@@ -410,7 +412,7 @@ class Attempts:
     def at_the_end(self, error: MetastoreError) -> MetastoreError:
         """``error``, or OutcomeUnknown if an attempt may have been carried out."""
         if self.maybe_done:
-            text = f"the write may or may not have taken effect, once at most: {error.message}"
+            text = f"the write may or may not have taken effect (at most once); read the record before deciding: {error.message}"
             return OutcomeUnknown(text, **error.detail)
         if isinstance(error, DeadlineExceeded) and isinstance(self.last_error, TooStale):
             return self.last_error

@@ -122,7 +122,7 @@ class NodeConnection(asyncio.Protocol):
         except NoCommonVersion as e:
             self._fail(e)
         except ProtocolError as e:
-            self._fail(Malformed(f"what the node says is not the protocol: {e.message}", sent=True))
+            self._fail(Malformed(f"the node's answer is malformed: {e.message}", sent=True))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(ConnectionLost(f"connection lost: {exc or 'closed by the node'}", sent=True))
@@ -132,7 +132,7 @@ class NodeConnection(asyncio.Protocol):
     def _results(self, body: Any) -> None:
         """Raises ProtocolError."""
         if type(body) is not list:
-            raise ProtocolError("a RESPONSE is not a list of results")
+            raise ProtocolError("the body of a RESPONSE is not a list of results")
         waiting = self._waiting
         for result in body:
             if type(result) is not list or not result or type(result[0]) is not int:
@@ -202,7 +202,7 @@ class NodeConnection(asyncio.Protocol):
         for i in late:
             future = self._waiting.pop(i)[0]
             if not future.done():
-                future.set_exception(AttemptTimeout("the node does not answer"))
+                future.set_exception(AttemptTimeout("the node did not answer in time"))
         if self._watches:
             self._watch_over(now)
         if self.timed_out and now - self._timed_out_at > TIMED_OUT_S:
@@ -251,12 +251,26 @@ class NodeConnection(asyncio.Protocol):
         if self.lost:
             raise ConnectionLost("connection lost", sent=False)
         if len(self._waiting) >= MAX_OUTSTANDING:
-            raise Overloaded(f"{MAX_OUTSTANDING} operations are outstanding to this node", retry_after_s=0.05)
+            raise Overloaded(
+                f"{MAX_OUTSTANDING} operations wait for an answer of this node, the limit of a connection; send fewer at a time",
+                retry_after_s=0.05,
+            )
         if self._write_blocked:
             if self.timed_out:
-                self._fail(ConnectionLost("the node does not read what it is sent", sent=True))
-                raise ConnectionLost("the node does not read what it is sent", sent=False)
-            raise Overloaded("the node does not read what it is sent", retry_after_s=0.1)
+                self._fail(
+                    ConnectionLost(
+                        f"the node does not read its connection: more than {MAX_UNSENT_BYTES} bytes are unsent",
+                        sent=True,
+                    )
+                )
+                raise ConnectionLost(
+                    f"the node does not read its connection: more than {MAX_UNSENT_BYTES} bytes are unsent",
+                    sent=False,
+                )
+            raise Overloaded(
+                f"the node does not read its connection: more than {MAX_UNSENT_BYTES} bytes are unsent",
+                retry_after_s=0.1,
+            )
         if not self._waiting:
             self._idle_since = self.loop.time()
         op_id = op[ID_AT] = self._next_id
@@ -329,7 +343,7 @@ class NodeConnection(asyncio.Protocol):
         if self.lost or self.transport is None:
             raise ConnectionLost("connection lost", sent=False)
         if len(queue) >= MAX_ASKING:
-            raise AttemptTimeout("the node does not answer")
+            raise AttemptTimeout("the node did not answer in time")
         future: asyncio.Future[Any] = self.loop.create_future()
         queue.append(future)
         self.transport.write(frames.pack(kind, body))
@@ -337,7 +351,7 @@ class NodeConnection(asyncio.Protocol):
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
-            raise AttemptTimeout("the node does not answer") from None
+            raise AttemptTimeout("the node did not answer in time") from None
 
     def close(self) -> None:
         self._fail(ConnectionLost("closed", sent=True))

@@ -105,7 +105,7 @@ class Dispatcher:
         self._refreshing: asyncio.Task[bool] | None = None
         self._refused: NoCommonVersion | None = None
         self._refreshed_at = -1e9
-        #: when all of the topology was told last, and whether somebody has met what contradicts it since
+        #: when the complete topology was received last, and whether an answer has contradicted it since
         self._full_refresh_at = -1e9
         self._doubted = False
         self._refresher: asyncio.Task[None] | None = None
@@ -184,12 +184,12 @@ class Dispatcher:
             def opened(task: asyncio.Task[NodeConnection]) -> None:
                 self._connecting.pop(address, None)
                 if not task.cancelled():
-                    task.exception()  # looked at, even when whoever asked has given up
+                    task.exception()  # retrieved, even when no caller waits for it any more
 
             pending.add_done_callback(opened)
         await self._wait_for(pending, until, patience_s)
         if not pending.done() or pending.cancelled():
-            raise ConnectionLost(f"{address} does not answer", sent=False)
+            raise ConnectionLost(f"{address} did not accept a connection within {patience_s:g} s", sent=False)
         return pending.result()
 
     @staticmethod
@@ -213,7 +213,9 @@ class Dispatcher:
                     lambda: NodeConnection(self.cluster, self.name, timed_out=timed_out), address
                 )
         except TimeoutError:
-            raise ConnectionLost(f"{address} does not answer", sent=False) from None
+            raise ConnectionLost(
+                f"{address} did not accept a connection within {3 * CONNECT_TIMEOUT_S:g} s", sent=False
+            ) from None
         except (OSError, ValueError) as e:
             # ValueError: as a table said, it is no address, or a host that is no name
             refused = isinstance(e, ConnectionRefusedError | ValueError)
@@ -265,7 +267,7 @@ class Dispatcher:
         return await self._ask_around(asking)
 
     async def _ask_around(self, asking: list[Callable[[], Awaitable[TopologyTable]]]) -> bool:
-        """Ask one after the other, the next one too when one takes long, until a table is whole."""
+        """Ask one after the other, the next one too when one takes long, until a table is complete."""
         pending: list[asyncio.Future[TopologyTable]] = []
         try:
             while asking or pending:
@@ -368,7 +370,7 @@ class Dispatcher:
             while True:
                 now = loop.time()
                 if now >= until:
-                    raise attempts.at_the_end(DeadlineExceeded("the deadline passed"))
+                    raise attempts.at_the_end(DeadlineExceeded("the deadline passed before an answer came"))
                 if self.closed:
                     raise attempts.at_the_end(ClientClosed("the client is closed"))
                 try:
@@ -452,7 +454,7 @@ class Dispatcher:
         await asyncio.sleep(attempts.delay_s(now))
 
     async def _know_all(self, attempts: Attempts) -> None:
-        """Raises Unavailable, or OutcomeUnknown, when nobody tells the whole table in time."""
+        """Raises Unavailable, or OutcomeUnknown, when no server sends the complete table in time."""
         try:
             await self.ready(attempts.until)
         except MetastoreError as e:
@@ -472,7 +474,7 @@ class Dispatcher:
             admission.leave(cell)
 
     async def ready(self, until: float) -> None:
-        """Return once the topology is known. Raises NoCommonVersion when nobody tells it and a node does not speak with
+        """Return once the topology is known. Raises NoCommonVersion when no server sends it and a node does not speak with
         this client, Unavailable at ``until``."""
         if self.table.complete and self._refresher is not None:
             return
@@ -483,9 +485,12 @@ class Dispatcher:
                 raise ClientClosed("the client is closed")
             if loop.time() >= until:
                 asked = ", ".join([*self.seeds, *([self.router_url] if self.router_url else [])])
-                raise Unavailable(
-                    f"nobody tells the topology ({asked or 'no address is given'})", retry_after_s=1
+                text = (
+                    f"none of {asked} answered with it in time: are nodes or routers there?"
+                    if asked
+                    else "no address is given"
                 )
+                raise Unavailable(f"the topology is not known: {text}", retry_after_s=1)
             self._refused = None
             if not await self.refresh(until) and self._refused is not None:
                 raise self._refused

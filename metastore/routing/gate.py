@@ -1,4 +1,4 @@
-"""Who may go when: admission bounds the operations that are under way to each cell. Beyond it calls wait their turn until their
+"""Admission: bounds the operations that are under way to each cell. Beyond it calls wait their turn until their
 deadline, so that a dead cell takes up its own share only."""
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class Admission:
         """Wait for a turn. Raises DeadlineExceeded at ``until`` (loop time), Overloaded at once when too
         many wait; nothing was done in either case."""
         if self.waiting >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} operations wait for their turn in this client", retry_after_s=1)
+            raise Overloaded(
+                f"{MAX_WAITING} operations wait in this client, the limit: the cells are slow or down, or too much is sent at a time",
+                retry_after_s=1,
+            )
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._queues.setdefault(cell, deque()).append(turn)
@@ -55,7 +58,7 @@ class Admission:
 
     def _late(self, turn: asyncio.Future[None], cell: str) -> None:
         if not turn.done():
-            text = f"{self.limit} operations to cell {cell} are under way, and the deadline passed"
+            text = f"the deadline passed while {self.limit} operations to cell {cell} were under way, the limit for one cell: the cell is slow or down"
             turn.set_exception(DeadlineExceeded(text))
 
     def leave(self, cell: str) -> None:

@@ -35,7 +35,7 @@ class RequestIds:
     @staticmethod
     def named(name: str, age_s: float | None = None) -> SingleRequest:
         """The ids of one write, which ``name`` stands for; give them to one only. ``age_s``: how long ago that
-        write was first sent, by whoever it was (0: this is the first time; None: not known)."""
+        write was first sent, by any process (0: this is the first time; None: not known)."""
         raw = name.encode("utf-8", "surrogateescape")
         return SingleRequest(hashlib.blake2b(raw, digest_size=CLIENT_ID_BYTES).digest(), age_s)
 
@@ -108,5 +108,5 @@ class SingleRequest(RequestIds):
         looked = not error.retryable or isinstance(error, DiskLow)
         if self.first or error.outcome != "none" or (looked and not isinstance(error, ClientClosed)):
             return error
-        text = f"an earlier attempt may have been carried out; of this one: {error.message}"
+        text = f"an earlier attempt may have taken effect; this one failed: {error.message}"
         return OutcomeUnknown(text, **error.detail)

@@ -63,7 +63,7 @@ def error_of(problem: Any) -> MetastoreError:
     """The error that a problem document (RFC 9457) stands for."""
     code = problem.get("code") if isinstance(problem, dict) else None
     if type(code) is not str:
-        return InternalError(f"the router's answer is no problem document: {shown(problem)}")
+        return InternalError(f"the router's answer is not a problem document: {shown(problem)}")
     error = BY_CODE.get(code, InternalError)(str(problem.get("detail", ""))[:MAX_MESSAGE])
     error.detail = {k: v for k, v in problem.items() if k in DETAIL and DETAIL[k](v)}
     return error
@@ -74,19 +74,19 @@ def results_of(batch: list[Sent], raw: bytes) -> list[Any]:
     try:
         found = unpack_body(raw, MAX_ANSWER_ITEMS)
     except ProtocolError as e:
-        raise Malformed(f"the router's answer is not the protocol: {e.message}", sent=True) from None
+        raise Malformed(f"the router's answer is malformed: {e.message}", sent=True) from None
     wrong = "" if type(found) is list else "it is not a list of results"
     for result in found if not wrong else ():
         if type(result) is not list or not result or type(result[0]) is not int:
             wrong = "a result is not an array that begins with a number"
         elif not 0 <= result[0] < len(batch):
-            wrong = "a result is of no operation that was sent"
+            wrong = "a result belongs to no operation that was sent"
         else:
             wrong = check_answer(batch[result[0]][0], result)
         if wrong:
             break
     if wrong:
-        raise Malformed(f"the router's answer is not the protocol: {wrong}", sent=True)
+        raise Malformed(f"the router's answer is malformed: {wrong}", sent=True)
     return found  # type: ignore[no-any-return]
 
 
@@ -129,7 +129,7 @@ class RouterConnection:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for _, _, _, _, future in self._out:
-            _fail(future, ConnectionLost("closed", sent=False))
+            _fail(future, ConnectionLost("the connection to the router is closed", sent=False))
         self._out.clear()
         if self._session is not None:
             await self._session.close()
@@ -143,10 +143,11 @@ class RouterConnection:
         ``patience_s`` have passed since it was sent: with the raw result, ConnectionLost or AttemptTimeout.
         Raises Overloaded when too many are outstanding."""
         if self.lost:
-            raise ConnectionLost("closed", sent=False)
+            raise ConnectionLost("the connection to the router is closed", sent=False)
         if self._waiting >= MAX_OUTSTANDING:
             raise Overloaded(
-                f"{MAX_OUTSTANDING} operations are outstanding to the router", retry_after_s=0.05
+                f"{MAX_OUTSTANDING} operations wait for an answer of the router, the limit of a connection; send fewer at a time",
+                retry_after_s=0.05,
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -260,7 +261,7 @@ class RouterConnection:
                 raw = await self._get("/v1/topology")
                 return TopologyTable.from_wire(load_json(raw, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES))
         except (TimeoutError, Undecodable) as e:
-            raise Unavailable(f"router {self.url} does not tell the topology: {e!r}") from None
+            raise Unavailable(f"router {self.url} did not answer with the topology: {e!r}") from None
 
     async def alive(self) -> bool:
         """Whether it answers at all, soon."""
@@ -285,8 +286,8 @@ class RouterConnection:
 
     async def events(self, namespace: str, params: dict[str, str]) -> AsyncIterator[tuple[str, Any] | None]:
         """GET /v1/watch/{namespace}: None once it has begun, then ``(resume token, event)`` for each
-        message, event None when it only tells how far the watch is. Ends when the router ends it; raises what the
-        router says, or ConnectionLost. A router that falls silent is asked whether it is alive."""
+        message, event None when the message only carries the watch's position. Ends when the router ends it; raises the error that the
+        router sends, or ConnectionLost. A router that sends nothing is asked whether it is alive."""
         import aiohttp
 
         try:
@@ -326,7 +327,10 @@ class RouterConnection:
             try:
                 while not (await asyncio.wait({reading}, timeout=SILENCE_S))[0]:
                     if not await self.alive():
-                        raise ConnectionLost(f"router {self.url} fell silent", sent=True)
+                        raise ConnectionLost(
+                            f"router {self.url} sent nothing for {SILENCE_S:g} s and does not answer /livez",
+                            sent=True,
+                        )
                 chunk = reading.result()
             finally:
                 reading.cancel()
@@ -336,7 +340,9 @@ class RouterConnection:
             for line in lines:
                 yield line.rstrip(b"\r").decode("utf-8", "replace")
             if len(buffer) > MAX_LINE_BYTES:
-                raise ConnectionLost(f"router {self.url} sends endless lines", sent=True)
+                raise ConnectionLost(
+                    f"router {self.url} sent a line of more than {MAX_LINE_BYTES} bytes", sent=True
+                )
 
 
 def _fail(future: asyncio.Future[Any], error: MetastoreError) -> None:
@@ -351,6 +357,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     async for chunk in response.content.iter_any():
         size += len(chunk)
         if size > MAX_ANSWER_BYTES:
-            raise ConnectionLost(f"an answer of the router is over {MAX_ANSWER_BYTES} bytes", sent=True)
+            raise ConnectionLost(
+                f"the router's answer is over the limit of {MAX_ANSWER_BYTES} bytes", sent=True
+            )
         chunks.append(chunk)
     return b"".join(chunks)

@@ -48,7 +48,7 @@ async def test_transactions(shared_cell: Cluster) -> None:
         with pytest.raises(NotANumber):
             await files.txn([], [Put("d/x", b""), Add("d/new")])
         assert await files.get("d/x") is None, "all or nothing"
-        with pytest.raises(CrossPartition, match="live in two") as e:
+        with pytest.raises(CrossPartition, match="are in two") as e:
             await files.txn([], [Put(f"{i}/x", b"") for i in range(20)])
         assert len(e.value.detail["keys"]) == 2
 

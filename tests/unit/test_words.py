@@ -67,8 +67,10 @@ class Word:
 
 
 def read(entry: dict[str, Any]) -> Word:
-    lists = {name: frozenset(entry.pop(name, "").split(", ")) - {""} for name in ("old", "exact")}
-    tuples = {name: tuple(entry.pop(name, ())) for name in ("but", "not_yet")}
+    lists: dict[str, Any] = {
+        name: frozenset(entry.pop(name, "").split(", ")) - {""} for name in ("old", "exact")
+    }
+    tuples: dict[str, Any] = {name: tuple(entry.pop(name, ())) for name in ("but", "not_yet")}
     return Word(**entry, **lists, **tuples)
 
 

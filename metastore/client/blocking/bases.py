@@ -75,7 +75,9 @@ class Bound(Handle):
 
     def _call(self, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
         if self._portal.generation != self._generation:
-            raise ClientClosed("this was made before a fork, by the parent process: make a new one here")
+            raise ClientClosed(
+                "this client was made by the parent process before a fork: make a new one in this process"
+            )
         return self._portal.call(make)
 
 

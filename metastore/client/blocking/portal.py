@@ -100,14 +100,16 @@ class Portal:
         """Run a coroutine in the loop and wait for it. What it raises is raised here."""
         running = self._get()
         if threading.get_ident() == running.thread.ident:
-            raise RuntimeError("this would wait for itself: callbacks must not call the client; use a thread")
+            raise RuntimeError(
+                "the client was called from its own loop, which would wait for itself: call it from another thread, not from a callback"
+            )
         with self._lock:
             self._check()
             future = asyncio.run_coroutine_threadsafe(make(), running.loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise OutcomeUnknown("the client was closed while this was under way") from None
+            raise OutcomeUnknown("the client was closed while the operation was under way") from None
         except BaseException:
             future.cancel()  # interrupted; nothing when it has ended
             raise
