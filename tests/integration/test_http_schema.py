@@ -34,7 +34,9 @@ BETWEEN = (
     "was not made by this store",
     "of another",
     "nothing can be resumed",
-    "the store's own",
+    "reserved for the store",
+    "needs consistency",
+    "at_least needs",
 )
 #: a stream has no end, and the other speaks msgpack: both have tests of their own
 NOT_HERE = ["watch", "rpc"]
