@@ -64,7 +64,9 @@ def save_partition(out: BinaryIO, table: TopologyTable, leader: str, p: int, tim
                 records += len(value)
             elif kind == "done":
                 if value["records"] != records:
-                    raise Unavailable(f"partition {p}: {records} of {value['records']} records came")
+                    raise Unavailable(
+                        f"partition {p}: {records} of {value['records']} records arrived; export again"
+                    )
                 write_frame(out, "done", {"partition": p, "records": records})
             else:
                 write_frame(out, "part", value)
@@ -104,7 +106,7 @@ def save(where: Where, path: Path) -> None:
             for placement in bar:
                 total += _save_one(where, out, placement.id, deadline)
         if {p.id: (p.lo, p.hi) for p in topology(where).in_order()} != ranges:
-            raise Unavailable("a partition was split meanwhile; try again", retry_after_s=1)
+            raise Unavailable("a partition was split during the export; try again", retry_after_s=1)
         write_frame(out, "end", {"partitions": len(ranges), "records": total})
         out.flush()
     fresh.replace(path)
@@ -154,9 +156,11 @@ def survey(path: Path) -> dict[str, Any]:
             elif kind == "done":
                 parts += 1
             elif kind == "end" and (value["records"], value["partitions"]) != (records, parts):
-                raise InvalidRequest(f"{path} holds {records} records of {parts} partitions, not {value}")
+                raise InvalidRequest(
+                    f"{path} is incomplete: it holds {records} records of {parts} partitions, and its end says {value}"
+                )
     if found["partitions"] != parts:
-        raise InvalidRequest(f"{path} holds {parts} of {found['partitions']} partitions")
+        raise InvalidRequest(f"{path} is incomplete: it holds {parts} of {found['partitions']} partitions")
     names = sorted({*held, *(name for name, _ in found["namespaces"])} - {RESERVED})
     policies = dict(found["namespaces"])
     found["generation"] = generation
@@ -257,14 +261,18 @@ def _next_generation(where: Where, saved: int, wanted: int | None) -> int:
     known = known_generations(where, operate(where, lambda o: o.records()))
     least = max(saved, *known.values()) + 1
     if wanted is not None and wanted < least:
-        raise InvalidRequest(f"--generation {wanted}: the file and the cluster have had {least - 1}")
+        raise InvalidRequest(
+            f"--generation {wanted} is too low: the file and the cluster have used generations up to {least - 1}; give {least} or more"
+        )
     return check_generation(wanted or least)
 
 
 async def _refuse_full(admin: NamespaceAdmin, names: Iterable[str]) -> None:
     for name in names:
         async for key, _ in AsyncNamespace(admin.dispatcher, name, LOOK_S, BYTES).scan(page=1):
-            raise InvalidRequest(f"namespace {name} holds records here, {key!r} one of them; --merge goes on")
+            raise InvalidRequest(
+                f"namespace {name} already holds records here, {key!r} for one; to import beside them, give --merge"
+            )
 
 
 async def _have_policy(

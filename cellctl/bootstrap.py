@@ -90,7 +90,7 @@ async def bootstrap(
         meta = ClusterMeta.from_json(existing.value)
         if meta.partitions != partitions:
             raise ConfigError(
-                f"cluster {cluster} has {meta.partitions} partitions, not {partitions}; that is fixed"
+                f"cluster {cluster} was made with {meta.partitions} partitions, not {partitions}; the number cannot be changed: leave it out, or split partitions"
             )
         return False
     names = [n for nodes in cells.values() for n in nodes]

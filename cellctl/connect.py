@@ -153,7 +153,7 @@ def make_client(where: Where, deadline_s: float | None = None) -> AsyncClient:
     else:
         seeds = [n.rpc for n in topology(where).nodes.values()]
     if not seeds:
-        raise Unavailable("no node is known; is the cluster up?")
+        raise Unavailable("no node is known: is the cluster up, and do --etcd or --node name it?")
     return AsyncClient(seeds, deadline_s=deadline_s or min(where.timeout_s, TIMEOUT_S), name="cellctl")
 
 
@@ -163,7 +163,7 @@ def etcd_endpoints(where: Where) -> list[str]:
         return [part.strip() for part in where.etcd.split(",") if part.strip()]
     local = None if where.router else local_cluster(where.data)
     if local is None:
-        raise ConfigError("which etcd? give --etcd host:port,… or set METASTORE_ETCD")
+        raise ConfigError("no etcd is given: use --etcd host:port,… or set METASTORE_ETCD")
     return [e["url"].removeprefix("http://") for e in local["etcd"]]
 
 

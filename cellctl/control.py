@@ -134,7 +134,9 @@ def rebuild(
         for name, why in sorted(silent.items()):
             note(f"{name} does not tell: {why}")
         if kept is not None and kept.cluster != cluster:
-            raise InvalidRequest(f"the backup is of cluster {kept.cluster!r}, and not of {cluster!r}")
+            raise InvalidRequest(
+                f"the backup is of cluster {kept.cluster!r}, not of {cluster!r}; give the backup of this cluster"
+            )
         found.extend(reports)
         at_ms = int(time.time() * 1000)
         records = kept.below(layout) if kept is not None else None
@@ -202,7 +204,7 @@ def _wait_trusted(where: Where, https: Collection[str]) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"the records are written, and {', '.join(sorted(left))} does not trust etcd yet; its log says why. When it is "
-                "because more was seen there than the rebuilding knew: do the same again"
+                "because it had seen later records than the rebuilding knew: run the same command again"
             )
         time.sleep(POLL_S)
 
@@ -253,10 +255,12 @@ def read_backup(path: Path) -> Backup:
         raw = load_json(read_file(path, MAX_DOCUMENT_BYTES), MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES)
         if raw["format"] != FORMAT:
             raise InvalidRequest(
-                f"{path} is a backup of format {raw['format']!r:.20}; {FORMAT} is known here"
+                f"{path} is a backup of format {raw['format']!r:.20}; this version reads {FORMAT}"
             )
         if raw["checksum"] != _checksum(raw):
-            raise InvalidRequest(f"{path} is not as it was written (its checksum is another)")
+            raise InvalidRequest(
+                f"{path} is damaged: it does not match its checksum; use another copy of the backup"
+            )
         records = tuple((str(k), str(v)) for k, v in raw["records"])
         return Backup(
             str(raw["cluster"]), str(raw["cluster_id"]), int(raw["revision"]), int(raw["at_ms"]), records
@@ -265,7 +269,7 @@ def read_backup(path: Path) -> Backup:
         raise InvalidRequest(f"{path} cannot be read: {e.strerror}") from None
     except (Undecodable, KeyError, TypeError, ValueError, AttributeError) as e:
         raise InvalidRequest(
-            f"{path} is no backup of the control plane: {type(e).__name__}: {e}"[:300]
+            f"{path} is not a backup of the control plane: {type(e).__name__}: {e}"[:300]
         ) from None
 
 

@@ -277,7 +277,7 @@ def down(data: Path) -> None:
     deadline = time.monotonic() + 60
     while (data / "dev.sock").exists():
         if time.monotonic() > deadline:
-            raise ConfigError(f"the cluster in {data} does not stop; see {data}/logs/supervisor.log")
+            raise ConfigError(f"the cluster in {data} did not stop; see {data}/logs/supervisor.log")
         time.sleep(0.05)
     note("stopped")
 

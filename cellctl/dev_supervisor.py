@@ -389,7 +389,7 @@ def ask_supervisor(data: Path, verb: str, names: list[str] | None = None, gracef
             f"no cluster is up in {data}; start one with: cellctl dev up --data {data}"
         ) from None
     except OSError as e:
-        raise ConfigError(f"the supervisor at {path} does not answer: {e}") from None
+        raise ConfigError(f"the supervisor at {path} did not answer: {e}") from None
     answer = load_json(raw or b'{"ok": false, "error": "the supervisor closed the connection"}')
     if not answer["ok"]:
         raise ConfigError(answer["error"])

@@ -83,8 +83,8 @@ def check_target(
     )
     if parts[target]["damaged"]:
         raise InvalidRequest(
-            f"partition {p}: the copy on {target} is damaged ({parts[target]['damaged']}), and could be rebuilt from "
-            f"another one only; {way_out}"
+            f"partition {p}: the copy on {target} is damaged ({parts[target]['damaged']}), and can be rebuilt only from "
+            f"another one; {way_out}"
         )
     if config.parent is not None and position < config.parent[1:]:
         raise InvalidRequest(
@@ -137,7 +137,9 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
         )
     target = to or longest(parts)
     if target not in parts:
-        raise InvalidRequest(f"{target} holds no replica that answers; there are {', '.join(sorted(parts))}")
+        raise InvalidRequest(
+            f"{target} holds no replica that answers; those that do: {', '.join(sorted(parts))}"
+        )
     best = longest(parts)
     check_target(number, config, target, parts, split_off(number, records.configs, statuses))
     note(
@@ -156,7 +158,7 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
         1 + max(config.generation, *(generation_of(p["version"]) for p in parts.values()))
     )
     if not force:
-        raise InvalidRequest("nothing was done; if that is what you want, say --force")
+        raise InvalidRequest("nothing was done; to go on with that loss, give --force")
     if not yes:
         click.confirm("go on?", abort=True)
 
@@ -195,7 +197,7 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
             break
         if time.monotonic() > deadline:
             raise Unavailable(
-                f"{target} is named leader of partition {number} and does not serve yet; see its log"
+                f"{target} is named leader of partition {number} in etcd and does not serve yet; see its log"
             )
         time.sleep(POLL_S)
     if output != "table":

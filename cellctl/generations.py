@@ -34,8 +34,8 @@ def check_generation(generation: int) -> int:
     """Raises InvalidRequest."""
     if not 0 < generation < MAX_GENERATIONS:
         raise InvalidRequest(
-            f"generation {generation} is not within 1 and {MAX_GENERATIONS - 1}: a partition's history can be changed so "
-            "often and no more; to begin anew, export the records into a new cluster"
+            f"generation {generation} is not within 1 and {MAX_GENERATIONS - 1}: a partition's history can be changed that "
+            "often; to go on, export the records into a new cluster"
         )
     return generation
 

@@ -69,7 +69,9 @@ def from_line(line: bytes, namespace: str | None) -> tuple[str, str, Record]:
     encode_key(key)
     counter, ttl_ms, kind = row.get("counter", False), row.get("ttl_ms", 0), row.get("content_type", "")
     if type(ttl_ms) is not int or ttl_ms < 0 or type(kind) is not str or type(counter) is not bool:
-        raise InvalidRequest("ttl_ms is a number of at least 0, content_type a text, counter true or false")
+        raise InvalidRequest(
+            "ttl_ms has to be a number of at least 0, content_type a text, counter true or false"
+        )
     value = row.get("value")
     if counter:
         if type(value) is not int:

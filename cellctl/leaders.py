@@ -45,7 +45,9 @@ def hand_over(table: TopologyTable, partition: int, leader: str, to: str) -> dic
         if mine and mine[0]["role"] == "active":
             return done | {"ms": round((time.monotonic() - began) * 1000, 1)}
         if time.monotonic() > until:
-            raise Unavailable(f"{done['to']} leads partition {partition} and is not active yet")
+            raise Unavailable(
+                f"{done['to']} leads partition {partition} and does not serve yet; see: cellctl status"
+            )
         time.sleep(0.002)
 
 
@@ -61,7 +63,7 @@ def switchover(where: Where, output: str, node: str | None, to: str, partitions:
     Example: cellctl switchover 7 --to c1n2
     """
     if bool(partitions) == bool(node):
-        raise InvalidRequest("give partitions, or --node NODE for all that it leads")
+        raise InvalidRequest("give partitions, or --node NODE for all partitions that it leads")
     table = topology(where)
     rows = {row["id"]: row for row in partition_rows(table, node_statuses(table))}
     for p in partitions:

@@ -85,7 +85,7 @@ def move(
         cells = {records.nodes[n].cell for n in nodes if n in records.nodes}
         if len(cells) > 1:
             raise InvalidRequest(
-                f"{', '.join(nodes)} are of cells {', '.join(sorted(cells))}; replicas share one"
+                f"{', '.join(nodes)} are in cells {', '.join(sorted(cells))}; the replicas of a partition have to be in one cell"
             )
         await operator.request_move(number, cells.pop() if cells else "", nodes, "cellctl partition move")
 
@@ -106,7 +106,7 @@ def split(where: Where, at: str | None, wait: bool, yes: bool, number: int) -> N
     try:
         point = None if at is None else int(at, 16)
     except ValueError:
-        raise InvalidRequest(f"--at {at!r} is no hexadecimal number") from None
+        raise InvalidRequest(f"--at {at!r} is not a hexadecimal number") from None
     if not yes:
         click.confirm(f"split partition {number}? There is no way back", abort=True)
     wanted = operate(where, lambda o: o.request_split(number, point, "cellctl partition split"))
@@ -156,7 +156,7 @@ def replace(
         under_way = found.moving | found.busy
         if old == new and not (asked or under_way or found.stuck):
             raise InvalidRequest(
-                f"{old} has the very store that its partitions name: there is nothing to replace"
+                f"{old} has the store that the records of its partitions name: there is nothing to replace"
             )
         if found.moving - asked or not asked:
             note(f"{len(found.moving - asked)} partitions move from {old} to {new}")

@@ -38,7 +38,7 @@ def duration(text: str) -> int:
     """``90``, ``90s``, ``500ms``, ``10m``, ``2h``, ``7d``: in milliseconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", text)
     if found is None:
-        raise click.BadParameter(f"{text!r} is no duration such as 90s, 10m, 2h, 7d or 0")
+        raise click.BadParameter(f"{text!r} is not a duration such as 90s, 10m, 2h, 7d or 0")
     return round(float(found[1]) * _UNITS[found[2]] * 1000)
 
 

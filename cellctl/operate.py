@@ -174,7 +174,7 @@ class Operator:
             ops = forget(records)
             if (await self.etcd.txn(self._as_in(records, "config/", "moves/", "nodes/"), ops)).succeeded:
                 return
-        raise Unavailable("partitions change all the time; try again", retry_after_s=1)
+        raise Unavailable("partitions were changed by others during each attempt; try again", retry_after_s=1)
 
     def _as_in(self, records: Records, *names: str) -> list[Compare]:
         """That nothing whose key begins with one of these, below the root, was made or changed since ``records`` were read."""
@@ -193,7 +193,9 @@ class Operator:
             records.check_can_move(move)
             if await self._request(records, move):
                 return move
-        raise Unavailable(f"partition {partition} changes all the time; look again", retry_after_s=1)
+        raise Unavailable(
+            f"partition {partition} was changed by others during each attempt; try again", retry_after_s=1
+        )
 
     async def apply(self, moves: Sequence[PlannedMove], cause: str) -> tuple[list[int], list[int]]:
         """Ask for all moves of a plan; the partitions asked for, and those that have changed since
@@ -234,7 +236,10 @@ class Operator:
             moving |= {move.partition for move, done in zip(found.moves, asked, strict=True) if done}
             if all(asked):
                 return replace(found, moving=found.moving | moving)
-        raise Unavailable("partitions change all the time; do the same again", retry_after_s=1)
+        raise Unavailable(
+            "partitions were changed by others during each attempt; run the same command again",
+            retry_after_s=1,
+        )
 
     async def _request(self, records: Records, move: MoveRecord) -> bool:
         """Ask for a move, provided that the partition and the nodes are as ``records`` have them; False = they are not. Raises
@@ -244,7 +249,7 @@ class Operator:
             return True
         if known is not None:
             raise InvalidRequest(
-                f"partition {move.partition} is moving to {names_of(n for n, _ in known[0].target)} already; cancel that first"
+                f"partition {move.partition} is moving to {names_of(n for n, _ in known[0].target)} already; cancel that first: cellctl rebalance cancel {move.partition}"
             )
         key, layout = self.layout.move(move.partition), self.layout
         config = layout.config(records.configs[move.partition][0], move.partition)
@@ -263,7 +268,7 @@ class Operator:
         point = (config.lo + config.hi) // 2 if at is None else at
         if not config.lo < point < config.hi:
             raise InvalidRequest(
-                f"partition {partition} reaches from {config.lo:016x} to {config.hi:016x}; {point:016x} is not inside"
+                f"point {point:016x} is not inside partition {partition}, which reaches from {config.lo:016x} to {config.hi:016x}"
             )
         if partition in records.moves:
             raise InvalidRequest(
@@ -275,7 +280,9 @@ class Operator:
         told = schema.read(self.layout.parse(counter), known.value) if known is not None else 0
         child = max(told, max(records.configs) + 1)
         if child >= MAX_PARTITIONS:
-            raise InvalidRequest(f"there have been {child} partitions; {MAX_PARTITIONS} is the most")
+            raise InvalidRequest(
+                f"the cluster has used {child} partition numbers, the limit is {MAX_PARTITIONS}: no partition can be split any more"
+            )
         split = SplitRecord(partition, child, point, cause)
         same = (
             Compare.absent(counter) if known is None else Compare.mod_revision_is(counter, known.mod_revision)
@@ -284,7 +291,7 @@ class Operator:
         unasked = [Compare.absent(one) for one in (key, self.layout.move(partition))]
         if not (await self.etcd.txn([same, *unasked], ops)).succeeded:
             raise Unavailable(
-                f"partition {partition} is being split or moved already, or another was split just now; look again"
+                f"partition {partition} is being split or moved already, or another was split just now; see: cellctl rebalance status"
             )
         return split
 
@@ -298,7 +305,9 @@ class Operator:
         async def one(p: int) -> None:
             async with self._swaps:
                 if p not in records.configs:
-                    raise Unavailable(f"etcd has no record of partition {p}; look again", retry_after_s=1)
+                    raise Unavailable(
+                        f"etcd has no record of partition {p}; see: cellctl partition list", retry_after_s=1
+                    )
                 await self._begin_generation(records.configs[p][0], p, generation, cause)
 
         await asyncio.gather(*map(one, partitions))
@@ -328,7 +337,9 @@ class Operator:
             ]
             if (await self.etcd.txn([Compare.mod_revision_is(key, known.mod_revision)], ops)).succeeded:
                 return
-        raise Unavailable(f"partition {p} changes all the time; look again", retry_after_s=1)
+        raise Unavailable(
+            f"partition {p} was changed by others during each attempt; try again", retry_after_s=1
+        )
 
     async def cancel(self, partitions: Sequence[int] | None = None) -> list[int]:
         """Have moves go back, all of them or some; which."""
@@ -359,9 +370,9 @@ class Operator:
             unchanged = self._as_in(records, "features", "nodes/")
             if (await self.etcd.txn(unchanged, [Put(key, FeaturesRecord(level).to_json())])).succeeded:
                 return
-        raise Unavailable("nodes are being registered all the time; try again", retry_after_s=1)
+        raise Unavailable("nodes were registered during each attempt; try again", retry_after_s=1)
 
     async def _swap(self, key: str, known: KV | None, value: bytes) -> None:
         compare = Compare.absent(key) if known is None else Compare.mod_revision_is(key, known.mod_revision)
         if not (await self.etcd.txn([compare], [Put(key, value)])).succeeded:
-            raise Unavailable(f"{key} was changed by somebody else just now; try again")
+            raise Unavailable(f"the record {key} in etcd was changed by another process just now; try again")

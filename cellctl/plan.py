@@ -150,7 +150,7 @@ def make_plan(
     )
     open_cells = [c for c in state.cells.values() if not c.draining and c.weight > 0 and state.usable(c.name)]
     if not open_cells and state.now:
-        raise InvalidRequest("no cell can hold partitions: all are draining, of weight 0, or without nodes")
+        raise InvalidRequest("no cell can hold partitions: each is draining, has weight 0, or has no nodes")
     before = balance(view)
     _over_cells(state, open_cells, by, threshold)
     for cell in state.cells.values():
@@ -402,7 +402,9 @@ def moves_from_plain(plain: Any) -> list[PlannedMove]:
     """The moves of a plan file. Raises InvalidRequest."""
     try:
         if plain["format"] != PLAN_FORMAT:
-            raise InvalidRequest(f"plan format {plain['format']!r:.20}; this version reads {PLAN_FORMAT}")
+            raise InvalidRequest(
+                f"the plan has format {plain['format']!r:.20}; this version reads {PLAN_FORMAT}: make the plan anew"
+            )
         return [
             PlannedMove(
                 int(m["partition"]),

@@ -160,7 +160,7 @@ class _Rebuilding:
             if follows and report.cluster_id not in (None, self.etcd.cluster_id):
                 raise InvalidRequest(
                     f"node {report.node.node} follows another etcd ({report.cluster_id:x}) than this one "
-                    f"({self.etcd.cluster_id:x}), and trusts it: two of them must never both hand out terms. If this one is to "
+                    f"({self.etcd.cluster_id:x}), and trusts it: two of them must never both assign terms. If this one is to "
                     "replace it: stop that one, give the nodes this one's address, restart them one by one, and try again"
                 )
 
@@ -236,7 +236,7 @@ class _Rebuilding:
         if not is_quorum(newest, answered):
             lacking = sorted(node for node, _ in newest.members() if node not in answered)
             raise InvalidRequest(
-                f"{len(answered)} of {len(newest.members())} of its stores answer, and that is no quorum: what the others "
+                f"{len(answered)} of {len(newest.members())} of its stores answer, which is no quorum: what the others "
                 f"have is not known. Start {', '.join(lacking)}"
             )
         cells = {self.nodes[node].cell for node, _ in newest.replicas if node in self.nodes}
@@ -282,7 +282,7 @@ class _Rebuilding:
         epoch = first_epoch(self._highest_term(p) + TERMS_AHEAD)
         if epoch > MAX_EPOCH:
             raise InvalidRequest(
-                f"partition {p}: a store has sealed a term beyond all that can be written down"
+                f"partition {p}: a store has sealed a term beyond the highest that a record can hold"
             )
         return replace(config, epoch=epoch, leader=self._leader(p, config))
 
@@ -303,8 +303,8 @@ class _Rebuilding:
         for config in sorted(every, key=lambda c: c.lo):
             if config.lo != at:
                 raise InvalidRequest(
-                    f"the partitions leave a gap or overlap at {at:016x}, before partition {config.partition}: some node that "
-                    "has one does not answer; start all nodes, and try again"
+                    f"the partitions leave a gap or overlap at {at:016x}, before partition {config.partition}: a node that "
+                    "has one there does not answer; start all nodes, and try again"
                 )
             at = config.hi
         if at != RING_END:

@@ -70,15 +70,15 @@ class Records:
             return found
         for key, why in self.bad.items():
             if "/config/" in key and key.endswith(f"/{partition:05d}"):
-                raise InvalidRequest(f"the record {key} in etcd makes no sense ({why}); mend it first")
-        raise NotFound(f"there is no partition {partition}")
+                raise InvalidRequest(f"the record {key} in etcd is not valid ({why}); repair it first")
+        raise NotFound(f"there is no partition {partition}; see: cellctl partition list")
 
     def check_configs(self) -> None:
         """Raises InvalidRequest when a partition's record makes no sense: who holds it is not known then."""
         for key in self.bad:
             if "/config/" in key:
                 raise InvalidRequest(
-                    f"the record {key} in etcd makes no sense, and what it names is not known; mend or remove it first"
+                    f"the record {key} in etcd is not valid, so what it names is not known; repair or remove it first"
                 )
 
     def held(self, config: ConfigRecord) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ class Records:
         away = [n for n in nodes if n not in self.present]
         if away:
             raise InvalidRequest(
-                f"{names_of(away)} is not running, so nothing can be brought there: start it, or name another node"
+                f"{names_of(away)} is not running, so no copy can be made there: start it, or name another node"
             )
 
     def view(self, load: Mapping[int, tuple[int, float]] | None = None) -> ClusterView:
@@ -203,7 +203,7 @@ def check_level(records: Records, level: int) -> None:
     unread = [key for key in records.bad if "/nodes/" in key or key.endswith("/features")]
     if unread:
         raise InvalidRequest(
-            f"{', '.join(sorted(unread))} makes no sense: see cellctl doctor; mend or remove it first"
+            f"the record {', '.join(sorted(unread))} in etcd is not valid: see cellctl doctor; repair or remove it first"
         )
     older = sorted(name for name, node in records.nodes.items() if node.level < level)
     if older:

@@ -70,7 +70,7 @@ def report_from_plain(raw: Any, cluster: str) -> Report:
     """What a node answered. Raises InvalidRequest when it makes no sense, or is of another cluster."""
     try:
         if raw["cluster"] != cluster:
-            raise InvalidRequest(f"it is of cluster {raw['cluster']!r:.80}, and not of {cluster!r}")
+            raise InvalidRequest(f"it belongs to cluster {raw['cluster']!r:.80}, not to {cluster!r}")
         etcd, mirror = raw["etcd"], raw["mirror"]
         held = [_HELD.read(one) for one in raw["partitions"]]
         count = fields.whole()
@@ -93,4 +93,4 @@ def report_from_plain(raw: Any, cluster: str) -> Report:
             fields.whole(FIRST_LEVEL, MAX_LEVEL)(raw["level"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise InvalidRequest(f"what the node tells makes no sense: {type(e).__name__}: {e}"[:300]) from None
+        raise InvalidRequest(f"the node's report is not valid: {type(e).__name__}: {e}"[:300]) from None

@@ -115,18 +115,18 @@ def read_frames(source: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
     """Every frame, ``(kind, value)``, of the form that its kind has. Raises InvalidRequest where the file is damaged, of
     another kind, or not whole."""
     if source.read(len(MAGIC)) != MAGIC:
-        raise InvalidRequest(f"{path} is no snapshot that this version reads")
+        raise InvalidRequest(f"{path} is not a snapshot that this version reads")
     first = True
     while True:
         at, head = source.tell(), source.read(HEAD.size)
         length, crc = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
         body = source.read(length) if 0 < length <= MAX_FRAME else b""
         if not body or len(body) != length or zlib.crc32(body) != crc:
-            raise InvalidRequest(f"{path} is damaged or not whole at byte {at}")
+            raise InvalidRequest(f"{path} is damaged or incomplete at byte {at}")
         try:
             kind, value = read_frame(body)
         except ValueError as e:
-            raise InvalidRequest(f"{path} is no snapshot, from byte {at} on: {e}") from None
+            raise InvalidRequest(f"{path} is not a snapshot, from byte {at} on: {e}") from None
         if first != (kind == "head"):
             raise InvalidRequest(
                 f"{path} is damaged at byte {at}: the head of a snapshot comes first, and once"
@@ -135,7 +135,7 @@ def read_frames(source: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
         yield kind, value
         if kind == "end":
             if source.read(1):
-                raise InvalidRequest(f"{path} goes on after its end at byte {source.tell() - 1}")
+                raise InvalidRequest(f"{path} has bytes after its end, at byte {source.tell() - 1}")
             return
 
 
@@ -166,11 +166,11 @@ def sent_frames(source: BinaryIO, url: str) -> Iterator[tuple[str, Any]]:
         length, crc = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
         body = source.read(length) if 0 < length <= MAX_FRAME else b""
         if not body or len(body) != length or zlib.crc32(body) != crc:
-            raise Unavailable(f"{url} sent what is damaged, or not whole")
+            raise Unavailable(f"{url} sent a snapshot that is damaged or incomplete; try again")
         try:
             value = unpack_body(body, MAX_ANSWER_ITEMS, max_array=MAX_ANSWER_ITEMS)
         except ProtocolError as e:
-            raise Unavailable(f"{url} sent what cannot be read: {e.message}") from None
+            raise Unavailable(f"{url} sent a snapshot that cannot be read: {e.message}") from None
         if type(value) is list:
             kind, wrong = "rows", check_rows(value)
         elif type(value) is dict and "records" in value:
@@ -178,5 +178,5 @@ def sent_frames(source: BinaryIO, url: str) -> Iterator[tuple[str, Any]]:
         else:
             kind, wrong = "part", check_part(value)
         if wrong:
-            raise Unavailable(f"{url} sent what is no part of a snapshot: {wrong}")
+            raise Unavailable(f"{url} sent a part of a snapshot that is not valid: {wrong}")
         yield kind, value

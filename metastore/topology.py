@@ -98,7 +98,7 @@ def placement_to_plain(p: Placement) -> dict[str, Any]:
 def _placement(**read: Any) -> Placement:
     placement = Placement(**read)
     if not placement.lo < placement.hi:
-        raise ValueError(f"from {placement.lo:016x} to {placement.hi:016x} there is nothing")
+        raise ValueError(f"the range from {placement.lo:016x} to {placement.hi:016x} is empty")
     return placement
 
 

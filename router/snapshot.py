@@ -44,12 +44,14 @@ def load_snapshot(path: str, table: TopologyTable) -> None:
         found = TopologyTable.from_wire(load_json(wire, MAX_ANSWER_ITEMS, MAX_DOCUMENT_BYTES))
         if found.left_out:
             names = ", ".join(found.left_out[:10])
-            log.warning("of the topology snapshot %s this makes no sense, and is left out: %s", path, names)
+            log.warning(
+                "records of the topology snapshot %s are not valid, and are left out: %s", path, names
+            )
         table.merge(found)
     except FileNotFoundError:
         pass
     except (OSError, Undecodable, InvalidRequest) as e:
-        log.warning("the topology snapshot %s cannot be used and is ignored: %s", path, e)
+        log.warning("the topology snapshot %s cannot be read and is ignored: %s", path, e)
 
 
 def _crc(wire: bytes) -> bytes:

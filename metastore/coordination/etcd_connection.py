@@ -115,7 +115,7 @@ class EtcdConnection(Lineal):
         if self.untrusted:
             raise CoordinationUnavailable(self.untrusted)
         if loop.time() < self._closed_until:
-            raise CoordinationUnavailable("etcd did not answer just now")
+            raise CoordinationUnavailable("etcd did not answer a moment ago, and is not asked again yet")
         error: CoordinationError | None = None
         for _ in self.endpoints:
             before = self.revision
@@ -165,7 +165,7 @@ class EtcdConnection(Lineal):
         if not self.untrusted:
             self.untrusted = why
             log.critical(
-                "etcd is distrusted, because %s; data goes on being served; its records can be rebuilt from the stores: "
+                "etcd is distrusted, because %s; data is still served; etcd's records can be rebuilt from the nodes' stores: "
                 "cellctl control rebuild",
                 why,
             )
@@ -190,7 +190,7 @@ class EtcdConnection(Lineal):
             if not known:
                 log.warning("%s", trouble)
         elif known:
-            log.info("over: %s", known)
+            log.info("etcd has recovered from: %s", known)
 
     def see(self, header: Any, at_least: int) -> bool:
         """R13: note etcd's identity and revision; False when they contradict what is known."""
@@ -227,7 +227,7 @@ class EtcdConnection(Lineal):
     def _set_connected(self, connected: bool) -> None:
         if connected != self.connected:
             self.connected = connected
-            log.info("etcd answers" if connected else "etcd does not answer; data goes on being served")
+            log.info("etcd answers" if connected else "etcd does not answer; data is still served")
 
     async def get(self, key: str) -> KV | None:
         request = rpc.RangeRequest(key=key.encode())

@@ -44,7 +44,7 @@ class EtcdSession(KeptSession):
                     self._set(0)
                 await asyncio.sleep(min(random.uniform(*RETRY_S), self._ttl_s / 6))
             except Exception:
-                log.exception("the lease task failed; it goes on")
+                log.exception("the lease task failed; it is tried again")
                 await asyncio.sleep(RETRY_S[1])
 
     async def _grant(self) -> None:

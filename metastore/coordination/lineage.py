@@ -160,7 +160,7 @@ class Follower:
             return False
         etcd.follow(record, seen)
         log.warning(
-            "etcd is trusted: its records were rebuilt from the stores (number %d, after revision %d)%s",
+            "etcd is trusted again: its records were rebuilt from the nodes' stores (rebuild number %d, after revision %d)%s",
             record.number,
             record.base,
             f"; before: {distrusted}" if distrusted else "",

@@ -56,7 +56,9 @@ class Backups:
         if host is None:
             raise NotFound(f"this node holds no replica of partition {p}")
         if self._under_way >= MAX_CONCURRENT:
-            raise Overloaded(f"{MAX_CONCURRENT} snapshots are under way already", retry_after_s=1)
+            raise Overloaded(
+                f"{MAX_CONCURRENT} snapshots are under way, the limit of a node; try again", retry_after_s=1
+            )
         if not host.replica.can_read(now_ns()):
             leader = host.replica.leader_node
             raise NotLeader(f"partition {p} is led by {leader or 'nobody'}", leader=leader)
@@ -77,7 +79,10 @@ class Backups:
             async with asyncio.timeout(SAVE_S):
                 await store.save(p, applied)
         except TimeoutError:
-            raise Unavailable(f"partition {p} could not be saved in {SAVE_S:g} s", retry_after_s=1) from None
+            raise Unavailable(
+                f"the state of partition {p} could not be saved within {SAVE_S:g} s: the disk is slow; try again",
+                retry_after_s=1,
+            ) from None
         with self.node.pins.pin(p, f"a backup at {request.remote}") as pin:
             return await self._stream(request, {"partition": p, "epoch": epoch, "version": version}, pin)
 
@@ -109,7 +114,7 @@ class Backups:
         try:
             await pin.wait(response.write(data), PATIENCE_S)
         except TimeoutError:
-            raise ConnectionError("the snapshot is not taken") from None
+            raise ConnectionError("the client did not read the snapshot") from None
         except Unavailable as e:
             log.warning("%s", e.message)
             raise ConnectionError(e.message) from None

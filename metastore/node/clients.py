@@ -121,7 +121,7 @@ class ClientConnection(asyncio.Protocol):
         except StorageError as e:
             node.halt.fail_stop(e)  # R14: also when it is a read that finds the damage
         except Exception:  # a mistake of ours: it shall not be the others' affair
-            log.exception("what a client asked could not be looked at; it is disconnected")
+            log.exception("a client's frame could not be handled; the client is disconnected")
             self.close()
         if (decoder.buffer or self.unfinished) and self.peer is None:
             self.note_unfinished(complete)
@@ -222,9 +222,11 @@ class ClientConnection(asyncio.Protocol):
             self.admission.left(self)
             return
         if kind != frames.HELLO or type(body) is not list or len(body) < 2 or type(body[0]) is not str:
-            raise ProtocolError(f"frame type {kind} where a hello was due")
+            raise ProtocolError(f"the first frame has type {kind}; a hello was expected")
         if body[0] and body[0] != node.config.cluster:
-            raise ProtocolError(f"this is cluster {node.config.cluster!r}, not {shown(body[0], 80)}")
+            raise ProtocolError(
+                f"this node belongs to cluster {node.config.cluster!r}, not to {shown(body[0], 80)}; check the client's cluster"
+            )
         client = f"client {shown(body[1], 80)}"
         self.version = agree(self.spoken, f"node {node.config.node}", spoken_at(body, 2), client)
         if not self.admission.greeted(self):
@@ -279,7 +281,7 @@ class ClientConnection(asyncio.Protocol):
             if watches is not None:
                 watches.remove(self, watch_id)
         elif kind < OPTIONAL:
-            raise ProtocolError(f"unexpected frame type {kind}")
+            raise ProtocolError(f"a client's frame has type {kind}, which is not one that clients send")
 
     # --- watches ----------------------------------------------------------------------------
 
@@ -289,7 +291,7 @@ class ClientConnection(asyncio.Protocol):
             raise ProtocolError(error.message)
         node, host = self.node, self.node.hosts.get(body[1])
         if body[0] in self.watches:
-            raise ProtocolError(f"watch id {body[0]} is in use")
+            raise ProtocolError(f"watch id {body[0]} is in use on this connection; use another")
         if len(self.watches) >= MAX_WATCHES_PER_CONNECTION or node.watch_count() >= node.config.max_watches:
             error = Overloaded("too many watches here (max_watches)", retry_after_s=5)
         elif host is None:

@@ -138,7 +138,9 @@ class Digests:
             return made[0]
         if task is None:
             if len(self._making) >= MAX_DIGESTS:
-                raise Overloaded(f"{MAX_DIGESTS} digests are asked for already", retry_after_s=1)
+                raise Overloaded(
+                    f"{MAX_DIGESTS} digests wait already, the limit of a node; try again", retry_after_s=1
+                )
             task = asyncio.get_running_loop().create_task(self._make(host))
             self._making[partition] = task
             task.add_done_callback(lambda _: self._making.pop(partition, None))
@@ -151,7 +153,10 @@ class Digests:
                 if found is not None:
                     self._made[host.p] = found, time.monotonic() + DIGEST_AGE_S
                     return found
-        raise Unavailable(f"partition {host.p} changes too fast; try again", retry_after_s=1)
+        raise Unavailable(
+            f"partition {host.p} applied entries during each attempt at its digest; try again",
+            retry_after_s=1,
+        )
 
 
 async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
@@ -175,12 +180,18 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
             f"{to} cannot lead partition {partition}; connected replicas: {', '.join(heirs) or 'none'}"
         )
     if not heirs or not replica.transfer(now_ns(), to or heirs[0]):
-        raise Unavailable(f"no replica of partition {partition} can take over now", retry_after_s=1)
+        raise Unavailable(
+            f"no replica of partition {partition} can become leader now: none is connected and up to date; see: cellctl status",
+            retry_after_s=1,
+        )
     node.ticks.settle()
     until = time.monotonic() + HAND_OVER_S
     while replica.role in ("resigning", "resigned") or replica.leader_node == me:
         if time.monotonic() > until:
-            raise Unavailable(f"{to or heirs[0]} did not take partition {partition} over", retry_after_s=1)
+            raise Unavailable(
+                f"{to or heirs[0]} did not become leader of partition {partition} in time; the leader is as before",
+                retry_after_s=1,
+            )
         await asyncio.sleep(0.002)
     return {"partition": partition, "from": me, "to": replica.leader_node, "epoch": replica.sealed_epoch}
 

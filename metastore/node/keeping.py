@@ -43,7 +43,7 @@ class Keeping:
         self.table = found  # what there is nothing of, etcd and the peers tell anew
         if self.table.left_out:
             names = ", ".join(self.table.left_out[:10])
-            log.warning("of the topology that this node kept this makes no sense, and is left out: %s", names)
+            log.warning("records of this node's stored topology are not valid, and are left out: %s", names)
         self.kept = self.table.revision
         self.bytes_written = 0
         #: number of the newest change that is kept, None = all of it is to be written

@@ -64,7 +64,7 @@ def within_open_files(config: NodeConfig) -> NodeConfig:
         return config
     allowed = max(16, allowed)
     log.warning(
-        "max_connections = %d needs more open files than the system allows (ulimit -n); taking %d",
+        "max_connections = %d needs more open files than the system allows (ulimit -n); using %d",
         config.max_connections,
         allowed,
     )

@@ -88,7 +88,7 @@ class PeerConnection(asyncio.Protocol):
         self.quiet += 1
         if self.quiet > SILENT_PINGS:
             log.warning(
-                "peer %s disconnected: silent for %.0f s",
+                "peer %s disconnected: it sent nothing for %.0f s",
                 self.peer.node if self.peer else self.target,
                 SILENT_PINGS * PING_S,
             )
@@ -129,7 +129,7 @@ class PeerConnection(asyncio.Protocol):
             if kind >= OPTIONAL:
                 return
             if kind != frames.PEER or type(body) is not list:
-                raise ProtocolError(f"frame type {kind} on a peer connection")
+                raise ProtocolError(f"a peer's frame has type {kind}, which is not one that peers send")
             messages = [decode(raw) for raw in body]
             if None in messages:
                 messages = [message for message in messages if message is not None]
@@ -147,7 +147,7 @@ class PeerConnection(asyncio.Protocol):
                 return
             self.open(theirs)
         else:
-            raise ProtocolError(f"frame type {kind} before the hello")
+            raise ProtocolError(f"the first frame has type {kind}; a hello was expected")
 
     def refused(self, by: str, body: Any) -> None:
         """The other side does not take this process for a peer. Raises ProtocolError."""
@@ -376,14 +376,16 @@ class PeerLinks:
             raise ProtocolError(f"node {peer.node!r} does not dial {self.me.node!r}: the first by name dials")
         self.check(theirs)
         if peer.node not in self._open and len(self._open) >= MAX_PEERS:
-            raise ProtocolError(f"{peer.node!r} is no peer here: {MAX_PEERS} peers are connected")
+            raise ProtocolError(
+                f"{peer.node!r} is not accepted: {MAX_PEERS} peers are connected, the limit of a node"
+            )
 
     def check(self, theirs: Hello) -> None:
         """Whether this very process is a peer, whoever dialled (R13). Raises ProtocolError, which tells an old
         copy that it is one."""
         peer = theirs.process
         if self.shut:
-            raise ProtocolError(f"node {self.me.node!r} takes part in nothing: see its /v1/status")
+            raise ProtocolError(f"node {self.me.node!r} serves nothing: see its /v1/status for the reason")
         if self.not_yet:
             raise ProtocolError(f"node {self.me.node!r} {self.not_yet}", starting=True)
         old = self._open.get(peer.node)

@@ -51,8 +51,8 @@ class Pin:
         waited_ns = self._waited_ns - GRACE_NS
         if waited_ns > 0 and self.sent_bytes * 1_000_000_000 < (self._min_kib_s << 10) * waited_ns:
             raise Unavailable(
-                f"{self.to} takes the snapshot of partition {self.p} too slowly: {self.sent_bytes} bytes in the "
-                f"{self._waited_ns / 1e9:.0f} s that it was waited for (snapshot_min_kib_s = {self._min_kib_s})",
+                f"{self.to} reads the snapshot of partition {self.p} too slowly: {self.sent_bytes} bytes in the "
+                f"{self._waited_ns / 1e9:.0f} s that the sender waited (snapshot_min_kib_s = {self._min_kib_s}); look at its disk and the network, or lower that",
                 retry_after_s=1,
             )
 

@@ -78,7 +78,7 @@ class Registration:
                 heard = clock()
             await asyncio.sleep(WAIT_S if outcome == "wait" else LEASE_POLL_S)
         identity.state, identity.why = "provisional", ""
-        log.warning("etcd does not answer; going on with what the store and peers know (R12)")
+        log.warning("etcd did not answer; the node goes on with the records of its store and its peers (R12)")
 
     async def register(self, session: Session) -> Outcome:
         """One try. Raises CoordinationError; the next try finds out what became of this one."""

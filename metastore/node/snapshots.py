@@ -103,7 +103,7 @@ class Snapshots:
         try:
             async with self._slots:
                 if to not in node.links.connected():
-                    raise Unavailable(f"{to} is gone")
+                    raise Unavailable(f"{to} is no longer connected")
                 self._refuse_damaged(p)
                 with node.pins.pin(p, to) as pin:
                     await self._stream(p, to, epoch, out, pin)
@@ -174,7 +174,7 @@ class Snapshots:
         pin.sent_bytes = out.sent_bytes
         while True:
             if self._out.get((p, to)) is not out:
-                raise Unavailable("another has taken its place")
+                raise Unavailable("a later snapshot replaced it")
             if out.acked >= until:
                 return
             if out.refused:
@@ -233,12 +233,16 @@ class Snapshots:
             except (CorruptState, ValueError):
                 good = False
             if not good or size > MAX_CHUNK_BYTES:
-                raise ProtocolError(f"partition {chunk.p}: a snapshot from {src.node} holds what cannot be")
+                raise ProtocolError(
+                    f"partition {chunk.p}: a snapshot from {src.node} holds rows that are not valid"
+                )
 
     def _begin(self, src: Process, begin: SnapshotBegin) -> None:
         host = self.node.hosts.get(begin.p)
         if begin.at_epoch > begin.epoch:
-            raise ProtocolError(f"partition {begin.p}: a snapshot at epoch {begin.at_epoch} in {begin.epoch}")
+            raise ProtocolError(
+                f"partition {begin.p}: a snapshot of epoch {begin.at_epoch} was sent in the earlier epoch {begin.epoch}"
+            )
         others = sum(1 for p, i in self._in.items() if i.src.node == src.node and p != begin.p)
         # what is staged comes on top of what is there: with little room the replica stays behind
         full = others >= MAX_CONCURRENT_RECEIVES or self.node.store.space.low

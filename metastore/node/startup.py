@@ -28,13 +28,13 @@ async def take_part(node: Node, coordinator: Coordinator) -> bool:
         node.control.connect(coordinator)
         await node.control.registration.admit(ETCD_PATIENCE_S)
     if node.identity.refused:
-        log.error("this node takes part in nothing: %s; %s", node.identity.why, node.identity.do)
+        log.error("this node serves nothing: %s; %s", node.identity.why, node.identity.do)
         await node.control.close()
         return False
     node.start()
     node.control.follow()
     if node.identity.state == "confirmed" and not await set_within(node.control.ready, ETCD_PATIENCE_S):
-        log.warning("etcd does not tell its records; going on with what the store knows (R12)")
+        log.warning("etcd did not answer with its records; the node goes on with those in its store (R12)")
     # a restarted owner of the newest epoch goes on, whether etcd is there or not
     node.core.resume_all(now_ns())
     node.ticks.settle()

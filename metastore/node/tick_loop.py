@@ -322,7 +322,7 @@ class TickLoop:
     def _stalled(self, now: int, duration: int) -> None:
         self.stalls += 1
         self.worst_stall_ns = max(self.worst_stall_ns, duration)
-        log.warning("the loop stood still for %d ms", duration // MS, extra={"node": self.core.me.node})
+        log.warning("the event loop was blocked for %d ms", duration // MS, extra={"node": self.core.me.node})
         # What the peers sent meanwhile is in the sockets: hear it before deciding that
         # they are silent (R9). Grants are checked against the clock anyway (R8).
         for host in self.hosts.values():

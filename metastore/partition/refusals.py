@@ -41,7 +41,7 @@ class Refusals:
 
     def elsewhere(self) -> MetastoreError:
         """For a key, or a range, that this partition does not hold: with what was split off it, as far as is known here."""
-        text = f"partition {self.p} does not hold all of that; refresh the topology"
+        text = f"partition {self.p} does not hold the whole key range of this operation; refresh the topology"
         family = self.around.family(self.p) if self.state.machine.splits else []
         if not 1 < len(family) <= MAX_FAMILY:  # a part of it would leave a gap
             return Moved(text, partition=self.p)
@@ -63,7 +63,7 @@ class Refusals:
         without = not replica.ctx.settings.claim_without_etcd and not around.can_elect()
         if without and replica.leader_is_lost(now_ns()):
             return Unavailable(
-                f"partition {self.p}: its leader {leader} is lost, and without etcd no other can be named; "
+                f"partition {self.p}: its leader {leader} is lost, and etcd does not answer, so no other can be elected; "
                 "stale reads are served",
                 retry_after_s=2,
                 partition=self.p,
@@ -100,7 +100,7 @@ class Refusals:
     def no_quorum(self, missing: list[str]) -> Unavailable:
         """The refusal of what needs a quorum while those are away. ``final``: this replica knows no better."""
         return Unavailable(
-            f"partition {self.p} has no quorum of its replicas: {self.me} hears nothing of "
+            f"partition {self.p} has no quorum of its replicas: {self.me} cannot reach "
             f"{', '.join(missing)}; stale reads are served",
             retry_after_s=1,
             partition=self.p,
@@ -122,13 +122,11 @@ class Refusals:
         if not low or not adds(op):
             return None
         elif room and self.heir_with_room():
-            text = (
-                f"the disk of {self.me} is nearly full; partition {self.p} is handed to a node that has room"
-            )
+            text = f"the disk of {self.me} is nearly full; partition {self.p} is being handed to a node that has room"
             return Overloaded(text, retry_after_s=0.3)
         else:
             own = f": {self.around.room_text()}" if room else " (disk_low_mib)"
-            what = f"partition {self.p} takes deletes only, since the disks of {', '.join(low)} are nearly full{own}"
+            what = f"partition {self.p} accepts deletes only, since the disks of {', '.join(low)} are nearly full{own}"
         text = f"{what}; delete records, or make room on the disks: cellctl doctor"
         return DiskLow(text, nodes=low, retry_after_s=10)
 
@@ -141,7 +139,9 @@ class Refusals:
         if self.replica.ctx.room == FULL:
             what = f"the disk of {self.me} is full, so nothing can be written: {self.around.room_text()}"
         else:
-            what = f"the disks of {', '.join(full)} are full, so no quorum of partition {self.p} can take a write"
+            what = (
+                f"the disks of {', '.join(full)} are full, so no quorum of partition {self.p} can log a write"
+            )
         return DiskLow(f"{what}; make room on the disks: cellctl doctor", nodes=full, retry_after_s=10)
 
     def heir_with_room(self) -> bool:
@@ -168,7 +168,7 @@ class Refusals:
 
     def damage(self) -> MetastoreError:
         return Unavailable(
-            f"partition {self.p}: its copy on this node is damaged; another replica is to lead and to serve",
+            f"partition {self.p}: its copy on this node is damaged; another replica has to lead and serve",
             retry_after_s=0.2,
             partition=self.p,
         )

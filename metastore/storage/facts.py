@@ -36,5 +36,5 @@ def read_fact(facts: Mapping[str, Any], key: str, read: Read[T], absent: T, unre
     try:
         return read(facts[key])
     except (ValueError, InvalidRequest) as e:
-        log.warning("what this node kept as %r cannot be used and is dropped: %s", key, e)
+        log.warning("this node's stored record %r cannot be read and is dropped: %s", key, e)
         return unreadable

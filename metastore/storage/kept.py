@@ -56,7 +56,7 @@ class KeptRows:
     def take(self, value: Any) -> None:
         """A change, as the log has it. One that makes no sense is dropped with a warning, as all facts are."""
         if not _is_change(value):
-            log.warning("a change of what this node kept of the topology cannot be used and is dropped")
+            log.warning("a change of this node's stored topology cannot be read and is dropped")
             return
         whole, part, more, rows = value
         if part == 0:

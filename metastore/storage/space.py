@@ -112,9 +112,9 @@ class Space:
         if level != self._told:
             figures = f"{self.disk_free >> 20} MiB are free on the disk, {self.room >> 20} MiB may be added"
             if level:
-                log.warning("room is %s: %s (disk_low_mib = %d)", level, figures, self.low_bytes >> 20)
+                log.warning("disk space is %s: %s (disk_low_mib = %d)", level, figures, self.low_bytes >> 20)
             else:
-                log.info("there is room again: %s", figures)
+                log.info("there is disk space again: %s", figures)
             self._told = level
 
     def text(self) -> str:
@@ -133,10 +133,10 @@ class Space:
             self.disk.remove(self.reserve_path)
             self.reserve_held = False
             log.warning(
-                "the disk is nearly full: the reserve of %d MiB is given up", self.reserve_bytes >> 20
+                "the disk is nearly full: the reserve of %d MiB is released", self.reserve_bytes >> 20
             )
         except OSError as e:
-            log.warning("the reserve cannot be removed: %s", e)
+            log.warning("the reserve file cannot be removed: %s", e)
 
     def wants_reserve(self) -> bool:
         """Whether there is room to make it (again)."""
@@ -149,7 +149,7 @@ class Space:
             self.disk.allocate(self.reserve_path, self.reserve_bytes)
             self.reserve_held = True
         except OSError as e:
-            log.warning("the reserve cannot be made: %s", e)
+            log.warning("the reserve file cannot be made: %s", e)
 
     def stats(self) -> dict[str, int]:
         """Figures for status and metrics."""

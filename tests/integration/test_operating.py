@@ -118,7 +118,7 @@ async def test_a_partition_without_its_majority_goes_on_by_force(cell: Cluster) 
         before = cell.leaders().get(3)  # it may be the last one, which does not serve
         said = await asyncio.to_thread(tool, cell, "failover", "3", code=2)
         assert "Acknowledged writes that only c1n1, c1n2 hold would be lost" in said
-        assert "say --force" in said
+        assert "give --force" in said
         assert cell.leaders().get(3) in (None, before)
         done = await asyncio.to_thread(tool, cell, "failover", "--force", "3", "--yes", "-o", "json")
         assert (done["leader"], sorted(done["without"])) == ("c1n3", ["c1n1", "c1n2"])
@@ -187,7 +187,7 @@ async def test_a_snapshot_is_of_one_moment_and_goes_anywhere(cell: Cluster, tmp_
     (tmp_path / "short.snapshot").write_bytes(file.read_bytes()[:-20])
     for bad in ("damaged", "short"):
         said = tool(cell, "snapshot", "restore", "--merge", str(tmp_path / f"{bad}.snapshot"), code=2)
-        assert "damaged or not whole" in said
+        assert "damaged or incomplete" in said
     assert "holds records here" in tool(cell, "snapshot", "restore", str(file), code=2)
     other = Cluster.up(tmp_path / "other", cells=1, nodes=1, partitions=2)
     try:

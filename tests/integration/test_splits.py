@@ -50,7 +50,7 @@ async def test_partitions_are_split_under_load(cell: Cluster) -> None:
     assert len(before["partitions"]) == 8
     rows = await asyncio.to_thread(tool, cell, "verify", "-o", "json")
     assert [row["state"] for row in rows] == ["same"] * 16
-    assert "is no hexadecimal" in tool(cell, "partition", "split", "3", "--at", "xy", "--yes", code=2)
+    assert "is not a hexadecimal" in tool(cell, "partition", "split", "3", "--at", "xy", "--yes", code=2)
     assert "is not inside" in tool(cell, "partition", "split", "3", "--at", "0" * 16, "--yes", code=2)
     assert "no partition 99" in tool(cell, "partition", "split", "99", "--yes", code=2)
     kinds = [e["kind"] for e in tool(cell, "history", "3", "-o", "json")]

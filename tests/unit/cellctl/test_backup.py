@@ -55,7 +55,7 @@ def test_each_byte(tmp_path: Path) -> None:
             with pytest.raises(InvalidRequest):
                 survey(path)
     path.write_bytes(raw + b"\0")
-    with pytest.raises(InvalidRequest, match="goes on after its end"):
+    with pytest.raises(InvalidRequest, match="has bytes after its end"):
         survey(path)
 
 
