@@ -221,7 +221,7 @@ class RouterConfig(BaseConfig):
     )
     drain_s: float = setting(
         0.0,
-        "on SIGTERM, how long to go on serving while /readyz tells load balancers to go elsewhere",
+        "on SIGTERM, how long to go on serving while /readyz sends load balancers to other routers",
         0,
         600,
     )
