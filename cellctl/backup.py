@@ -114,7 +114,7 @@ def save(where: Where, path: Path) -> None:
 
 
 def _save_one(where: Where, out: BinaryIO, p: int, deadline: float) -> int:
-    """From whoever leads it now; again while that changes."""
+    """From its present leader; again while that changes."""
     for attempt in range(TRIES):
         try:
             table = topology(where)
@@ -209,7 +209,7 @@ def show(output: str, path: Path) -> None:
 @click.option(
     "--same-history",
     is_flag=True,
-    help="The file was saved from this very cluster, which has lost nothing: versions of before stay good.",
+    help="The file was saved from this cluster, which has lost nothing: versions of before stay good.",
 )
 @click.option(
     "--concurrency", type=click.IntRange(1, 2048), default=256, show_default=True, help="Writes in flight."

@@ -26,7 +26,7 @@ from metastore.namespaces import MAX_NAMESPACES
 
 
 def look(where: Where) -> Seen:
-    """Ask everybody. Raises Unavailable when nobody tells the topology."""
+    """Ask all nodes. Raises Unavailable when none answers with the topology."""
     table = topology(where)
     before = time.time_ns() // 1_000_000
     statuses = node_statuses(table)

@@ -55,7 +55,7 @@ def hand_over(table: TopologyTable, partition: int, leader: str, to: str) -> dic
 @cluster_options
 @output_option
 @click.option("--node", "-n", default=None, help="All partitions that this node leads.")
-@click.option("--to", default="", help="The next leader; else whoever lacks least.")
+@click.option("--to", default="", help="The next leader; default: the replica that lacks least.")
 @click.argument("partitions", type=int, nargs=-1)
 def switchover(where: Where, output: str, node: str | None, to: str, partitions: tuple[int, ...]) -> None:
     """Hand leadership over, with nothing to wait for but one round (R11); says how long it took.

@@ -298,7 +298,7 @@ class Operator:
     # --- histories ----------------------------------------------------------------------------
 
     async def begin_generation(self, partitions: Sequence[int], generation: int, cause: str) -> None:
-        """Have each of these partitions begin its next term in ``generation`` (R19), under whoever leads it. Where
+        """Have each of these partitions begin its next term in ``generation`` (R19), under its present leader. Where
         something fails the others may have been done. Raises Unavailable."""
         records = await self.records()
 

@@ -2,7 +2,7 @@
 them out.
 
 Cells first: each is to hold its share of the partitions by weight (or of their bytes or operations),
-and what is over goes, each partition to the cell that the ring prefers for it among those that lack
+and what is beyond that goes, each partition to the cell that the ring prefers for it among those that lack
 some. Where all is within the threshold nothing moves. Then nodes within each cell: replicas leave
 draining nodes, are as many as they should be, spread over zones, and are even over the nodes.
 Nothing hangs on the order of anything given: the same view and seed make the same plan.

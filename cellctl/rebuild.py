@@ -360,7 +360,7 @@ class _Rebuilding:
         return int(max(levels))
 
     def _remembered(self) -> dict[str, bytes | None]:
-        """Of records that only etcd had: what they are to be, None = gone. By whoever saw most of them, else by what is
+        """Of records that only etcd had: what they are to be, None = gone. By the report that saw most of them, else by what is
         there, a backup, and what nodes keep of namespaces."""
         notes, wanted = self.result.notes, self._mirrored()
         seen = self._best_mirror()

@@ -179,7 +179,7 @@ def replacement(records: Records, old: str, new: str, cause: str) -> Replaced:
             if move is not None and old in dict(config.replicas):
                 found.moving.add(p)
         elif known is not None:
-            # a member whose store is lost: whoever leads has the move name the one that it has now, unless it goes back
+            # a member whose store is lost: the leader has the move name the one that it has now, unless it goes back
             (found.moving if old == new and move is not None else found.busy).add(p)
         elif old != new and new in names:
             found.stuck[p] = f"{new} holds it already; a plan finds another node: cellctl rebalance plan"

@@ -1,7 +1,7 @@
 """Which rows of a topology table have changed: who knows how it was gets what is other since, and no more. Pure.
 
 A row is ``(kind, name)``: of ``nodes`` and ``namespaces`` by their names, of ``partitions`` by their numbers. Each change has
-a number, for whoever reads the table in this process (what is kept on disk), and a revision of etcd, for whoever has a table
+a number, for readers of the table in this process (what is kept on disk), and a revision of etcd, for those that have a table
 of its own (clients, by ``TOPOLOGY_REQUEST``). A table is of a revision: it has all that etcd had then. What a replica alone has
 told (a hint) is of no revision: it is told to everybody, until etcd tells the same or better.
 """

@@ -27,7 +27,7 @@ Test = Callable[[Any], bool]
 
 MAX_TTL_MS: Final = 10 * 365 * 86_400_000
 MAX_FENCE_NAME_BYTES: Final = 256
-#: a floor from here on says: this client makes a single request, and whoever repeats it may be another process. No
+#: a lowest open request from here on says: this client makes a single request, and another process may repeat it. No
 #: request has such a number itself
 ONE_REQUEST: Final = 1 << 62
 #: of a put, in place of a fencing token: the record is a lock, which raises its fence (R20)

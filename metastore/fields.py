@@ -1,7 +1,7 @@
 """What the fields of a record may be: readers of plain values, and shapes made of them. Pure.
 
 A record comes from etcd, from a peer or from a disk, and nothing of it is believed before it has been read here: each
-field has a type and bounds. What a shape does not know is of a later version: it is kept (``more``), so that whoever
+field has a type and bounds. What a shape does not know is of a later version: it is kept (``more``), so that a build that
 writes the record again writes that too. Strings that look like numbers are no numbers.
 """
 

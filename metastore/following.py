@@ -1,7 +1,7 @@
 """Following etcd's records: what a watch delivers, read at the door, and put into a topology table.
 
 Used by nodes and routers. A record that makes no sense is left out, counted, told in the log once and kept in ``bad`` for
-whoever asks (status, metrics, cellctl doctor); what was known of it until then holds until it is mended or removed.
+status, metrics and cellctl doctor show; its last valid state holds until it is repaired or removed.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Policy:
     max_bytes: int = 0
     require_condition: bool = False
     ready: bool = True
-    #: what a later version has in the record, as JSON: kept by whoever writes it again, and told to nobody
+    #: what a later version has in the record, as JSON: kept when it is written again, and sent nowhere
     more: bytes = b""
 
     def __post_init__(self) -> None:

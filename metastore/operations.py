@@ -28,7 +28,7 @@ ADD: Final = 4
 LIST: Final = 5
 TXN: Final = 6
 TOUCH: Final = 7
-#: no operation of a client: the leader's delete of a record whose TTL is over
+#: no operation of a client: the leader's delete of a record whose TTL has passed
 EXPIRE: Final = 8
 
 OK: Final = 0

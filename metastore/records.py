@@ -2,7 +2,7 @@
 
 ``crc32 of the rest (u32) | flags (u8) | version (u64) | created (u64) | content type length
 (u8) | [ttl_ms (u64) if flags & TTL] | content type | value``, little endian. The leader packs
-it once; followers store, and readers verify, the very same bytes.
+it once; followers store, and readers verify, the same bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The door through which etcd's records come: which kind of record a key has, and what its value says. Pure.
 
-Every key below the cluster's root is looked at here by whoever follows or reads it: nodes, routers and cellctl. A key
+Every key below the cluster's root is checked here by all its readers: nodes, routers and cellctl. A key
 of a kind that is not known is of a later version, and passed over. A record whose key or value makes no sense is
 BadRecord: who follows etcd keeps what it knew of that record until then (metastore.following).
 """

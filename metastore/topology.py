@@ -256,7 +256,7 @@ class TopologyTable:
         return True
 
     def know_leader(self, partition: int, leader: str, epoch: int, *, hint: bool = True) -> None:
-        """Etcd's word (no ``hint``), or that of a replica in this very process: no bound holds for it."""
+        """Etcd's word (no ``hint``), or that of a replica in this process: no bound holds for it."""
         known = self.partitions.get(partition)
         self._give(partition, epoch)
         if known is not None and epoch > known.epoch:

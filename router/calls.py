@@ -190,7 +190,7 @@ class Call:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _expected(self) -> None:
-        """``Expect: 100-continue``: whoever asks before it sends gets the word now, when nothing
+        """``Expect: 100-continue``: a client that asks before it sends is answered now, when nothing
         speaks against the body any more."""
         expect = self.request.headers.get(hdrs.EXPECT)
         if expect is None:

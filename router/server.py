@@ -60,8 +60,8 @@ class HttpConnection(Connection):
 
 
 class LoadShedder:
-    """The answer to a request beyond the bound on those under way: made beforehand, since whoever is
-    refused must cost little, or refusing is all that there is time for."""
+    """The answer to a request beyond the bound on those under way: made beforehand, since a refusal
+    must cost little, or the router has time for nothing else."""
 
     def __init__(self, limit: int) -> None:
         #: of requests that are sent for the first time, and of those that may have been sent before

@@ -1,4 +1,4 @@
-"""The router's file of the topology: what it serves by when it starts and nobody tells it better.
+"""The router's file of the topology: what it serves by when it starts and has no newer one.
 
 The file is written as a whole, and never while requests wait for it: each row is made once and again when it has changed, what is
 written is these put together, and a thread writes it. With 10,000 namespaces and 8,192 partitions (2.6 MB) all rows take 160 ms of

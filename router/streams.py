@@ -67,7 +67,7 @@ class Streams:
         self.config = config
         self.dispatcher = dispatcher
         self.stopping = False
-        #: of every open stream what ends it, done when it is over
+        #: of every open stream what ends it, done when it has ended
         self._open: dict[asyncio.Future[None], web.BaseRequest] = {}
 
     def stop(self) -> None:

@@ -132,7 +132,7 @@ def records_in_etcd(seen: Seen) -> Iterator[Finding]:
             "error",
             "cluster",
             f"no partition's record covers the points from {lo:016x} to {hi:016x}",
-            "whoever knew the partition goes on with it; who starts anew finds nobody for those keys, and nobody can be "
+            "processes that knew the partition go on with it; those that start anew find no leader for those keys, and no leader can be "
             "elected",
             "put the record back as it was (a node's /v1/topology tells)",
         )
@@ -141,6 +141,6 @@ def records_in_etcd(seen: Seen) -> Iterator[Finding]:
             "error",
             f"node {name}",
             f"{len(partitions)} partitions name it, and there is no record of it",
-            "whoever knew where it is goes on with that; who starts anew does not find it",
+            "processes that knew where it is go on with that; those that start anew do not find it",
             "restart it: it registers itself",
         )

@@ -81,7 +81,7 @@ class AsyncClient:
         self.deadline_s = deadline_s
 
     async def start(self) -> None:
-        """Learn the topology now. Raises Unavailable when nobody tells it within the deadline."""
+        """Learn the topology now. Raises Unavailable when no server sends it within the deadline."""
         await self.dispatcher.start(self.deadline_s)
 
     async def close(self) -> None:

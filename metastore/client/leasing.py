@@ -43,7 +43,7 @@ MIN_TTL_S: Final = 0.5
 MAX_TTL_S: Final = 86_400.0
 #: twice the largest error of a clock's rate (R4)
 CLOCK_MARGIN: Final = 2 * 500e-6
-#: the lease is renewed when a third of it is over, and at risk when more than half is
+#: the lease is renewed when a third of it has passed, and at risk when more than half has
 RENEW_AFTER: Final = 1 / 3
 AT_RISK_AFTER: Final = 1 / 2
 LOOK_S: Final = 0.5
@@ -88,9 +88,9 @@ class Lease:
         self._namespace = namespace
         self.key = key
         self.ttl_s = check_lease_ttl(ttl_s)
-        #: set while more than half of the lease is over without a renewal
+        #: set while more than half of the lease has passed without a renewal
         self.at_risk = Flag()
-        #: set when the lease is over, or another holds the key; stays set until it is taken anew
+        #: set when the lease has ended, or another holds the key; stays set until it is acquired again
         self.lost = Flag()
         self._on_at_risk: list[Callback] = []
         self._on_lost: list[Callback] = []
@@ -137,7 +137,7 @@ class Lease:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the lease is over if it is not renewed, on this process's clock, counted from when
+        """Seconds until the lease ends if it is not renewed, on this process's clock, counted from when
         the last renewal was sent, less a margin; 0 when it is not held."""
         return max(0.0, (self._over_at_ns - now_ns()) / 1e9) if self._held else 0.0
 

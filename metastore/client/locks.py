@@ -17,7 +17,7 @@ class AsyncLock(Lease):
     ``on_at_risk`` take callbacks, ``check()`` raises LockLost, and ``remaining_s`` is how long it lasts at
     least. No lock can stop a holder that is paused for longer than its lease: writes that must not be made
     by a former holder carry ``fence=lock.fence``, and go to the lock's own folder or ``{tag}``, where they are refused
-    as soon as another has taken the lock. Not fair: whoever asks first when it is freed has it,
+    as soon as another has acquired the lock. Not fair: the first client that asks when it is freed gets it,
     not who has waited longest; and every waiter asks. Not reentrant.
     """
 
@@ -43,7 +43,7 @@ class AsyncLock(Lease):
         await self._give_back()
 
     async def holder(self) -> str | None:
-        """The ``owner`` of whoever has it now, None when it is free."""
+        """The ``owner`` of the client that holds it now, None when it is free."""
         record = await self._namespace.get(self.key)
         return record.value.decode("utf-8", "replace").rpartition(" ")[0] if record is not None else None
 

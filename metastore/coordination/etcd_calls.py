@@ -34,7 +34,7 @@ def prefix_end(prefix: bytes) -> bytes:
 
 def key_of(raw: bytes) -> str:
     """A key as text. What is no UTF-8 in it is kept as surrogates, so that such a key is a record like another, which
-    whoever reads it finds bad (metastore.schema)."""
+    its readers find to be not valid (metastore.schema)."""
     return raw.decode("utf-8", "surrogateescape")
 
 

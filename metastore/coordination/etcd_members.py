@@ -88,7 +88,7 @@ def ailments(members: Sequence[EtcdMember]) -> Iterator[tuple[str, str, str, str
             yield (
                 about,
                 f"it is {max(m.index for m in up) - member.index} entries behind the others",
-                "whoever follows it hears late of what has changed",
+                "processes that follow it learn late what has changed",
                 "look at its disk, and at the network to the others",
             )
         if member.size > FREE_BYTES and member.in_use < (1 - FREE_PART) * member.size:
@@ -102,7 +102,7 @@ def ailments(members: Sequence[EtcdMember]) -> Iterator[tuple[str, str, str, str
         yield (
             "etcd",
             f"the members are of {len({m.cluster_id for m in up})} different clusters",
-            "whoever asks another one than before trusts etcd no more (R13)",
+            "a process that asks another member than before no longer trusts etcd (R13)",
             "name members of one cluster only",
         )
     raised = {name for member in up for name in member.alarms}

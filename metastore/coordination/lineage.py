@@ -5,7 +5,7 @@ out before. An operator rebuilds its records from the stores (``cellctl control 
 record that says so: the lineage. A process that distrusts what it meets looks for nothing else there, and goes over to it
 when that record, compared with what the process knows itself, proves that the rebuilding knew all of that:
 
-    it was written for this very etcd       (a copy of it elsewhere, which has another cluster id, says nothing)
+    it was written for this etcd       (a copy of it elsewhere, which has another cluster id, says nothing)
     its number is higher than any followed  (the etcd that it is found in may itself have been set back to an earlier one)
     it replaces the etcd known here         by its cluster id
     it is based on no less than was seen    (else there was something in the old one that the rebuilding has not seen)
@@ -45,7 +45,7 @@ def objection(record: LineageRecord, known: Known, seen: Peek, trusted: bool) ->
         )
     if record.number <= known.number:
         return (
-            f"the rebuilding {record.number} is over, and this process has followed number {known.number}: what etcd has "
+            f"etcd's records are of rebuild {record.number}, and this process has followed rebuild {known.number}: what etcd has "
             "was lost again since"
         )
     if trusted:

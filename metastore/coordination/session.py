@@ -1,4 +1,4 @@
-"""What every session is: a lease that its own task keeps alive, and whoever asked is told of another one."""
+"""What every session is: a lease that its own task keeps alive, and its owner is notified of a new one."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ What a stranger can make a node keep, and the bound of each:
 - connections that have not said who they are: MAX_STRANGERS, the oldest goes for a new one, so that
   neither clients nor peers are locked out by those who only connect; each ends after its hello's time;
 - halves of frames and answers that nobody reads: ``memory_bytes`` in all. Beyond it the
-  longest-standing of those who hold any are disconnected: whoever keeps up is never among them;
+  longest-standing of those who hold any are disconnected: a client that keeps up is never among them;
 - writes that wait for the log or for a quorum: as much again; beyond it they are refused;
 - a frame that began, or answers of which nothing is taken: ``patience_s``, then the connection ends.
 """

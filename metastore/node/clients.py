@@ -329,7 +329,9 @@ class ClientConnection(asyncio.Protocol):
         if len(results) <= MAX_RESPONSE_ROWS and len(body) + 2 <= frames.MAX_FRAME_BYTES:
             self.write(frames.HEADER.pack(len(body) + 2, frames.WIRE_VERSION, frames.RESPONSE) + body)
         elif len(results) == 1:
-            error = InvalidRequest(f"the answer of {len(body)} bytes is over the frame limit; ask for less")
+            error = InvalidRequest(
+                f"the answer of {len(body)} bytes is over the limit of a frame; ask for less"
+            )
             self.write(frames.pack(frames.RESPONSE, [error_result(results[0][0], error)]))
         else:
             half = len(results) // 2
@@ -350,7 +352,7 @@ class ClientConnection(asyncio.Protocol):
                 self.admission.evict(self, "it does not read its answers")
 
     def refuse(self, error: MetastoreError) -> None:
-        """Say why, and take nothing more; it is closed when it has read that, or its time is over."""
+        """Send the error, and accept nothing more; the connection is closed when the client has read that, or its time has passed."""
         self.write(frames.pack(frames.ERROR, [error.status, error.message, error.detail]))
         self.refused = True
         if self.transport is not None:

@@ -160,7 +160,7 @@ class Digests:
 
 
 async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
-    """R11: lead ``partition`` no more, in favour of ``to`` ("": whoever lacks least). Returns once
+    """R11: lead ``partition`` no more, in favour of ``to`` ("": the replica that lacks least). Returns once
     somebody else leads, as this node sees it. Raises NotFound, NotLeader, InvalidRequest, Unavailable."""
     host = node.hosts.get(partition)
     if host is None:

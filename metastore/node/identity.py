@@ -9,7 +9,7 @@ The judgements are pure.
 
     starting     nothing is sent or served: etcd's word comes first
     provisional  etcd does not answer, and a restarted owner must go on (R12): peers refuse an old copy
-    confirmed    etcd's record names this very process
+    confirmed    etcd's record names this process
     refused      an old copy, a clone or a replaced store: it takes part in nothing, and says so
 
 A process is refused for what it has compared with its own lineage itself: etcd's record, which it has read, and a run that a
@@ -96,7 +96,7 @@ def judge(
     node's presence, "" = none; ``fresh``: this store has never been registered and holds nothing; ``mark``: the last
     that etcd was told by a process of the node.
 
-    Whoever listens at the address of ``known`` itself knows that no other process serves there any more. But of another
+    A process that listens at the address of ``known`` itself knows that no other process serves there any more. But of another
     store, which may be on another machine whose address has the same name, only the lease says so.
     """
     told = Seen(mark.generation, mark.incarnation, mark.mark) if mark is not None else Seen(0, "")
@@ -134,7 +134,7 @@ def judge_living(mine: NodeRecord, known: NodeRecord) -> Verdict:
     """The process of ``known`` has just answered, at another address than this one's."""
     holder = f"process {known.incarnation or 'unknown'} at {known.rpc}"
     if known.store_id == mine.store_id:
-        why = f"{holder} runs on this very store with generation {known.generation}: this folder is a clone"
+        why = f"{holder} runs on this store too, with generation {known.generation}: this folder is a clone"
         return Verdict("refused", why, WAY_OUT, True)
     return Verdict("refused", f"{holder} runs as node {mine.node} already", OTHER_NAME)
 
@@ -143,7 +143,7 @@ def judge_peer(
     peer: Process, lineage: Lineage, known: list[Known], current: bool, rival: Process | None
 ) -> PeerRefusal | None:
     """Whether ``peer``, whose store has the ``lineage``, descends from what is ``known`` of it. ``current``: etcd
-    answers, and its record names this very process; ``rival``: another process of the node that is connected, and
+    answers, and its record names this process; ``rival``: another process of the node that is connected, and
     was heard lately.
 
     What etcd confirms descends from what it confirmed before, however long ago. But not from a run that came and went

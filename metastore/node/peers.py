@@ -4,7 +4,7 @@ Messages of one loop turn to one peer leave in one write. A peer that does not r
 messages dropped beyond a bound (the core repeats what matters), so a paused peer costs
 neither memory nor time. A refused or reset connection is told to the core at once (R9).
 Each side pings, and ends a connection on which nothing came for long: when the other machine
-loses its power no reset ever tells, and whoever has nothing to send would wait for ever. A ping
+loses its power no reset ever arrives, and a node that has nothing to send would wait for ever. A ping
 tells its sender's mark: how far its log is durable (R13).
 """
 
@@ -381,7 +381,7 @@ class PeerLinks:
             )
 
     def check(self, theirs: Hello) -> None:
-        """Whether this very process is a peer, whoever dialled (R13). Raises ProtocolError, which tells an old
+        """Whether this process is a peer, whichever side dialled (R13). Raises ProtocolError, which tells an old
         copy that it is one."""
         peer = theirs.process
         if self.shut:

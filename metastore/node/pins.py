@@ -1,7 +1,7 @@
 """Snapshots being sent, to peers and into backups: each keeps the state's file from reusing the pages that it
-reads, so that the file grows with every write meanwhile and never shrinks again. So none may take for ever.
+reads, so that the file grows with every write meanwhile and never shrinks again. So none may last for ever.
 
-Whoever takes it has to take ``snapshot_min_kib_s`` on average over the time that it is waited for, beyond a grace, and
+Its reader has to read ``snapshot_min_kib_s`` on average over the time that it is waited for, beyond a grace, and
 all of it within ``snapshot_max_s``; else it is broken off, and may begin anew.
 """
 
@@ -31,7 +31,7 @@ class Pin:
         self._max_ns = int(config.snapshot_max_s * 1e9)
 
     async def wait(self, what: Awaitable[Any], patience_s: float) -> None:
-        """Wait for whoever takes it. Raises TimeoutError; Unavailable when it is too slow."""
+        """Wait for its reader. Raises TimeoutError; Unavailable when it is too slow."""
         began = now_ns()
         try:
             async with asyncio.timeout(patience_s):

@@ -100,7 +100,7 @@ class Quotas:
             self.others[node] = usage
 
     def recount(self) -> Usage:
-        """Which namespaces are full now, and which nearly; also what to publish, the very same while nothing has changed. Only
+        """Which namespaces are full now, and which nearly; also what to publish, the same object while nothing has changed. Only
         what has changed is looked at."""
         table = self.node.topology
         rows = None if self._upto < 0 else table.changes.after(self._upto)

@@ -1,10 +1,10 @@
 """A copy whose state, or whose log, is damaged is given up, and rebuilt from a healthy replica (R14).
 
-Rot is found by whoever reads a row or an entry, or by the scrub. An entry that the state has is missed by those only who
-are told of the past, and they get a snapshot, or list anew. One that the state lacks is worse: this replica has
+Rot is found by a reader of a row or an entry, or by the scrub. An entry that the state has is missed only by those that
+read the past, and they get a snapshot, or list anew. One that the state lacks is worse: this replica has
 acknowledged what it has not, so it leads nothing and counts in no quorum until a snapshot of what is behind that entry
 has come. Where the state alone is damaged, the replica's log and its seal are sound: what it has acknowledged stays true. But nothing is read from the state any more, by clients or for a snapshot; the replica does not
-campaign, and hands leadership over if it has it (R11), or else serves nothing. It asks whoever leads for a snapshot, which
+campaign, and hands leadership over if it has it (R11), or else serves nothing. It asks the leader for a snapshot, which
 takes the place of the state alone, and applies again what its log has above that. A crash on the way changes nothing: either
 the new slot is in its place, or the damage is found again.
 """
@@ -87,7 +87,7 @@ class Rebuilding:
                 host.replica.tick_damaged(now)
 
     def _hand_over(self, now: int, host: Partition) -> None:
-        """To whoever lacks least, now and then another one."""
+        """To the replica that lacks least, now and then another one."""
         term = host.replica.term
         if term is None or now - self._handed_over_ns.get(host.p, 0) < HAND_OVER_NS:
             return

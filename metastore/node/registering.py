@@ -179,7 +179,7 @@ class Registration:
         log_event(log, f"registered: store {mine.store_id}, generation {mine.generation}", node=mine.node)
 
     async def _answers(self, known: NodeRecord) -> bool:
-        """Whether the very process of ``known`` answers at its address, which is not this one's."""
+        """Whether the process of ``known`` answers at its address, which is not this one's."""
         mine = self.node.me.incarnation
         if known.rpc == self.node.config.rpc or known.incarnation in ("", mine):
             return False

@@ -1,7 +1,7 @@
 """A member whose node came back with another store is replaced by that store, by itself (R10, R13).
 
 Once etcd has another store registered under a member's name, by compare-and-swap and after the old process
-was gone, the member's own store is lost for good: it is refused if it ever comes back. So whoever leads asks
+was gone, the member's own store is lost for good: it is refused if it ever comes back. So the leader asks
 for a move that names the new store instead, a few at a time, and not while changes are paused.
 """
 

@@ -18,7 +18,7 @@ ETCD_PATIENCE_S: Final = 1.5
 
 async def take_part(node: Node, coordinator: Coordinator) -> bool:
     """Whether the node takes part from here on; when it does not, ``node.identity`` says why. The node listens on its
-    addresses already, and lets nobody in: whoever asks who is there is answered, and no other process can have them.
+    addresses already, and accepts no client or peer: a question which process is there is answered, and no other process can have them.
 
     Nothing is sent to peers or served before etcd has said that this process may, or has not answered for
     ETCD_PATIENCE_S: a restarted owner must go on without it (R12).

@@ -1,4 +1,4 @@
-"""What a node tells of the control plane, from its own store and memory, without asking etcd: what the records are rebuilt
+"""The report of a node on the control plane, from its own store and memory, without asking etcd: what the records are rebuilt
 from when etcd has lost them (R13; ``cellctl control rebuild``)."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from metastore.core.replica import ACTIVE, unpack_config
 if TYPE_CHECKING:
     from metastore.node.node import Node
 
-#: records that only etcd has, and whoever follows it: the others are the stores' own, or on a lease
+#: records that only etcd and its followers have: the others are the stores' own, or on a lease
 ONLY_IN_ETCD: Final = frozenset(
     {
         "meta",

@@ -213,7 +213,7 @@ class Attempts:
         if at is None and not self.op[STAMP_AT]:
             return  # a stamp of 0 is of no partition, whatever its client named
         if self.ids is None:
-            if at is None:  # whoever numbered it knows of a split that is not known here
+            if at is None:  # the client that numbered it knows of a split that is not known here
                 self.doubts = True
             raise self.at_the_end(Moved(f"partition {self.partition} was split", partition=self.partition))
         stamp = self.op[STAMP_AT]

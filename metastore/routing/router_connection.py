@@ -180,7 +180,7 @@ class RouterConnection:
             task.add_done_callback(self._tasks.discard)
 
     def _late(self, batch: list[Sent]) -> None:
-        """Those whose time is over end, those that may wait longer stay."""
+        """Operations whose time has passed end, those that may wait longer stay."""
         now = asyncio.get_running_loop().time()
         for _, until, future in batch:
             if until <= now and not future.done():

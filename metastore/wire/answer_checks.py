@@ -1,7 +1,7 @@
 """Checks of what a server answers, before anything acts on it: ``op_checks`` the other way round. Sans-I/O.
 
 The forms of answers are those of ``metastore.operations``. A server that answers otherwise is broken, of another
-version, or not one: nothing it says is believed, and whoever asked is told so by an error with an outcome. Each
+version, or not one: nothing it says is believed, and the caller gets an error with an outcome. Each
 check returns "" when all is well, else what is wrong; ``check_answer`` is called for every answer.
 """
 

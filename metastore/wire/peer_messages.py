@@ -128,7 +128,7 @@ class Hello(NamedTuple):
 
 
 def hello(cluster: str, mine: Hello, target_node: str, target_store: str) -> list[Any]:
-    """PEER_HELLO: who calls, and the very store it means to reach."""
+    """PEER_HELLO: which process calls, and which store it means to reach."""
     return [cluster, *mine.process, target_node, target_store, *_about(mine)]
 
 

@@ -152,7 +152,7 @@ AT_LEAST = Param(
     "at_least",
     "query",
     Integer(0, MAX_VERSION),
-    "A version of this very key, or of one in its folder, that must be seen; implies `consistency=at_least`.",
+    "A version of this key, or of one in its folder, that must be seen; implies `consistency=at_least`.",
 )
 PREFIX = Param(
     "prefix",

@@ -313,7 +313,10 @@ def test_a_leader_that_makes_no_sense_is_disconnected(with_stranger: Cluster, ho
         "an incredible epoch": ([m.Seal(p, far, pack_config(incredible), 0)], "is not credible"),
         "a snapshot of the future": ([begin._replace(at_epoch=epoch + (1 << 16))], "a snapshot of epoch"),
         "a key that cannot be": ([begin, chunk(DATA, b"k" * 600, b"v")], "holds rows that are not valid"),
-        "another's key": ([begin, chunk(DATA, elsewhere, pack_record(1, 1, b""))], "holds rows that are not valid"),
+        "another's key": (
+            [begin, chunk(DATA, elsewhere, pack_record(1, 1, b""))],
+            "holds rows that are not valid",
+        ),
         "a broken record": ([begin, chunk(DATA, facts.lkey, b"\0" * 30)], "holds rows that are not valid"),
         "a broken session": ([begin, chunk(AUX, b"s" + b"c" * 16, b"\xc1")], "holds rows that are not valid"),
     }

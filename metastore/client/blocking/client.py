@@ -47,7 +47,7 @@ class Client(ClientBase):
         )
 
     def start(self) -> None:
-        """Learn the topology now. Raises Unavailable when nobody tells it within the deadline."""
+        """Learn the topology now. Raises Unavailable when no server sends it within the deadline."""
         inner = self._inner
         self._call(lambda: inner.start())
 

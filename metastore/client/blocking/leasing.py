@@ -36,7 +36,7 @@ class Held(HeldBase):
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the lease is over if it is not renewed, on this process's clock, counted from when the
+        """Seconds until the lease ends if it is not renewed, on this process's clock, counted from when the
         last renewal was sent, less a margin; 0 when it is not held."""
         return self._inner.remaining_s
 

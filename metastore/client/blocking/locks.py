@@ -18,9 +18,9 @@ class Lock(Held):
     wait for, ``on_lost`` and ``on_at_risk`` take callbacks, ``check()`` raises LockLost, and
     ``remaining_s`` is how long it lasts at least. No lock can stop a holder that is paused for longer
     than its lease: writes that must not be made by a former holder carry ``fence=lock.fence``, and go
-    to the lock's own folder or ``{tag}``, where they are refused as soon as another has taken the lock.
-    Not fair: whoever asks first when it is freed has it, not who has waited longest; and every waiter
-    asks. Not reentrant.
+    to the lock's own folder or ``{tag}``, where they are refused as soon as another has acquired the
+    lock. Not fair: the first client that asks when it is freed gets it, not who has waited longest; and
+    every waiter asks. Not reentrant.
 
     Between threads of one process use one object each, or a ``threading.Lock`` as well: an object is
     held once."""
@@ -49,7 +49,7 @@ class Lock(Held):
         self._call(lambda: inner.release())
 
     def holder(self) -> str | None:
-        """The ``owner`` of whoever has it now, None when it is free."""
+        """The ``owner`` of the client that holds it now, None when it is free."""
         inner = self._inner
         return self._call(lambda: inner.holder())
 
