@@ -147,7 +147,7 @@ def test_bodies_that_are_no_frames(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert (code, said.count("\n")) == (2, 1)
-        assert "is no snapshot, from byte 21 on" in said
+        assert "is not a snapshot, from byte 21 on" in said
         assert peak < 160 << 20
     for junk in (
         b"",
@@ -165,7 +165,7 @@ def test_bodies_that_are_no_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"\xff" * 8, b"\0" * 20, FRAME.pack(1, zlib.crc32(b"\xc1")) + b"\xc1"])
 def test_a_leader_that_sends_anything(sent: bytes) -> None:
-    with pytest.raises(Unavailable, match="http://n1 sent what"):
+    with pytest.raises(Unavailable, match="http://n1 sent a snapshot that"):
         list(sent_frames(io.BytesIO(sent), "http://n1"))
 
 

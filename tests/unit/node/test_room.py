@@ -162,7 +162,7 @@ async def test_who_takes_a_snapshot_too_slowly_is_sent_no_more(
         pin.check()
         (told,) = all_pins.status()
         assert (told["partition"], told["to"], told["sent_bytes"]) == (7, "b", 10240)
-        with pytest.raises(Unavailable, match="b takes the snapshot of partition 7 too slowly"):
+        with pytest.raises(Unavailable, match="b reads the snapshot of partition 7 too slowly"):
             await pin.wait(clock.passes(0.1), 60)
     assert all_pins.status() == []
 
