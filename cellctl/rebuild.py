@@ -42,7 +42,7 @@ from metastore.layout import (
     term_of,
     to_json,
 )
-from metastore.node.telling import ONLY_IN_ETCD
+from metastore.node.control_report import ONLY_IN_ETCD
 from metastore.placement import RING
 from metastore.topology import is_config
 

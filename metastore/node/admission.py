@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("metastore.clients")
 
-MAX_STRANGERS: Final = 1024
+MAX_BEFORE_HELLO: Final = 1024
 SWEEP_NS: Final = 250 * MS
 
 
@@ -37,7 +37,7 @@ class Admission:
         #: said hello
         self.clients: set[ClientConnection] = set()
         #: connected, and no hello yet; the oldest first
-        self.strangers: dict[ClientConnection, None] = {}
+        self.before_hello: dict[ClientConnection, None] = {}
         #: bytes of unfinished frames, of waiting writes and of answers not taken
         self.unfinished = 0
         self.waiting = 0
@@ -52,13 +52,13 @@ class Admission:
     # --- connections ------------------------------------------------------------------------
 
     def arrived(self, connection: ClientConnection) -> None:
-        if len(self.strangers) >= MAX_STRANGERS:
-            self.evict(next(iter(self.strangers)), "others wait to say hello")
-        self.strangers[connection] = None
+        if len(self.before_hello) >= MAX_BEFORE_HELLO:
+            self.evict(next(iter(self.before_hello)), "others wait to say hello")
+        self.before_hello[connection] = None
 
     def greeted(self, connection: ClientConnection) -> bool:
         """A client's hello; whether there is room for it."""
-        self.strangers.pop(connection, None)
+        self.before_hello.pop(connection, None)
         if len(self.clients) >= self.max_connections:
             self.refused += 1
             return False
@@ -68,7 +68,7 @@ class Admission:
     def left(self, connection: ClientConnection) -> None:
         """Closed, or no client but a peer: nothing of it counts any more."""
         connection.gone = True
-        self.strangers.pop(connection, None)
+        self.before_hello.pop(connection, None)
         self.clients.discard(connection)
         self.holding.pop(connection, None)
         self.unfinished -= connection.unfinished
@@ -124,8 +124,8 @@ class Admission:
         if now - self._swept_ns < SWEEP_NS:
             return
         self._swept_ns = now
-        while self.strangers:  # the oldest is the first
-            oldest = next(iter(self.strangers))
+        while self.before_hello:  # the oldest is the first
+            oldest = next(iter(self.before_hello))
             if now - oldest.since_ns <= self.patience_ns:
                 break
             self.evict(oldest, "no hello")
@@ -139,7 +139,7 @@ class Admission:
         """Figures for status and metrics."""
         return {
             "connections": len(self.clients),
-            "strangers": len(self.strangers),
+            "before_hello": len(self.before_hello),
             "unfinished_bytes": self.unfinished,
             "waiting_bytes": self.waiting,
             "unread_bytes": self.unread,

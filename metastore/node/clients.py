@@ -268,9 +268,9 @@ class ClientConnection(asyncio.Protocol):
     def other(self, kind: int, body: Any) -> None:
         if kind == frames.TOPOLOGY_REQUEST:
             since = body[0] if type(body) is list and body and type(body[0]) is int else 0
-            self.write(self.node.views.topology.frame(since))
+            self.write(self.node.status_pages.topology.frame(since))
         elif kind == frames.STATUS_REQUEST:
-            self.write(self.node.views.status_frame())
+            self.write(self.node.status_pages.status_frame())
         elif kind == frames.PING:
             self.write(PING_FRAME)
         elif kind == frames.WATCH:

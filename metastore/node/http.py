@@ -170,16 +170,16 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
         leader = replica.leader_node
         raise NotLeader(f"partition {partition} is led by {leader or 'nobody'}", leader=leader)
     me = node.config.node
-    heirs = sorted(
+    targets = sorted(
         (n for n, _ in term.config.members() if n != me and n in node.links.connected()),
         key=lambda n: -term.progress[n].match,
     )
-    heirs.sort(key=lambda n: bool(node.core.ctx.lapses.waits_ns(now_ns(), n)))
-    if to and to not in heirs:
+    targets.sort(key=lambda n: bool(node.core.ctx.lapses.waits_ns(now_ns(), n)))
+    if to and to not in targets:
         raise InvalidRequest(
-            f"{to} cannot lead partition {partition}; connected replicas: {', '.join(heirs) or 'none'}"
+            f"{to} cannot lead partition {partition}; connected replicas: {', '.join(targets) or 'none'}"
         )
-    if not heirs or not replica.transfer(now_ns(), to or heirs[0]):
+    if not targets or not replica.transfer(now_ns(), to or targets[0]):
         raise Unavailable(
             f"no replica of partition {partition} can become leader now: none is connected and up to date; see: cellctl status",
             retry_after_s=1,
@@ -189,7 +189,7 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
     while replica.role in ("resigning", "resigned") or replica.leader_node == me:
         if time.monotonic() > until:
             raise Unavailable(
-                f"{to or heirs[0]} did not become leader of partition {partition} in time; the leader is as before",
+                f"{to or targets[0]} did not become leader of partition {partition} in time; the leader is as before",
                 retry_after_s=1,
             )
         await asyncio.sleep(0.002)
@@ -215,11 +215,11 @@ async def serve_http(node: Node) -> WebServer:
         return _json(node.status())
 
     async def topology(_: web.Request) -> web.Response:
-        return _json(node.views.topology.wire())
+        return _json(node.status_pages.topology.wire())
 
     async def control(_: web.Request) -> web.Response:
         """What the control plane's records are rebuilt from, when etcd has lost them."""
-        return _json(node.views.control())
+        return _json(node.status_pages.control())
 
     async def digest(request: web.Request) -> web.Response:
         try:

@@ -17,7 +17,7 @@ from metastore.config import NodeConfig, load_config
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.errors import ConfigError, MetastoreError
 from metastore.logs import setup_logging
-from metastore.node.admission import MAX_STRANGERS
+from metastore.node.admission import MAX_BEFORE_HELLO
 from metastore.node.clients import ClientConnection
 from metastore.node.control.agent import known_etcd
 from metastore.node.http import MAX_CONNECTIONS as HTTP_CONNECTIONS
@@ -59,7 +59,7 @@ def open_store(config: NodeConfig) -> Store:
 def within_open_files(config: NodeConfig) -> NodeConfig:
     """As many connections as files may be open, less what the store needs: a node that cannot open
     its next log segment, because strangers hold all descriptors, would have to stop (R14)."""
-    allowed = open_files_limit() - MAX_STRANGERS - HTTP_CONNECTIONS - OTHER_FILES
+    allowed = open_files_limit() - MAX_BEFORE_HELLO - HTTP_CONNECTIONS - OTHER_FILES
     if config.max_connections <= allowed:
         return config
     allowed = max(16, allowed)

@@ -44,17 +44,17 @@ from metastore.node.identity import (
     Verdict,
     judge_peer,
 )
-from metastore.node.keeping import Keeping
+from metastore.node.leader_balancer import LeaderBalancer
 from metastore.node.peers import PeerLinks
 from metastore.node.pins import Pins
 from metastore.node.quotas import Quotas
-from metastore.node.rebuilding import Rebuilding
+from metastore.node.rebuild import Rebuild
 from metastore.node.slice import StoreSlice
 from metastore.node.snapshots import Snapshots
-from metastore.node.spreading import Spreading
+from metastore.node.status import StatusPages
+from metastore.node.stored_topology import StoredTopology
 from metastore.node.surroundings import NodeSurroundings
 from metastore.node.tick_loop import TickLoop
-from metastore.node.views import Views
 from metastore.partition.partition import Partition
 from metastore.partition.policies import Policies
 from metastore.storage.facts import read_fact
@@ -94,7 +94,7 @@ class Node:
         self.admission = Admission(
             config.max_connections, int(config.client_patience_s * 1e9), config.client_memory_mib << 20
         )
-        self.views = Views(self)
+        self.status_pages = StatusPages(self)
         self.stopping = False
         self.halt = Halt(config.node)
         # where it cannot be read, the largest that there can have been (R8)
@@ -143,18 +143,18 @@ class Node:
         self._know_lineage()
         self.snapshots = Snapshots(self)
         self.links.on_dropped = self.snapshots.dropped
-        self.rebuilding = Rebuilding(self)
-        self.keeping = Keeping(store, config.cluster)
-        self.topology = self.keeping.table
+        self.rebuild = Rebuild(self)
+        self.stored_topology = StoredTopology(store, config.cluster)
+        self.topology = self.stored_topology.table
         self.quotas = Quotas(self)
         self.control = Control(self)
         self.policies = Policies(self.topology, self.control.layout.root, self.quotas.full)
-        self.spreading = Spreading(self)
+        self.leader_balancer = LeaderBalancer(self)
         self.collector = Collector()
         self._largest_grant_ns = largest
         self._marks_kept_ns = 0
-        self.ticks.kept = self.keeping.durable
-        self.ticks.steps += [self.spreading.tick, self.rebuilding.tick]
+        self.ticks.kept = self.stored_topology.durable
+        self.ticks.steps += [self.leader_balancer.tick, self.rebuild.tick]
         self.ticks.runners |= self._effect_runners()
         self._shutting_out: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -178,8 +178,8 @@ class Node:
         self.ticks.use(self._loop)
         self.store.start(self._loop, self.ticks.on_durable, self.halt.fail)
         self.store.on_compacted = self.core.log_compacted
-        self.store.on_rotten = self.rebuilding.found
-        self.store.is_rebuilding = lambda: bool(self.rebuilding.why)
+        self.store.on_rotten = self.rebuild.found
+        self.store.is_rebuilding = lambda: bool(self.rebuild.why)
         self.store.on_forked = self.on_forked
         if self.settings.grant_ns > self._largest_grant_ns:
             # durable before the first grant leaves: heartbeat answers wait for the log (R8)
@@ -204,7 +204,7 @@ class Node:
 
     def remember_topology(self) -> None:
         """Keep what has changed of the table, for a start without etcd, ours and others' (R12, design: router)."""
-        self.keeping.keep()
+        self.stored_topology.keep()
         self.ticks.wake()
 
     def remember_fact(self, key: str, value: Any) -> None:
@@ -281,7 +281,7 @@ class Node:
         if self._shutting_out is not None:
             await asyncio.gather(self._shutting_out, return_exceptions=True)
         await self._take_no_part()
-        for client in [*self.admission.clients, *self.admission.strangers]:
+        for client in [*self.admission.clients, *self.admission.before_hello]:
             client.close()
         await self.store.close()
 
@@ -397,7 +397,7 @@ class Node:
             fx.Sought: lambda e: self._loop.call_soon(self._sought, e),
             fx.Lacking: self._lacking,
             fx.Condemned: self._is_condemned,
-            fx.Rotten: lambda e: self.rebuilding.lost(e.error),
+            fx.Rotten: lambda e: self.rebuild.lost(e.error),
             fx.StartSnapshot: lambda e: snapshots.start(e.p, e.node, e.epoch),
             fx.InstallSnapshot: lambda e: snapshots.install(e.p, e.at_index, e.at_epoch, e.keep_log),
             fx.DiscardSnapshot: lambda e: snapshots.discard(e.p),
@@ -482,4 +482,4 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """The node's own view, for tools; of this moment or the one before."""
-        return self.views.status()
+        return self.status_pages.status()

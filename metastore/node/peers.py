@@ -44,9 +44,9 @@ MAX_FRAME_MESSAGES = 4096
 MAX_PEERS = 256
 DIAL_TIMEOUT_S = 1.0
 PING_S = 1.0
-SILENT_PINGS = 5
+MAX_IDLE_PINGS = 5
 #: from so many on a peer counts as away for who asks
-QUIET_PINGS = 3
+IDLE_PINGS = 3
 #: a connection on which something came within so many pings has a living process at its other end
 HEARD_PINGS = 2
 DIAL_PAUSE_MIN_S, DIAL_PAUSE_MAX_S = 0.05, 0.4
@@ -68,7 +68,7 @@ class PeerConnection(asyncio.Protocol):
         self.decoder = frames.FrameDecoder(max_items=frames.MAX_ITEMS)
         self.closed = asyncio.get_running_loop().create_future()
         #: pings since anything came
-        self.quiet = 0
+        self.idle_pings = 0
         self._pinger: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,12 +85,12 @@ class PeerConnection(asyncio.Protocol):
         self._pinger = asyncio.get_running_loop().call_later(PING_S, self._ping)
 
     def _ping(self) -> None:
-        self.quiet += 1
-        if self.quiet > SILENT_PINGS:
+        self.idle_pings += 1
+        if self.idle_pings > MAX_IDLE_PINGS:
             log.warning(
                 "peer %s disconnected: it sent nothing for %.0f s",
                 self.peer.node if self.peer else self.target,
-                SILENT_PINGS * PING_S,
+                MAX_IDLE_PINGS * PING_S,
             )
             self.abort()
             return
@@ -104,7 +104,7 @@ class PeerConnection(asyncio.Protocol):
 
     def work(self) -> None:
         """Take what has come."""
-        self.quiet = 0
+        self.idle_pings = 0
         try:
             while self.decoder.buffer and (frame := self.decoder.pull()) is not None:
                 self.handle(*frame)
@@ -206,7 +206,9 @@ class PeerConnection(asyncio.Protocol):
     @property
     def alive(self) -> bool:
         """Whether something came from the other side lately."""
-        return self.transport is not None and not self.transport.is_closing() and self.quiet <= HEARD_PINGS
+        return (
+            self.transport is not None and not self.transport.is_closing() and self.idle_pings <= HEARD_PINGS
+        )
 
     def send(self, messages: list[Any]) -> None:
         transport = self.transport
@@ -323,7 +325,7 @@ class PeerLinks:
         connection = self._open.get(node)
         if connection is None:
             return asyncio.get_running_loop().time() - self._lost_at.get(node, self._began)
-        return connection.quiet * PING_S if connection.quiet >= QUIET_PINGS else 0.0
+        return connection.idle_pings * PING_S if connection.idle_pings >= IDLE_PINGS else 0.0
 
     async def _keep_dialling(self, node: str) -> None:
         store, address = self._targets[node]

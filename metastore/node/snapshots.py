@@ -108,7 +108,7 @@ class Snapshots:
                 with node.pins.pin(p, to) as pin:
                     await self._stream(p, to, epoch, out, pin)
         except CorruptState as e:
-            node.rebuilding.found(p, e)
+            node.rebuild.found(p, e)
         except StorageError:
             raise  # what is on this disk cannot be read: R14
         except (TimeoutError, MetastoreError) as e:

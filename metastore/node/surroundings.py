@@ -62,7 +62,7 @@ class NodeSurroundings:
         return None if host is None else host.log
 
     def rotten(self, p: int, error: CorruptState) -> None:
-        self._node.rebuilding.found(p, error)
+        self._node.rebuild.found(p, error)
 
     def lost(self, error: RottenEntry) -> None:
-        self._node.rebuilding.lost(error)
+        self._node.rebuild.lost(error)

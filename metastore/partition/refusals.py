@@ -145,7 +145,7 @@ class Refusals:
         return DiskLow(f"{what}; make room on the disks: cellctl doctor", nodes=full, retry_after_s=10)
 
     def heir_with_room(self) -> bool:
-        """Whether a replica that can be led from has room (node.spreading hands over to it)."""
+        """Whether a replica that can be led from has room (node.leader_balancer hands over to it)."""
         around, ctx, term = self.around, self.replica.ctx, self.replica.term
         if term is None or ctx.moves_paused or not around.can_elect() or term.config.joint:
             return False

@@ -4,7 +4,7 @@ It speaks one version of the protocol more, tells another version of itself and 
 in etcd and every message to another node have a part that this build has never heard of, and it sends a kind of message that this
 build does not know. So have its topology tables, whole and by change, and what it keeps of them in its store, where it has a kind of row more.
 That shows what a later version may do. It says nothing of builds that are older than this tree: what these wrote is in
-``tests/golden`` and ``tests/unit/node/test_keeping.py``. ``python -m tests.chaos.builds --data-dir DIR …`` runs a node: of that build if there is ``DIR.build``, which
+``tests/golden`` and ``tests/unit/node/test_stored_topology.py``. ``python -m tests.chaos.builds --data-dir DIR …`` runs a node: of that build if there is ``DIR.build``, which
 names its folder.
 """
 
@@ -50,7 +50,7 @@ PATCHES: Final[dict[str, list[tuple[str, str]]]] = {
             '        "stores": list(p.stores),\n        "later": {"x": 1},\n',
         ),
     ],
-    "node/keeping.py": [
+    "node/stored_topology.py": [
         (
             "{HEAD_ROW: msgpack.packb(table.head())}",
             '{HEAD_ROW: msgpack.packb(table.head()), b"later/x": msgpack.packb({"x": 1})}',

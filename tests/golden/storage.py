@@ -14,7 +14,7 @@ from metastore.core.machine import Machine
 from metastore.core.messages import ASKED, CONFIRMED, Lineage, Run
 from metastore.core.replica import pack_config
 from metastore.keys import END_OF_RING
-from metastore.node import keeping, node
+from metastore.node import node, stored_topology
 from metastore.node.control import agent as control
 from metastore.node.features import FACT_LEVEL
 from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED, Known
@@ -87,8 +87,8 @@ KNOWN: Final = {"n2": Known("t" * 32, 8, "run8", 55, True)}
 
 #: the topology as a node keeps it
 MAP_ROWS: Final[dict[bytes, bytes | None]] = {
-    keeping.HEAD_ROW: msgpack.packb(TABLE.head()),
-    **{keeping.key_of(row): msgpack.packb(TABLE.row(row)) for row in TABLE.rows()},
+    stored_topology.HEAD_ROW: msgpack.packb(TABLE.head()),
+    **{stored_topology.key_of(row): msgpack.packb(TABLE.row(row)) for row in TABLE.rows()},
 }
 
 
@@ -119,7 +119,7 @@ FACTS: Final[dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]]] 
     FACT_REFUSED: (["an old copy", "set it aside"], _same, _same),
     node.FACT_LARGEST_GRANT: (2_000_000_000, _same, _same),
     #: of builds from before it was kept row by row
-    keeping.FACT_TOPOLOGY: (TABLE.to_wire(), _same, lambda p: TopologyTable.from_wire(p).to_wire()),
+    stored_topology.FACT_TOPOLOGY: (TABLE.to_wire(), _same, lambda p: TopologyTable.from_wire(p).to_wire()),
     kept.FACT_ROWS: (MAP_ROWS, lambda rows: next(kept.parts_of(rows, True)), _rows_of_change),
     FACT_LEVEL: (2, _same, _same),
     control.FACT_CLUSTER_ID: (77, _same, _same),

@@ -29,7 +29,7 @@ from metastore.core.entry import pack_entry
 from metastore.core.replica import pack_config
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, Layout, NodeRecord, to_json
-from metastore.node.peers import PING_S, SILENT_PINGS
+from metastore.node.peers import MAX_IDLE_PINGS, PING_S
 from metastore.records import pack_record
 from metastore.storage.snapshot import AUX, DATA
 from metastore.wire import frames
@@ -387,5 +387,5 @@ def test_peers_get_in_while_thousands_say_nothing(with_stranger: Cluster) -> Non
 
 def test_a_peer_that_says_nothing_is_forgotten(with_stranger: Cluster, silent: Speaker) -> None:
     """The last of the module: by now its time is nearly over."""
-    assert ended(silent, SILENT_PINGS * PING_S + HANG_S)
+    assert ended(silent, MAX_IDLE_PINGS * PING_S + HANG_S)
     wait_for(lambda: "c1n00" not in with_stranger.status("c1n2")["peers"], "it is forgotten")

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from metastore.keys import storage_key
-from metastore.node.admission import MAX_STRANGERS
+from metastore.node.admission import MAX_BEFORE_HELLO
 from metastore.operations import GET, LINEARIZABLE, LIST, PUT, STALE
 from metastore.wire import frames
 from tests.hostile.attack import HELLO, dial, drain, frame, greeted, head, http, http_answers, request, send
@@ -80,11 +80,11 @@ def test_thousands_who_say_nothing_are_gone_after_their_time(attacked: Cluster, 
         silent += [dial(rpc) for _ in range(3000)]
         began = time.monotonic()
         clients = attacked.status("c1n1")["clients"]
-        assert clients["strangers"] <= MAX_STRANGERS
+        assert clients["before_hello"] <= MAX_BEFORE_HELLO
         with greeted(rpc) as s:
             s.send(request([1, GET, 0, LKEY, STALE, None]))
             assert s.read(frames.RESPONSE)[0][0] == 1
-        while attacked.status("c1n1")["clients"]["strangers"] > 5:
+        while attacked.status("c1n1")["clients"]["before_hello"] > 5:
             assert time.monotonic() - began < HURRIED_S + HANG_S
             time.sleep(0.1)
     finally:

@@ -96,7 +96,7 @@ class Node:
             self.following.take(upto, self.mirror.events(upto, events))
 
     def start_again(self) -> None:
-        """From what it kept (``node.keeping``)."""
+        """From what it kept (``node.stored_topology``)."""
         self.table = TopologyTable.from_wire(self.table.to_wire())
         self.table.changes.begin(self.table.revision)
 

@@ -46,9 +46,9 @@ from metastore.layout import (
 from metastore.logs import log_event
 from metastore.node.control import transactions, view
 from metastore.node.control.transactions import Author
-from metastore.node.registering import Registration
-from metastore.node.replacing import Replacing
-from metastore.node.telling import ONLY_IN_ETCD
+from metastore.node.control_report import ONLY_IN_ETCD
+from metastore.node.registration import Registration
+from metastore.node.replacement import Replacement
 from metastore.partition.split import child_config
 from metastore.schema import usage_to_json
 from metastore.storage.facts import read_fact
@@ -116,7 +116,7 @@ class Control:
         self._watch: Watch = AbsentWatch()
         self.records = Following(self.layout, node.topology)
         self.registration = Registration(self)
-        self.replacing = Replacing(self)
+        self.replacement = Replacement(self)
         self._registered = False
         self._closed = False
         self._wake = asyncio.Event()
@@ -699,7 +699,7 @@ class Control:
                     and p in self._configs
                 ):
                     await self._put_back(p, replica.sealed_epoch)
-            await self.replacing.look()
+            await self.replacement.look()
 
     async def _compare_terms(self, p: int, host: Partition) -> None:
         """R13: a term sealed here was etcd's before. The watch may be behind it, a fresh reading

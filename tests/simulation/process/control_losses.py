@@ -14,7 +14,7 @@ from cellctl.rebuild import compute
 from cellctl.reports import Report, report_from_plain
 from metastore.errors import MetastoreError
 from metastore.layout import Layout
-from metastore.node.telling import control_view
+from metastore.node.control_report import control_view
 from tests.simulation.process.etcd import SimCoordinator
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from metastore.core.electing import PartitionReplica
 from metastore.core.messages import Lineage
 from metastore.node import node as node_module
-from metastore.node import registering
+from metastore.node import registration
 from metastore.node.identity import Verdict
 from tests.simulation.process.plans import LOSSES
 from tests.simulation.process.world import World
@@ -41,7 +41,7 @@ def test_nothing_is_lost(plan: str) -> None:
 def generations_are_not_compared(patch: pytest.MonkeyPatch) -> None:
     """Neither etcd's record nor what peers remember says anything of an old copy; nor does its leader notice that
     it lacks something (which finds many, but not those whose leader is gone)."""
-    patch.setattr(registering, "judge", lambda *_: Verdict("good"))
+    patch.setattr(registration, "judge", lambda *_: Verdict("good"))
     patch.setattr(node_module, "judge_peer", lambda *_: None)
     patch.setattr(PartitionReplica, "on_recall", lambda *_: None)
 

@@ -32,7 +32,7 @@ def test_what_rots_is_rebuilt(name: str) -> None:
         world = World(seed, PLANS[name], name=name).play()
         found = "scrub_damage_total" if name == "log rot" else "rebuilt_total"
         rebuilt += sum(
-            {**q.node.store.stats(), "rebuilt_total": q.node.rebuilding.rebuilt}[found]
+            {**q.node.store.stats(), "rebuilt_total": q.node.rebuild.rebuilt}[found]
             for q in world.processes.values()
         )
         assert sum(len(t.history) for _, t in world.workloads.traffics) > 50, "no work done"

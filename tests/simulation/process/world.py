@@ -242,7 +242,7 @@ class World:
     def all_sound(self, passes: dict[str, int]) -> bool:
         """So many scrubs have gone through everything, and nobody has a damaged copy."""
         return all(
-            q.node.store.scrub.passes >= passes[q.name] and not q.node.rebuilding.why
+            q.node.store.scrub.passes >= passes[q.name] and not q.node.rebuild.why
             for q in self.processes.values()
         )
 

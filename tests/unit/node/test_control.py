@@ -24,7 +24,7 @@ from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
 from metastore.node.control.agent import FACT_CLUSTER_ID, FACT_REVISION, known_etcd, usage_pause_s
 from metastore.node.node import Node
-from metastore.node.registering import Outcome
+from metastore.node.registration import Outcome
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord
 from metastore.storage.store import Fork, Store

@@ -21,7 +21,7 @@ from metastore.wire import frames
 from metastore.wire.peer_messages import Hello, encode, hello
 from metastore.wire.versions import Levels, peer_versions
 from tests.unit.coordination.busy import Busy
-from tests.unit.node.test_registering import LAYOUT, Start, end, etcd, record, start, states  # noqa: F401
+from tests.unit.node.test_registration import LAYOUT, Start, end, etcd, record, start, states  # noqa: F401
 
 
 async def put(etcd: MemoryEtcd, key: str, value: bytes) -> None:

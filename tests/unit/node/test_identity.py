@@ -18,7 +18,7 @@ from metastore.node.identity import (
     judge_living,
     judge_peer,
 )
-from metastore.node.replacing import renewed
+from metastore.node.replacement import renewed
 from metastore.storage.records import SealEntry
 from metastore.storage.store import Store
 

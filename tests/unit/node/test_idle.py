@@ -43,8 +43,8 @@ def a_second(node: Node) -> Callable[[], None]:
         control._open_waiting()
         control._remember()
         node.quotas.recount()
-        node.spreading.tick(node.spreading._again_ns + 1)
-        node.views.topology.frame(node.topology.revision)
+        node.leader_balancer.tick(node.leader_balancer._again_ns + 1)
+        node.status_pages.topology.frame(node.topology.revision)
         node.ticks.note_room()
 
     return once

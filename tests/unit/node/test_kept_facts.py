@@ -16,8 +16,8 @@ from metastore.core.settings import MS
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.node.control.agent import FACT_CLUSTER_ID, FACT_REVISION
 from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED
-from metastore.node.keeping import FACT_TOPOLOGY
 from metastore.node.node import FACT_LARGEST_GRANT, Node
+from metastore.node.stored_topology import FACT_TOPOLOGY
 from metastore.storage.facts import read_fact
 from metastore.storage.records import ConfigEntry, SealEntry
 from metastore.storage.store import FACT_RUNS, StorageOptions, Store

@@ -23,9 +23,9 @@ from metastore.errors import HistoryChanged
 from metastore.history import generation_of
 from metastore.layout import ConfigRecord, Layout, first_epoch
 from metastore.node.clients import ClientConnection
+from metastore.node.control_report import control_view
 from metastore.node.node import Node
 from metastore.node.startup import take_part
-from metastore.node.telling import control_view
 from metastore.storage.store import Store
 
 LAYOUT = Layout("metastore")

@@ -125,7 +125,7 @@ async def test_it_takes_part_in_nothing_and_is_rebuilt(f: Fixture) -> None:
     await lose(f)
     replica = f.host.replica
     assert (f.host.applied, replica.lost_index, replica.damaged) == (1, 2, True)
-    assert 0 in f.node.rebuilding.why
+    assert 0 in f.node.rebuild.why
     await f.durable()  # an acknowledgement that it had given before may leave again
     f.out.clear()
     f.node.on_peer_messages(LEADER, [m.Seal(0, EPOCH, pack_config(f.record), 0)])
@@ -140,7 +140,7 @@ async def test_it_takes_part_in_nothing_and_is_rebuilt(f: Fixture) -> None:
     f.out.clear()
     f.node.on_peer_messages(LEADER, snapshot(3))
     await until(f.store, lambda: not replica.damaged)
-    await until(f.store, lambda: 0 not in f.node.rebuilding.why)
+    await until(f.store, lambda: 0 not in f.node.rebuild.why)
     assert (f.host.applied, replica.lost_index, replica.log.last_index) == (3, 0, 3)
     f.out.clear()
     f.node.on_peer_messages(LEADER, [f.append(3, pack_entry(4, EPOCH, b""), commit=3)])
@@ -160,7 +160,7 @@ async def test_the_node_waits_for_the_copy_and_ends_when_nothing_comes_of_it(
     for _ in range(20):
         await asyncio.sleep(0.01)
     assert f.node.failure is None
-    f.node.rebuilding.why.clear()
+    f.node.rebuild.why.clear()
     async with asyncio.timeout(60):
         await f.node.halt.failed.wait()
     assert isinstance(f.node.failure, StorageError)

@@ -9,7 +9,7 @@ import pytest
 
 from metastore.errors import ProtocolError
 from metastore.namespaces import Policy
-from metastore.node import views
+from metastore.node import status
 from metastore.node.node import Node
 from metastore.topology import TopologyTable
 from metastore.wire import frames
@@ -35,7 +35,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Asked:
         return to_wire(self, since)
 
     monkeypatch.setattr(TopologyTable, "to_wire", counted)
-    monkeypatch.setattr(views, "VIEW_AGE_NS", -1)
+    monkeypatch.setattr(status, "VIEW_AGE_NS", -1)
     return calls
 
 
@@ -47,7 +47,7 @@ def policy(node: Node, name: str) -> int:
 
 async def test_all_of_it_is_made_once_until_it_changes(tmp_path: Path, made: Asked) -> None:
     async with Single(tmp_path) as single:
-        view, node = single.node.views.topology, single.node
+        view, node = single.node.status_pages.topology, single.node
         first = view.frame()
         made.clear()
         assert view.frame() is view.frame() is first
@@ -60,7 +60,7 @@ async def test_all_of_it_is_made_once_until_it_changes(tmp_path: Path, made: Ask
 
 async def test_who_has_it_is_told_what_has_changed(tmp_path: Path, made: Asked) -> None:
     async with Single(tmp_path) as single:
-        view, node = single.node.views.topology, single.node
+        view, node = single.node.status_pages.topology, single.node
         node.topology.begin([("nodes", "f"), ("config", "c1", "00000")], node.topology.revision)
         before = node.topology.revision
         assert told(view.frame(before))["since"] == before
@@ -69,7 +69,7 @@ async def test_who_has_it_is_told_what_has_changed(tmp_path: Path, made: Asked) 
         assert (len(changed["namespaces"]), changed["partitions"], changed["nodes"]) == (1, [], [])
         assert "since" not in told(view.frame(before - 1)), "of before it was read nothing is known"
         made.clear()
-        for n in range(views.MAX_ROWS_TOLD):
+        for n in range(status.MAX_ROWS_TOLD):
             policy(node, f"ns{n}")
         assert "since" not in told(view.frame(before)), "much at once is the frame that all get"
         assert len(made) == 1
@@ -79,7 +79,7 @@ async def test_what_is_too_large_to_be_told_is_not_made_for_each_who_asks(
     tmp_path: Path, made: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Single(tmp_path) as single:
-        view = single.node.views.topology
+        view = single.node.status_pages.topology
         monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 100)
         made.clear()
         for _ in range(5):

@@ -11,7 +11,7 @@ from metastore.clock import now_ns
 from metastore.core.electing import PartitionReplica
 from metastore.core.settings import MS
 from metastore.errors import ProtocolError
-from metastore.node.telling import control_view
+from metastore.node.control_report import control_view
 from metastore.topology import TopologyTable
 from metastore.wire import frames
 from metastore.wire.versions import build
@@ -50,7 +50,7 @@ class View(Generic[T]):
         return self._made
 
 
-class Views:
+class StatusPages:
     """See the module."""
 
     def __init__(self, node: Node) -> None:
@@ -183,7 +183,7 @@ def node_status(node: Node) -> dict[str, Any]:
                 "bytes": sum(held[1] for held in host.machine.usage.values()),
                 "operations": round(host.rate, 1),
                 "lag": lag,
-                "damaged": node.rebuilding.why.get(p),
+                "damaged": node.rebuild.why.get(p),
                 "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",
                 "parent": r.config.parent if r.config else None,
                 "unrecorded": r.split.partition if r.split else None,
@@ -210,17 +210,17 @@ def node_status(node: Node) -> dict[str, Any]:
         "topology": {
             "namespaces": len(node.topology.namespaces),
             "partitions": len(node.topology.partitions),
-            "bytes": node.views.topology.bytes,
+            "bytes": node.status_pages.topology.bytes,
             "limit_bytes": frames.MAX_FRAME_BYTES,
         },
         "topology_revision": node.topology.revision,
-        "topology_kept": node.keeping.kept,
+        "topology_kept": node.stored_topology.kept,
         "watches": node.watch_count(),
         "peers": node.links.connected(),
         "stalls": node.ticks.stalls,
         "worst_stall_ms": node.ticks.worst_stall_ns // MS,
         "gc": node.collector.stats(),
-        "storage": {**node.store.stats(), "rebuilt_total": node.rebuilding.rebuilt},
+        "storage": {**node.store.stats(), "rebuilt_total": node.rebuild.rebuilt},
         "clients": node.admission.stats(),
         "failed": str(node.failure) if node.failure else None,
     }

@@ -21,7 +21,7 @@ class Led(NamedTuple):
     """A partition led here, and the members that could take it over now."""
 
     p: int
-    heirs: tuple[str, ...]
+    targets: tuple[str, ...]
 
 
 class HandOver(NamedTuple):
@@ -38,7 +38,7 @@ def next_hand_over(
     choices = [
         (leads.get(to, 0), part.p, to)
         for part in led
-        for to in part.heirs
+        for to in part.targets
         if to not in drained and (away or leads.get(to, 0) + 2 <= mine)
     ]
     if not choices:
@@ -47,7 +47,7 @@ def next_hand_over(
     return HandOver(p, to)
 
 
-class Spreading:
+class LeaderBalancer:
     """See the module. Called at every tick."""
 
     def __init__(self, node: Node) -> None:
@@ -92,7 +92,7 @@ class Spreading:
             if not away and now - term.started_ns < steady_ns:
                 continue
             last = replica.log.last_index
-            heirs = tuple(
+            targets = tuple(
                 n
                 for n, _ in term.config.members()
                 if n in self._since
@@ -101,6 +101,6 @@ class Spreading:
                 and term.progress[n].sealed
                 and last - term.progress[n].match <= 64
             )
-            if heirs:
-                led.append(Led(p, heirs))
+            if targets:
+                led.append(Led(p, targets))
         return led

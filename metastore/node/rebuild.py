@@ -27,7 +27,7 @@ log = logging.getLogger("metastore.rebuilding")
 HAND_OVER_NS: Final = 1_000_000_000
 
 
-class Rebuilding:
+class Rebuild:
     """See the module. ``why``: partitions here whose state is damaged, and how that is known."""
 
     def __init__(self, node: Node) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from metastore.layout import ConfigRecord, NodeRecord, first_epoch
 from metastore.namespaces import Policy
-from metastore.node.keeping import FACT_TOPOLOGY, Keeping, key_of, table_of
+from metastore.node.stored_topology import FACT_TOPOLOGY, StoredTopology, key_of, table_of
 from metastore.storage.records import Fact
 from metastore.storage.store import StorageOptions, Store
 from metastore.topology import TopologyTable
@@ -58,15 +58,15 @@ def test_a_change_of_one_record_writes_one_row_however_many_there_are(tmp_path: 
     written = []
     for partitions, namespaces in ((16, 10), (8192, 10_000)):
         store = opened(tmp_path / f"{partitions}")
-        keeping = Keeping(store, "c")
-        fill(keeping.table, partitions, namespaces)
-        keeping.keep()
+        stored_topology = StoredTopology(store, "c")
+        fill(stored_topology.table, partitions, namespaces)
+        stored_topology.keep()
         sizes = []
         for n in range(5):
-            before = keeping.bytes_written
-            change(keeping.table, n, partitions)
-            keeping.keep()
-            sizes.append(keeping.bytes_written - before)
+            before = stored_topology.bytes_written
+            change(stored_topology.table, n, partitions)
+            stored_topology.keep()
+            sizes.append(stored_topology.bytes_written - before)
         written.append(sizes)
         store.abandon()
     assert written[0] == pytest.approx(written[1], abs=12)  # names and numbers have their lengths
@@ -75,21 +75,21 @@ def test_a_change_of_one_record_writes_one_row_however_many_there_are(tmp_path: 
 
 def test_what_was_kept_comes_back_after_each_change(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    keeping = Keeping(store, "c")
-    fill(keeping.table, 4, 5)
+    stored_topology = StoredTopology(store, "c")
+    fill(stored_topology.table, 4, 5)
     for n in range(12):
-        keeping.keep()
+        stored_topology.keep()
         if n % 4 == 3:
             store.run_flush()
         store.run_round()
-        wanted = keeping.table.to_wire()
+        wanted = stored_topology.table.to_wire()
         store.abandon()
         store = opened(tmp_path)
-        keeping = Keeping(store, "c")
-        assert keeping.table.to_wire() == wanted
-        assert keeping.kept == keeping.table.revision
-        assert keeping.table.complete
-        change(keeping.table, n, 4)
+        stored_topology = StoredTopology(store, "c")
+        assert stored_topology.table.to_wire() == wanted
+        assert stored_topology.kept == stored_topology.table.revision
+        assert stored_topology.table.complete
+        change(stored_topology.table, n, 4)
     store.abandon()
 
 
@@ -99,50 +99,50 @@ def test_what_a_build_from_before_kept_is_read_until_there_are_rows(tmp_path: Pa
     store = opened(tmp_path)
     store.append(Fact(FACT_TOPOLOGY, told.to_wire()))
     store.run_round()
-    keeping = Keeping(store, "c")
-    assert keeping.table.to_wire() == told.to_wire()
-    keeping.table.apply([(("namespaces", "ns1"), None)], 11)
-    keeping.keep()
+    stored_topology = StoredTopology(store, "c")
+    assert stored_topology.table.to_wire() == told.to_wire()
+    stored_topology.table.apply([(("namespaces", "ns1"), None)], 11)
+    stored_topology.keep()
     assert store.facts[FACT_TOPOLOGY] is None, "it is not carried along"
     store.run_round()
     store.abandon()
     store = opened(tmp_path)
-    assert Keeping(store, "c").table.to_wire() == keeping.table.to_wire()
-    later = TopologyTable.from_wire(keeping.table.to_wire())
+    assert StoredTopology(store, "c").table.to_wire() == stored_topology.table.to_wire()
+    later = TopologyTable.from_wire(stored_topology.table.to_wire())
     later.apply([(("nodes", "n4"), replace(NODES[0], node="n4"))], 50)
     store.append(Fact(FACT_TOPOLOGY, later.to_wire()))  # one ran here meanwhile
     store.run_round()
     store.abandon()
     store = opened(tmp_path)
-    again = Keeping(store, "c")
+    again = StoredTopology(store, "c")
     assert again.table.to_wire() == later.to_wire()
     again.keep()
     store.run_round()
     store.abandon()
     store = opened(tmp_path)
-    assert Keeping(store, "c").table.to_wire() == later.to_wire()
+    assert StoredTopology(store, "c").table.to_wire() == later.to_wire()
     store.abandon()
 
 
 def test_a_row_that_makes_no_sense_is_left_out_and_written_anew(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    keeping = Keeping(store, "c")
-    fill(keeping.table, 4, 5)
-    keeping.keep()
+    stored_topology = StoredTopology(store, "c")
+    fill(stored_topology.table, 4, 5)
+    stored_topology.keep()
     store.keep_rows(
         {b"nodes/n1": b"\xc1", b"namespaces/ns1": msgpack.packb(["ns1", 7]), b"more/x": b"1"}, False
     )
     store.run_round()
     store.abandon()
     store = opened(tmp_path)
-    again = Keeping(store, "c")
+    again = StoredTopology(store, "c")
     assert sorted(again.table.left_out) == ["namespaces/ns1", "nodes/"]
     assert again.table.complete
     again.keep()
     store.run_round()
     store.abandon()
     store = opened(tmp_path)
-    last = Keeping(store, "c")
+    last = StoredTopology(store, "c")
     assert not last.table.left_out
     assert set(last.table.nodes) == {"n2", "n3"}
     store.abandon()

@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metastore.node.spreading import HandOver, Led, next_hand_over
+from metastore.node.leader_balancer import HandOver, Led, next_hand_over
 
 
 def test_two_more_is_uneven_one_more_is_not() -> None:

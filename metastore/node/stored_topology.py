@@ -28,7 +28,7 @@ HEAD_ROW: Final = b"head"
 KINDS: Final = ("nodes", "namespaces", "partitions")
 
 
-class Keeping:
+class StoredTopology:
     """``table`` as it was kept, and from then on what keeps it. ``kept``: up to which of etcd's revisions it would survive a
     restart without etcd."""
 

@@ -30,7 +30,7 @@ def renewed(members: tuple[Member, ...], nodes: dict[str, NodeRecord]) -> tuple[
     return tuple((node, nodes[node].store_id if node in nodes else store) for node, store in members)
 
 
-class Replacing:
+class Replacement:
     """See the module."""
 
     def __init__(self, control: Control) -> None:
