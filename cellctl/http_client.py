@@ -33,7 +33,7 @@ def answer_of(
     try:
         request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            what = "broke off, or makes no sense"
+            what = "answered incompletely, or with what is not valid"
             yield response
     except MetastoreError:
         raise

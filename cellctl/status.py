@@ -174,7 +174,7 @@ def status(where: Where, output: str) -> None:
             default=0,
         )
         if bad:
-            say(f"{bad} records in etcd make no sense; cellctl doctor names them")
+            say(f"{bad} records in etcd are not valid; cellctl doctor names them")
         for n in nodes:
             if n["refused"]:
                 say(f"{n['node']} takes part in nothing: {n['refused']}")

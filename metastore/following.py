@@ -49,7 +49,7 @@ class Following:
         self._began = False
         #: key -> value and what it says, of what was read ahead
         self._ahead: dict[str, tuple[bytes, Any]] = {}
-        self._ration = Ration(log, "%d more records that make no sense")
+        self._ration = Ration(log, "%d more records that are not valid")
 
     async def read_ahead(self, content: Sequence[KV]) -> None:
         """Read what is to be delivered next, a slice at a time, so that a cluster of many records lets others have their turn
@@ -121,7 +121,7 @@ class Following:
         if name in self.bad or len(self.bad) < MAX_REMEMBERED:
             self.bad[name] = why.message
         self._ration.line(
-            logging.ERROR, "record %s in etcd makes no sense and is left out: %s", name, why.message
+            logging.ERROR, "record %s in etcd is not valid and is left out: %s", name, why.message
         )
 
     def _is_well(self, key: str) -> None:

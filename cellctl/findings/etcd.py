@@ -110,7 +110,7 @@ def records_in_etcd(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "error",
             f"record {key}",
-            f"it makes no sense: {why}",
+            f"it is not valid: {why}",
             "it is left out, and what was known of it before holds; who has known nothing of it does without",
             f"mend it, or remove it if nothing needs it: etcdctl del $'{key}'",
         )

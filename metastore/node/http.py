@@ -70,7 +70,7 @@ def _metrics(node: Node) -> str:
             status["etcd"]["watch_silent_s"],
         ),
         ("metastore_elections_won_total", "terms won", node.control.elections_won),
-        ("metastore_records_bad", "records in etcd that make no sense", len(node.control.records.bad)),
+        ("metastore_records_bad", "records in etcd that are not valid", len(node.control.records.bad)),
         ("metastore_records_bad_total", "times that such a record came", node.control.records.bad_total),
         ("metastore_records_aside", "partitions whose ranges are others'", len(node.topology.aside)),
         ("metastore_namespaces", "namespaces with a policy", status["topology"]["namespaces"]),

@@ -123,7 +123,7 @@ class Registration:
 
     def _beyond(self, kv: KV | None) -> Verdict | None:
         """Why this build can take no part at the cluster's feature level."""
-        what = "the cluster's feature level in etcd makes no sense, and is passed over"
+        what = "the cluster's feature level in etcd is not valid, and is ignored; see cellctl doctor"
         record, features = _read(kv, FeaturesRecord.from_json, what), self.node.features
         return features.learn(record.level) if record is not None else features.verdict()
 

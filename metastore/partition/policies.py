@@ -89,7 +89,7 @@ class Policies:
         if nul < 0 or key not in topology.unreadable or name in topology.namespaces:
             return None
         return Unavailable(
-            f"the record {self.root}{key} in etcd makes no sense, so it is not known where the records of namespace {name} "
+            f"the record {self.root}{key} in etcd is not valid, so it is not known where the records of namespace {name} "
             "are, and what it asks of writes: mend or remove that record (cellctl doctor)",
             retry_after_s=1,
         )

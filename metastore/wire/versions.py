@@ -108,7 +108,7 @@ def read_spoken(raw: Any) -> Spoken:
     lowest, highest, told = raw[:3]
     counts = type(lowest) is int and type(highest) is int and 1 <= lowest <= highest < MAX_VERSION
     if not counts or type(told) is not str or len(told) > 64 or not told.isprintable():
-        raise ProtocolError("malformed hello: the versions that are spoken make no sense")
+        raise ProtocolError("malformed hello: the range of versions is empty or out of bounds")
     return Spoken(lowest, highest, told)
 
 

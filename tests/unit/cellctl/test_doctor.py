@@ -125,7 +125,7 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (
         "a record that makes no sense",
         lambda s: _records(s, bad={KEY: "its key is no UTF-8"}),
-        f"error: record {KEY}: it makes no sense: its key is no UTF-8",
+        f"error: record {KEY}: it is not valid: its key is no UTF-8",
     ),
     ("ranges that overlap", _misfit, "error: partition 77: its record, in cell c1, has the range 0000000000000005 to"),
     (

@@ -126,7 +126,7 @@ async def test_a_level_is_raised_when_every_node_supports_it() -> None:
         await operator.raise_level(1)
     etcd.kvs.pop(LAYOUT.node("c"))
     await put(etcd, LAYOUT.node("x"), b"{}")
-    with pytest.raises(InvalidRequest, match="nodes/x makes no sense"):
+    with pytest.raises(InvalidRequest, match="nodes/x in etcd is not valid"):
         await operator.raise_level(2)
     etcd.kvs.pop(LAYOUT.node("x"))
     await operator.raise_level(2)
