@@ -184,12 +184,12 @@ async def asked(case: Case, revision: int) -> int:
 async def saved(case: Case) -> int:
     """Bytes that saving the state writes now."""
     store = case.node.store
-    await until(lambda: store._flushing is None)
-    before, flushes = case.state_bytes, store.flushes
-    store._freeze()
+    await until(lambda: store.changes.flushing is None)
+    before, flushes = case.state_bytes, store.checkpoints.count
+    store.checkpoints.freeze()
     store.kick()
-    store._submit_flush()
-    await until(lambda: store.flushes > flushes)
+    store.checkpoints.submit()
+    await until(lambda: store.checkpoints.count > flushes)
     return case.state_bytes - before
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypeVar, cast
 
 from metastore.storage import records
-from metastore.storage.store import Plain, Store
+from metastore.storage.journal import Plain
+from metastore.storage.store import Store
 
 T = TypeVar("T")
 

@@ -26,8 +26,9 @@ from metastore.node.node import Node
 from metastore.node.startup import take_part
 from metastore.process import open_files_limit
 from metastore.storage.discarding import discard
+from metastore.storage.options import StorageOptions
 from metastore.storage.space import SLACK_BYTES
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.store import Store
 from metastore.web import WebServer
 
 log = logging.getLogger("metastore.main")

@@ -177,10 +177,10 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self.ticks.use(self._loop)
         self.store.start(self._loop, self.ticks.on_durable, self.halt.fail)
-        self.store.on_compacted = self.core.log_compacted
-        self.store.on_rotten = self.rebuild.found
-        self.store.is_rebuilding = lambda: bool(self.rebuild.why)
-        self.store.on_forked = self.on_forked
+        self.store.retention.on_compacted = self.core.log_compacted
+        self.store.damage.on_rotten = self.rebuild.found
+        self.store.damage.is_rebuilding = lambda: bool(self.rebuild.why)
+        self.store.checkpoints.on_split = self.on_forked
         if self.settings.grant_ns > self._largest_grant_ns:
             # durable before the first grant leaves: heartbeat answers wait for the log (R8)
             self.store.append(Fact(FACT_LARGEST_GRANT, self.settings.grant_ns))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from metastore.partition.ports import Scan, UpperHalf
-from metastore.storage.store import Fork, Store
+from metastore.storage.splits import Fork
+from metastore.storage.store import Store
 
 
 class StoreSlice:
@@ -14,6 +15,7 @@ class StoreSlice:
     def __init__(self, store: Store, p: int) -> None:
         self._store, self._p = store, p
         self._held = store.partitions[p]
+        self._changes = store.changes
         self.get = partial(store.get, p)
 
     @property
@@ -26,7 +28,7 @@ class StoreSlice:
 
     @property
     def full(self) -> bool:
-        return self._store.overlay_full
+        return self._changes.full
 
     @property
     def syncing(self) -> bool:
@@ -41,9 +43,8 @@ class StoreSlice:
         wanted: bytes = b"",
         max_looks: int = 1 << 62,
     ) -> Scan:
-        store = self._store
-        rows = store.scan(self._p, start, end, limit, max_bytes, wanted, max_looks)
-        return Scan(rows, store.scan_next, max_bytes - store.scan_bytes_left)
+        rows, following, left = self._store.scan(self._p, start, end, limit, max_bytes, wanted, max_looks)
+        return Scan(rows, following, max_bytes - left)
 
     def metadata(self) -> list[tuple[bytes, bytes]]:
         return self._store.load_aux(self._p)

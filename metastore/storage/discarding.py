@@ -11,7 +11,7 @@ from typing import Final
 from metastore.decoding import Undecodable, read_json_file
 from metastore.errors import ConfigError
 from metastore.storage.disk import Disk
-from metastore.storage.identity import lock_folder
+from metastore.storage.folder import lock_folder
 
 ASIDE: Final = "discarded"
 #: what a store consists of, in the order in which it goes: a folder without its identity, but with a log, is

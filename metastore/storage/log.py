@@ -157,6 +157,11 @@ class NodeLog:
     def waiting(self) -> bool:
         return bool(self._waiting)
 
+    @property
+    def started(self) -> bool:
+        """Whether rounds are written by a thread."""
+        return self._loop is not None
+
     def _take_round(self) -> list[_Piece]:
         """Lay out what waits as blocks and give entries their locations; no more of it than there
         are segments for."""

@@ -110,3 +110,43 @@ class Overlay:
     def drop(self, p: int) -> None:
         self.partitions.pop(p, None)
         self.dirty_aux.pop(p, None)
+
+
+class Changes:
+    """What is committed and not in the state yet: the generation that grows, and the one that is being flushed."""
+
+    __slots__ = ("active", "flushing", "full", "limit_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        """``limit_bytes``: from here on no more writes are accepted."""
+        self.limit_bytes = limit_bytes
+        self.active = Overlay()
+        self.flushing: Overlay | None = None
+        self.full = False
+
+    @property
+    def bytes(self) -> int:
+        flushing = self.flushing
+        return self.active.bytes + (flushing.bytes if flushing is not None else 0)
+
+    @property
+    def changes(self) -> int:
+        flushing = self.flushing
+        return self.active.changes + (flushing.changes if flushing is not None else 0)
+
+    def grown(self) -> None:
+        """Changes came, or went into the state."""
+        flushing = self.flushing
+        held = self.active.bytes + (flushing.bytes if flushing is not None else 0)
+        self.full = held > self.limit_bytes
+
+    def freeze(self) -> Overlay:
+        """The active generation becomes the one that is flushed, of which there is one at most."""
+        assert self.flushing is None
+        self.flushing, self.active = self.active, Overlay()
+        return self.flushing
+
+    def flushed(self) -> None:
+        """The state has the generation that was being flushed."""
+        self.flushing = None
+        self.grown()

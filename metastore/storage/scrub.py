@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from metastore.storage.disk import Disk
 from metastore.storage.log import NodeLog
@@ -40,25 +41,21 @@ class RottenBlock(NamedTuple):
     offset: int
 
 
-class Scrubbed(Protocol):
-    """A store, as far as the scrub sees it."""
-
-    log: NodeLog
-    state: State
-
-    def rotten(self, damage: RottenRow | RottenBlock, /) -> None:
-        """Told of all that is found."""
-
-
 class Scrub:
-    """See the module. Its figures are for status and metrics."""
+    """See the module. Its figures are for status and metrics. ``on_found``: told of all damage."""
 
-    def __init__(self, store: Scrubbed, bytes_s: int) -> None:
-        self.store = store
+    def __init__(
+        self,
+        node_log: NodeLog,
+        state: State,
+        bytes_s: int,
+        on_found: Callable[[RottenRow | RottenBlock], None],
+    ) -> None:
+        self._log, self._state = node_log, state
         self.bytes_s = bytes_s
+        self.on_found = on_found
         self.passes = 0
         self.bytes = 0
-        self.damage = 0
         self.passed_s = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
 
@@ -70,34 +67,32 @@ class Scrub:
             await asyncio.sleep(PAUSE_S)
 
     async def one_pass(self) -> None:
-        """All of it once. What is found goes to ``Scrubbed.rotten``. Raises CorruptTree, OSError."""
+        """All of it once. What is found goes to ``on_found``. Raises CorruptTree, OSError."""
         for name in ("meta", "map", "data", "aux"):
             after: bytes | None = b""
             while after is not None:
-                after, size, bad = await self._in_thread(
-                    self.store.state.check_rows, name, after, SLICE_BYTES
-                )
+                after, size, bad = await self._in_thread(self._state.check_rows, name, after, SLICE_BYTES)
                 for key in bad:
                     self._found(RottenRow(name, key))
                 await self._pace(size)
-        number, last = 0, self.store.log.durable_end[0]  # what is written meanwhile is the next pass's
+        number, last = 0, self._log.durable_end[0]  # what is written meanwhile is the next pass's
         while (segment := self._next_segment(number)) is not None and segment.number <= last:
             number = segment.number
             await self._segment(segment)
         self.passes += 1
 
     def _next_segment(self, number: int) -> Segment | None:
-        return next((s for s in self.store.log.files.segments if s.number > number), None)
+        return next((s for s in self._log.files.segments if s.number > number), None)
 
     async def _segment(self, segment: Segment) -> None:
         """What was durable in it as this began."""
-        last, end = self.store.log.durable_end
+        last, end = self._log.durable_end
         stop = segment.end if segment.number < last else end if segment.number == last else 0
         pos, number = SEGMENT_HEAD.size, segment.first_block
         while pos < stop:
             try:
                 came_to, number = await self._in_thread(
-                    check_blocks, self.store.log.files.disk, segment.path, pos, stop, number
+                    check_blocks, self._log.files.disk, segment.path, pos, stop, number
                 )
             except FileNotFoundError:
                 return  # compacted away meanwhile
@@ -108,9 +103,8 @@ class Scrub:
             pos = came_to
 
     def _found(self, damage: RottenRow | RottenBlock) -> None:
-        self.damage += 1
         log.error("the scrub found damage: %s", damage)
-        self.store.rotten(damage)
+        self.on_found(damage)
 
     async def _in_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -124,7 +118,6 @@ class Scrub:
         return {
             "scrub_passes_total": self.passes,
             "scrub_bytes_total": self.bytes,
-            "scrub_damage_total": self.damage,
             "scrub_last_pass_age_s": round(now_s - self.passed_s, 1) if self.passes else None,
         }
 

@@ -1,12 +1,19 @@
-"""Which slot of the state holds which partition's rows, and which rows nobody needs any more (R17, R18). Pure."""
+"""The partitions of a store: what is known of each, which slot of the state holds whose rows, and which rows nobody needs
+any more (R17, R18). Pure.
+
+Every fact about a partition's state and log is in its ``PartitionInfo`` and nowhere else in the store: the entry that is applied and the
+bounds of its range in ``meta``, the log's first and last entry in ``log``, how far the state on the disk is in ``saved``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from metastore.core.logindex import LogIndex
+from metastore.keys import END_OF_RING
+from metastore.storage.partition_log import PartitionLog
 from metastore.storage.state import AUX_TABLE, DATA_TABLE, LONG, SLOT, Meta, Rubbish
 
 #: a slot that is never given out
@@ -19,6 +26,8 @@ class PartitionInfo:
 
     meta: Meta
     log: LogIndex
+    #: the entry that the state on the disk is at, 0 = it has nothing of the partition
+    saved: int = 0
 
     @property
     def sealed_epoch(self) -> int:
@@ -52,27 +61,75 @@ class PartitionInfo:
 
 @dataclass(slots=True)
 class Slots:
-    """See the module. ``partitions``: the store's own."""
+    """See the module."""
 
-    partitions: dict[int, PartitionInfo]
+    partitions: dict[int, PartitionInfo] = field(default_factory=dict)
+    #: partitions whose row in the state is not what it has to be
+    changed: set[int] = field(default_factory=set)
+    #: partitions whose staged slot is being switched in
+    switching: set[int] = field(default_factory=set)
     #: to be deleted, the first one first
     garbage: list[Rubbish] = field(default_factory=list)
     #: of a partition, at an entry: rows that it parted with and nobody here needs (R18)
     parted: list[tuple[int, int, Rubbish]] = field(default_factory=list)
     _next: int = NO_SLOT + 1
 
-    def recovered(self, found: set[int], free_slot: int) -> None:
-        """``found``: slots with rows; ``free_slot``: from here on there are none."""
+    def recovered(
+        self, metas: Mapping[int, Meta], logs: Mapping[int, PartitionLog], found: set[int], free_slot: int
+    ) -> None:
+        """What a recovery has found. ``found``: slots with rows; ``free_slot``: from here on there are none."""
+        for p, meta in metas.items():
+            self.partitions[p] = PartitionInfo(meta, logs[p].index, meta.applied)
+        self.changed = set(metas)
         self._next = free_slot
         # what a crash left of one partition in a slot that others share goes with the last of them
-        metas = [info.meta for info in self.partitions.values() if not info.meta.dropped]
-        used = {slot for meta in metas for slot in (meta.slot, meta.data_slot)}
+        live = [info.meta for info in self.partitions.values() if not info.meta.dropped]
+        used = {slot for meta in live for slot in (meta.slot, meta.data_slot)}
         self.garbage = [Rubbish(0, slot, slot) for slot in sorted(found - used)]
 
     def take(self) -> int:
         """A slot without rows."""
         self._next += 1
         return self._next - 1
+
+    def add(self, p: int, log: PartitionLog) -> None:
+        """An empty replica, or an empty one once more of a partition that was dropped."""
+        info = self.partitions.get(p)
+        if info is None:
+            self.partitions[p] = PartitionInfo(Meta(self.take()), log.index)
+        elif info.meta.dropped:
+            info.meta.slot, info.meta.shared, info.meta.dropped = self.take(), 0, False
+            info.meta.start, info.meta.end = b"", END_OF_RING
+            info.saved = 0
+        self.changed.add(p)
+
+    def drop(self, p: int, seq: int) -> None:
+        """R10: only what was sealed stays; record ``seq`` of the log says so, and with it the rows may go."""
+        info = self.partitions[p]
+        self.garbage.append(self.rows_of(p, seq))
+        meta = info.meta
+        meta.dropped, meta.shared = True, 0
+        meta.applied = meta.applied_epoch = meta.commit = info.saved = 0
+        meta.log_from_seq = seq
+        self.changed.add(p)
+
+    def switch(self, p: int, slot: int, index: int, epoch: int) -> None:
+        """R17: the rows of ``slot`` are the partition's, at entry ``index``; those that it had are garbage."""
+        self.garbage.append(self.rows_of(p, 0))
+        meta = self.partitions[p].meta
+        meta.slot, meta.shared, meta.applied, meta.applied_epoch = slot, 0, index, epoch
+        meta.start, meta.end = b"", END_OF_RING
+        self.changed.add(p)
+
+    def is_empty(self, p: int) -> bool:
+        """Whether this replica has had nothing yet: no entry, no snapshot, none on its way in."""
+        info = self.partitions[p]
+        return not (info.meta.dropped or info.meta.applied or info.log.last_index or p in self.switching)
+
+    def holds(self, p: int) -> bool:
+        """Whether there is a durable copy of ``p`` here, of whatever age."""
+        info = self.partitions.get(p)
+        return info is not None and info.saved > 0
 
     def rows_of(self, p: int, seq: int) -> Rubbish:
         """The rows of a partition, which are to go once the log is durable up to ``seq``: all of its slot, or what
@@ -87,12 +144,12 @@ class Slots:
         """All rows of a slot that no partition has."""
         self.garbage.append(Rubbish(0, slot, slot))
 
-    def discard_parted(self, durable_applied: Callable[[int], int]) -> None:
+    def discard_parted(self) -> None:
         """R18: rows above a point may go once the state has the parent at the entry that parted with them, or has dropped
         it: before that it would be without them at an earlier entry."""
         later = []
         for p, index, rubbish in self.parted:
-            if self.partitions[p].meta.dropped or durable_applied(p) >= index:
+            if self.partitions[p].meta.dropped or self.partitions[p].saved >= index:
                 self.garbage.append(rubbish)
             else:
                 later.append((p, index, rubbish))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 from metastore.errors import Unavailable
-from metastore.storage.state import State, record_writes
+from metastore.storage.state import State
 
 DATA, AUX = 1, 2
-Row = tuple[int, bytes, bytes]
+SnapshotRow = tuple[int, bytes, bytes]
+"""DATA or AUX, key, value."""
 
 
 class SnapshotReader:
@@ -31,7 +32,7 @@ class SnapshotReader:
         """One of its aux rows."""
         return dict(self._aux).get(key)
 
-    def _all_rows(self) -> Iterator[Row]:
+    def _all_rows(self) -> Iterator[SnapshotRow]:
         for lkey, record in self._state.scan(
             self._meta.data_slot, self._meta.start, self._meta.end, self._snapshot
         ):
@@ -39,9 +40,9 @@ class SnapshotReader:
         for key, row in self._aux:
             yield AUX, key, row
 
-    def chunk(self, max_bytes: int) -> list[Row]:
+    def chunk(self, max_bytes: int) -> list[SnapshotRow]:
         """The next rows, about ``max_bytes`` of them; none at the end."""
-        rows: list[Row] = []
+        rows: list[SnapshotRow] = []
         for row in self._rows:
             rows.append(row)
             max_bytes -= len(row[1]) + len(row[2]) + 8
@@ -54,48 +55,43 @@ class SnapshotReader:
 
 
 class Target(Protocol):
-    """A store that a snapshot is installed in."""
+    """Where a snapshot is installed (``switching``)."""
 
-    state: State
+    async def stage(self, slot: int, rows: list[SnapshotRow], /) -> None:
+        """Write rows of a slot that no partition has."""
 
-    async def run_in_writer(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Run ``work`` in the state's writer thread."""
-
-    async def switch_slot(self, p: int, slot: int, index: int, epoch: int) -> None:
+    async def switch(self, p: int, slot: int, index: int, epoch: int, /) -> None:
         """Make a staged slot the partition's state, with a log that begins after it."""
 
-    async def rebuild_slot(self, p: int, slot: int, index: int, epoch: int) -> bool:
+    async def rebuild(self, p: int, slot: int, index: int, epoch: int, /) -> bool:
         """Make a staged slot the partition's state, with the log as it is, if that reaches down to there."""
 
-    def delete_slot(self, slot: int) -> None:
+    def discard(self, slot: int, /) -> None:
         """A staged slot is not needed."""
 
 
 class SnapshotInstaller:
     """Stages rows in a fresh slot; ``finish`` switches it in by one transaction."""
 
-    def __init__(self, store: Target, p: int, slot: int) -> None:
-        self._store = store
+    def __init__(self, target: Target, p: int, slot: int) -> None:
+        self._target = target
         self._p = p
         self._slot = slot
         self._used = False
 
-    async def add(self, rows: list[Row]) -> None:
+    async def add(self, rows: list[SnapshotRow]) -> None:
         """Stage rows; returns when they are written. Raises StorageError."""
-        state, slot = self._store.state, self._slot
-        job = [state.aux_write(slot, key, value) for kind, key, value in rows if kind == AUX]
-        records = record_writes(slot, {key: value for kind, key, value in rows if kind == DATA})
         self._used = True
-        await self._store.run_in_writer(state.write, job, records)
+        await self._target.stage(self._slot, rows)
 
     async def finish(self, index: int, epoch: int) -> None:
         """Switch: from here the partition's log begins after ``(epoch, index)``."""
-        await self._store.switch_slot(self._p, self._slot, index, epoch)
+        await self._target.switch(self._p, self._slot, index, epoch)
 
     async def rebuild(self, index: int, epoch: int) -> bool:
         """Switch the state alone: the log, which is sound, stays. False when it begins above ``index``."""
-        return await self._store.rebuild_slot(self._p, self._slot, index, epoch)
+        return await self._target.rebuild(self._p, self._slot, index, epoch)
 
     async def abort(self) -> None:
         if self._used:
-            self._store.delete_slot(self._slot)
+            self._target.discard(self._slot)

@@ -145,6 +145,11 @@ def record_writes(slot: int, records: Mapping[bytes, bytes | None]) -> list[Row]
     ]
 
 
+def aux_write(slot: int, key: bytes, row: bytes | None) -> tuple[str, bytes, bytes | None]:
+    """A change of one metadata row of a slot (None: deleted), for a Job."""
+    return AUX_TABLE, SLOT.pack(slot) + key, row
+
+
 def _unframe(key: bytes, value: bytes) -> tuple[bytes, bytes]:
     if len(key) < _LONG_PHYSICAL:
         return key[SLOT.size :], value
@@ -367,9 +372,6 @@ class State:
         return found
 
     # --- writing (writer thread) -------------------------------------------------------------
-
-    def aux_write(self, slot: int, key: bytes, row: bytes | None) -> tuple[str, bytes, bytes | None]:
-        return AUX_TABLE, SLOT.pack(slot) + key, row
 
     def write(self, job: Job, records: Iterable[Row] = ()) -> None:
         """One synced transaction: ``job``, and changes of records as ``record_writes`` makes them. Raises

@@ -19,7 +19,8 @@ from metastore.node.control import agent as control
 from metastore.node.features import FACT_LEVEL
 from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTERED, Known
 from metastore.records import pack_record
-from metastore.storage import identity, kept, records, store
+from metastore.storage import damage, journal, kept, records
+from metastore.storage import folder as data_folder
 from metastore.storage.disk import Disk
 from metastore.storage.engine import Slice
 from metastore.storage.memory_engine import MemoryEngine
@@ -32,6 +33,7 @@ from metastore.storage.state import (
     TABLES,
     Meta,
     State,
+    aux_write,
     meta_key,
     record_writes,
 )
@@ -104,12 +106,12 @@ def _same(value: Any) -> Any:
 
 #: key -> value, and how it is made plain and read back
 FACTS: Final[dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]]] = {
-    store.FACT_RUNS: (
+    journal.FACT_RUNS: (
         RUNS,
         lambda v: [list(run) for run in v.runs],
         lambda p: Lineage(tuple(Run(*r) for r in p)),
     ),
-    store.FACT_LEFT: (12, _same, _same),
+    damage.FACT_LEFT: (12, _same, _same),
     FACT_GENERATIONS: (
         KNOWN,
         lambda v: {name: list(one) for name, one in v.items()},
@@ -258,7 +260,7 @@ def _state() -> dict[str, Example]:
         ),
         "aux": _row(
             _aux_of(machine),
-            lambda state, v: state.write([state.aux_write(5, key, row) for key, row in aux]),
+            lambda state, v: state.write([aux_write(5, key, row) for key, row in aux]),
             _load_aux,
         ),
         "meta": _row((_NODE, Border(2, 5), _METAS), _put_metas, lambda state: state.saved()),
@@ -272,12 +274,12 @@ def _state() -> dict[str, Example]:
 
 # --- store.json -----------------------------------------------------------------------------------------------
 
-IDENTITY: Final = {"format": identity.FORMAT, "store_id": "s" * 32, "cluster": "c", "node": "n1"}
+IDENTITY: Final = {"format": data_folder.FORMAT, "store_id": "s" * 32, "cluster": "c", "node": "n1"}
 
 
 def _identity_written(value: Any) -> bytes:
     with TemporaryDirectory() as folder:
-        identity.write_identity(Path(folder), value, Disk())
+        data_folder.write_identity(Path(folder), value, Disk())
         return (Path(folder) / "store.json").read_bytes()
 
 
@@ -288,13 +290,15 @@ def _identity_read(raw: bytes) -> Any:
             (folder / file).parent.mkdir()
             (folder / file).touch()
         (folder / "store.json").write_bytes(raw)
-        return identity.read_identity(folder, "c", "n1")
+        return data_folder.read_identity(folder, "c", "n1")
 
 
 def forms() -> list[Form]:
     return [
         Form("log", LOG, _log()),
-        Form("fact", identity.FORMAT, {key: _fact(key) for key in FACTS}),
-        Form("state", identity.FORMAT, _state()),
-        Form("store", identity.FORMAT, {"store.json": Example(IDENTITY, _identity_written, _identity_read)}),
+        Form("fact", data_folder.FORMAT, {key: _fact(key) for key in FACTS}),
+        Form("state", data_folder.FORMAT, _state()),
+        Form(
+            "store", data_folder.FORMAT, {"store.json": Example(IDENTITY, _identity_written, _identity_read)}
+        ),
     ]

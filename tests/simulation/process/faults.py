@@ -203,7 +203,7 @@ class Faults:
         """The state is written now, whatever is under way."""
         victim = self.pick()
         if victim.runs:
-            victim.loop.enter(victim.node.store._freeze)
+            victim.loop.enter(victim.node.store.checkpoints.freeze)
 
     # --- network --------------------------------------------------------------------------------
 

@@ -14,8 +14,10 @@ from metastore.node.clients import ClientConnection
 from metastore.node.control.agent import known_etcd
 from metastore.node.node import Node
 from metastore.node.startup import take_part
+from metastore.storage.folder import Folder
+from metastore.storage.options import StorageOptions
 from metastore.storage.state import State
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.store import Store
 from tests.simulation.process.etcd import SimCoordinator
 from tests.simulation.process.loop import MS, SimLoop
 from tests.simulation.violation import Violation
@@ -132,8 +134,8 @@ class Process:
         options = dataclasses.replace(
             STORAGE, scrub_bytes_s=SCRUB_BYTES_S if "rot" in world.plan.faults else 0
         )
-        store = Store(FOLDER, {"store_id": self.store_id}, not self.created, options)
-        store.recover(self.disk, State(self.engine, not self.created))
+        folder = Folder(FOLDER, {"store_id": self.store_id}, not self.created)
+        store = Store(folder, self.disk, State(self.engine, not self.created), options)
         self.created = True
         store.log.writer = self._write
         node = self.node = Node(self.config, store, f"{self.name}/{self.lives}")

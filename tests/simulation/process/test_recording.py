@@ -21,7 +21,7 @@ from metastore.layout import ConfigRecord, LeaderRecord, first_epoch
 from metastore.node.control.agent import Control
 from metastore.partition import split
 from metastore.partition.split import Split
-from metastore.storage.store import Store
+from metastore.storage.checkpoints import Checkpoints
 from tests.simulation.core.rules import Rules
 from tests.simulation.core.steps import View, child_of
 from tests.simulation.planting import Patch, Planter
@@ -150,15 +150,15 @@ def goes_on_above_the_point(patch: Planter) -> None:
 
 
 def opens_before_it_is_durable(patch: Planter) -> None:
-    original = Store._part
+    original = Checkpoints.apply
 
-    def part(self: Any, p: int, *args: Any) -> None:
+    def apply(self: Any, p: int, *args: Any) -> None:
         original(self, p, *args)
         fork = args[-1]
-        if fork.child in self._forks and self._loop is not None:
-            self._loop.call_soon(self.on_forked, fork.child, p)
+        if fork is not None and self._splits.is_pending(fork.child) and self._writer.loop is not None:
+            self._writer.loop.call_soon(self.on_split, fork.child, p)
 
-    patch.setattr(Store, "_part", part)
+    patch.setattr(Checkpoints, "apply", apply)
 
 
 def whatever_it_has_is_committed(patch: Planter) -> None:

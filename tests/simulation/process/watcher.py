@@ -79,7 +79,7 @@ class Watcher:
         self.keeps_promises(process, node)
         node._role_changed = changed  # type: ignore[method-assign]
         node.snapshots._install = installing  # type: ignore[method-assign, assignment]
-        node.store.apply = applied  # type: ignore[method-assign, assignment]
+        node.store.apply = applied  # type: ignore[assignment]
 
     def keeps_promises(self, process: Process, node: Node) -> None:
         """I7: what a store has sealed it knows for ever, also of partitions that it has dropped (R10)."""

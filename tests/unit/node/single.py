@@ -13,7 +13,8 @@ from metastore.layout import ConfigRecord, NodeRecord, first_epoch, to_json
 from metastore.node.clients import ClientConnection
 from metastore.node.node import Node
 from metastore.storage.disk import Disk
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.options import StorageOptions
+from metastore.storage.store import Store
 
 EPOCH = first_epoch(1)
 

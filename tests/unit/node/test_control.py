@@ -27,7 +27,8 @@ from metastore.node.node import Node
 from metastore.node.registration import Outcome
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord
-from metastore.storage.store import Fork, Store
+from metastore.storage.splits import Fork
+from metastore.storage.store import Store
 from tests.typed import put_in_log
 
 P = 0
@@ -381,12 +382,12 @@ async def test_what_was_split_off_waits_for_the_entry_that_did_it(f: Fixture) ->
 
 async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixture) -> None:
     """The record of the parent has moved on before the flush that has the child."""
-    store, submit = f.store, f.store._submit_flush
+    store, submit = f.store, f.store.checkpoints.submit
     f.seal(TERM1)
     put_in_log(store, EntryRecord(P, 1, pack_entry(1, TERM1, b"split")))
     await f.until(lambda: store.durable_seq == store.last_seq)
-    store._submit_flush = lambda: None  # type: ignore[method-assign]
-    store.on_forked = lambda child, parent: None
+    store.checkpoints.submit = lambda: None  # type: ignore[method-assign]
+    store.checkpoints.on_split = lambda child, parent: None
     fork = Fork(1, (1 << 63).to_bytes(8, "big"), [], pack_config(f.record))
     store.apply(P, 1, TERM1, [(storage_key("n", "k"), pack_record(1, 1, b"v"))], set(), fork)
     others = replace(f.record, hi=1 << 63, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx")))
@@ -397,7 +398,7 @@ async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixtu
         assert P in f.node.hosts
         assert f.node.failure is None
     finally:
-        store._submit_flush = submit  # type: ignore[method-assign]
+        store.checkpoints.submit = submit  # type: ignore[method-assign]
     async with asyncio.timeout(10):
         await store.save(P, 1)
     await f.until(lambda: store.holds(1))

@@ -19,8 +19,10 @@ from metastore.node.identity import FACT_GENERATIONS, FACT_REFUSED, FACT_REGISTE
 from metastore.node.node import FACT_LARGEST_GRANT, Node
 from metastore.node.stored_topology import FACT_TOPOLOGY
 from metastore.storage.facts import read_fact
+from metastore.storage.journal import FACT_RUNS
+from metastore.storage.options import StorageOptions
 from metastore.storage.records import ConfigEntry, SealEntry
-from metastore.storage.store import FACT_RUNS, StorageOptions, Store
+from metastore.storage.store import Store
 
 WRONG: list[Any] = [-1, 0.5, "x", [[]], [1, 2, 3], {"a": 1}]
 SMALL = StorageOptions(segment_bytes=1 << 20, log_retention_bytes=2 << 20, reserve_bytes=0)

@@ -23,7 +23,8 @@ from metastore.errors import ProtocolError
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord
 from metastore.node.node import Node
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.options import StorageOptions
+from metastore.storage.store import Store
 from metastore.wire.peer_messages import decode
 from tests.hostile.messages import Facts, Nonsense, seal
 

@@ -21,7 +21,8 @@ from metastore.fields import BadRecord
 from metastore.keys import PartitionMap
 from metastore.layout import Layout, first_epoch
 from metastore.node.node import Node
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.options import StorageOptions
+from metastore.storage.store import Store
 from metastore.topology import TopologyTable
 
 LAYOUT = Layout("metastore")

@@ -15,7 +15,7 @@ from metastore.node import pins
 from metastore.node.pins import GRACE_NS, Pins
 from metastore.routing.request_ids import RequestIds
 from metastore.storage.disk import Disk
-from metastore.storage.store import StorageOptions
+from metastore.storage.options import StorageOptions
 from tests.typed import there
 from tests.unit.node.single import Single
 
@@ -109,7 +109,7 @@ async def test_a_full_disk_takes_nothing_and_reads_go_on(tmp_path: Path) -> None
     async with single, single.client() as client:
         ns = client.namespace("n")
         await ns.put("k", b"v")
-        single.store.look = lambda: None  # type: ignore[method-assign]
+        single.store.look = lambda: None
         single.store.space.low = single.store.space.full = True
         await until(lambda: single.node.core.ctx.room == m.FULL)
         for refused in (ns.put("k", b"w"), ns.delete("k"), ns.txn([], [Delete("k")])):

@@ -15,7 +15,7 @@ from metastore.core.entry import pack_entry
 from metastore.core.replica import pack_config
 from metastore.errors import Compacted, StorageError
 from metastore.records import pack_record
-from metastore.storage import store as store_module
+from metastore.storage import damage as damage_module
 from metastore.storage.snapshot import AUX, DATA
 from metastore.storage.store import Store
 from tests.unit.node.leading import Leading, X
@@ -38,7 +38,7 @@ def rots(store: Store, p: int, index: int) -> Path:
 async def until(store: Store, what: Callable[[], Any]) -> None:
     async with asyncio.timeout(120):
         while not what():
-            assert store._failed is None, store._failed
+            assert store.writer.failure is None, store.writer.failure
             await asyncio.sleep(0.005)
 
 
@@ -59,7 +59,7 @@ async def test_a_watch_that_comes_to_it_is_told_and_the_rest_goes_on(tmp_path: P
             await anext(watch)
         await watch.close()
         assert s.node.failure is None
-        assert s.store.scrub.damage >= 1
+        assert s.store.damage.count >= 1
         await until(s.store, lambda: not file.exists())
         again = await ns.put("d/5", b"y")
         watch = ns.watch("d/", after=encode_resume([(point, version)]))
@@ -155,7 +155,7 @@ async def test_the_node_waits_for_the_copy_and_ends_when_nothing_comes_of_it(
     f: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is rebuilt may take long; when no copy is being rebuilt and the segment is needed still, it ends (R14)."""
-    monkeypatch.setattr(store_module, "LET_GO_S", 0.05)
+    monkeypatch.setattr(damage_module, "LET_GO_S", 0.05)
     await lose(f)
     for _ in range(20):
         await asyncio.sleep(0.01)
@@ -177,6 +177,6 @@ async def test_a_log_that_rots_while_the_copy_is_rebuilt(f: Fixture) -> None:
     f.node.on_peer_messages(LEADER, snapshot(3))
     await until(f.store, lambda: not f.host.replica.damaged)
     assert (f.host.applied, f.host.replica.lost_index) == (3, 0)
-    record = f.store.scan(0, b"", b"\xff" * 9, 10, 1 << 20)
+    record, _, _ = f.store.scan(0, b"", b"\xff" * 9, 10, 1 << 20)
     assert [r for _, r in record] == [pack_record(1, 1, b"v")]
     assert f.node.failure is None

@@ -12,8 +12,9 @@ import pytest
 from metastore.layout import ConfigRecord, NodeRecord, first_epoch
 from metastore.namespaces import Policy
 from metastore.node.stored_topology import FACT_TOPOLOGY, StoredTopology, key_of, table_of
+from metastore.storage.options import StorageOptions
 from metastore.storage.records import Fact
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.store import Store
 from metastore.topology import TopologyTable
 from tests.unit.storage.test_store import QuickDisk
 

@@ -43,8 +43,8 @@ class Divided:
         child, point = len(self.ranges), at.to_bytes(8, "big")
         host.machine.proposals.count_above(point)
         while (counting := host.machine.proposals.counting) is not None and counting.cursor is not None:
-            rows = node.store.scan(p, counting.cursor, host.state.hi, 2000, 2 << 20)
-            host.machine.proposals.count_slice(rows, node.store.scan_next)
+            rows, following, _ = node.store.scan(p, counting.cursor, host.state.hi, 2000, 2 << 20)
+            host.machine.proposals.count_slice(rows, following)
         epoch, index = host.replica.sealed_epoch, host.replica.log.last_index + 1
         members = [("f", node.store.store_id)]
         payload = host.machine.proposals.resolve_split(index, epoch, child, self.ranges[p][1] - 1, members)

@@ -15,11 +15,12 @@ import pytest
 from metastore.core.logindex import LogIndex
 from metastore.errors import CorruptLog, StorageError
 from metastore.storage.log import NodeLog
+from metastore.storage.options import StorageOptions
 from metastore.storage.partition_log import PartitionLog
 from metastore.storage.records import Fact, Record
 from metastore.storage.segments import BEGINNING, BLOCK_HEAD, SEGMENT_HEAD, SegmentFiles, block_bytes
 from metastore.storage.state import Meta, record_writes
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.store import Store
 from tests.typed import put_in_log
 from tests.unit.storage.simdisk import Cut, SimDisk
 
@@ -143,7 +144,7 @@ def test_slots_with_rows_are_never_given_out(tmp_path: Path) -> None:
     store.abandon()
     again = Store.open(tmp_path, cluster="c", node="n", options=options)
     assert again.get(2, b"\0" * 8 + b"ns\0ghost") is None
-    assert again.scan(2, b"", b"\xff" * 9, 10, 1 << 20) == []
+    assert again.scan(2, b"", b"\xff" * 9, 10, 1 << 20)[0] == []
     again.abandon()
 
 

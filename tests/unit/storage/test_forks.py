@@ -12,7 +12,8 @@ from metastore.core.entry import pack_entry
 from metastore.errors import StorageError
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord, SealEntry
-from metastore.storage.store import Fork, Store
+from metastore.storage.splits import Fork
+from metastore.storage.store import Store
 from tests.typed import put_in_log
 from tests.unit.storage.test_store import open_store
 
@@ -23,7 +24,7 @@ FORK = Fork(2, AT, [(b"m", b"\x92\x02\x00")], b"the first config")
 
 
 def records(store: Store, p: int) -> list[bytes]:
-    return [lkey for lkey, _ in store.scan(p, b"", b"\xff" * 9, 100, 1 << 20)]
+    return [lkey for lkey, _ in store.scan(p, b"", b"\xff" * 9, 100, 1 << 20)[0]]
 
 
 def before_split(path: Path) -> Store:
@@ -53,7 +54,7 @@ def delete_garbage(store: Store) -> None:
 def split_during_flush(path: Path) -> Store:
     store = before_split(path)
     store.run_flush()
-    store._freeze()  # a flush is under way when the split is applied
+    store.checkpoints.freeze()  # a flush is under way when the split is applied
     apply_split(store)
     return store
 
@@ -62,7 +63,7 @@ def split_during_flush(path: Path) -> Store:
 def test_parent_and_child_are_in_the_state_both_or_neither(tmp_path: Path, flush_changes: int) -> None:
     """S3. Also when the overlay has outgrown its bound, and applying the entry itself begins the flush."""
     store = before_split(tmp_path)
-    store._flush_changes = flush_changes
+    store.checkpoints.flush_changes = flush_changes
     seen = []
     write = store.state.write
 
@@ -93,7 +94,7 @@ def test_parent_and_child_are_in_the_state_both_or_neither(tmp_path: Path, flush
 def test_the_parent_is_not_dropped_before_the_fork_is_durable(tmp_path: Path) -> None:
     store = split_during_flush(tmp_path)
     told = []
-    store.on_forked = lambda child, parent: told.append((child, parent))
+    store.checkpoints.on_split = lambda child, parent: told.append((child, parent))
     with pytest.raises(StorageError, match="R18: partition 1 cannot be dropped"):
         store.drop_partition(1)
     store.run_flush()  # the one that was under way

@@ -77,7 +77,7 @@ async def test_it_lives_deletes_and_goes_on(small_disk: Path) -> None:
     filler.unlink()
     await until(lambda: not again.space.low and again.space.reserve_held)
     write(20, b"after", 1000)
-    await until(lambda: not again._active.changes and again._flushing is None)
+    await until(lambda: not again.changes.active.changes and again.changes.flushing is None)
     assert again.get(0, b"00001007n\0k") is not None
     assert not failures
     await again.close()

@@ -22,7 +22,7 @@ OPTIONS = replace(SMALL, segment_bytes=8 << 10)
 
 
 def flushed(store: Store) -> None:
-    store._dirty.add(0) if 0 in store.partitions else store.add_partition(0)
+    store.slots.changed.add(0) if 0 in store.partitions else store.add_partition(0)
     store.run_flush()
 
 
@@ -80,11 +80,11 @@ def test_a_change_costs_its_own_size(tmp_path: Path) -> None:
         store.keep_rows({b"nodes/0": b"new"}, whole=False)
         store.run_round()
         store.add_partition(1)
-        store._freeze()
-        flush = store._flush_job
+        store.checkpoints.freeze()
+        flush = store.checkpoints.waiting
         assert flush is not None
         rows = [(key, value) for _, key, value in flush.rows]
-        rows.append((NODE_ROW, store._node_row(0, flush.kept)))
+        rows.append((NODE_ROW, store.transactions.node_row(store.facts, 0, 0, flush.kept)))
         sizes.append((store.log.bytes_written - before, sum(len(k) + len(v or b"") for k, v in rows)))
         store.abandon()
     assert sizes[0] == sizes[1]
@@ -103,7 +103,9 @@ def test_a_row_that_is_lost_is_told(tmp_path: Path) -> None:
 def as_a_build_from_before(path: Path) -> None:
     """It takes changes for a fact that it does not know, and leaves the number of rows out of the node's row."""
     store = open_store(path, OPTIONS)
-    row = msgpack.unpackb(store._node_row(store.log.durable_seq, 0))
+    row = msgpack.unpackb(
+        store.transactions.node_row(store.facts, store.log.durable_seq, store.log.durable_block, 0)
+    )
     del row["rows"]
     row["facts"][FACT_ROWS] = [False, 0, False, {b"nodes/4": b"the last change that it saw"}]
     store.state.write([(META_TABLE, NODE_ROW, msgpack.packb(row))])
@@ -166,7 +168,7 @@ async def test_facts_alone_let_the_log_go(tmp_path: Path) -> None:
     for n in range(2000):
         store.keep_rows({b"nodes/1": b"%d" % n * 20}, whole=False)
         store.run_round()
-        if store._needs_checkpoint():
+        if store.checkpoints.is_due:
             store.run_flush()
     assert store.log.files.total_bytes() <= 32 << 10
     store.abandon()

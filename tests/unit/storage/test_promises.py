@@ -122,17 +122,16 @@ async def test_the_state_is_never_ahead_of_the_log(tmp_path: Path) -> None:
     put_in_log(store, entry(6))
     store.apply(P, 6, 1, [(lkey(6), record(6))], set())
     store.kick()
-    store._freeze()
-    await store.run_in_writer(lambda: None)
+    store.checkpoints.freeze()
+    await store.writer.run(lambda: None)
     assert in_state(store) == 5
     store.log.write_pieces(rounds.pop())
     store.log.round_written(None)
-    while store._flushing is not None:
+    while store.changes.flushing is not None:
         await asyncio.sleep(0)
     assert in_state(store) == 6
     store.log.writer = None
-    assert store._timer is not None
-    store._timer.cancel()
+    store._tasks[0].cancel()
     store.abandon()
 
 
@@ -265,7 +264,7 @@ def test_facts_outlive_the_segments_that_they_came_in(tmp_path: Path) -> None:
         store.apply(P, i, 1, [], set())
         if i == 20:
             store.run_flush()
-    flushed = store._checkpoint_seq
+    flushed = store.checkpoints.seq
     _, removed = store.log.remove_segments(lambda p: 59, flushed, 1)
     assert removed
     assert all(segment.last_seq <= flushed for segment in removed)
@@ -339,7 +338,7 @@ def test_a_dropped_partition_is_gone_but_for_what_it_has_promised(tmp_path: Path
         store = reopened(store, tmp_path)
     store.add_partition(P)
     assert store.partitions[P].sealed_epoch == EPOCH + 1
-    assert store.scan(P, *EVERYTHING) == []
+    assert store.scan(P, *EVERYTHING)[0] == []
     store.abandon()
 
 
@@ -363,7 +362,7 @@ def test_what_comes_after_a_drop_is_the_new_replicas(tmp_path: Path, flush: bool
     assert blobs(again)[-2:] == [pack_entry(i, EPOCH + 1, b"new") for i in (1, 2)][-len(blobs(again)) :]
     assert info.log.last_position() == (EPOCH + 1, 2)
     assert info.applied_index == (1 if flush else 0)
-    assert again.scan(P, *EVERYTHING) == ([(lkey(9), record(9))] if flush else [])
+    assert again.scan(P, *EVERYTHING)[0] == ([(lkey(9), record(9))] if flush else [])
     again.abandon()
 
 
@@ -373,7 +372,7 @@ def test_changes_that_are_not_in_the_state_go_with_a_drop(tmp_path: Path) -> Non
     store.add_partition(P)
     assert store.get(P, lkey(1)) is None
     store.run_flush()
-    assert store.scan(P, *EVERYTHING) == []
+    assert store.scan(P, *EVERYTHING)[0] == []
     store.abandon()
 
 
@@ -394,7 +393,7 @@ async def test_a_snapshot_replaces_what_is_not_in_the_state_yet_too(tmp_path: Pa
         await installer.add([(1, lkey(77), record(77))])
         await installer.finish(300, 2)
         for _ in range(2):
-            assert store.scan(P, *EVERYTHING) == [(lkey(77), record(77))]
+            assert store.scan(P, *EVERYTHING)[0] == [(lkey(77), record(77))]
             assert store.get(P, lkey(77)) == record(77)
             assert store.get(P, lkey(1)) is None
             info = store.partitions[P]
@@ -413,20 +412,20 @@ async def test_no_flush_is_frozen_while_a_snapshot_is_switched_in(tmp_path: Path
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     installer = store.begin_install(P)
     await installer.add([(1, lkey(77), record(77))])
-    write, frozen = store.run_in_writer, list[bool]()
+    write, frozen = store.writer.run, list[bool]()
 
     async def meanwhile(work: Any, *args: Any) -> Any:
         put_in_log(store, EntryRecord(5, 0, pack_entry(1, 1, b"x")))
         store.apply(5, 1, 1, [(lkey(1), record(1))], set())
-        store._freeze()
-        frozen.append(store._flushing is not None)
+        store.checkpoints.freeze()
+        frozen.append(store.changes.flushing is not None)
         return await write(work, *args)
 
-    store.run_in_writer = meanwhile  # type: ignore[method-assign]
+    store.writer.run = meanwhile  # type: ignore[method-assign]
     await installer.finish(300, 2)
     assert frozen == [False]
     assert in_state(store) == 300
-    store.run_in_writer = write  # type: ignore[method-assign]
+    store.writer.run = write  # type: ignore[method-assign]
     await store.close()
 
 
@@ -439,7 +438,7 @@ async def test_a_snapshot_is_switched_in_once_the_log_is_durable_up_to_what_it_m
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     installer = store.begin_install(P)
     await installer.add([(1, lkey(77), record(77))])
-    write, durable = store.run_in_writer, list[int]()
+    write, durable = store.writer.run, list[int]()
 
     async def noted(work: Any, *args: Any) -> Any:
         durable.append(store.durable_seq)
@@ -450,7 +449,7 @@ async def test_a_snapshot_is_switched_in_once_the_log_is_durable_up_to_what_it_m
     assert writer is not None
     put_in_log(store, entry(6))
     void = store.last_seq
-    store.run_in_writer = noted  # type: ignore[method-assign]
+    store.writer.run = noted  # type: ignore[method-assign]
     switching = asyncio.ensure_future(installer.finish(300, 2))
     try:
         for _ in range(50):
@@ -465,7 +464,7 @@ async def test_a_snapshot_is_switched_in_once_the_log_is_durable_up_to_what_it_m
         for pieces in held:
             writer(pieces)
         await switching
-        store.run_in_writer = write  # type: ignore[method-assign]
+        store.writer.run = write  # type: ignore[method-assign]
         await store.close()
     assert durable[0] >= void
 
@@ -506,7 +505,7 @@ async def test_a_timer_that_ends_fails_the_store(tmp_path: Path, error: Exceptio
     def look() -> None:
         raise error
 
-    store.look = look  # type: ignore[method-assign]
+    store.upkeep.look = look  # type: ignore[method-assign]
     async with asyncio.timeout(30):
         told = await failed
     assert type(told) is StorageError

@@ -26,8 +26,9 @@ from metastore.errors import (
     StorageError,
 )
 from metastore.records import pack_record
-from metastore.storage import store as store_module
+from metastore.storage import damage as damage_module
 from metastore.storage.memory_engine import MemorySnapshot
+from metastore.storage.options import StorageOptions
 from metastore.storage.records import EntryRecord, Fact, SealEntry
 from metastore.storage.rows import SUMS_BYTES
 from metastore.storage.scrub import RottenBlock
@@ -35,7 +36,7 @@ from metastore.storage.segments import BLOCK_HEAD, SEGMENT_HEAD
 from metastore.storage.snapshot import AUX as AUX_ROW
 from metastore.storage.snapshot import DATA
 from metastore.storage.state import AUX_TABLE, DATA_TABLE, MAP_TABLE, TABLES, Rubbish, State, record_writes
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.store import Store
 from tests.typed import put_in_log
 from tests.unit.storage.engines import FaultyEngine, lmdb_state, rot, rows_in
 from tests.unit.storage.test_store import SMALL, open_store, segments
@@ -93,9 +94,7 @@ def answers(path: Path) -> list[Any]:
                 partial(store.get, p, key),
                 partial(store.scan, p, *few, 100, 1 << 20),
                 partial(lambda slot, few: list(store.state.scan(slot, *few)), slot, few),
-                partial(
-                    lambda p, key: (store.scan(p, key, b"\xff" * 9, 1, 1 << 20), store.scan_next), p, key
-                ),
+                partial(store.scan, p, key, b"\xff" * 9, 1, 1 << 20),
             ]
     found = [asked(question) for question in questions]
     store.abandon()
@@ -388,7 +387,7 @@ async def scrubbed(path: Path, options: StorageOptions = OPTIONS) -> tuple[list[
     """One pass over a store: the damage that it finds."""
     store = open_store(path, options)
     found: list[Any] = []
-    store.rotten = found.append  # type: ignore[method-assign, assignment]
+    store.scrub.on_found = found.append
     await store.scrub.one_pass()
     return found, store
 
@@ -477,7 +476,7 @@ async def test_a_scrub_finds_a_block(tmp_path: Path) -> None:
     assert len(store.log.files.segments) > 1
     put_in_log(store, EntryRecord(1, 0, pack_entry(13, E1, b"waits")))
     found: list[Any] = []
-    store.rotten = found.append  # type: ignore[method-assign, assignment]
+    store.scrub.on_found = found.append
     await store.scrub.one_pass()
     assert not found
     for segment in store.log.files.segments:
@@ -499,7 +498,7 @@ async def test_a_rotten_segment_goes_once_the_state_has_what_is_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applied: bool
 ) -> None:
     """And if it cannot, since an entry in it is not committed yet, the store ends."""
-    monkeypatch.setattr(store_module, "LET_GO_S", 20.0 if applied else 0.1)
+    monkeypatch.setattr(damage_module, "LET_GO_S", 20.0 if applied else 0.1)
     options = replace(OPTIONS, log_retention_bytes=1 << 20, scrub_bytes_s=1 << 20)
     store = open_store(tmp_path, options)
     store.add_partition(1)
@@ -531,7 +530,7 @@ async def test_rot_that_the_scrub_finds_ends_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An entry in it is not committed, and nowhere else."""
-    monkeypatch.setattr(store_module, "LET_GO_S", 0.2)
+    monkeypatch.setattr(damage_module, "LET_GO_S", 0.2)
     made(tmp_path)
     store = open_store(tmp_path, replace(OPTIONS, scrub_bytes_s=1 << 20))
     file = segments(tmp_path)[0]
@@ -566,7 +565,7 @@ async def test_rot_is_found_by_whose_it_is(tmp_path: Path, table: str, count: in
         rotten_row(tmp_path / str(at), table, at)
         store = open_store(tmp_path / str(at), OPTIONS)
         found: list[int] = []
-        store.on_rotten = lambda p, error, found=found: found.append(p)  # type: ignore[misc]
+        store.damage.on_rotten = lambda p, error, found=found: found.append(p)  # type: ignore[misc]
         await store.scrub.one_pass()
         assert found == [at // (count // 2) + 1]
         store.abandon()
@@ -595,7 +594,7 @@ async def test_the_state_is_replaced_and_the_log_stays(tmp_path: Path, at: int) 
         while store.state.delete_step(garbage):
             pass
     await store.scrub.one_pass()
-    assert store.scrub.damage == 0, "nothing of it is left"
+    assert store.damage.count == 0, "nothing of it is left"
     for key in KEYS:
         for q in (1, 2):
             assert store.get(q, key) in good
@@ -603,7 +602,7 @@ async def test_the_state_is_replaced_and_the_log_stays(tmp_path: Path, at: int) 
     store.abandon()
     again = open_store(tmp_path, OPTIONS)
     assert [again.partitions[q].applied_index for q in (1, 2)] == [6, 6]
-    assert all(len(again.scan(q, b"", b"\xff" * 9, 100, 1 << 20)) == 6 for q in (1, 2))
+    assert all(len(again.scan(q, b"", b"\xff" * 9, 100, 1 << 20)[0]) == 6 for q in (1, 2))
     again.abandon()
 
 
@@ -627,7 +626,7 @@ async def test_killed_while_it_is_replaced(tmp_path: Path, written: bool) -> Non
     assert info.applied_index == (4 if written else 6)
     if written:
         assert [entry_position(b)[0] for b in again.read_entries(1, 5, 1 << 20)] == [5, 6]
-        assert len(again.scan(1, b"", b"\xff" * 9, 100, 1 << 20)) == 4
+        assert len(again.scan(1, b"", b"\xff" * 9, 100, 1 << 20)[0]) == 4
     else:
         with pytest.raises(CorruptState):
             again.scan(1, b"", b"\xff" * 9, 100, 1 << 20)
@@ -678,7 +677,7 @@ async def test_a_segment_that_is_written_still_is_left(tmp_path: Path, by_a_read
         shutil.copytree(tmp_path / "store", killed)
         again = asked(lambda killed=killed: open_store(killed, options))  # type: ignore[misc]
         if again is not TOLD:
-            assert {r for _, r in again.scan(1, b"", b"\xff" * 9, 10, 1 << 20)} <= {
+            assert {r for _, r in again.scan(1, b"", b"\xff" * 9, 10, 1 << 20)[0]} <= {
                 pack_record(i, 1, b"v%d" % i) for i in range(1, 4)
             }
             assert again.partitions[1].log.last_index == 3, "nothing that was durable is missed in silence"
@@ -692,5 +691,5 @@ async def test_a_segment_that_is_written_still_is_left(tmp_path: Path, by_a_read
     await store.close()
     again = open_store(tmp_path / "store", options)
     assert again.partitions[1].log.last_index == 4
-    assert len(again.scan(1, b"", b"\xff" * 9, 10, 1 << 20)) == 3
+    assert len(again.scan(1, b"", b"\xff" * 9, 10, 1 << 20)[0]) == 3
     again.abandon()

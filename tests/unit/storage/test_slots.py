@@ -6,6 +6,7 @@ import pytest
 
 from metastore.core.logindex import LogIndex
 from metastore.keys import END_OF_RING
+from metastore.storage.partition_log import PartitionLog
 from metastore.storage.slots import NO_SLOT, PartitionInfo, Slots
 from metastore.storage.state import (
     AUX_TABLE,
@@ -35,7 +36,8 @@ def split_in_two() -> Slots:
 def test_slots_with_rows_are_never_given_out_and_those_of_nobody_are_garbage() -> None:
     slots = split_in_two()
     slots.partitions[3].meta.dropped = True
-    slots.recovered({3, 4, 5, 7}, free_slot=8)
+    logs = {p: PartitionLog() for p in slots.partitions}
+    slots.recovered({p: info.meta for p, info in slots.partitions.items()}, logs, {3, 4, 5, 7}, free_slot=8)
     assert slots.garbage == [Rubbish(0, 5, 5), Rubbish(0, 7, 7)]
     assert [slots.take(), slots.take()] == [8, 9]
     assert Slots({}).take() != NO_SLOT
@@ -55,10 +57,12 @@ def test_rows_above_a_point_go_once_the_state_has_the_entry_that_parted_with_the
     slots = split_in_two()
     above = Rubbish(20, NO_SLOT, 3, AT, END_OF_RING)
     slots.parted.append((1, 9, above))
-    slots.discard_parted({1: 8}.__getitem__)
+    slots.partitions[1].saved = 8
+    slots.discard_parted()
     assert (slots.garbage, slots.parted) == ([], [(1, 9, above)])
     slots.partitions[1].meta.dropped = dropped
-    slots.discard_parted({1: 8 if dropped else 9}.__getitem__)
+    slots.partitions[1].saved = 8 if dropped else 9
+    slots.discard_parted()
     assert (slots.garbage, slots.parted) == ([above], [])
 
 

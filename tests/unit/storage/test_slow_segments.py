@@ -14,8 +14,9 @@ import pytest
 from metastore.core.entry import pack_entry
 from metastore.errors import StorageError
 from metastore.storage.disk import Disk
+from metastore.storage.options import StorageOptions
 from metastore.storage.records import EntryRecord
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.store import Store
 from tests.typed import put_in_log
 
 #: a turn of the loop that does not come in this time never does

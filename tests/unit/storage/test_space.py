@@ -16,9 +16,10 @@ from metastore.errors import NoRoom, StorageError
 from metastore.records import pack_record
 from metastore.storage.disk import Disk
 from metastore.storage.engine import Pages
+from metastore.storage.options import StorageOptions
 from metastore.storage.records import EntryRecord
 from metastore.storage.space import AHEAD_BYTES, MAP_PART, SLACK_BYTES, Blocks, Space
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.store import Store
 from tests.typed import put_in_log
 
 MIB = 1 << 20
@@ -227,7 +228,7 @@ async def test_a_flush_without_room_is_made_later(tmp_path: Path) -> None:
     store.state.engine.make_room = make_room  # type: ignore[method-assign]
     for index in range(1, 11):
         change(store, index, b"v%d" % index)
-    await until(lambda: store.blocked)
+    await until(lambda: store.checkpoints.blocked)
     store.look()
     assert store.space.low
     assert not store.space.full
@@ -236,7 +237,13 @@ async def test_a_flush_without_room_is_made_later(tmp_path: Path) -> None:
     change(store, 11, None, key=7)
     assert store.get(0, b"00000007n\0k") is None, "deletes go on"
     full = False
-    await until(lambda: not store.blocked and not store._active.changes and store._flushing is None)
+    await until(
+        lambda: (
+            not store.checkpoints.blocked
+            and not store.changes.active.changes
+            and store.changes.flushing is None
+        )
+    )
     store.look()
     assert not store.space.low
     assert not failures
@@ -258,7 +265,7 @@ async def test_a_map_that_is_full_closes_to_what_adds_and_opens_when_room_is_mad
         for _ in range(20):
             index += 1
             change(store, index, os.urandom(3000))
-        await until(lambda: store._flushing is None and not store._active.changes)
+        await until(lambda: store.changes.flushing is None and not store.changes.active.changes)
         store.look()
         assert index < 5000, "it is never low"
     assert not failures
@@ -271,7 +278,7 @@ async def test_a_map_that_is_full_closes_to_what_adds_and_opens_when_room_is_mad
         for _ in range(20):
             index, deleted = index + 1, deleted + 1
             change(store, index, None, key=deleted)
-        await until(lambda: store._flushing is None and not store._active.changes)
+        await until(lambda: store.changes.flushing is None and not store.changes.active.changes)
         store.look()
         assert deleted < 5000, "deletes make no room"
     assert not failures
@@ -284,7 +291,7 @@ async def test_mdb_map_full_is_waited_out_too(tmp_path: Path) -> None:
     store.add_partition(0)
     for index in range(1, 601):
         change(store, index, os.urandom(4000))
-    await until(lambda: store.blocked)
+    await until(lambda: store.checkpoints.blocked)
     store.look()
     assert store.space.low
     assert not failures
@@ -312,7 +319,7 @@ async def test_little_room_keeps_no_log_for_others(tmp_path: Path, saved: bool) 
         store.kick()
         await asyncio.sleep(0.005)
     if saved:
-        await until(lambda: not store._dirty and store._flushing is None)
+        await until(lambda: not store.slots.changed and store.changes.flushing is None)
         assert len(store.log.files.segments) == 4
     disk.free = FLOOR - 1
     await until(lambda: len(store.log.files.segments) == 1)

@@ -19,9 +19,10 @@ from metastore.core.entry import entry_position, pack_entry
 from metastore.errors import ConfigError, CorruptLog, CorruptState, StorageError
 from metastore.records import pack_record
 from metastore.storage.disk import Disk
+from metastore.storage.options import StorageOptions
 from metastore.storage.records import EntryRecord, Fact, SealEntry, TruncateEntry
 from metastore.storage.state import DATA_TABLE, record_writes
-from metastore.storage.store import StorageOptions, Store
+from metastore.storage.store import Store
 from tests.typed import put_in_log
 from tests.unit.storage.engines import rot
 
@@ -281,7 +282,7 @@ def test_like_a_model(
 def test_segments_go_once_applied_and_beyond_retention(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     shortened: list[tuple[int, int]] = []
-    store.on_compacted = lambda p, index: shortened.append((p, index))
+    store.retention.on_compacted = lambda p, index: shortened.append((p, index))
     store.add_partition(P)
     for i in range(1, 101):
         put_in_log(store, entry(i, payload=os.urandom(4000)))
@@ -369,8 +370,8 @@ def test_reads_and_scans_over_all_generations(
     start, end = sorted(data.draw(st.tuples(st.sampled_from(keys), st.sampled_from(keys))))
     for low, high in ((start, end), (b"", b"\xff" * 9)):
         expect = sorted((k, v) for k, v in model.items() if low <= k < high)
-        assert store.scan(P, low, high, 1000, 1 << 30) == expect
-        assert store.scan(P, low, high, 2, 1 << 30) == expect[:2]
+        assert store.scan(P, low, high, 1000, 1 << 30)[0] == expect
+        assert store.scan(P, low, high, 2, 1 << 30)[0] == expect[:2]
     store.abandon()
 
 
@@ -439,7 +440,7 @@ async def test_a_snapshot_replaces_log_and_state_together(tmp_path: Path) -> Non
     target = open_store(tmp_path / "b")
     assert target.partitions[P].applied_index == 2
     assert target.get(P, lkey(1)) == record(1001)
-    assert len(target.scan(P, b"", b"\xff" * 9, 1000, 1 << 30)) == 2
+    assert len(target.scan(P, b"", b"\xff" * 9, 1000, 1 << 30)[0]) == 2
     index, epoch = await _copy(source, target)
     for _ in range(2):
         info = target.partitions[P]
@@ -476,29 +477,29 @@ async def test_a_switch_amid_flushes(tmp_path: Path) -> None:
         put_in_log(store, entry(i))  # not durable yet: their numbers may not be given out again
     installer = store.begin_install(P)
     await installer.add([(1, lkey(77), record(77))])
-    write, began = store.run_in_writer, []
+    write, began = store.writer.run, []
 
     async def slow(work: object, *args: object) -> None:
         began.append(store.durable_seq)
         store.append(SealEntry(P, 1 << 16, b"me", b"config"))
-        store._freeze()
+        store.checkpoints.freeze()
         await asyncio.sleep(0.02)
         await write(work, *args)  # type: ignore[arg-type]
 
-    store.run_in_writer = slow  # type: ignore[method-assign]
+    store.writer.run = slow  # type: ignore[method-assign]
     await installer.finish(300, 2)
     assert began >= [9]
     put_in_log(store, entry(301, 2))
     await store.log.drain()
     for _ in range(50):
-        store._freeze()
+        store.checkpoints.freeze()
         await asyncio.sleep(0.002)
     store.abandon()
     again = open_store(tmp_path)
     info = again.partitions[P]
     assert (info.applied_index, info.sealed_epoch) == (300, 1 << 16)
     assert info.log.last_position() == (2, 301)
-    assert [k for k, _ in again.scan(P, b"", b"\xff" * 9, 9, 1 << 20)] == [lkey(77)]
+    assert [k for k, _ in again.scan(P, b"", b"\xff" * 9, 9, 1 << 20)[0]] == [lkey(77)]
     assert again.get(5, lkey(1)) == record(1)
     again.abandon()
 

@@ -14,10 +14,13 @@ import pytest
 from metastore.core.entry import entry_position, pack_entry
 from metastore.core.messages import Seen
 from metastore.records import pack_record
+from metastore.storage.folder import Folder
+from metastore.storage.options import StorageOptions
 from metastore.storage.records import ConfigEntry, EntryRecord, SealEntry
 from metastore.storage.snapshot import AUX, DATA
+from metastore.storage.splits import Fork
 from metastore.storage.state import State
-from metastore.storage.store import Fork, StorageOptions, Store
+from metastore.storage.store import Store
 from tests.typed import put_in_log
 from tests.unit.storage.engines import FaultyEngine
 from tests.unit.storage.simdisk import Cut, SimDisk
@@ -145,8 +148,8 @@ class Life:
         self.facts = facts or Facts()
         #: number of the last change of the kept rows that was durable
         self.kept = 0
-        self.store = Store(FOLDER, {"store_id": "s" * 32}, not created, OPTIONS)
-        self.store.recover(disk, State(engine, not created))
+        folder = Folder(FOLDER, {"store_id": "s" * 32}, not created)
+        self.store = Store(folder, disk, State(engine, not created), OPTIONS)
         for p in self.store.partitions:
             self.store.set_aux_source(p, self.aux(p))
         self.map = self.store.kept.found()
@@ -288,7 +291,7 @@ class Life:
 
     def check_state(self, p: int) -> None:
         info = self.store.partitions[p]
-        found = dict(self.store.scan(p, b"", b"\xff" * 9, 10_000, 1 << 30))
+        found = dict(self.store.scan(p, b"", b"\xff" * 9, 10_000, 1 << 30)[0])
         applied = info.applied_index
         assert found == state_at(p, applied), f"partition {p} at {applied}"
         if applied and (LIKE[p] != 2 or applied > SPLIT):

@@ -24,6 +24,39 @@ FORMAT: Final = 3
 FOLDERS: Final = ("log", "state")
 
 
+class Folder:
+    """A data folder that this process has locked, and whose it is. ``identity``: what ``store.json`` says, or will say once a
+    store that is ``created`` here has all that it needs (``seal``)."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], created: bool, lock_fd: int = -1) -> None:
+        self.path, self.identity, self.created = path, identity, created
+        self.store_id: str = identity["store_id"]
+        self._lock_fd = lock_fd
+
+    @classmethod
+    def open(cls, path: Path, cluster: str, node: str, disk: Disk) -> Folder:
+        """Lock the folder, or make it. Raises ConfigError (locked, other cluster, node or format), CorruptLog, CorruptState."""
+        make_folders(path, disk)
+        lock_fd = lock_folder(path)
+        try:
+            found = read_identity(path, cluster, node)
+            return cls(path, found or new_identity(cluster, node), found is None, lock_fd)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+
+    def seal(self, disk: Disk) -> None:
+        """Log and state are there: from here on the store exists."""
+        if self.created:
+            write_identity(self.path, self.identity, disk)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
 def lock_folder(folder: Path) -> int:
     """The descriptor that holds the lock. Raises ConfigError when another process has it."""
     fd = os.open(folder / "LOCK", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
