@@ -47,3 +47,32 @@ def test_sockets_are_opened_in_one_place(opener: str) -> None:
         if opener in calls(path.read_text())
     }
     assert found == OPENERS[opener]
+
+
+def writers(source: str) -> Iterator[str]:
+    """Whoever has the state, or an engine, write: ``state.write`` and the like."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in ("write", "delete_step"):
+            held = node.value
+            name = (
+                held.attr
+                if isinstance(held, ast.Attribute)
+                else held.id
+                if isinstance(held, ast.Name)
+                else ""
+            )
+            if name.lstrip("_") in ("state", "engine"):
+                yield name.lstrip("_")
+
+
+@pytest.mark.parametrize(
+    ("written", "by"),
+    [("state", "metastore/storage/transactions.py"), ("engine", "metastore/storage/state.py")],
+)
+def test_one_place_says_what_is_one_transaction(written: str, by: str) -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "metastore").rglob("*.py")
+        if written in writers(path.read_text())
+    }
+    assert found == {by}
