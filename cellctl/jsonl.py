@@ -27,6 +27,7 @@ from cellctl.output import note
 from metastore.client import AsyncClient
 from metastore.decoding import Undecodable, load_json
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError
+from metastore.history import first_version
 from metastore.keys import check_namespace, encode_key
 from metastore.records import Record
 
@@ -76,7 +77,7 @@ def from_line(line: bytes, namespace: str | None) -> tuple[str, str, Record]:
     if counter:
         if type(value) is not int:
             raise InvalidRequest(f"a counter's value is a number, not {value!r:.40}")
-        return name, key, Record(0, 0, b"%d" % value, kind, ttl_ms, True)
+        return name, key, Record(first_version(0), first_version(0), b"%d" % value, kind, ttl_ms, True)
     if ("value" in row) == ("value_base64" in row):
         raise InvalidRequest("give value, or value_base64")
     if "value_base64" in row:
@@ -88,7 +89,7 @@ def from_line(line: bytes, namespace: str | None) -> tuple[str, str, Record]:
         raw = value.encode()
     else:
         raise InvalidRequest(f"value is a text, not {value!r:.40}; other bytes go into value_base64")
-    return name, key, Record(0, 0, raw, kind, ttl_ms)
+    return name, key, Record(first_version(0), first_version(0), raw, kind, ttl_ms)
 
 
 @click.group()

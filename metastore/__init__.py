@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         Delete,
         Event,
         Fence,
+        FencingToken,
         Get,
         Put,
         Record,
         RequestIds,
+        Version,
     )
     from metastore.errors import (
         Compacted,
@@ -54,6 +56,7 @@ __all__ = [
     "DidNotHappen",
     "Event",
     "Fence",
+    "FencingToken",
     "Get",
     "HistoryChanged",
     "LockLost",
@@ -62,6 +65,7 @@ __all__ = [
     "Put",
     "Record",
     "RequestIds",
+    "Version",
 ]
 
 

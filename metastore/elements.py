@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
 
 from metastore.errors import InvalidRequest, MetastoreError, TooLarge
-from metastore.history import VERSIONS
+from metastore.history import NO_TOKEN, VERSIONS
 from metastore.keys import (
     MAX_CONTENT_TYPE_BYTES,
     MAX_KEY_BYTES,
@@ -31,7 +31,7 @@ MAX_FENCE_NAME_BYTES: Final = 256
 #: request has such a number itself
 ONE_REQUEST: Final = 1 << 62
 #: of a put, in place of a fencing token: the record is a lock, which raises its fence (R20)
-RAISE: Final = 0
+RAISE: Final = NO_TOKEN
 #: what a request became is remembered at least so long (and at least of the last requests: core.dedupe)
 DEDUPE_WINDOW_S: Final = 600
 MAX_LKEY_BYTES: Final = 8 + 64 + 1 + MAX_KEY_BYTES

@@ -12,22 +12,38 @@ compared; records that were written before are shown as of the generation's firs
 generation all is as it would be without.
 
 With MAX_GENERATIONS of 2**COUNT_BITS changes each a version stays below 2**53: a safe integer of JavaScript.
+
+Four kinds of numbers are made of it. They are counted alike and never mean the same, so each is a type of its own, and
+becomes another only by the functions below that say why it may.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NewType
 
 import msgpack
 
 from metastore.errors import HistoryChanged
+
+Version = NewType("Version", int)
+"""The change that last wrote a record: its ETag. 0 = there is no record."""
+ResumePoint = NewType("ResumePoint", int)
+"""A version up to which all changes of one partition were seen: a watch goes on behind it."""
+FencingToken = NewType("FencingToken", int)
+"""What the holder of a lock shows with its writes (R20): greater than that of every earlier holder."""
+LastSeenIndex = NewType("LastSeenIndex", int)
+"""An index of a partition's log, of some generation: a request that carries it was not executed by any entry up to it (R7)."""
 
 COUNT_BITS: Final = 44
 MAX_GENERATIONS: Final = 512
 #: no entry is made beyond it: more than an entry can change is left up to the next generation
 LAST_COUNT: Final = (1 << COUNT_BITS) - (1 << 24)
 #: a version that there never is, of no history at all: a condition that never holds
-NO_VERSION: Final = 1 << 62
+NO_VERSION: Final = Version(1 << 62)
+#: of who has seen nothing of a partition yet
+NOTHING_SEEN: Final = LastSeenIndex(0)
+#: lower than every token
+NO_TOKEN: Final = FencingToken(0)
 #: all versions, of whatever history, are below it
 VERSIONS: Final = MAX_GENERATIONS << COUNT_BITS
 _COUNT_MASK: Final = (1 << COUNT_BITS) - 1
@@ -46,9 +62,24 @@ def is_of_another(version: int, mine: int) -> bool:
     return generation_of(version) != generation_of(mine) and generation_of(version) < MAX_GENERATIONS
 
 
-def first_version(generation: int) -> int:
+def first_version(generation: int) -> Version:
     """Where a generation begins."""
-    return generation << COUNT_BITS
+    return Version(generation << COUNT_BITS)
+
+
+def token_of(version: Version) -> FencingToken:
+    """The token of a lock: the version that its record was written at, and keeps while it is only touched."""
+    return FencingToken(version)
+
+
+def lock_version(token: FencingToken) -> Version:
+    """The version of the record of the lock that has ``token``."""
+    return Version(token)
+
+
+def resume_after(version: Version) -> ResumePoint:
+    """Where to go on when a partition was read at ``version``, or all its changes up to it were seen."""
+    return ResumePoint(version)
 
 
 def count_of(version: int) -> int:
@@ -56,9 +87,9 @@ def count_of(version: int) -> int:
     return version & _COUNT_MASK
 
 
-def within_history(version: int, count: int) -> int:
-    """The number ``count`` of the history that ``version`` is of."""
-    return first_version(generation_of(version)) + count
+def within_history(seen: LastSeenIndex, index: int) -> LastSeenIndex:
+    """The log index ``index`` in the history that ``seen`` is of."""
+    return LastSeenIndex(first_version(generation_of(seen)) + index)
 
 
 def pack_mark(generation: int) -> bytes:

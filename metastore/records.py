@@ -14,6 +14,7 @@ from typing import Final, Generic, NamedTuple
 from typing_extensions import TypeVar
 
 from metastore.errors import CorruptState
+from metastore.history import Version
 
 _HEAD: Final = struct.Struct("<IBQQB")
 _REST: Final = struct.Struct("<BQQB")
@@ -31,8 +32,8 @@ class Record(NamedTuple, Generic[T]):
     """One record. ``version``, ``created``: partition versions; ``ttl_ms``: 0 = lives for ever. The value
     is bytes, or what a client's codec has made of them; ``counter``: ``add`` made it."""
 
-    version: int
-    created: int
+    version: Version
+    created: Version
     value: T
     content_type: str = ""
     ttl_ms: int = 0

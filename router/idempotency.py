@@ -23,6 +23,7 @@ from aiohttp import web
 
 from metastore.elements import ONE_REQUEST
 from metastore.errors import MetastoreError
+from metastore.history import NOTHING_SEEN, LastSeenIndex
 from metastore.routing.request_ids import RequestIds, SingleRequest
 from metastore.wire.client_messages import CLIENT_ID_BYTES
 
@@ -49,16 +50,16 @@ class OneRequest(SingleRequest):
         self.request_seq = int.from_bytes(_hash(8, request), "big") % (ONE_REQUEST - 1) + 1
         self._router = router
 
-    def begin(self, partition: int) -> tuple[int, int]:
+    def begin(self, partition: int) -> tuple[int, LastSeenIndex]:
         return self.request_seq, self.stamp(partition)
 
-    def stamp(self, partition: int) -> int:
-        return self._router.stamp(partition) if self.restamps else 0
+    def stamp(self, partition: int) -> LastSeenIndex:
+        return self._router.stamp(partition) if self.restamps else NOTHING_SEEN
 
     def end(self, partition: int, seq: int) -> None:
         pass
 
-    def seen(self, partition: int, index: int) -> None:
+    def seen(self, partition: int, index: LastSeenIndex) -> None:
         self._router.seen(partition, index)
 
 

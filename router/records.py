@@ -10,7 +10,7 @@ from aiohttp import web
 from metastore.client.namespace import AsyncNamespace
 from metastore.client.results import Fence
 from metastore.errors import ConditionFailed, InvalidRequest, MetastoreError, NotFound
-from metastore.history import history_changed, is_of_another
+from metastore.history import FencingToken, Version, history_changed, is_of_another
 from metastore.keys import MAX_CONTENT_TYPE_BYTES, is_content_type
 from router.bulkheads import CellDispatcher
 from router.calls import Call, Handler
@@ -37,10 +37,10 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def etag_version(text: str) -> int | None:
+def etag_version(text: str) -> Version | None:
     """The version in an entity tag that its shape has let pass, None for ``*``."""
     text = text.strip()
-    return None if text == "*" else int(text.removeprefix("W/").strip('"'))
+    return None if text == "*" else Version(int(text.removeprefix("W/").strip('"')))
 
 
 def condition(call: Call) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def fence(call: Call) -> Fence | None:
     if text is None:
         return None
     name, _, token = text.rpartition(":")
-    return Fence(name, int(token))
+    return Fence(name, FencingToken(int(token)))
 
 
 def consistency(values: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from metastore.client.results import (
     TxnResult,
 )
 from metastore.client.watch.watcher import AsyncWatcher
+from metastore.history import FencingToken, Version
 from metastore.records import Record
 from metastore.routing.request_ids import RequestIds
 
@@ -49,6 +50,7 @@ __all__ = [
     "Election",
     "Event",
     "Fence",
+    "FencingToken",
     "Get",
     "Leadership",
     "Lock",
@@ -60,5 +62,6 @@ __all__ = [
     "RequestIds",
     "TouchResult",
     "TxnResult",
+    "Version",
     "Watcher",
 ]

@@ -22,6 +22,7 @@ from metastore.client.results import (
 )
 from metastore.elements import MAX_TTL_MS
 from metastore.errors import InvalidRequest
+from metastore.history import Version
 from metastore.operations import (
     ABSENT,
     ADD,
@@ -49,7 +50,7 @@ _RELATIONS: Final = {"==": EQUAL, "!=": NOT_EQUAL, "<": LESS, ">": GREATER}
 T = TypeVar("T")
 
 
-def condition_of(version: int | None, absent: bool, exists: bool) -> int | None:
+def condition_of(version: Version | None, absent: bool, exists: bool) -> int | None:
     """The wire's condition. Raises InvalidRequest when more than one is given."""
     if (version is not None) + absent + exists > 1:
         raise InvalidRequest("give at most one of version, absent and exists")

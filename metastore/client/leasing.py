@@ -32,7 +32,7 @@ from metastore.errors import (
     MaybeHappened,
     MetastoreError,
 )
-from metastore.history import NO_VERSION
+from metastore.history import NO_TOKEN, NO_VERSION, FencingToken, lock_version, token_of
 from metastore.keys import encode_key
 from metastore.records import Record
 from metastore.routing.backoff import backoff_s
@@ -94,7 +94,7 @@ class Lease:
         self.lost = Flag()
         self._on_at_risk: list[Callback] = []
         self._on_lost: list[Callback] = []
-        self._token = 0
+        self._token = NO_TOKEN
         self._held = False
         self._why = ""
         #: the record that says that it is ours
@@ -121,7 +121,7 @@ class Lease:
         return self._held and not self.lost.is_set() and now < self._over_at_ns
 
     @property
-    def token(self) -> int:
+    def token(self) -> FencingToken:
         """The fencing token: greater than that of every earlier holder. Raises LockLost when not held
         at all (that of a lost hold may still be asked)."""
         if not self._token:
@@ -242,7 +242,7 @@ class Lease:
         except MetastoreError:
             self._doubt = doubted
             raise
-        self._hold(result.version, sent)
+        self._hold(token_of(result.version), sent)
         return True
 
     async def _look(self, until: float | None) -> bool:
@@ -257,7 +257,7 @@ class Lease:
                 return False
         except (ConditionFailed, HistoryChanged):
             return False
-        self._hold(record.version, sent)
+        self._hold(token_of(record.version), sent)
         return True
 
     @staticmethod
@@ -306,7 +306,7 @@ class Lease:
 
     # --- holding ----------------------------------------------------------------------------
 
-    def _hold(self, token: int, sent_ns: int) -> None:
+    def _hold(self, token: FencingToken, sent_ns: int) -> None:
         self._token, self._held, self._why = token, True, ""
         self.lost.clear()
         self._renewed(sent_ns)
@@ -330,7 +330,9 @@ class Lease:
             sent = now_ns()
             try:
                 left = max(0.001, min(self.remaining_s, self._namespace.deadline_s))
-                found = await self._namespace.touch(self.key, version=self._token, deadline_s=left)
+                found = await self._namespace.touch(
+                    self.key, version=lock_version(self._token), deadline_s=left
+                )
                 if found is not None and not self._is_lost():
                     failures = 0
                     self._renewed(sent)
@@ -386,7 +388,7 @@ class Lease:
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
             deadline_s = min(self.ttl_s, self._namespace.deadline_s)
-            await self._namespace.delete(self.key, version=self._token, deadline_s=deadline_s)
+            await self._namespace.delete(self.key, version=lock_version(self._token), deadline_s=deadline_s)
         except (ConditionFailed, HistoryChanged):
             self._lose(f"{self.key!r:.200} was no longer ours")
         except MetastoreError as e:  # its TTL frees it

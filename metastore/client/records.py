@@ -49,6 +49,7 @@ from metastore.errors import (
     Unavailable,
     WrongRouting,
 )
+from metastore.history import Version, first_version
 from metastore.keys import (
     PARENT,
     check_namespace,
@@ -199,7 +200,7 @@ class AsyncRecords(Generic[T]):
         key: str,
         value: T,
         *,
-        version: int | None = None,
+        version: Version | None = None,
         absent: bool = False,
         exists: bool = False,
         ttl_s: float | None = None,
@@ -228,7 +229,7 @@ class AsyncRecords(Generic[T]):
         self,
         key: str,
         *,
-        version: int | None = None,
+        version: Version | None = None,
         exists: bool = False,
         fence: Fence | None = None,
         deadline_s: float | None = None,
@@ -244,7 +245,7 @@ class AsyncRecords(Generic[T]):
         key: str,
         delta: int = 1,
         *,
-        version: int | None = None,
+        version: Version | None = None,
         absent: bool = False,
         exists: bool = False,
         fence: Fence | None = None,
@@ -257,7 +258,7 @@ class AsyncRecords(Generic[T]):
         return AddResult(count, version)
 
     async def touch(
-        self, key: str, *, version: int | None = None, deadline_s: float | None = None
+        self, key: str, *, version: Version | None = None, deadline_s: float | None = None
     ) -> TouchResult | None:
         """Start the record's TTL anew (R15); None when there is no such record. Its version stays.
 
@@ -439,7 +440,7 @@ class AsyncRecords(Generic[T]):
                 raise Unavailable(
                     f"a node listed {lkey!r:.200}, which is not a storage key", retry_after_s=1
                 ) from None
-            record: Any = Record(packed, 0, b"")
+            record: Any = Record(packed, first_version(0), b"")
             items.append((key, record if keys_only else decoded(self.codec, key, read_record(key, packed))))
         return Page(items, encode_cursor(following) if following else None, resume, age_ms)
 

@@ -11,6 +11,7 @@ from typing import Generic, Literal, NamedTuple, TypeAlias
 from typing_extensions import TypeVar
 
 from metastore.errors import DecodeFailed, MetastoreError
+from metastore.history import FencingToken, Version
 from metastore.records import Record
 
 T = TypeVar("T", default=bytes)
@@ -24,14 +25,14 @@ class Fence(NamedTuple):
     to the namespace that is written to."""
 
     name: str
-    token: int
+    token: FencingToken
 
 
 @dataclass(frozen=True, slots=True)
 class PutResult:
     """``created``: there was no record before."""
 
-    version: int
+    version: Version
     created: bool
 
 
@@ -40,14 +41,14 @@ class AddResult:
     """``value``: the counter after the addition."""
 
     value: int
-    version: int
+    version: Version
 
 
 @dataclass(frozen=True, slots=True)
 class TouchResult:
     """``ttl_s``: how long the record lives from now on, 0 = for ever."""
 
-    version: int
+    version: Version
     ttl_s: float
 
 
@@ -71,7 +72,7 @@ class Event(Generic[T]):
 
     kind: Literal["put", "delete", "expire"]
     key: str
-    version: int
+    version: Version
     record: Record[T] | None = None
 
 
@@ -90,7 +91,7 @@ class Put(Generic[T]):
 
     key: str
     value: T
-    version: int | None = None
+    version: Version | None = None
     content_type: str = ""
     ttl_s: float | None = None
 
@@ -100,7 +101,7 @@ class Delete:
     """A delete in a batch or a transaction."""
 
     key: str
-    version: int | None = None
+    version: Version | None = None
 
 
 @dataclass(frozen=True, slots=True)

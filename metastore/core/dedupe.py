@@ -30,6 +30,7 @@ import msgpack
 from metastore.decoding import MAX_ITEMS, unpack_body
 from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import RequestIdExpired
+from metastore.history import LastSeenIndex, Version, first_version
 
 MAX_SESSIONS: Final = 10_000
 MAX_YOUNG_SESSIONS: Final = 40_000
@@ -62,7 +63,7 @@ class Session:
 
     __slots__ = ("floor", "guard", "last_index", "ordinal", "outcomes", "size")
 
-    def __init__(self, guard: int) -> None:
+    def __init__(self, guard: LastSeenIndex) -> None:
         self.guard = guard
         self.floor = 0
         self.last_index = 0
@@ -125,20 +126,20 @@ class Sessions:
         #: clients of a single request whose outcome is forgotten -> when that was made (last_index << 16 |
         #: ordinal); the longest forgotten first
         self.spent: dict[bytes, int] = {}
-        self.expired_below = 0
+        self.expired_below = LastSeenIndex(0)
         #: stamps are log indexes of a history, which begin here (R19)
-        self.history = 0
+        self.history = first_version(0)
         #: how many outcomes all sessions hold, and their bytes
         self.outcomes = 0
         self.size = 0
 
-    def begin_history(self, first: int, index: int) -> None:
+    def begin_history(self, first: Version, index: int) -> None:
         """R19: entry ``index`` begins a history. A stamp of before says nothing of what was executed since; nor does one
         of another history of that number, which was cut where that parted from this (R18): before this entry."""
         self.history = first
-        self.expired_below = first + index
+        self.expired_below = LastSeenIndex(first + index)
 
-    def load(self, rows: list[tuple[bytes, Session | int]], expired_below: int) -> None:
+    def load(self, rows: list[tuple[bytes, Session | int]], expired_below: LastSeenIndex) -> None:
         sessions = [(client, row) for client, row in rows if isinstance(row, Session)]
         sessions.sort(key=lambda item: (item[1].last_index, item[1].ordinal))
         self.by_client = dict(sessions)
@@ -148,7 +149,7 @@ class Sessions:
         self.outcomes = sum(len(session.outcomes) for _, session in sessions)
         self.size = sum(session.size for _, session in sessions)
 
-    def known(self, client: bytes, seq: int, stamp: int) -> Tail | None:
+    def known(self, client: bytes, seq: int, stamp: LastSeenIndex) -> Tail | None:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
         session = self.by_client.get(client)
         if session is None:
@@ -164,7 +165,7 @@ class Sessions:
                 return None
         return self.refusal(seq, stamp, session is not None and seq < session.floor)
 
-    def refusal(self, seq: int, stamp: int, reused: bool, spent: bool = False) -> Tail:
+    def refusal(self, seq: int, stamp: LastSeenIndex, reused: bool, spent: bool = False) -> Tail:
         """``reused``: the client itself has said that it would not send this one (again); ``spent``: it has
         sent its only request before, and what became of that is forgotten."""
         detail: dict[str, Any] = {"index": self.expired_below, "reused": reused}
@@ -223,7 +224,7 @@ class Sessions:
         session = self.by_client.pop(client)
         self.outcomes -= len(session.outcomes)
         self.size -= session.size
-        self.expired_below = max(self.expired_below, self.history + session.last_index)
+        self.expired_below = max(self.expired_below, LastSeenIndex(self.history + session.last_index))
         gone.append(client)
         if session.floor >= ONE_REQUEST:
             self.spent[client] = session.last_index << 16 | min(session.ordinal, 0xFFFF)

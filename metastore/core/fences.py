@@ -22,6 +22,7 @@ import msgpack
 
 from metastore.decoding import unpack_own
 from metastore.errors import Fenced, FenceForgotten
+from metastore.history import NO_TOKEN, FencingToken, Version, token_of
 
 MAX_FENCES: Final = 65_536
 BUCKETS: Final = 1024
@@ -30,7 +31,7 @@ FLOOR_PREFIX: Final = b"g"
 DIGEST_BYTES: Final = 16
 BUCKET_BYTES: Final = 2
 
-Refusal = tuple[int, int]
+Refusal = tuple[int, FencingToken]
 """``(status, token)``: of Fenced the highest token seen, of FenceForgotten the floor."""
 
 
@@ -49,10 +50,10 @@ class Fences:
     raised; ``floors``: bucket -> token."""
 
     def __init__(self) -> None:
-        self.by_name: dict[bytes, tuple[int, int]] = {}
-        self.floors: dict[bytes, int] = {}
+        self.by_name: dict[bytes, tuple[FencingToken, int]] = {}
+        self.floors: dict[bytes, FencingToken] = {}
         #: the leader's: raised by entries that are proposed and not committed
-        self._proposed: dict[bytes, int] = {}
+        self._proposed: dict[bytes, FencingToken] = {}
         #: how many raises there were: the last one is never forgotten, and has this number
         self._raises = 0
 
@@ -73,7 +74,7 @@ class Fences:
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Start from saved aux rows, in any order."""
-        fences: list[tuple[bytes, tuple[int, int]]] = []
+        fences: list[tuple[bytes, tuple[FencingToken, int]]] = []
         for key, raw in rows:
             row = unpack_own(raw)
             if key[:1] == FENCE_PREFIX:
@@ -90,7 +91,7 @@ class Fences:
         """Forget what was proposed and is not committed."""
         self._proposed.clear()
 
-    def _seen(self, digest: bytes) -> int | None:
+    def _seen(self, digest: bytes) -> FencingToken | None:
         """The highest token of a name so far; None = it is unknown, or forgotten."""
         proposed = self._proposed.get(digest)
         if proposed is not None:
@@ -98,12 +99,12 @@ class Fences:
         found = self.by_name.get(digest)
         return None if found is None else found[0]
 
-    def pass_by(self, digest: bytes, token: int, raised: list[list[Any]]) -> Refusal | None:
+    def pass_by(self, digest: bytes, token: FencingToken, raised: list[list[Any]]) -> Refusal | None:
         """A write that carries ``token``: None when it may be done, else the refusal. What it raises is put
         into ``raised``, the entry's."""
         seen = self._seen(digest)
         if seen is None:
-            floor = self.floors.get(bucket_of(digest), 0)
+            floor = self.floors.get(bucket_of(digest), NO_TOKEN)
             if token < floor:
                 return FenceForgotten.status, floor
         elif token <= seen:
@@ -111,17 +112,17 @@ class Fences:
         self._raise(digest, token, raised)
         return None
 
-    def take(self, digest: bytes, version: int, raised: list[list[Any]]) -> Refusal | None:
+    def take(self, digest: bytes, version: Version, raised: list[list[Any]]) -> Refusal | None:
         """A lock is taken at ``version``, as ``pass_by``. Floors do not matter: every earlier token of the name was
         a version of this partition too, and so is lower. Where locks of two partitions share a
         name, it may not be; what is known to be higher is respected."""
         seen = self._seen(digest)
-        if seen is not None and seen >= version:
+        if seen is not None and seen >= token_of(version):
             return Fenced.status, seen
-        self._raise(digest, version, raised)
+        self._raise(digest, token_of(version), raised)
         return None
 
-    def _raise(self, digest: bytes, token: int, raised: list[list[Any]]) -> None:
+    def _raise(self, digest: bytes, token: FencingToken, raised: list[list[Any]]) -> None:
         self._proposed[digest] = token
         raised.append([digest, token])
 
@@ -141,6 +142,6 @@ class Fences:
             digest = next(iter(by_name))
             token, _ = by_name.pop(digest)
             bucket = bucket_of(digest)
-            self.floors[bucket] = max(token, self.floors.get(bucket, 0))
+            self.floors[bucket] = max(token, self.floors.get(bucket, NO_TOKEN))
             aux.add(FENCE_PREFIX + digest)
             aux.add(FLOOR_PREFIX + bucket)

@@ -26,6 +26,7 @@ from metastore.core.rows import (
 from metastore.core.tables import Tables
 from metastore.decoding import unpack_own
 from metastore.history import (
+    Version,
     count_of,
 )
 from metastore.operations import (
@@ -72,7 +73,7 @@ class Machine(Tables):
         else:
             return Applied([], set(), self.last_version)
         if not rows and base and not count_of(base):
-            applied = self.begin_history(index, base)
+            applied = self.begin_history(index, Version(base))
             if applied.aux:
                 self.proposals.version = base
             return applied
@@ -124,7 +125,7 @@ class Machine(Tables):
                         tail = (0, version, stamp, record_versions(record)[2] == version)
             if at >= 0:
                 tails.append((at, seq, tail))
-        self.last_version = version
+        self.last_version = Version(version)
         aux = self.remember(index, floors, tails, usage, fences, horizon)
         if has_ttl:
             self.note_ttls(changes, base, aux)

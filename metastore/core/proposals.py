@@ -33,6 +33,8 @@ from metastore.errors import (
 )
 from metastore.history import (
     LAST_COUNT,
+    LastSeenIndex,
+    Version,
     count_of,
 )
 from metastore.operations import (
@@ -203,7 +205,7 @@ class Proposals:
         """Whether the request id of a write has an outcome already."""
         return self._known(client, op[SEQ_AT], op[FLOOR_AT], op[STAMP_AT]) is not None
 
-    def _known(self, client: bytes, seq: int, floor: int, stamp: int) -> Resolved | None:
+    def _known(self, client: bytes, seq: int, floor: int, stamp: LastSeenIndex) -> Resolved | None:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
         pending = self._outcomes.get(client)
         if pending is not None:
@@ -282,7 +284,7 @@ class Proposals:
         new_version = self.version + 1
         if kind == PUT:
             if digest is not None and token == RAISE:
-                refused = self.tables.fences.take(digest, new_version, fences)
+                refused = self.tables.fences.take(digest, Version(new_version), fences)
                 if refused is not None:
                     return self._nothing(at, seq, *refused, stamp)
             content_type, ttl_ms = op[CONTENT_TYPE_AT].encode(), op[TTL_MS_AT] or 0
@@ -314,7 +316,9 @@ class Proposals:
         return total if -INT64_MAX - 1 <= total <= INT64_MAX else None
 
     @staticmethod
-    def _nothing(at: int, seq: int, status: int, version: int, stamp: int) -> tuple[list[Any], Tail]:
+    def _nothing(
+        at: int, seq: int, status: int, version: int, stamp: LastSeenIndex
+    ) -> tuple[list[Any], Tail]:
         return [NOTHING, at, seq, status, version], nothing_tail(status, version, stamp)
 
     def _touch(self, op: Op) -> Resolved:

@@ -26,6 +26,8 @@ from metastore.core.rows import (
 )
 from metastore.decoding import unpack_own
 from metastore.history import (
+    LastSeenIndex,
+    Version,
     first_version,
     generation_of,
     is_of_another,
@@ -42,14 +44,14 @@ class Tables:
     """See the module."""
 
     def __init__(self) -> None:
-        self.last_version = 0
+        self.last_version = first_version(0)
         #: where the partition's present history begins (R19); what was written before is shown as of it
-        self.first_version = 0
+        self.first_version = first_version(0)
         self.dedupe = Sessions()
         #: namespace -> [records, bytes]
         self.usage: dict[bytes, list[int]] = {}
         #: lkey -> (version, ttl_ms) of every record that has a TTL
-        self.timed: dict[bytes, tuple[int, int]] = {}
+        self.timed: dict[bytes, tuple[Version, int]] = {}
         self.fences = Fences()
         #: all that was split off, the last one last
         self.splits: list[SplitOff] = []
@@ -60,7 +62,7 @@ class Tables:
         return self.dedupe.by_client
 
     @property
-    def expired_below(self) -> int:
+    def expired_below(self) -> LastSeenIndex:
         return self.dedupe.expired_below
 
     def aux(self, key: bytes) -> bytes | None:
@@ -100,7 +102,7 @@ class Tables:
 
     def reset(self) -> None:
         """Back to empty, before the rows of an installed snapshot are loaded (R17)."""
-        self.last_version = self.first_version = 0
+        self.last_version = self.first_version = first_version(0)
         self.dedupe = Sessions()
         self.fences = Fences()
         for table in (self.usage, self.timed, self._timed_names):
@@ -111,7 +113,7 @@ class Tables:
         """Start from saved aux rows."""
         sessions: list[tuple[bytes, Session | int]] = []
         fences: list[tuple[bytes, bytes]] = []
-        expired_below = 0
+        expired_below = LastSeenIndex(0)
         for key, raw in rows:
             kind = key[:1]
             if key == META_KEY:
@@ -153,11 +155,11 @@ class Tables:
         ``leads`` and can be read from."""
         return version < self.first_version or (leads and self.is_other_history(version))
 
-    def stamp(self, index: int) -> int:
+    def stamp(self, index: int) -> LastSeenIndex:
         """What is handed out for a log index."""
-        return self.first_version + index
+        return self.first_version + index  # type: ignore[return-value]  # once an operation: a type is not to cost a call
 
-    def begin_history(self, index: int, first: int) -> Applied:
+    def begin_history(self, index: int, first: Version) -> Applied:
         """A mark: every term of a partition whose history was changed begins with one, the first of them
         begins the generation (R19)."""
         if first <= self.last_version:
@@ -201,7 +203,7 @@ class Tables:
             number += 1
             if record is not None and record[4] & TTL:
                 key = digest_key(TTL_PREFIX, lkey)
-                timed[lkey], self._timed_names[key] = (number, record_ttl_ms(record)), lkey
+                timed[lkey], self._timed_names[key] = (Version(number), record_ttl_ms(record)), lkey
                 aux.add(key)
             elif timed and lkey in timed:
                 key = digest_key(TTL_PREFIX, lkey)

@@ -28,7 +28,7 @@ from metastore.errors import (
     RottenEntry,
     Unavailable,
 )
-from metastore.history import history_changed
+from metastore.history import ResumePoint, first_version, history_changed, resume_after
 from metastore.operations import DELETE, EXPIRE, PUT
 from metastore.partition.log import PartitionLog
 from metastore.partition.policies import Policies
@@ -76,8 +76,8 @@ class Watch:
         self.group: Group = (self.start, self.end, self.flags, wanted)
         self.head: bytes = b"\x93" + _pack(self.id)
         self.index = 0
-        self.version = 0
-        self.told = 0
+        self.version = resume_after(first_version(0))
+        self.told = self.version
         self.live = False
 
 
@@ -112,7 +112,7 @@ class PartitionWatches:
         self._all[id(connection), watch.id] = watch
         self.count += 1
         if body[4] is None:
-            watch.index, watch.version = state.store.applied, state.machine.last_version
+            watch.index, watch.version = state.store.applied, resume_after(state.machine.last_version)
         self._send(watch, watch.version, b"\x90")
         if body[4] is None:
             self._go_live(watch)
@@ -120,7 +120,7 @@ class PartitionWatches:
             self._behind[watch] = None
             state.agenda.feed(state.p)
 
-    def _refuse(self, watch: Watch, after: int | None) -> MetastoreError | None:
+    def _refuse(self, watch: Watch, after: ResumePoint | None) -> MetastoreError | None:
         state = self.state
         if not watch.flags & WATCH_ANY and state.replica.role not in PROPOSING:
             return self.refusals.not_leader()
@@ -143,12 +143,12 @@ class PartitionWatches:
         state.agenda.listing_ns += now_ns() - began
         return error
 
-    def _rotten(self, error: RottenEntry, after: int) -> MetastoreError:
+    def _rotten(self, error: RottenEntry, after: ResumePoint) -> MetastoreError:
         """R14: the log here cannot tell what followed ``after``."""
         self.state.around.lost(error)
         return self._not_kept(after, self.state.machine.last_version)
 
-    def _seek(self, watch: Watch, after: int) -> MetastoreError | None:
+    def _seek(self, watch: Watch, after: ResumePoint) -> MetastoreError | None:
         """Stand before the first entry that may have a change above version ``after``."""
         state = self.state
         last = state.machine.last_version
@@ -157,7 +157,7 @@ class PartitionWatches:
         watch.version = after
         if after >= last:
             watch.index = state.store.applied
-            if after == last:
+            if watch.version == resume_after(last):
                 return None
             text = f"partition {state.p} is at version {last} here, so nothing can be resumed after {after}"
             if state.replica.can_read(now_ns()):
@@ -181,12 +181,12 @@ class PartitionWatches:
         watch.index = low - 1
         return None
 
-    def _too_old(self, after: int) -> MetastoreError:
+    def _too_old(self, after: ResumePoint) -> MetastoreError:
         """What follows ``after`` is not kept here. Of another replica the leader may still have it."""
         oldest = self._base_at_or_after(self.log.base + 1)
         return self._not_kept(after, self.state.machine.last_version if oldest is None else oldest)
 
-    def _not_kept(self, after: int, oldest: int) -> MetastoreError:
+    def _not_kept(self, after: ResumePoint, oldest: int) -> MetastoreError:
         state = self.state
         text = (
             f"partition {state.p}: changes after version {after} are no longer kept, those after {oldest} are"
@@ -261,7 +261,7 @@ class PartitionWatches:
         for watch in watches:
             if watch.connection.congested(CONGESTED_BYTES):
                 # not told: a connection may have thousands of watches, and each event is large
-                watch.index, watch.version = index - 1, applied.base
+                watch.index, watch.version = index - 1, ResumePoint(applied.base)
                 self._not_live(watch)
                 self._behind[watch] = None
                 continue
@@ -270,7 +270,7 @@ class PartitionWatches:
                 self._send(watch, version, body)
 
     @staticmethod
-    def _send(watch: Watch, version: int, events: bytes) -> None:
+    def _send(watch: Watch, version: ResumePoint, events: bytes) -> None:
         watch.told = version
         body = watch.head + _pack(version) + events
         watch.connection.write(frames.HEADER.pack(len(body) + 2, frames.WIRE_VERSION, frames.EVENTS) + body)
@@ -311,7 +311,7 @@ class PartitionWatches:
                 watch.index = number
                 if not entry.changes:
                     continue
-                watch.version = max(watch.version, entry.base + len(entry.changes))
+                watch.version = max(watch.version, ResumePoint(entry.base + len(entry.changes)))
                 for version, body in event_frames(entry, watch.group, after):
                     self._send(watch, version, body)
         if watch.index < last:
@@ -337,7 +337,9 @@ class PartitionWatches:
         who is behind comes to it later (``_feed``)."""
         for watch in list(self._all.values()):
             if watch.live and self._parted(watch) is not None:
-                watch.version = self.state.machine.last_version  # the entry itself changes no record
+                watch.version = resume_after(
+                    self.state.machine.last_version
+                )  # the entry itself changes no record
                 self._send_on(watch)
 
     def _send_on(self, watch: Watch) -> None:
@@ -365,7 +367,7 @@ class PartitionWatches:
         if state.replica.role == ACTIVE and not state.replica.has_quorum(now):
             text = f"partition {state.p}: its leader hears no quorum of replicas"
             self.end_all(Unavailable(text, retry_after_s=1, partition=state.p), also_any=False)
-        version = state.machine.last_version
+        version = resume_after(state.machine.last_version)
         for watch in self._all.values():
             if watch.live and watch.told < version and not watch.connection.congested(CONGESTED_BYTES):
                 watch.index, watch.version = state.store.applied, version
@@ -395,11 +397,11 @@ class PartitionWatches:
             state.agenda.feed(state.p)
 
 
-def event_frames(applied: Applied, group: Group, after: int = 0) -> list[tuple[int, bytes]]:
+def event_frames(applied: Applied, group: Group, after: int = 0) -> list[tuple[ResumePoint, bytes]]:
     """``(version, msgpack of events)`` of what lies in a group's range above version ``after``, in
     pieces that fit a frame: with each the watch has all up to its version."""
     start, end, flags, wanted = group
-    frames_: list[tuple[int, bytes]] = []
+    frames_: list[tuple[ResumePoint, bytes]] = []
     events: list[bytes] = []
     size = version = 0
     for version, (lkey, record) in enumerate(applied.changes, applied.base + 1):
@@ -412,12 +414,12 @@ def event_frames(applied: Applied, group: Group, after: int = 0) -> list[tuple[i
         events.append(event)
         size += len(event)
         if len(events) >= MAX_FRAME_EVENTS or size >= MAX_FRAME_EVENT_BYTES:
-            frames_.append((version, _array(len(events)) + b"".join(events)))
+            frames_.append((ResumePoint(version), _array(len(events)) + b"".join(events)))
             events, size = [], 0
     if events:
-        frames_.append((version, _array(len(events)) + b"".join(events)))
+        frames_.append((ResumePoint(version), _array(len(events)) + b"".join(events)))
     elif frames_:
-        frames_[-1] = version, frames_[-1][1]
+        frames_[-1] = ResumePoint(version), frames_[-1][1]
     return frames_
 
 

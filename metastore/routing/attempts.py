@@ -35,7 +35,7 @@ from metastore.errors import (
     TooStale,
     Unavailable,
 )
-from metastore.history import within_history
+from metastore.history import LastSeenIndex, within_history
 from metastore.operations import (
     FLOOR_AT,
     INDEX_AT,
@@ -353,7 +353,7 @@ class Attempts:
             raise error  # that is certain, whatever an attempt before this one did
         if self.maybe_done or not isinstance(index, int) or not ids.restamps:
             raise self.at_the_end(error)
-        ids.seen(placement.id, index)
+        ids.seen(placement.id, LastSeenIndex(index))
         if reused:  # so many later ones were finished that it counts as one
             ids.end(self.partition, self.op[SEQ_AT])
             self.op[SEQ_AT], _ = ids.begin(self.partition)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from metastore.errors import MetastoreError, NoCommonVersion, Overloaded, ProtocolError
+from metastore.history import ResumePoint
 from metastore.operations import ID_AT, Op, size_of
 from metastore.routing.failures import AttemptTimeout, ConnectionLost, Malformed, error_told
 from metastore.wire import frames
@@ -39,7 +40,7 @@ FOR_EVER_S = float("inf")
 UNRESPONSIVE_TIMEOUT_S = 0.3
 
 
-OnEvents = Callable[[int, list[Any]], None]
+OnEvents = Callable[[ResumePoint, list[Any]], None]
 OnEnd = Callable[[MetastoreError], None]
 
 

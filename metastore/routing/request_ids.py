@@ -8,6 +8,7 @@ from typing import Final
 
 from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import ClientClosed, DiskLow, MetastoreError, OutcomeUnknown
+from metastore.history import NOTHING_SEEN, LastSeenIndex
 from metastore.wire.client_messages import CLIENT_ID_BYTES
 
 #: what may be lost between the age that somebody tells and the partition that looks: ages in whole seconds, the way there, clocks
@@ -30,7 +31,7 @@ class RequestIds:
         self.client_id = client_id or os.urandom(CLIENT_ID_BYTES)
         self._seq = 0
         self._open: dict[int, dict[int, None]] = {}
-        self._stamps: dict[int, int] = {}
+        self._stamps: dict[int, LastSeenIndex] = {}
 
     @staticmethod
     def named(name: str, age_s: float | None = None) -> SingleRequest:
@@ -46,7 +47,7 @@ class RequestIds:
     def lasts(self, left_s: float) -> None:
         """Attempts of the next write may go on for ``left_s`` more seconds."""
 
-    def begin(self, partition: int) -> tuple[int, int]:
+    def begin(self, partition: int) -> tuple[int, LastSeenIndex]:
         """``(seq, stamp)`` for a new write."""
         self._seq += 1
         opened = self._open.get(partition)
@@ -55,9 +56,9 @@ class RequestIds:
         opened[self._seq] = None
         return self._seq, self.stamp(partition)
 
-    def stamp(self, partition: int) -> int:
+    def stamp(self, partition: int) -> LastSeenIndex:
         """The highest index seen from a partition so far, 0 = none."""
-        return self._stamps.get(partition, 0)
+        return self._stamps.get(partition, NOTHING_SEEN)
 
     def floor(self, *partitions: int) -> int:
         """No write below it is under way to these (more than one: some were split off others)."""
@@ -70,8 +71,8 @@ class RequestIds:
         if opened is not None:
             opened.pop(seq, None)
 
-    def seen(self, partition: int, index: int) -> None:
-        if index > self._stamps.get(partition, 0):
+    def seen(self, partition: int, index: LastSeenIndex) -> None:
+        if index > self._stamps.get(partition, NOTHING_SEEN):
             self._stamps[partition] = index
 
 
@@ -96,8 +97,8 @@ class SingleRequest(RequestIds):
         age_s = self._age_s
         self.restamps = age_s is None or age_s + left_s <= DEDUPE_WINDOW_S - AGE_MARGIN_S
 
-    def stamp(self, partition: int) -> int:
-        return super().stamp(partition) if self.restamps else 0
+    def stamp(self, partition: int) -> LastSeenIndex:
+        return super().stamp(partition) if self.restamps else NOTHING_SEEN
 
     def floor(self, *partitions: int) -> int:
         return ONE_REQUEST

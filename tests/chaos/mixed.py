@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from metastore.client import Add, AsyncClient, AsyncNamespace, Compare, Delete, Fence, Get, Put
 from metastore.errors import ConditionFailed, Fenced, MetastoreError
+from metastore.history import FencingToken
 from metastore.keys import storage_key
 from tests.checkers.history import ABSENT, Check, Operation, Part
 
@@ -203,7 +204,7 @@ class Mixed:
         token = self._token(rng, home)
         if token:
             what = rng.choice((self._put, self._put, self._add))
-            await what(ns, rng, home, op, fence=Fence(f"{home}/lock", token))
+            await what(ns, rng, home, op, fence=Fence(f"{home}/lock", FencingToken(token)))
 
     # --- several ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.errors import ConditionFailed, MetastoreError
+from metastore.history import Version
 from tests.checkers.history import ABSENT, Operation
 
 TASKS = 12
@@ -69,9 +70,13 @@ class Traffic:
             elif kind == "delete":
                 version = await ns.delete(key, deadline_s=DEADLINE_S)
             else:
-                condition = None if when in (None, ABSENT) else when
+                condition = None if when is None or when == ABSENT else Version(when)
                 result = await ns.put(
-                    key, value.encode(), version=condition, absent=when == ABSENT, deadline_s=DEADLINE_S
+                    key,
+                    value.encode(),
+                    version=condition,
+                    absent=when == ABSENT,
+                    deadline_s=DEADLINE_S,
                 )
                 version = result.version
         except ConditionFailed as e:

@@ -22,7 +22,7 @@ from metastore.core.machine import Machine
 from metastore.core.payloads import read_payload
 from metastore.core.replica import pack_config, read_config
 from metastore.decoding import inflate
-from metastore.history import pack_mark
+from metastore.history import ResumePoint, Version, pack_mark
 from metastore.records import COUNTER, Record, pack_record, unpack_record
 from metastore.topology import TopologyTable
 from router.snapshot import load_snapshot, save_snapshot
@@ -147,7 +147,7 @@ def _record(
     version: int, created: int, value: bytes, kind: str = "", ttl: int = 0, flags: int = 0
 ) -> Example:
     return Example(
-        Record(version, created, value, kind, ttl, bool(flags & COUNTER)),
+        Record(Version(version), Version(created), value, kind, ttl, bool(flags & COUNTER)),
         lambda r: pack_record(
             r.version, r.created, r.value, r.content_type.encode(), r.ttl_ms, COUNTER if r.counter else 0
         ),
@@ -160,7 +160,7 @@ def _record(
 
 def _even(count: int, *versions: int) -> resume_tokens.Position:
     points = [(i * ((1 << 64) // count)).to_bytes(8, "big") for i in range(count)]
-    return list(zip(points, versions, strict=True))
+    return list(zip(points, map(ResumePoint, versions), strict=True))
 
 
 RESUME: Final = {

@@ -13,6 +13,7 @@ from metastore.coordination.interface import Known as Etcd
 from metastore.core.machine import Machine
 from metastore.core.messages import ASKED, CONFIRMED, Lineage, Run
 from metastore.core.replica import pack_config
+from metastore.history import FencingToken
 from metastore.keys import END_OF_RING
 from metastore.node import node, stored_topology
 from metastore.node.control import agent as control
@@ -215,7 +216,7 @@ def _machine() -> Machine:
                 state.pop(key, None)
             else:
                 state[key] = record
-    machine.fences.floors[b"\x01\x02"] = 4
+    machine.fences.floors[b"\x01\x02"] = FencingToken(4)
     machine.dedupe.spent[b"c" * 16] = 6
     return machine
 

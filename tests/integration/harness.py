@@ -18,6 +18,7 @@ from cellctl.dev_files import pick_ports
 from cellctl.dev_supervisor import ask_supervisor
 from metastore.client import AsyncClient
 from metastore.errors import ConditionFailed, DeadlineExceeded, MetastoreError, Unavailable
+from metastore.history import Version
 from metastore.keys import storage_key
 from tests import preloaded
 from tests.processes import PATIENCE_S
@@ -242,7 +243,7 @@ class Load:
                     value -= 1
             await asyncio.sleep(self.pause_s)
 
-    async def resolve(self, key: str, seen: int | None) -> int | None:
+    async def resolve(self, key: str, seen: Version | None) -> Version | None:
         """After doubt: read what is there."""
         ns = self.client.namespace("load")
         while not self.stop:

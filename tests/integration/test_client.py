@@ -36,6 +36,7 @@ from metastore.errors import (
     NotANumber,
     TooStale,
 )
+from metastore.history import FencingToken, Version
 from metastore.routing.connection import NodeConnection
 from tests.integration.harness import Cluster, refusal
 from tests.processes import PATIENCE_S
@@ -115,7 +116,7 @@ def test_for_threads_as_for_tasks(shared: Cluster, codec: Any, value: Any) -> No
         assert touched is not None
         assert touched.ttl_s == 600
         with pytest.raises(ConditionFailed):
-            ns.put("d/k", value, version=1 << 40)
+            ns.put("d/k", value, version=Version(1 << 40))
         count = ns.add("d/count", 5)
         counted = ns.get("d/count")
         assert counted is not None
@@ -309,10 +310,10 @@ async def test_what_is_refused_and_how(shared: Cluster) -> None:
         ns = client.namespace("refused")
         with pytest.raises(CrossPartition, match="tag"):
             await ns.txn([], [Put(f"k{n}", b"x") for n in range(64)])
-        await ns.put("a/k", b"1", fence=Fence("f", 7))
+        await ns.put("a/k", b"1", fence=Fence("f", FencingToken(7)))
         with pytest.raises(DidNotHappen):
-            await ns.batch([], deadline_s=1) or await ns.put("a/k", b"2", fence=Fence("f", 6))
-        results = await ns.batch([Put("a/k", b"2"), Get("a/k")], fence=Fence("f", 6))
+            await ns.batch([], deadline_s=1) or await ns.put("a/k", b"2", fence=Fence("f", FencingToken(6)))
+        results = await ns.batch([Put("a/k", b"2"), Get("a/k")], fence=Fence("f", FencingToken(6)))
         assert isinstance(results[0], DidNotHappen)
         assert isinstance(results[1], Record)
         for key, limit in (("", 1), ("x" * 3000, 1), ("a/k", 0)):

@@ -23,6 +23,7 @@ from metastore.errors import (
     NotANumber,
     QuotaExceeded,
 )
+from metastore.history import Version, token_of
 from metastore.keys import storage_key
 from metastore.layout import Layout
 from metastore.namespaces import Policy
@@ -126,7 +127,7 @@ async def test_records_expire_and_touched_ones_do_not(cell: Cluster) -> None:
         await until("what is not touched expires", lambda: gone(ns, ["held"]))
         assert await ns.touch("held") is None
         with pytest.raises(ConditionFailed):
-            await ns.touch("forever", version=held.version + 999)
+            await ns.touch("forever", version=Version(held.version + 999))
         record = await ns.get("forever")
         assert record is not None
         assert record.version == forever.version
@@ -146,17 +147,17 @@ async def test_a_replaced_holder_is_fenced_off(cell: Cluster) -> None:
     async with cell.client() as client:
         locks, data = client.namespace("locks"), client.namespace("data")
         first = await locks.put("job", b"one", absent=True, ttl_s=0.4)
-        await data.put("r/report", b"1", fence=Fence("job", first.version))
+        await data.put("r/report", b"1", fence=Fence("job", token_of(first.version)))
         await until("the lock expires", lambda: gone(locks, ["job"]))
         second = await locks.put("job", b"two", absent=True, ttl_s=30)
         assert second.version > first.version
-        await data.put("r/report", b"2", fence=Fence("job", second.version))
+        await data.put("r/report", b"2", fence=Fence("job", token_of(second.version)))
         partition = client.dispatcher.table.route(storage_key("data", "r/report")).id
         await asyncio.to_thread(cell.verb, "kill", cell.leaders()[partition][0])
         for write in (
-            data.put("r/report", b"late", fence=Fence("job", first.version)),
-            data.delete("r/report", fence=Fence("job", first.version)),
-            data.add("r/n", fence=Fence("job", first.version)),
+            data.put("r/report", b"late", fence=Fence("job", token_of(first.version))),
+            data.delete("r/report", fence=Fence("job", token_of(first.version))),
+            data.add("r/n", fence=Fence("job", token_of(first.version))),
         ):
             with pytest.raises(Fenced) as e:
                 await write

@@ -18,6 +18,7 @@ from metastore.client.watch.resume_tokens import decode_resume, encode_resume
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Put as EtcdPut
 from metastore.errors import ClientClosed, Compacted, InvalidRequest, MetastoreError, WrongRouting
+from metastore.history import ResumePoint
 from metastore.keys import END_OF_RING, storage_key
 from metastore.layout import Layout
 from metastore.namespaces import Policy
@@ -109,7 +110,9 @@ async def test_resume_in_another_process(shared: Cluster) -> None:
             async with ns.watch("", after=page.resume):
                 pass
         with pytest.raises(InvalidRequest, match="nothing can be resumed"):
-            async with ns.watch("dir/", after=encode_resume([(decode_resume(str(resume))[0][0], 1 << 40)])):
+            async with ns.watch(
+                "dir/", after=encode_resume([(decode_resume(str(resume))[0][0], ResumePoint(1 << 40))])
+            ):
                 pass
 
 
@@ -142,7 +145,7 @@ async def test_a_whole_namespace_in_many_partitions_and_a_split_one(shared: Clus
             events = await drain(watcher, 64)
             assert sorted(e.key for e in events) == sorted(keys)
             assert {partition_of(client, "wide", k) for k in keys} == set(range(8))
-        async with ns.watch(after=encode_resume([(bytes(8), 0)])) as watcher:
+        async with ns.watch(after=encode_resume([(bytes(8), ResumePoint(0))])) as watcher:
             again = await drain(watcher, 64)
             assert {(e.key, e.version) for e in again} == {(e.key, e.version) for e in events}
             assert len(decode_resume(str(watcher.resume))) == 8

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tests.mutants.mutants import problems, read_mutants
+from tests.mutants.mutants import ROOT, problems, read_mutants
 from tests.mutants.runner import BROKEN, NOTICED, SURVIVED, Journal, Verdict
 
 
@@ -14,6 +16,31 @@ def test_every_mutation_applies_to_the_code_as_it_is() -> None:
     mutants = read_mutants()
     assert not problems(mutants), "\n".join(problems(mutants))
     assert len(mutants) >= 80
+
+
+def test_no_mutation_names_what_is_not_there(tmp_path: Path) -> None:
+    """One that raises NameError plants nothing: it would be noticed by whatever runs it."""
+    for number, mutant in enumerate(read_mutants()):
+        (tmp_path / f"m{number}.py").write_text(f"#: {mutant.name}\n{mutant.mutated(ROOT)}")
+    command = [
+        "ruff",
+        "check",
+        "--isolated",
+        "--no-cache",
+        "--quiet",
+        "--select",
+        "F821,F823",
+        "--output-format",
+        "concise",
+    ]
+    found = subprocess.run(
+        [sys.executable, "-m", *command, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    named = [
+        f"{(tmp_path / line.partition(':')[0].rpartition('/')[2]).read_text().splitlines()[0]} {line}"
+        for line in found.stdout.splitlines()
+    ]
+    assert (found.returncode, named) == (0, []), found.stderr
 
 
 def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metastore.errors import CorruptState
+from metastore.history import Version
 from metastore.records import COUNTER, Record, pack_record, record_versions, unpack_record
 
 U64 = st.integers(0, (1 << 64) - 1)
@@ -15,7 +16,7 @@ U64 = st.integers(0, (1 << 64) - 1)
 @given(U64, U64, st.binary(max_size=300), st.text(max_size=30), U64, st.booleans())
 def test_round_trip(version: int, created: int, value: bytes, kind: str, ttl: int, counter: bool) -> None:
     packed = pack_record(version, created, value, kind.encode(), ttl, COUNTER if counter else 0)
-    assert unpack_record(packed) == Record(version, created, value, kind, ttl, counter)
+    assert unpack_record(packed) == Record(Version(version), Version(created), value, kind, ttl, counter)
     assert record_versions(packed)[1:] == (version, created)
 
 

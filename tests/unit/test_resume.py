@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from metastore.client.watch.watcher import decode_resume, encode_resume
 from metastore.errors import InvalidRequest
+from metastore.history import ResumePoint
 
-VERSIONS = st.integers(0, (1 << 63) - 1)
+VERSIONS = st.integers(0, (1 << 63) - 1).map(ResumePoint)
 
 
 def even(count: int) -> list[bytes]:
@@ -21,22 +22,22 @@ def even(count: int) -> list[bytes]:
 
 
 @given(st.integers(0, 6).flatmap(lambda k: st.lists(VERSIONS, min_size=1 << k, max_size=1 << k)))
-def test_positions_of_whole_namespaces(versions: list[int]) -> None:
+def test_positions_of_whole_namespaces(versions: list[ResumePoint]) -> None:
     position = list(zip(even(len(versions)), versions, strict=True))
     assert decode_resume(encode_resume(position)) == position
 
 
 @given(st.dictionaries(st.binary(min_size=8, max_size=8), VERSIONS, min_size=1, max_size=9))
-def test_positions_of_any_points(versions: dict[bytes, int]) -> None:
+def test_positions_of_any_points(versions: dict[bytes, ResumePoint]) -> None:
     position = sorted(versions.items())
     assert decode_resume(encode_resume(position)) == position
 
 
 def test_they_are_short() -> None:
     """They come with every event, and have to fit into a header."""
-    assert len(encode_resume(list(zip(even(32), [100_000] * 32, strict=True)))) <= 132
-    assert len(encode_resume(list(zip(even(1024), [10_000_000] * 1024, strict=True)))) <= 5500
-    assert len(encode_resume([(os.urandom(8), 5_000_000)])) <= 20
+    assert len(encode_resume(list(zip(even(32), [ResumePoint(100_000)] * 32, strict=True)))) <= 132
+    assert len(encode_resume(list(zip(even(1024), [ResumePoint(10_000_000)] * 1024, strict=True)))) <= 5500
+    assert len(encode_resume([(os.urandom(8), ResumePoint(5_000_000))])) <= 20
 
 
 @given(st.binary(max_size=24) | st.text(max_size=12).map(str.encode))

@@ -9,6 +9,7 @@ from metastore.client.leasing import (
     Callback,
 )
 from metastore.client.results import Fence
+from metastore.history import FencingToken
 
 
 class Held(HeldBase):
@@ -22,7 +23,7 @@ class Held(HeldBase):
         return self._looks_held()
 
     @property
-    def token(self) -> int:
+    def token(self) -> FencingToken:
         """The fencing token: greater than that of every earlier holder. Raises LockLost when not held at all
         (that of a lost hold may still be asked)."""
         return self._inner.token

@@ -24,6 +24,7 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
+from metastore.history import Version
 from metastore.keys import (
     check_namespace,
 )
@@ -111,7 +112,7 @@ class Records(RecordsBase[T]):
         key: str,
         value: T,
         *,
-        version: int | None = None,
+        version: Version | None = None,
         absent: bool = False,
         exists: bool = False,
         ttl_s: float | None = None,
@@ -149,7 +150,7 @@ class Records(RecordsBase[T]):
         self,
         key: str,
         *,
-        version: int | None = None,
+        version: Version | None = None,
         exists: bool = False,
         fence: Fence | None = None,
         deadline_s: float | None = None,
@@ -168,7 +169,7 @@ class Records(RecordsBase[T]):
         key: str,
         delta: int = 1,
         *,
-        version: int | None = None,
+        version: Version | None = None,
         absent: bool = False,
         exists: bool = False,
         fence: Fence | None = None,
@@ -191,7 +192,7 @@ class Records(RecordsBase[T]):
         )
 
     def touch(
-        self, key: str, *, version: int | None = None, deadline_s: float | None = None
+        self, key: str, *, version: Version | None = None, deadline_s: float | None = None
     ) -> TouchResult | None:
         """Start the record's TTL anew (R15); None when there is no such record. Its version stays.
 

@@ -28,6 +28,7 @@ from metastore.errors import (
     Unavailable,
     WrongRouting,
 )
+from metastore.history import ResumePoint, Version, resume_after
 from metastore.keys import END_OF_RING, end_point, hash_point, next_key, prefix_routing_key, storage_key
 from metastore.routing.connection import NodeConnection
 from metastore.routing.failures import Malformed
@@ -50,7 +51,7 @@ class Mark:
 
     __slots__ = ("subscriptions", "version")
 
-    def __init__(self, subscription: PartitionSubscription, version: int) -> None:
+    def __init__(self, subscription: PartitionSubscription, version: ResumePoint) -> None:
         self.subscriptions = [subscription]
         self.version = version
 
@@ -77,7 +78,7 @@ class PartitionSubscription:
         "version",
     )
 
-    def __init__(self, start: bytes, end: bytes, version: int | None) -> None:
+    def __init__(self, start: bytes, end: bytes, version: ResumePoint | None) -> None:
         self.start, self.end = start, end
         self.version = version
         self.delivered = version
@@ -129,7 +130,7 @@ class DirectWatch:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def took(self, mark: Mark, version: int, last: bool) -> None:
+    def took(self, mark: Mark, version: Version, last: bool) -> None:
         """The reader has taken an event of a piece; ``last``: all of them."""
         for subscription in mark.subscriptions:
             if last:
@@ -137,7 +138,7 @@ class DirectWatch:
                 assert subscription.version is not None
                 subscription.delivered = mark.version if subscription.marks else subscription.version
             else:
-                subscription.delivered = version
+                subscription.delivered = resume_after(version)
 
     # --- ranges -----------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class DirectWatch:
             start = hash_point(namespace, routing) + self._prefix
             self._follow_one(start, next_key(start))
             return
-        cuts: list[tuple[bytes, int | None]]
+        cuts: list[tuple[bytes, ResumePoint | None]]
         if after is None:
             cuts = [(p.lo.to_bytes(8, "big"), None) for p in table.in_order()]
         else:
@@ -175,7 +176,7 @@ class DirectWatch:
             )
         self._follow(start, end, self._after[0][1] if self._after else None)
 
-    def _follow(self, start: bytes, end: bytes, version: int | None) -> PartitionSubscription:
+    def _follow(self, start: bytes, end: bytes, version: ResumePoint | None) -> PartitionSubscription:
         subscription = PartitionSubscription(start, end, version)
         self._subscriptions.append(subscription)
         subscription.task = asyncio.get_running_loop().create_task(self._run(subscription))
@@ -329,9 +330,9 @@ class DirectWatch:
         partition = self._narrow(subscription)
         connection = await self._connect(partition, turn)
         ended: asyncio.Future[MetastoreError | None] = asyncio.get_running_loop().create_future()
-        told = -1
+        told = ResumePoint(-1)
 
-        def on_events(version: int, raw: list[Any]) -> None:
+        def on_events(version: ResumePoint, raw: list[Any]) -> None:
             nonlocal told
             if ended.done():
                 return
@@ -370,7 +371,7 @@ class DirectWatch:
             self._dispatcher.retries += 1
             raise error
 
-    def _take(self, subscription: PartitionSubscription, version: int, raw: list[Any]) -> None:
+    def _take(self, subscription: PartitionSubscription, version: ResumePoint, raw: list[Any]) -> None:
         """What a server told: everything up to ``version``."""
         events = [
             (kind, lkey[lkey.index(b"\0", 8) + 1 :].decode(), at, packed)

@@ -12,7 +12,7 @@ import binascii
 from typing import Final
 
 from metastore.errors import InvalidRequest
-from metastore.history import count_of, first_version, generation_of
+from metastore.history import ResumePoint, Version, count_of, first_version, generation_of, resume_after
 
 MAX_SUBSCRIPTIONS: Final = 65_536
 #: encodings of a token: partitions as a cluster is made with them, or each with its point
@@ -21,7 +21,7 @@ _POINTS: Final = 2
 #: of either: some version is of a generation above the first
 _GENERATIONS: Final = 4
 
-Position = list[tuple[bytes, int]]
+Position = list[tuple[bytes, ResumePoint]]
 
 
 def _even(count: int) -> list[bytes]:
@@ -96,7 +96,7 @@ def decode_resume(resume: str) -> Position:
                 if version & 1:
                     generation, at = _take(raw, at)
                 version = first_version(generation) + (version >> 1)
-            position.append((points[len(position)], version))
+            position.append((points[len(position)], resume_after(Version(version))))
         if at != len(raw) or len(position) != len(points) or not points or points != sorted(set(points)):
             raise ValueError
         if not all(v < 1 << 63 for _, v in position) or encode_resume(position) != resume:

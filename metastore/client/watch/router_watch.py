@@ -17,6 +17,7 @@ from metastore.errors import (
     MetastoreError,
     Unavailable,
 )
+from metastore.history import Version
 from metastore.keys import MAX_VALUE_BYTES, prefix_routing_key
 from metastore.operations import DELETE, EXPIRE, PUT
 from metastore.records import Record
@@ -24,7 +25,7 @@ from metastore.routing.failures import Malformed
 from metastore.wire.client_messages import WATCH_KEYS
 
 if TYPE_CHECKING:
-    from metastore.client.watch.subscription import Buffer, SubscriptionFilter
+    from metastore.client.watch.subscription import Buffer, RawEvent, SubscriptionFilter
 
 RETRY_S: Final = (0.05, 1.0)
 LOOK_S: Final = 1.0
@@ -51,7 +52,7 @@ class RouterWatch:
     def delivered(self) -> Position | None:
         return self._delivered
 
-    def took(self, mark: Position, version: int, last: bool) -> None:
+    def took(self, mark: Position, version: Version, last: bool) -> None:
         """The reader has taken an event, after which it is at ``mark``."""
         self._queued -= 1
         self._delivered = mark if self._queued else self._position
@@ -139,7 +140,7 @@ class RouterWatch:
             self._delivered = position
 
 
-def event_of(message: Any, keys_only: bool) -> tuple[int, str, int, Record | None]:
+def event_of(message: Any, keys_only: bool) -> RawEvent:
     """``(kind, key, version, record)`` of an event of the stream. Raises ValueError."""
     if type(message) is not dict:
         raise ValueError("the event is not a JSON object")
@@ -147,7 +148,7 @@ def event_of(message: Any, keys_only: bool) -> tuple[int, str, int, Record | Non
     kind = _KINDS.get(word) if type(word) is str else None
     if kind is None or type(key) is not str or not key or not is_count(version):
         raise ValueError("the event has no kind, key and version")
-    return kind, key, version, _record(message) if kind == PUT and not keys_only else None
+    return kind, key, Version(version), _record(message) if kind == PUT and not keys_only else None
 
 
 def _record(event: dict[str, Any]) -> Record:
@@ -167,4 +168,4 @@ def _record(event: dict[str, Any]) -> Record:
         raise ValueError("the event has neither value nor value_base64")
     if len(value) > MAX_VALUE_BYTES:
         raise ValueError(f"the event's value of {len(value)} bytes is over the limit of {MAX_VALUE_BYTES}")
-    return Record(event["version"], created, value, content_type, ttl_ms, counter)
+    return Record(event["version"], Version(created), value, content_type, ttl_ms, counter)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from metastore.client.watch.resume_tokens import Position
+from metastore.history import Version
 from metastore.keys import hash_point, prefix_routing_key, storage_key
 from metastore.records import Record
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 MAX_BUFFER_BYTES: Final = 8 << 20
 EVENT_BYTES: Final = 200
 
-RawEvent = tuple[int, str, int, Any]
+RawEvent = tuple[int, str, Version, Any]
 """``(kind, key, version, record: packed, or a Record, or None)``."""
 
 
@@ -56,7 +57,7 @@ class Source(Protocol):
 
     async def close(self) -> None: ...
 
-    def took(self, mark: Any, version: int, last: bool) -> None: ...
+    def took(self, mark: Any, version: Version, last: bool) -> None: ...
 
 
 class Buffer:

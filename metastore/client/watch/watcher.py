@@ -22,6 +22,7 @@ from metastore.client.watch.resume_tokens import decode_resume, encode_resume
 from metastore.client.watch.router_watch import RouterWatch
 from metastore.client.watch.subscription import MAX_BUFFER_BYTES, Buffer, Source, SubscriptionFilter
 from metastore.errors import ClientClosed, InternalError, InvalidRequest, MetastoreError, Unavailable
+from metastore.history import Version
 from metastore.operations import EXPIRE, PUT
 from metastore.records import Record, unpack_record
 from metastore.wire.client_messages import WATCH_ANY, WATCH_KEYS
@@ -149,7 +150,7 @@ class AsyncWatcher(Generic[T]):
         except StopAsyncIteration:
             raise ClientClosed("the watch is closed") from None
 
-    def _event(self, kind: int, key: str, version: int, raw: Any) -> Event[T]:
+    def _event(self, kind: int, key: str, version: Version, raw: Any) -> Event[T]:
         if kind == PUT:
             if raw is None:
                 return Event("put", key, version)

@@ -13,6 +13,7 @@ from metastore.core.logindex import LogIndex
 from metastore.core.proposals import Proposals
 from metastore.core.replica import ACTIVE, Replica
 from metastore.core.term import Term
+from metastore.history import LastSeenIndex
 from tests.simulation.core import node as node_module
 from tests.simulation.core.plans import PLANS
 from tests.simulation.core.world import world_of
@@ -115,7 +116,7 @@ def dedupe_committed_only(patch: Planter) -> None:
     original = Proposals._known
 
     def known(self: Any, client: bytes, seq: int, floor: int, stamp: int) -> Any:
-        found = original(self, client, seq, floor, stamp)
+        found = original(self, client, seq, floor, LastSeenIndex(stamp))
         return None if found is not None and found.at else found
 
     patch.setattr(Proposals, "_known", known)

@@ -14,6 +14,7 @@ from metastore.core.proposals import Proposals
 from metastore.core.replica import Replica
 from metastore.core.rows import SESSION_PREFIX
 from metastore.core.term import Term
+from metastore.history import LastSeenIndex
 from metastore.layout import ConfigRecord
 from metastore.node.control.agent import Control
 from metastore.node.node import Node
@@ -120,7 +121,7 @@ def executes_what_is_too_old(patch: Planter) -> None:
     original = Proposals._known
 
     def known(self: Any, client: bytes, seq: int, floor: int, stamp: int) -> Any:
-        found = original(self, client, seq, floor, stamp)
+        found = original(self, client, seq, floor, LastSeenIndex(stamp))
         return None if found is not None and "dedupe window" in str(found.tail[1]) else found
 
     patch.setattr(Proposals, "_known", known)

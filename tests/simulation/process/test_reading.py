@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from metastore.core.replica import Replica
+from metastore.history import ResumePoint
 from metastore.operations import LIST, STALE
 from metastore.partition.reads import Reads
 from metastore.partition.watches import PartitionWatches
@@ -137,7 +138,7 @@ def resumes_too_late(patch: Planter) -> None:
     seek = PartitionWatches._seek
 
     def sought(self: Any, watch: Any, after: int) -> Any:
-        error = seek(self, watch, after)
+        error = seek(self, watch, ResumePoint(after))
         watch.index += error is None and watch.index < self.host.applied
         return error
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from metastore.history import ResumePoint
 from tests.checkers.watches import Change, Session, check_session, missing, version_at
 
 LOW, HIGH = bytes(8) + b"n\0a", b"\x90" + bytes(7) + b"n\0b"
@@ -14,23 +15,25 @@ TRUTH = {
     HIGH: [Change(2, b"2"), Change(5, b"5"), Change(6, b"x")],
 }
 ALL = [(LOW, c) for c in TRUTH[LOW]] + [(HIGH, c) for c in TRUTH[HIGH]]
-START = [(bytes(8), 0)]
+ORIGIN = bytes(8)
+START = [(ORIGIN, ResumePoint(0))]
 #: the upper half of the ring counts for itself
-END = [(bytes(8), 6), (b"\x80" + bytes(7), 5)]
+LEFT, RIGHT = (ORIGIN, ResumePoint(6)), (b"\x80" + bytes(7), ResumePoint(5))
+END = [LEFT, RIGHT]
 
 
 def test_positions() -> None:
     assert [version_at(END, k) for k in (LOW, HIGH)] == [6, 5]
-    assert version_at([(b"\x10" + bytes(7), 9)], LOW) == 0
+    assert version_at([(b"\x10" + bytes(7), ResumePoint(9))], LOW) == 0
 
 
 def test_what_may_be() -> None:
     assert check_session(Session(START, START), TRUTH) is None
     assert check_session(Session(START, END, ALL[:-1]), TRUTH) is None
     assert check_session(Session(START, END, ALL[3:5] + ALL[:3]), TRUTH) is None, "keys have no order"
-    assert check_session(Session(END, [(bytes(8), 6)], ALL[-1:]), TRUTH) is None
+    assert check_session(Session(END, [LEFT], ALL[-1:]), TRUTH) is None
     assert missing(Session(START, END), TRUTH) == 1
-    assert missing(Session(START, [(bytes(8), 6)]), TRUTH) == 0
+    assert missing(Session(START, [LEFT]), TRUTH) == 0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from metastore.errors import (
     Unavailable,
     WrongRouting,
 )
+from metastore.history import Version
 from metastore.keys import END_OF_RING
 from metastore.operations import DELETE, PUT
 from metastore.routing.connection import NodeConnection
@@ -44,7 +45,7 @@ READS: dict[str, Call] = {
 }
 WRITES: dict[str, Call] = {
     "put": lambda ns: ns.put("k", b"v"),
-    "put if": lambda ns: ns.put("k", b"v", version=3),
+    "put if": lambda ns: ns.put("k", b"v", version=Version(3)),
     "delete": lambda ns: ns.delete("k"),
     "add": lambda ns: ns.add("k", 2),
     "txn": lambda ns: ns.txn([Compare.absent("d/x")], TXN_OPS),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from metastore.client.codecs import BYTES, JSON, MSGPACK, TEXT, decoded
 from metastore.errors import DecodeFailed
+from metastore.history import Version
 from metastore.records import COUNTER, Record, pack_record, unpack_record
 
 plain = st.recursive(
@@ -24,7 +25,7 @@ def test_json_and_msgpack_give_back_what_they_got(value: Any) -> None:
     for codec in (JSON, MSGPACK):
         raw = codec.encode(value)
         assert isinstance(raw, bytes)
-        assert decoded(codec, "k", Record(1, 1, raw)).value == value
+        assert decoded(codec, "k", Record(Version(1), Version(1), raw)).value == value
 
 
 @given(st.binary(), st.text(st.characters(codec="utf-8")))
@@ -45,11 +46,11 @@ def test_a_wrong_type_is_refused(codec: Any, wrong: Any) -> None:
 @pytest.mark.parametrize(("codec", "raw"), [(JSON, b"{"), (TEXT, b"\xff"), (MSGPACK, b"\xc1")])
 def test_a_strange_value_is_told(codec: Any, raw: bytes) -> None:
     with pytest.raises(DecodeFailed, match="the value of 'a/b'") as e:
-        decoded(codec, "a/b", Record(7, 7, raw, "image/png"))
+        decoded(codec, "a/b", Record(Version(7), Version(7), raw, "image/png"))
     assert e.value.detail == {"key": "a/b", "content_type": "image/png"}
 
 
 @pytest.mark.parametrize(("codec", "value"), [(BYTES, b"-12"), (TEXT, "-12"), (JSON, -12), (MSGPACK, -12)])
 def test_counters(codec: Any, value: Any) -> None:
     record = unpack_record(pack_record(3, 2, b"-12", b"", 0, COUNTER))
-    assert decoded(codec, "k", record) == Record(3, 2, value, "", 0, True)
+    assert decoded(codec, "k", record) == Record(Version(3), Version(2), value, "", 0, True)

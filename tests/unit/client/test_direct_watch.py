@@ -9,6 +9,7 @@ from typing import Any
 from metastore.client.watch.direct_watch import DirectWatch, PartitionSubscription
 from metastore.client.watch.resume_tokens import Position
 from metastore.client.watch.subscription import Buffer, SubscriptionFilter
+from metastore.history import ResumePoint
 from metastore.keys import storage_key
 from metastore.operations import DELETE
 from metastore.routing.dispatcher import Dispatcher
@@ -29,7 +30,7 @@ def wide_watch(buffer: Buffer) -> tuple[DirectWatch, PartitionSubscription]:
     dispatcher = Dispatcher([])
     dispatcher.table = table()
     subscriptions = DirectWatch(SubscriptionFilter(dispatcher, "n", b"", 0, False), buffer, None)
-    subscription = PartitionSubscription(bytes(8), b"\xff" * 9, 0)
+    subscription = PartitionSubscription(bytes(8), b"\xff" * 9, ResumePoint(0))
     subscriptions._subscriptions.append(subscription)
     return subscriptions, subscription
 
@@ -46,16 +47,16 @@ def at(position: Position | None) -> list[int]:
 async def test_the_reader_is_where_it_has_read() -> None:
     buffer = Buffer(100)
     subscriptions, subscription = wide_watch(buffer)
-    subscriptions._take(subscription, 3, events(1, 3))
-    subscriptions._take(subscription, 7, [])
-    subscriptions._take(subscription, 9, events(8))
+    subscriptions._take(subscription, ResumePoint(3), events(1, 3))
+    subscriptions._take(subscription, ResumePoint(7), [])
+    subscriptions._take(subscription, ResumePoint(9), events(8))
     assert at(subscriptions.delivered) == [0]
     seen = []
     while (event := buffer.take()) is not None:
         seen.append((event[2], at(subscriptions.delivered)[0]))
     # after the last of a piece: everything up to what was told with it, and then all that was told
     assert seen == [(1, 1), (3, 3), (8, 9)]
-    subscriptions._take(subscription, 12, [])
+    subscriptions._take(subscription, ResumePoint(12), [])
     assert at(subscriptions.delivered) == [12]
 
 
@@ -63,9 +64,9 @@ async def test_what_was_seen_is_passed_over() -> None:
     """A node that begins anew within an entry tells its first changes again; and nothing goes back."""
     buffer = Buffer(100)
     subscriptions, subscription = wide_watch(buffer)
-    subscriptions._take(subscription, 5, events(2, 5))
-    subscriptions._take(subscription, 7, events(3, 5, 6, 7))
-    subscriptions._take(subscription, 6, events(6))
+    subscriptions._take(subscription, ResumePoint(5), events(2, 5))
+    subscriptions._take(subscription, ResumePoint(7), events(3, 5, 6, 7))
+    subscriptions._take(subscription, ResumePoint(6), events(6))
     seen = []
     while (event := buffer.take()) is not None:
         seen.append(event[2])
@@ -83,7 +84,7 @@ async def test_a_split_claims_nothing_that_was_not_read() -> None:
         for step in range(10):
             told = sorted({version + rng.randrange(1, 4) for _ in range(rng.randrange(3))})
             version = max([version, *told]) + rng.randrange(2)
-            subscriptions._take(subscription, version, events(*told))
+            subscriptions._take(subscription, ResumePoint(version), events(*told))
             for _ in range(rng.randrange(3)):
                 buffer.take()
             if step == split:

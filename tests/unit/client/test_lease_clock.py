@@ -122,8 +122,13 @@ async def test_a_touch_that_comes_back_after_the_end_renews_nothing(ns: Namespac
     async def touch(key: str, **options: Any) -> Any:
         ends.append(now_ns())
         lease._over_at_ns = ends[-1]  # it ends while the touch is under way
+        return SimpleNamespace(version=7, ttl_s=TTL_S)
+
+    def renewed(sent_ns: int) -> None:
+        raise AssertionError("it came back")
 
     ns.touch = touch  # type: ignore[method-assign]
+    lease._renewed = renewed  # type: ignore[method-assign]
     async with asyncio.timeout(PATIENCE_S):
         await lease._keep()
     assert not lease.held

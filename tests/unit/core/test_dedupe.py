@@ -11,6 +11,7 @@ from metastore.core import dedupe, fences
 from metastore.core.dedupe import Session, Sessions
 from metastore.core.machine import Machine
 from metastore.errors import ConditionFailed, RequestIdExpired
+from metastore.history import FencingToken, LastSeenIndex
 from metastore.operations import ABSENT, OK
 from tests.unit.core.test_machine import A, B, Replica, put
 
@@ -36,28 +37,28 @@ def test_the_request_at_the_floor_is_not_finished(seqs: tuple[int, ...]) -> None
     sessions = Sessions()
     remember(sessions, 1, A, 1, *seqs)
     remember(sessions, 2, A, 5)
-    assert sessions.known(A, 5, 0) == tail(5)
+    assert sessions.known(A, 5, LastSeenIndex(0)) == tail(5)
     if 4 in seqs:
-        assert is_expired(sessions.known(A, 4, 0))
+        assert is_expired(sessions.known(A, 4, LastSeenIndex(0)))
     remember(sessions, 3, A, 6)
-    assert is_expired(sessions.known(A, 5, 0))
+    assert is_expired(sessions.known(A, 5, LastSeenIndex(0)))
 
 
 def test_a_floor_never_goes_back() -> None:
     sessions = Sessions()
     remember(sessions, 1, A, 5, 5)
     remember(sessions, 2, A, 1)
-    assert is_expired(sessions.known(A, 4, 0))
-    assert sessions.known(A, 5, 0) == tail(5)
+    assert is_expired(sessions.known(A, 4, LastSeenIndex(0)))
+    assert sessions.known(A, 5, LastSeenIndex(0)) == tail(5)
 
 
 def test_at_the_floor_a_request_that_is_new_is_executed() -> None:
     sessions = Sessions()
     remember(sessions, 1, A, 5, 5)
-    assert sessions.known(A, 6, 0) is None
+    assert sessions.known(A, 6, LastSeenIndex(0)) is None
     remember(sessions, 2, A, 7)
-    assert sessions.known(A, 7, 0) is None
-    assert is_expired(sessions.known(A, 6, 0))
+    assert sessions.known(A, 7, LastSeenIndex(0)) is None
+    assert is_expired(sessions.known(A, 6, LastSeenIndex(0)))
 
 
 @pytest.fixture
@@ -82,20 +83,20 @@ def test_the_longest_unused_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_a_session_the_stamp_tells(two: Sessions) -> None:
     """Stamped at or after the entry at which the forgotten one was last used: it comes later."""
     assert two.expired_below == 7
-    assert is_expired(two.known(A, 1, 6))
-    assert two.known(A, 1, 7) is None
+    assert is_expired(two.known(A, 1, LastSeenIndex(6)))
+    assert two.known(A, 1, LastSeenIndex(7)) is None
 
 
 def test_a_session_begun_anew_has_forgotten_what_was_before(two: Sessions) -> None:
     """Its guard: a request stamped before may have been executed under the session that is gone."""
     remember(two, 10, A, 1, 5)
-    assert is_expired(two.known(A, 1, 6))
-    assert two.known(A, 1, 7) is None
-    assert two.known(A, 5, 0) == tail(5), "what it knows it knows"
+    assert is_expired(two.known(A, 1, LastSeenIndex(6)))
+    assert two.known(A, 1, LastSeenIndex(7)) is None
+    assert two.known(A, 5, LastSeenIndex(0)) == tail(5), "what it knows it knows"
 
 
 def test_a_guard_survives_saving() -> None:
-    session = Session(7)
+    session = Session(LastSeenIndex(7))
     session.raise_floor(3)
     session.outcomes[3] = tail(3)
     again = Session.unpack(session.pack())
@@ -106,7 +107,7 @@ def test_a_guard_survives_saving() -> None:
 def test_a_first_session_has_nothing_to_guard() -> None:
     sessions = Sessions()
     remember(sessions, 10, A, 1, 5)
-    assert sessions.known(A, 1, 0) is None
+    assert sessions.known(A, 1, LastSeenIndex(0)) is None
 
 
 def test_outcomes_over_the_bound_count_as_finished(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +115,8 @@ def test_outcomes_over_the_bound_count_as_finished(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(dedupe, "MAX_OUTCOMES", 2)
     sessions = Sessions()
     remember(sessions, 1, A, 1, 1, 2, 3)
-    assert is_expired(sessions.known(A, 1, 0))
-    assert sessions.known(A, 2, 0) == tail(2)
+    assert is_expired(sessions.known(A, 1, LastSeenIndex(0)))
+    assert sessions.known(A, 2, LastSeenIndex(0)) == tail(2)
 
 
 def test_what_all_sessions_hold_is_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +186,8 @@ def test_a_floor_of_fences_is_the_highest_token_that_was_forgotten(monkeypatch: 
     for name, token in zip(names, (3, 10, 5, 20), strict=True):
         table.apply([[name, token]], set())
     assert table.floors == {fences.bucket_of(names[0]): 10}
-    assert table.pass_by(names[1], 9, []) is not None
-    assert table.pass_by(names[1], 10, []) is None
+    assert table.pass_by(names[1], FencingToken(9), []) is not None
+    assert table.pass_by(names[1], FencingToken(10), []) is None
 
 
 def test_a_snapshot_replaces_all_that_was_remembered() -> None:

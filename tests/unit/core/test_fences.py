@@ -12,6 +12,7 @@ from metastore.core.machine import Machine
 from metastore.core.payloads import check_aux, read_payload
 from metastore.elements import RAISE
 from metastore.errors import ConditionFailed, Fenced, FenceForgotten
+from metastore.history import FencingToken
 from metastore.operations import ABSENT, OK
 from tests.unit.core.test_machine import A, B, Replica, delete, lk, put, txn
 
@@ -190,7 +191,7 @@ def test_both_halves_of_a_split_remember_fences_and_floors(monkeypatch: pytest.M
     child = Machine(lambda _: None)
     child.load(forked.aux)
     for machine in (r.machine, child):
-        assert [machine.fences.pass_by(fence_digest(b"n", n), 19, []) for n in (a, b)] == [
+        assert [machine.fences.pass_by(fence_digest(b"n", n), FencingToken(19), []) for n in (a, b)] == [
             (FenceForgotten.status, 20),
             (Fenced.status, 30),
         ]

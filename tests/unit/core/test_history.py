@@ -25,6 +25,8 @@ from metastore.history import (
     LAST_COUNT,
     MAX_GENERATIONS,
     NO_VERSION,
+    LastSeenIndex,
+    Version,
     count_of,
     first_version,
     generation_of,
@@ -123,7 +125,7 @@ def test_versions_stay_safe_integers_of_javascript() -> None:
 
 def test_a_generation_that_is_used_up_takes_no_more_writes() -> None:
     r = changed(before())
-    r.machine.last_version = r.machine.proposals.version = G1 + LAST_COUNT + 1
+    r.machine.last_version = r.machine.proposals.version = Version(G1 + LAST_COUNT + 1)
     assert r.run((A, put("x")))[0][0] == QuotaExceeded.status
     assert r.run((A, put("x", fence=["new", RAISE])))[0][0] == QuotaExceeded.status
     changed(r, 2)
@@ -187,7 +189,7 @@ def test_a_refusal_is_remembered_as_it_was() -> None:
     assert r.run((A, put("x", when=1, seq=7, stamp=stamp)))[0] == first
     follower = Replica()
     follower.machine.load([(k, v) for k, v in r.saved.items()])
-    assert follower.machine.dedupe.known(A, 7, stamp) == first
+    assert follower.machine.dedupe.known(A, 7, LastSeenIndex(stamp)) == first
 
 
 def test_a_stamp_of_before_says_nothing_of_now(monkeypatch: pytest.MonkeyPatch) -> None:

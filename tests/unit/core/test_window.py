@@ -13,6 +13,7 @@ from metastore.core.payloads import check_aux, read_payload
 from metastore.core.rows import changes_of
 from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import RequestIdExpired
+from metastore.history import LastSeenIndex
 from tests.unit.core.test_machine import Replica, put
 
 S = 1_000_000_000
@@ -159,5 +160,5 @@ def test_the_window_is_exact_to_a_step() -> None:
 
 def test_loads_in_the_order_of_use() -> None:
     table = Sessions()
-    table.load([(b"b", 5 << 16), (b"a", 4 << 16 | 2), (b"c", 4 << 16 | 1)], 9)
+    table.load([(b"b", 5 << 16), (b"a", 4 << 16 | 2), (b"c", 4 << 16 | 1)], LastSeenIndex(9))
     assert list(table.spent) == [b"c", b"a", b"b"]

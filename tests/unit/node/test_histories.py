@@ -11,7 +11,7 @@ from metastore.client import Compare, Fence, Get, Put
 from metastore.client.namespace import AsyncNamespace
 from metastore.clock import now_ns
 from metastore.errors import HistoryChanged, LockLost, MetastoreError
-from metastore.history import first_version, generation_of
+from metastore.history import FencingToken, Version, first_version, generation_of
 from metastore.layout import ConfigRecord, first_epoch
 from tests.unit.node.single import Single
 
@@ -34,17 +34,17 @@ async def refusals(
     ns: AsyncNamespace, version: int, resume: str, folder: str = "d"
 ) -> dict[str, MetastoreError | None]:
     """The error of every use of something from before; None = it was accepted."""
-    token = Fence("job", version)
+    token = Fence("job", FencingToken(version))
 
     async def watch() -> None:
         async with ns.watch(f"{folder}/", after=resume) as changes:
             await changes.next(0.2)
 
     uses = {
-        "put": ns.put(f"{folder}/k", b"", version=version),
-        "delete": ns.delete(f"{folder}/k", version=version),
-        "add": ns.add(f"{folder}/n", version=version),
-        "touch": ns.touch(f"{folder}/k", version=version),
+        "put": ns.put(f"{folder}/k", b"", version=Version(version)),
+        "delete": ns.delete(f"{folder}/k", version=Version(version)),
+        "add": ns.add(f"{folder}/n", version=Version(version)),
+        "touch": ns.touch(f"{folder}/k", version=Version(version)),
         "txn": ns.txn([Compare(f"{folder}/k", "version", "==", version)], [Put(f"{folder}/k", b"")]),
         "txn of created": ns.txn([Compare(f"{folder}/k", "created", "<", version)], [], [Get(f"{folder}/k")]),
         "fence": ns.put(f"{folder}/k", b"", fence=token),

@@ -20,7 +20,7 @@ from metastore.config import NodeConfig
 from metastore.coordination.interface import Put
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.errors import HistoryChanged
-from metastore.history import generation_of
+from metastore.history import generation_of, token_of
 from metastore.layout import ConfigRecord, Layout, first_epoch
 from metastore.node.clients import ClientConnection
 from metastore.node.control_report import control_view
@@ -117,7 +117,7 @@ async def test_tokens_of_before_and_after_are_told_apart(alone: Alone) -> None:
         with pytest.raises(HistoryChanged):
             await ns.put("d/k", b"", version=old)
         with pytest.raises(HistoryChanged):
-            await ns.put("d/k", b"", fence=Fence("d/lock", old))
+            await ns.put("d/k", b"", fence=Fence("d/lock", token_of(old)))
         with pytest.raises(HistoryChanged):
             async with ns.watch("d/", after=old_resume) as changes:
                 await changes.next(10)

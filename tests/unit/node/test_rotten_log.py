@@ -14,6 +14,7 @@ from metastore.core import messages as m
 from metastore.core.entry import pack_entry
 from metastore.core.replica import pack_config
 from metastore.errors import Compacted, StorageError
+from metastore.history import ResumePoint
 from metastore.records import pack_record
 from metastore.storage import damage as damage_module
 from metastore.storage.snapshot import AUX, DATA
@@ -54,7 +55,7 @@ async def test_a_watch_that_comes_to_it_is_told_and_the_rest_goes_on(tmp_path: P
 
         ((point, version),) = decode_resume(page.resume)
         file = rots(s.store, 0, s.host.applied - 2)
-        watch = ns.watch("d/", after=encode_resume([(point, version - 4)]))
+        watch = ns.watch("d/", after=encode_resume([(point, ResumePoint(version - 4))]))
         with pytest.raises(Compacted):
             await anext(watch)
         await watch.close()

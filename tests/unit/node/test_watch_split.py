@@ -11,6 +11,7 @@ import pytest
 
 from metastore.clock import now_ns
 from metastore.core.rows import SplitOff
+from metastore.history import Version
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.partition import watches as watches_module
@@ -253,7 +254,7 @@ async def test_a_watch_that_a_snapshot_took_past_the_split(tmp_path: Path) -> No
             SplitOff(1, HALF.to_bytes(8, "big"), TOP - 1, epoch, s.host.applied, members)
         )
         for since in (0, 9):  # at the very version that they were told, and beyond it
-            s.host.machine.last_version = version + since
+            s.host.machine.last_version = Version(version + since)
             s.host.watches.snapshot_installed()
             assert ended == [(0, "moved"), (2, "moved")]
         assert len(told) == 3, "they are told no version of what is behind the split"

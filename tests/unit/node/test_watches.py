@@ -11,6 +11,7 @@ from metastore.client.watch.watcher import encode_resume
 from metastore.clock import now_ns
 from metastore.core.rows import Applied
 from metastore.errors import InvalidRequest, Unavailable
+from metastore.history import ResumePoint
 from metastore.partition import watches as watches_module
 from metastore.partition.watches import event_frames
 from metastore.records import pack_record
@@ -88,12 +89,12 @@ async def test_what_a_leader_has_not_yet_is_another_replicas_to_tell(tmp_path: P
         from metastore.client.watch.watcher import decode_resume
 
         ((point, _),) = decode_resume(page.resume)
-        watch = ns.watch("d/", after=encode_resume([(point, 999)]))
+        watch = ns.watch("d/", after=encode_resume([(point, ResumePoint(999))]))
         with pytest.raises(InvalidRequest, match="nothing can be resumed"):
             await anext(watch)
         await watch.close()
         body = [7, 0, point + b"n\0d/", point + b"n\0d0", 999, 0, b""]
         watch_server = watches_module.Watch.__new__(watches_module.Watch)
-        watch_server.version = watch_server.index = 0
+        watch_server.version, watch_server.index = ResumePoint(0), 0
         s.host.replica.can_read = lambda now: False  # type: ignore[method-assign]
         assert isinstance(s.host.watches._seek(watch_server, body[4]), Unavailable)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from metastore.errors import (
     RequestIdExpired,
     Unavailable,
 )
+from metastore.history import LastSeenIndex
 from metastore.keys import storage_key
 from metastore.operations import ADD
 from metastore.routing.dispatcher import RequestIds
@@ -99,7 +100,7 @@ def test_the_window() -> None:
     p.add(request("one more", 1), 1)
     p.commit()
     router = RequestIds()
-    router.seen(0, p.index)
+    router.seen(0, LastSeenIndex(p.index))
     late = p.add(OneRequest(router, "k", ("app", "n"), 1), 1)
     assert late[0] == RequestIdExpired.status
     assert late[2]["spent"] is True, "however fresh the router's stamp is"
@@ -107,11 +108,11 @@ def test_the_window() -> None:
 
 def test_who_tells_its_age_is_refused_beyond_any_memory() -> None:
     router = RequestIds()
-    router.seen(0, 99)
+    router.seen(0, LastSeenIndex(99))
     young = OneRequest(router, "k", ("app", "n"), 1, 10.0)
     old = OneRequest(router, "k", ("app", "n"), 1, DEDUPE_WINDOW_S + 1.0)
     named = RequestIds.named("order", DEDUPE_WINDOW_S + 1.0)
-    named.seen(0, 99)
+    named.seen(0, LastSeenIndex(99))
     assert (named.begin(0), named.floor(0), named.restamps) == ((1, 0), ONE_REQUEST, False)
     assert (young.begin(0)[1], young.restamps) == (99, True)
     assert (old.begin(0)[1], old.restamps) == (0, False)
@@ -143,10 +144,10 @@ def test_numbers_fit_the_wire() -> None:
 
 def test_stamps_are_the_routers() -> None:
     router = RequestIds()
-    router.seen(4, 77)
+    router.seen(4, LastSeenIndex(77))
     ids = OneRequest(router, "k", ("app", "n"), 1)
     assert ids.begin(4)[1] == 77
-    ids.seen(4, 99)
+    ids.seen(4, LastSeenIndex(99))
     assert router.stamp(4) == 99
 
 
@@ -167,7 +168,7 @@ def test_a_repetition_at_the_end_of_the_window_is_not_carried_out_twice(
     for number in range(3):
         p.add(OneRequest(router, f"other-{number}", ("app", "n"), 1), 1)
         p.commit()
-        router.seen(0, p.index)
+        router.seen(0, LastSeenIndex(p.index))
     late = OneRequest(router, "k", ("app", "n"), 1, DEDUPE_WINDOW_S - 1.0)
     assert p.add(late, 1)[0] == RequestIdExpired.status
     assert p.machine.last_version == 4
@@ -184,7 +185,7 @@ def test_a_repetition_at_the_end_of_the_window_is_not_carried_out_twice(
 )
 def test_an_age_counts_to_the_end_of_the_last_attempt(age_s: float | None, left_s: float, may: bool) -> None:
     ids = RequestIds.named("order", age_s)
-    ids.seen(0, 99)
+    ids.seen(0, LastSeenIndex(99))
     ids.lasts(left_s)
     assert (ids.restamps, ids.stamp(0)) == (may, 99 if may else 0)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from metastore.client.results import AddResult, PutResult, TouchResult
 from metastore.errors import InvalidRequest, MetastoreError, TooLarge
+from metastore.history import Version
 from metastore.operations import OPERATIONS as OPERATIONS_OF_CLIENTS
 from metastore.operations import SINGLE
 from metastore.records import Record
@@ -216,11 +217,11 @@ def test_patterns(param: Param, good: list[str], bad: list[str]) -> None:
 
 
 RESULTS = {
-    "get": Record(7, 3, b"value", "text/plain", 5, False),
-    "put": PutResult(7, True),
+    "get": Record(Version(7), Version(3), b"value", "text/plain", 5, False),
+    "put": PutResult(Version(7), True),
     "delete": 7,
-    "add": AddResult(-3, 7),
-    "touch": TouchResult(7, 0.25),
+    "add": AddResult(-3, Version(7)),
+    "touch": TouchResult(Version(7), 0.25),
 }
 
 

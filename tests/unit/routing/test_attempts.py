@@ -18,6 +18,7 @@ from metastore.errors import (
     RequestIdExpired,
     Unavailable,
 )
+from metastore.history import LastSeenIndex
 from metastore.keys import storage_key
 from metastore.layout import NodeRecord
 from metastore.operations import GET, LINEARIZABLE, OK, PUT
@@ -115,7 +116,7 @@ async def test_a_read_leaves_no_doubt(doubt: Any) -> None:
 
 async def test_a_retry_is_the_same_request() -> None:
     client = Scripted(LOST, SILENT, error(OutcomeUnknown), DONE)
-    client.ids.seen(0, 7)
+    client.ids.seen(0, LastSeenIndex(7))
     assert await client.put() == DONE
     assert set(client.sent) == {(1, 1, 7)}
 
@@ -185,7 +186,7 @@ def test_a_floor_is_the_lowest_request_under_way() -> None:
 def test_a_stamp_only_grows() -> None:
     ids = RequestIds()
     for index, stamp in ((7, 7), (3, 7), (9, 9)):
-        ids.seen(0, index)
+        ids.seen(0, LastSeenIndex(index))
         assert ids.stamp(0) == stamp
     assert ids.stamp(1) == 0
     assert ids.begin(0) == (1, 9)
@@ -214,7 +215,7 @@ async def test_an_age_counts_to_the_end_of_the_attempts() -> None:
     """They may go on for a minute: 530 s is too old by then, and is sent with a stamp that says nothing."""
     for age_s, stamp in ((500.0, 99), (530.0, 0)):
         ids = RequestIds.named("order", age_s)
-        ids.seen(0, 99)
+        ids.seen(0, LastSeenIndex(99))
         client = Scripted(DONE)
         await client.put(ids)
         assert client.sent == [(1, ONE_REQUEST, stamp)]

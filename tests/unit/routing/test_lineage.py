@@ -10,7 +10,7 @@ import pytest
 from metastore.client.watch.direct_watch import DirectWatch
 from metastore.client.watch.subscription import Buffer, SubscriptionFilter
 from metastore.errors import ClientClosed, Moved, NotLeader, RequestIdExpired
-from metastore.history import first_version
+from metastore.history import ResumePoint, first_version
 from metastore.layout import NodeRecord
 from metastore.routing.attempts import Attempts, Step
 from metastore.routing.connection import NodeConnection
@@ -153,7 +153,7 @@ async def test_a_hint_of_the_parents_leader_is_none_of_the_childs() -> None:
     dispatcher.refresh_soon = lambda: None  # type: ignore[method-assign]
     subscriptions = DirectWatch(SubscriptionFilter(dispatcher, "n", b"", 0, False), Buffer(10), None)
     subscriptions._outcome = asyncio.get_running_loop().create_future()
-    subscription = subscriptions._follow((3 << 62).to_bytes(8, "big"), b"\xff" * 9, 17)
+    subscription = subscriptions._follow((3 << 62).to_bytes(8, "big"), b"\xff" * 9, ResumePoint(17))
     while not dispatcher.watches:
         await asyncio.sleep(0)
     assert dispatcher.watches[0][0][0] == 0

@@ -177,6 +177,31 @@ def test_a_file_system_that_cannot_allocate_is_not_asked_again(tmp_path: Path) -
     blocks.close()
 
 
+@pytest.mark.parametrize(
+    ("code", "raised"),
+    [
+        (errno.ENOSPC, NoRoom),
+        (errno.EDQUOT, NoRoom),
+        (errno.EFBIG, NoRoom),
+        (errno.EIO, OSError),
+        (errno.EBADF, OSError),
+    ],
+)
+def test_only_want_of_room_is_taken_for_that(tmp_path: Path, code: int, raised: type[Exception]) -> None:
+    """R14: a disk that fails is not one that is full, after which all would go on."""
+    (tmp_path / "data").write_bytes(b"")
+
+    def allocate(fd: int, start: int, size: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    blocks = Blocks(tmp_path / "data", allocate)
+    with pytest.raises(raised) as told:
+        blocks.ensure(0, MIB)
+    assert told.type is raised
+    assert blocks.end == 0
+    blocks.close()
+
+
 def test_the_reals_disk_blocks(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"x")
     blocks = Blocks(tmp_path / "data")
