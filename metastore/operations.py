@@ -304,6 +304,8 @@ READS: Final = frozenset(op.kind for op in _ALL if op.reads)
 #: each has a request id, and is proposed unless it only reads
 WRITES: Final = frozenset(op.kind for op in _ALL if op.writes)
 ADDING: Final = frozenset(op.kind for op in _ALL if op.adds)
+#: kind -> the version of the protocol it came with, of those that are not of the first
+LATER: Final[dict[int, int]] = {op.kind: op.since for op in _ALL if op.since > 1}
 #: made of parts, each of which is an operation
 COMPOUND: Final = frozenset(op.kind for op in _ALL if any(f.parts for f in op.fields))
 #: where the elements stand that several kinds have, of every kind that has it

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from metastore.errors import MetastoreError, NoCommonVersion, Overloaded, ProtocolError
 from metastore.history import ResumePoint
-from metastore.operations import ID_AT, Op, size_of
+from metastore.operations import ID_AT, LATER, OPERATIONS, Op, size_of
 from metastore.routing.failures import AttemptTimeout, ConnectionLost, Malformed, error_told
 from metastore.wire import frames
 from metastore.wire.answer_checks import (
@@ -65,6 +65,7 @@ class NodeConnection(asyncio.Protocol):
         self.lost = False
         self.hello: list[Any] | None = None
         self.version = self.spoken.lowest
+        self._agreed: asyncio.Future[None] = self.loop.create_future()
         self._decoder = frames.FrameDecoder(max_items=frames.MAX_ANSWER_ITEMS)
         self._next_id = 1
         #: id -> (future, until, the operation)
@@ -154,6 +155,7 @@ class NodeConnection(asyncio.Protocol):
             node = f"node {body[1][:80]}"
             self.version = agree(self.spoken, "this client", spoken_at(body, 5), node)
             self.hello = body[:5]
+            self._answer(self._agreed, None)
         elif kind == frames.EVENTS:
             require(check_events(body))
             found = self._watches.get(body[0])
@@ -234,6 +236,7 @@ class NodeConnection(asyncio.Protocol):
         for future in [f for f, _, _ in waiting.values()] + self._topology + self._status:
             if not future.done():
                 future.set_exception(error)
+        self._answer(self._agreed, None)
         watches, self._watches = self._watches, {}
         for _, on_end, _ in watches.values():
             on_end(error)
@@ -242,6 +245,20 @@ class NodeConnection(asyncio.Protocol):
             self.transport.abort()
 
     # --- asking -------------------------------------------------------------------------------
+
+    async def speaks(self, kind: int, until: float) -> None:
+        """Return when the node is known to have the operation ``kind``, one of LATER. Raises NoCommonVersion when its build is
+        older than the operation, ConnectionLost when its hello has not come by ``until`` (loop time)."""
+        await asyncio.wait({self._agreed}, timeout=max(0.0, until - self.loop.time()))
+        if self.lost:
+            raise ConnectionLost("connection lost", sent=False)
+        if self.hello is None:
+            raise ConnectionLost("the node did not send its hello in time", sent=False)
+        if self.version < LATER[kind]:
+            raise NoCommonVersion(
+                f"the operation {OPERATIONS[kind].name!r} needs version {LATER[kind]} of the protocol, and node "
+                f"{self.hello[1][:80]} speaks version {self.version}: upgrade the nodes first"
+            )
 
     def submit(
         self, client_id: bytes, op: Op, until: float, patience_s: float = FOR_EVER_S

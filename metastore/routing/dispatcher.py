@@ -27,6 +27,7 @@ from metastore.operations import (
     CONSISTENCY_AT,
     KEY_AT,
     KIND_AT,
+    LATER,
     LINEARIZABLE,
     NOT_FOUND,
     OK,
@@ -395,6 +396,8 @@ class Dispatcher:
                         )
                         connection = await self.connect(address, until, patience)
                     op = attempts.request(placement)
+                    if op[KIND_AT] in LATER and isinstance(connection, NodeConnection):
+                        await connection.speaks(op[KIND_AT], min(until, loop.time() + CONNECT_TIMEOUT_S))
                     patience = ATTEMPT_TIMEOUT_S if address != self.router_url else ROUTER_ATTEMPT_TIMEOUT_S
                     if connection.unresponsive:
                         patience = UNRESPONSIVE_TIMEOUT_S

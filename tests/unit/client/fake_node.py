@@ -57,6 +57,8 @@ class FakeNode:
         self.answer, self.watch, self.topology = answer, watch, topology
         self.address = ""
         self.table = TopologyTable("c")
+        #: the versions of the protocol, as its hello has them; none = a build that says nothing of them
+        self.spoken: list[list[Any]] = []
         self._server: asyncio.Server
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -94,7 +96,7 @@ class FakeNode:
 
     def _answers(self, name: str, kind: int, body: Any) -> Iterator[bytes]:
         if kind == frames.HELLO:
-            yield frames.pack(frames.HELLO_OK, ["c", "n1", "c1", "s1", "i1"])
+            yield frames.pack(frames.HELLO_OK, ["c", "n1", "c1", "s1", "i1", *self.spoken])
         elif kind == frames.TOPOLOGY_REQUEST:
             yield frames.pack(frames.TOPOLOGY, self.topology(name, self.table.to_wire()))
         elif kind == frames.PING:
