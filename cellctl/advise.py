@@ -74,7 +74,7 @@ class Advice:
 def advise(
     rto_ms: float, pause_ms: float, rpo_ms: float, survive: int, costs: Costs, *, without_etcd: bool = True
 ) -> Advice:
-    """Raises InvalidRequest for what makes no sense."""
+    """Raises InvalidRequest for what is not valid."""
     if rto_ms <= 0 or pause_ms < 0 or rpo_ms < 0 or not 0 <= survive <= 3:
         raise InvalidRequest("--rto has to be above 0, --pause and --rpo at least 0, --survive 0 to 3")
     if pause_ms > MAX_PAUSE_MS:

@@ -23,7 +23,7 @@ from metastore.placement import RING, plan_initial
 
 
 async def registered_nodes(coordinator: Coordinator, layout: Layout) -> dict[str, NodeRecord]:
-    """Nodes that have registered, by name; without those whose records make no sense."""
+    """Nodes that have registered, by name; without those whose records are not valid."""
     _, kvs = await coordinator.range(layout.node(""))
     found = {}
     for kv in kvs:

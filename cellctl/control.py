@@ -103,7 +103,7 @@ def control() -> None:
 @control.command()
 @cluster_options
 @output_option
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done; so it is without --yes too.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done; so it is without --yes too.")
 @click.option("--without", type=int, multiple=True, metavar="P", help="A partition to leave out.")
 @click.option("--node", "https", multiple=True, metavar="HOST:PORT", help="HTTP address of one more node.")
 @click.option("--backup", type=click.Path(path_type=Path), default=None, help="Of cellctl control backup.")

@@ -83,11 +83,11 @@ def _check_host(flag: str, host: str) -> None:
         raise ConfigError(
             f"--{flag} {host!r:.100}: a local cluster is reached by IPv4, or by a name; without a port"
         )
+    listen_by = f"--listen {host}" if host in ANY else "a setting of its own"
     try:
-        check_address(f"{host}:1", to_listen=flag == "listen")
+        check_address(f"{host}:1", to_listen=flag == "listen", listen_by=listen_by)
     except ValueError as e:
-        hint = f"--listen {host}" if host in ANY else "a setting of its own"
-        raise ConfigError(f"--{flag} {host!r:.100} {str(e).replace('a setting of its own', hint)}") from None
+        raise ConfigError(f"--{flag} {host!r:.100} {e}") from None
 
 
 @dev.command()

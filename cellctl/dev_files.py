@@ -75,7 +75,7 @@ class Shape:
         if cell is None:
             cell = f"c{len(names) + 1}"
         elif cell not in names:
-            raise ConfigError(f"there is no cell {cell!r}; there are {', '.join(names)}")
+            raise ConfigError(f"there is no cell {cell!r}; the cells are {', '.join(names)}")
         first = len(names.get(cell, [])) + 1
         fresh = [f"{cell}n{n}" for n in range(first, first + count)]
         ports = [f"{n}-{kind}" for n in fresh for kind in ("rpc", "http")]

@@ -143,7 +143,7 @@ def failover(where: Where, output: str, force: bool, to: str, yes: bool, number:
     best = longest(parts)
     check_target(number, config, target, parts, split_off(number, records.configs, statuses))
     note(
-        f"partition {number} would go on with {target} alone, whose log ends at entry {parts[target]['last_index']} of epoch "
+        f"partition {number} would continue with {target} alone, whose log ends at entry {parts[target]['last_index']} of epoch "
         f"{epoch_text(parts[target]['last_epoch'])}.\n"
         f"Acknowledged writes that only {', '.join(lost)} hold would be lost: up to the last ones before these were. "
         + (

@@ -39,7 +39,7 @@ def show_levels(records: Records) -> None:
 @features.command("raise")
 @cluster_options
 @click.option("--to", "level", type=int, default=None, help="Else the highest that every node supports.")
-@click.option("--dry-run", is_flag=True, help="Show who supports what, and what would be done.")
+@click.option("--dry-run", is_flag=True, help="Show what each node supports, and what would be done.")
 @yes_option
 def raise_(where: Where, level: int | None, dry_run: bool, yes: bool) -> None:
     """Let the cluster write what came with a feature level. That is not taken back: builds that do not support the level

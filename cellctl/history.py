@@ -19,7 +19,7 @@ from metastore.logs import epoch_text
 
 
 def read_history(where: Where) -> list[HistoryRecord]:
-    """The oldest first; of one moment by partition and epoch; without records that make no sense. Raises
+    """The oldest first; of one moment by partition and epoch; without records that are not valid. Raises
     CoordinationUnavailable."""
 
     async def work(etcd: Coordinator, cluster: str) -> list[HistoryRecord]:

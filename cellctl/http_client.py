@@ -28,7 +28,7 @@ def answer_of(
     headers: Mapping[str, str] | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
     """The answer, to be read within. ``timeout_s``: of each wait. Raises InvalidRequest with what a server that refuses says, and
-    Unavailable when there is no answer, when it breaks off while it is read, or when what is read makes no sense."""
+    Unavailable when there is no answer, when it breaks off while it is read, or when what is read is not valid."""
     what = "does not answer"
     try:
         request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))

@@ -121,7 +121,7 @@ def split(where: Where, at: str | None, wait: bool, yes: bool, number: int) -> N
             note(f"done: {wanted.child} is led by {rows[wanted.child]['leader']}")
             return
         if time.monotonic() > deadline:
-            note("it is not done yet; the cluster goes on with it")
+            note("it is not done yet; the cluster continues with it")
             sys.exit(1)
         time.sleep(SPLIT_POLL_S)
 

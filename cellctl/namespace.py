@@ -168,7 +168,7 @@ def list_(where: Where, output: str) -> None:
     else:
         _print_rows(rows)
     if silent:
-        note(f"records and bytes are not complete: {', '.join(silent)} did not tell all")
+        note(f"records and bytes are not complete: {', '.join(silent)} did not answer with all")
         sys.exit(1)
 
 
@@ -186,7 +186,7 @@ def show(where: Where, output: str, name: str) -> None:
     else:
         _print_rows([row])
     if silent:
-        note(f"records and bytes are not complete: {', '.join(silent)} did not tell all")
+        note(f"records and bytes are not complete: {', '.join(silent)} did not answer with all")
         sys.exit(1)
 
 

@@ -403,7 +403,7 @@ def moves_from_plain(plain: Any) -> list[PlannedMove]:
     try:
         if plain["format"] != PLAN_FORMAT:
             raise InvalidRequest(
-                f"the plan has format {plain['format']!r:.20}; this version reads {PLAN_FORMAT}: make the plan anew"
+                f"the plan has format {plain['format']!r:.20}; this version reads {PLAN_FORMAT}: make a new plan"
             )
         return [
             PlannedMove(

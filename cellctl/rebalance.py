@@ -126,7 +126,7 @@ def plan_(
 @rebalance.command("apply")
 @waiting_options
 @click.argument("plan_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--dry-run", is_flag=True, help="Only say what would be asked for.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be asked for.")
 @click.option("--wait/--no-wait", default=True, help="Return when all is done.", show_default=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def apply(
@@ -140,7 +140,7 @@ def apply(
     try:
         moves = moves_from_plain(read_json_file(plan_file))
     except Undecodable as e:
-        raise InvalidRequest(f"{plan_file} is no plan: {e}") from None
+        raise InvalidRequest(f"{plan_file} is not a plan: {e}") from None
     if dry_run or not moves:
         note(f"{len(moves)} moves would be asked for")
         sys.exit(0 if moves else 1)
@@ -170,7 +170,7 @@ def wait_until_done(where: Where, partitions: set[int], deadline: float | None =
             if not left:
                 return 0
             if time.monotonic() > deadline:
-                note(f"{len(left)} moves are still under way; the cluster goes on with them")
+                note(f"{len(left)} moves are still under way; the cluster continues with them")
                 return 1
             time.sleep(POLL_S)
 
@@ -262,13 +262,13 @@ def _pausing(name: str, paused: bool, text: str) -> click.Command:
     @cluster_options
     def command(where: Where) -> None:
         operate(where, lambda o: o.set_paused(paused))
-        note("moves are paused" if paused else "moves go on")
+        note("moves are paused" if paused else "moves continue")
 
     return command
 
 
-pause = _pausing("pause", True, "No automatic change goes on until `cellctl resume`.")
-resume = _pausing("resume", False, "Automatic changes go on.")
+pause = _pausing("pause", True, "No automatic change continues until `cellctl resume`.")
+resume = _pausing("resume", False, "Automatic changes continue.")
 rebalance.add_command(pause)
 rebalance.add_command(resume)
 

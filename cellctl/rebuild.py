@@ -366,7 +366,7 @@ class _Rebuilding:
         seen = self._best_mirror()
         if seen is not None and seen.untrusted:
             assert seen.mirror is not None
-            notes.append(f"what only etcd had is taken from the memory of {seen.node.node}")
+            notes.append(f"records that only etcd had are taken from the memory of {seen.node.node}")
             wanted = dict.fromkeys(wanted)
             wanted |= {k: v.encode() for k, v in seen.mirror.items() if self._makes_sense(k, v.encode())}
         elif seen is None:  # all who knew have been restarted since
@@ -395,8 +395,8 @@ class _Rebuilding:
                     wanted.setdefault(key, value)
         elif not wanted:
             self.result.notes.append(
-                "nobody remembers the cells' settings, which nodes were drained, and whether changes were paused: set them "
-                "anew (cellctl cell, node, pause), or name a backup (--backup)"
+                "no node remembers the cells' settings, which nodes were drained, and whether changes were paused: set them "
+                "again (cellctl cell, node, pause), or name a backup (--backup)"
             )
 
     def _split(self, value: bytes | None) -> bytes | None:

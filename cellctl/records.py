@@ -27,7 +27,7 @@ class Records:
     #: partition -> (move, mod revision)
     moves: dict[int, tuple[MoveRecord, int]]
     paused: bool
-    #: keys of records that make no sense, as they can be printed -> why; they are in nothing above
+    #: keys of records that are not valid, as they can be printed -> why; they are in nothing above
     bad: Mapping[str, str] = field(default_factory=dict)
     #: the cluster's feature level
     level: int = FIRST_LEVEL
@@ -64,7 +64,7 @@ class Records:
         return found
 
     def config(self, partition: int) -> tuple[str, ConfigRecord]:
-        """A partition's cell and record. Raises NotFound, and InvalidRequest when its record makes no sense."""
+        """A partition's cell and record. Raises NotFound, and InvalidRequest when its record is not valid."""
         found = self.configs.get(partition)
         if found is not None:
             return found
@@ -74,7 +74,7 @@ class Records:
         raise NotFound(f"there is no partition {partition}; see: cellctl partition list")
 
     def check_configs(self) -> None:
-        """Raises InvalidRequest when a partition's record makes no sense: who holds it is not known then."""
+        """Raises InvalidRequest when a partition's record is not valid: who holds it is not known then."""
         for key in self.bad:
             if "/config/" in key:
                 raise InvalidRequest(

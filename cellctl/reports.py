@@ -67,7 +67,7 @@ _PAIR: Final = fields.row(fields.text, fields.anything)
 
 
 def report_from_plain(raw: Any, cluster: str) -> Report:
-    """What a node answered. Raises InvalidRequest when it makes no sense, or is of another cluster."""
+    """What a node answered. Raises InvalidRequest when it is not valid, or is of another cluster."""
     try:
         if raw["cluster"] != cluster:
             raise InvalidRequest(f"it belongs to cluster {raw['cluster']!r:.80}, not to {cluster!r}")

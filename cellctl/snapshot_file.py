@@ -80,7 +80,7 @@ def check_rows(rows: Any) -> str:
         if type(row) is not list or len(row) != 2 or type(row[0]) is not bytes or type(row[1]) is not bytes:
             return "a row is not [storage key, record]"
         if not is_storage_key(row[0]):
-            return f"{row[0][:80]!r} is no storage key"
+            return f"{row[0][:80]!r} is not a storage key"
         if not is_sound(row[1]):
             return f"the record of {row[0][:80]!r} does not match its checksum"
     return ""

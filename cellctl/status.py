@@ -177,7 +177,7 @@ def status(where: Where, output: str) -> None:
             say(f"{bad} records in etcd are not valid; cellctl doctor names them")
         for n in nodes:
             if n["refused"]:
-                say(f"{n['node']} takes part in nothing: {n['refused']}")
+                say(f"{n['node']} serves nothing: {n['refused']}")
     sys.exit(0 if healthy == len(rows) and all(n["up"] and not n["refused"] for n in nodes) else 1)
 
 

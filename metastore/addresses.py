@@ -22,9 +22,10 @@ def split_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def check_address(address: str, *, to_listen: bool = False) -> None:
+def check_address(address: str, *, to_listen: bool = False, listen_by: str = "a setting of its own") -> None:
     """Raises ValueError with what is wrong with ``address``, and what it should be. ``to_listen``: it may be that of all
-    interfaces, which nobody can connect to."""
+    interfaces, which no process can connect to; else the message names ``listen_by`` as the setting for
+    listening on all interfaces."""
     if not address:
         raise ValueError("is empty: give host:port, such as 10.0.0.11:7400")
     scheme, found, rest = address.partition("://")
@@ -45,13 +46,15 @@ def check_address(address: str, *, to_listen: bool = False) -> None:
     if host.startswith("["):
         host = host[1:-1]
         if not _is_ipv6(host):
-            raise ValueError(f"has {host!r:.60} in brackets, which is no IPv6 address; brackets are for IPv6")
+            raise ValueError(
+                f"has {host!r:.60} in brackets, which is not an IPv6 address; brackets are for IPv6"
+            )
     elif not _HOST.match(host):
         raise ValueError(f"has the host {host!r:.60}; give a name or an IP address")
     if host in ANY and not to_listen:
         raise ValueError(
-            "is the address of all interfaces, to which nobody can connect; give the one by which others reach this "
-            "machine here, and listen on all of them by a setting of its own"
+            "is the address of all interfaces, to which no process can connect; give the one by which others reach this "
+            f"machine here, and listen on all of them by {listen_by}"
         )
 
 
@@ -66,4 +69,6 @@ def _is_ipv6(host: str) -> bool:
 def check_name(name: str) -> None:
     """Raises ValueError when ``name`` cannot be that of a cluster, a cell or a node: it is part of keys, files and tables."""
     if not _NAME.match(name):
-        raise ValueError("is no name: use 1 to 63 of a-z A-Z 0-9 . _ - and begin with a letter or digit")
+        raise ValueError(
+            "is not a valid name: use 1 to 63 of a-z A-Z 0-9 . _ - and begin with a letter or digit"
+        )

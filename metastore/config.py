@@ -106,14 +106,14 @@ class NodeConfig(BaseConfig):
     disk_low_mib: int = setting(
         512,
         "low-water mark: with less than this to add, on the disk or in the state, writes that add data get 507; "
-        "they go on from a quarter more; 0 = none",
+        "they are accepted again from a quarter more; 0 = none",
         0,
         1 << 30,
     )
     disk_reserve_mib: int = setting(
         64,
-        "a file in the data folder that is given up when the disk is nearly full; at least segment_mib + 16 is "
-        "taken; 0 = none",
+        "size of a file in the data folder that is deleted when the disk is nearly full; at least segment_mib + 16 is "
+        "used; 0 = none",
         0,
         1 << 20,
     )
@@ -128,7 +128,7 @@ class NodeConfig(BaseConfig):
     )
     snapshot_min_kib_s: int = setting(
         256,
-        "who takes a snapshot more slowly, while it is waited for, is sent no more of it; 0 = no floor",
+        "a receiver that reads a snapshot more slowly than this is sent no more of it; 0 = no lower bound",
         0,
         1 << 20,
     )
@@ -140,7 +140,7 @@ class NodeConfig(BaseConfig):
     max_connections: int = setting(4096, "client connections; beyond it they are refused", 1, 1 << 20)
     client_patience_s: float = setting(
         20.0,
-        "time for a hello, for a frame that began, for answers to be taken; then disconnected",
+        "time for a hello, for the rest of a frame, and for a client to read its answers; then it is disconnected",
         0.1,
         3600,
     )
@@ -194,7 +194,7 @@ class RouterConfig(BaseConfig):
     cluster: str = setting("metastore", "name of the cluster")
     http: str = setting("127.0.0.1:8080", "host:port to serve HTTP on; 0.0.0.0:8080 = on all interfaces")
     etcd: list[str] = setting(["127.0.0.1:2379"], "etcd endpoints, host:port, separated by commas")
-    nodes: list[str] = setting([], "host:port of nodes to learn the topology from when etcd is away")
+    nodes: list[str] = setting([], "host:port of nodes to learn the topology from when etcd does not answer")
     snapshot_path: str = setting("", "file that keeps the topology for a start without etcd; empty = none")
     deadline_s: float = setting(5.0, "longest time a request may take", 0.05, 120)
     max_connections: int = setting(
@@ -217,7 +217,7 @@ class RouterConfig(BaseConfig):
         20.0, "time for a request's head, and for the end of a connection", 0.1, 3600
     )
     write_timeout_s: float = setting(
-        30.0, "how long a client may take to read what waits for it before it is cut off", 0.1, 600
+        30.0, "how long a client may take to read what waits for it before it is disconnected", 0.1, 600
     )
     drain_s: float = setting(
         0.0,
@@ -247,13 +247,11 @@ class RouterConfig(BaseConfig):
 
 def _check_address(name: str, address: str, *, to_listen: bool = False, listen: str = "") -> None:
     """``listen``: the setting that says where to listen, if there is one of its own."""
+    listen_by = f"{listen} = {address}" if listen else "a setting of its own"
     try:
-        check_address(address, to_listen=to_listen)
+        check_address(address, to_listen=to_listen, listen_by=listen_by)
     except ValueError as e:
-        text = str(e).replace(
-            "a setting of its own", f"{listen} = {address}" if listen else "a setting of its own"
-        )
-        raise ConfigError(f"{name} = {address!r:.300} {text}") from None
+        raise ConfigError(f"{name} = {address!r:.300} {e}") from None
 
 
 def _check_endpoints(name: str, addresses: Sequence[str]) -> None:

@@ -169,9 +169,9 @@ def inflate(raw: bytes, max_bytes: int) -> bytes:
     try:
         made = stream.decompress(raw, max_bytes + 1)
     except zlib.error as e:
-        raise Undecodable(f"it is not what zlib has compressed: {e}") from None
+        raise Undecodable(f"it is not zlib data: {e}") from None
     if len(made) > max_bytes:
         raise TooMany(f"it becomes more than {max_bytes} bytes, the limit")
     if not stream.eof or stream.unused_data:
-        raise Undecodable("what zlib has compressed is cut short, or followed by more")
+        raise Undecodable("the zlib data is cut short, or bytes follow it")
     return made

@@ -31,7 +31,7 @@ _POINT: Final = re.compile(r"[0-9a-f]{1,17}\Z")
 
 
 class BadRecord(InvalidRequest, ValueError):
-    """A record that makes no sense; the message says what of it, and what it would have to be."""
+    """A record that is not valid; the message says what of it, and what it would have to be."""
 
 
 def whole(low: int = 0, high: int = MAX_WHOLE) -> Read[int]:
@@ -73,7 +73,7 @@ def text(value: Any) -> str:
 def name(value: Any) -> str:
     """A name that can be part of a key: 1 to MAX_NAME printable characters, no slash."""
     if type(value) is not str or len(value) > MAX_NAME or not _is_name(value):
-        raise ValueError(f"{value!r:.60} is no name: 1 to {MAX_NAME} printable characters without /")
+        raise ValueError(f"{value!r:.60} is not a valid name: 1 to {MAX_NAME} printable characters without /")
     return value
 
 
@@ -86,7 +86,7 @@ def _is_name(value: str) -> bool:
 def point(value: Any) -> int:
     """A point of the ring, 0 to 2**64, as hexadecimal text."""
     if type(value) is not str or not _POINT.match(value) or int(value, 16) > 1 << 64:
-        raise ValueError(f"{value!r:.60} is no point: hexadecimal text up to 10000000000000000")
+        raise ValueError(f"{value!r:.60} is not a point: hexadecimal text up to 10000000000000000")
     return int(value, 16)
 
 

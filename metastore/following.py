@@ -1,6 +1,6 @@
 """Following etcd's records: what a watch delivers, read at the door, and put into a topology table.
 
-Used by nodes and routers. A record that makes no sense is left out, counted, told in the log once and kept in ``bad`` for
+Used by nodes and routers. A record that is not valid is left out, counted, told in the log once and kept in ``bad`` for
 status, metrics and cellctl doctor show; its last valid state holds until it is repaired or removed.
 """
 
@@ -29,7 +29,7 @@ SLICE_RECORDS: Final = 200
 
 
 class Seen(NamedTuple):
-    """One change of a record of a known kind. ``record``: what it says; None = removed, or ``bad``: it makes no sense."""
+    """One change of a record of a known kind. ``record``: what it says; None = removed, or ``bad``: it is not valid."""
 
     parts: Parts
     record: Any
@@ -43,7 +43,7 @@ class Following:
     def __init__(self, layout: Layout, table: TopologyTable) -> None:
         self.layout = layout
         self.table = table
-        #: keys of records that make no sense now (as they are shown), and why
+        #: keys of records that are not valid now (as they are shown), and why
         self.bad: dict[str, str] = {}
         self.bad_total = 0
         self._began = False
@@ -69,7 +69,7 @@ class Following:
 
     def take(self, revision: int, changes: Sequence[Change]) -> list[Seen]:
         """A watch's delivery, which the table follows; the first one is all that there is. Returns what to act on, without
-        kinds that are not known: of each record its last change (and where that makes no sense, the last one before that
+        kinds that are not known: of each record its last change (and where that is not valid, the last one before that
         does), and what was removed last: a partition that has moved to another cell has its new record then."""
         met: dict[Parts, list[Seen]] = {}
         for change in changes:
@@ -113,7 +113,7 @@ class Following:
         return ahead[1] if ahead is not None and ahead[0] == value else schema.read(parts, value)
 
     def note(self, key: str, why: BadRecord) -> None:
-        """A record that makes no sense was met."""
+        """A record that is not valid was met."""
         name = shown(key)
         self.bad_total += 1
         if self.bad.get(name) == why.message:
@@ -126,10 +126,10 @@ class Following:
 
     def _is_well(self, key: str) -> None:
         if self.bad and self.bad.pop(shown(key), None) is not None:
-            self._ration.line(logging.INFO, "record %s in etcd makes sense again, or is gone", shown(key))
+            self._ration.line(logging.INFO, "record %s in etcd is valid again, or was removed", shown(key))
 
     def status(self) -> dict[str, Any]:
-        """For status: what makes no sense now (some of it, by key), how much that is, and how often such was met."""
+        """For status: what is not valid now (some of it, by key), how much that is, and how often such was met."""
         told = sorted(self.bad.items())[:MAX_TOLD]
         return {
             "bad": dict(told),

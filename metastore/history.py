@@ -112,7 +112,7 @@ def history_changed(version: int, last_version: int) -> HistoryChanged:
     return HistoryChanged(
         f"version {version} is of generation {generation_of(version)} of its partition's history, which is in generation "
         f"{now}: it went on without a quorum or was restored in between, and what was read before may be undone; read "
-        "again, and take locks again",
+        "again, and acquire locks again",
         version=version,
         generation=now,
     )

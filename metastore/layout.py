@@ -339,7 +339,7 @@ def _move(**read: Any) -> MoveRecord:
 def _id_of_etcd(value: Any) -> int:
     """A cluster id of etcd, which is too large a number for JSON, as hexadecimal text."""
     if type(value) is not str or not 0 < len(value) <= 16:
-        raise ValueError(f"{value!r:.60} is no cluster id of etcd, in hexadecimal digits")
+        raise ValueError(f"{value!r:.60} is not a cluster id of etcd: hexadecimal digits")
     return int(value, 16)
 
 

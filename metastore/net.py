@@ -27,6 +27,6 @@ async def dial(protocol: Callable[[], P], address: str) -> P:
     when it is no address."""
     host, port = split_address(address)
     if not host or not 0 < port < 65536:
-        raise ValueError(f"{address!r:.100} is no address: give host:port, with a port from 1 to 65535")
+        raise ValueError(f"{address!r:.100} is not an address: give host:port, with a port from 1 to 65535")
     _, connection = await asyncio.get_running_loop().create_connection(protocol, host, port)
     return connection

@@ -268,7 +268,7 @@ _ALL = (
             e.VERSION_TOLD,
         ),
         "List records.",
-        Field("wanted", raw(e.MAX_LKEY_BYTES, "what a list is to begin with is not bytes, or too long")),
+        Field("wanted", raw(e.MAX_LKEY_BYTES, "the start of a list is not bytes, or too long")),
         reads=True,
     ),
     Operation(
@@ -290,7 +290,7 @@ _ALL = (
         "touch",
         (e.KEY, e.CONDITION),
         (*_WRITTEN, Told("ttl_ms", e.is_count)),
-        "Start a record's TTL anew.",
+        "Restart a record's TTL.",
         misses=True,
         conditions=("version",),
     ),

@@ -103,5 +103,5 @@ def unpack_record(packed: bytes) -> Record:
     try:
         content_type = packed[pos : pos + type_len].decode()
     except UnicodeDecodeError:
-        raise CorruptState(f"record at version {version} has a content type that is no text") from None
+        raise CorruptState(f"record at version {version} has a content type that is not text") from None
     return Record(version, created, packed[pos + type_len :], content_type, ttl_ms, bool(flags & COUNTER))

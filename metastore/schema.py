@@ -1,7 +1,7 @@
 """The door through which etcd's records come: which kind of record a key has, and what its value says. Pure.
 
 Every key below the cluster's root is checked here by all its readers: nodes, routers and cellctl. A key
-of a kind that is not known is of a later version, and passed over. A record whose key or value makes no sense is
+of a kind that is not known is of a later version, and passed over. A record whose key or value is not valid is
 BadRecord: who follows etcd keeps what it knew of that record until then (metastore.following).
 """
 
@@ -71,7 +71,7 @@ def _number(value: Any) -> int:
         or not value.isdigit()
         or int(value) > layout.MAX_PARTITION
     ):
-        raise ValueError(f"{value!r:.60} is no number of a partition")
+        raise ValueError(f"{value!r:.60} is not a partition number")
     return int(value)
 
 
@@ -132,12 +132,12 @@ def shown(key: str) -> str:
 
 def kind_of(parts: Parts) -> str | None:
     """The kind of a key (the parts below the cluster's root), None = of a later version. Raises BadRecord when the
-    key makes no sense."""
+    key is not valid."""
     kind = KINDS.get(parts[0])
     try:
         "/".join(parts).encode()
     except UnicodeEncodeError:
-        raise BadRecord("its key is no UTF-8") from None
+        raise BadRecord("its key is not UTF-8") from None
     if kind is None or len(parts) != 1 + len(kind.key):
         return None
     try:

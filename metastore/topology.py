@@ -135,7 +135,7 @@ class TopologyTable:
         self.nodes: dict[str, NodeRecord] = {}
         self.partitions: dict[int, Placement] = {}
         self.namespaces: dict[str, Policy] = {}
-        #: keys (below the cluster's root) of records that make no sense: what is here of them is older
+        #: keys (below the cluster's root) of records that are not valid: what is here of them is older
         self.unreadable: set[str] = set()
         #: rows that made no sense when this table was read (from_wire), by key
         self.left_out: list[str] = []
@@ -329,7 +329,7 @@ class TopologyTable:
         self._settle()
 
     def note_unreadable(self, keys: set[str]) -> None:
-        """These are the keys that make no sense now."""
+        """These are the keys that are not valid now."""
         if keys != self.unreadable:
             self.unreadable = keys
             self.changes.note(("unreadable", ""), self.revision)
@@ -650,7 +650,7 @@ class TopologyTable:
 
     @classmethod
     def from_wire(cls, raw: Any) -> TopologyTable:
-        """A table that somebody else has, or that was kept. A row that makes no sense is left out, and is among what is
+        """A table that somebody else has, or that was kept. A row that is not valid is left out, and is among what is
         ``unreadable``; what is of a later version is passed over. Raises InvalidRequest when ``raw`` is not a table."""
         try:
             head = HEAD.read(raw)
@@ -686,7 +686,7 @@ class TopologyTable:
 
 
 def _row_key(kind: str, plain: Any) -> str:
-    """The key of a table's row that makes no sense, as far as it can be told."""
+    """The key of a table's row that is not valid, as far as it can be told."""
     at: Any = {"nodes": "node", "namespaces": 0, "partitions": "id"}[kind]
     try:
         name = plain[at]

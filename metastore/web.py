@@ -120,7 +120,7 @@ class Connection(web.RequestHandler):
             raise ConnectionError("an answer has been begun")
         if status >= 500:
             log.error("%s %s", request.method, request.path, exc_info=exc)
-            detail = "the server failed; its log tells more"
+            detail = "the server failed; its log has the cause"
         else:
             # of what the parser says only the first line: the rest shows what was sent
             detail = (message or "the request is not HTTP").strip().splitlines()[0][:200]

@@ -79,7 +79,7 @@ class Rpc:
             try:
                 error = check_op(op)
                 if error is None and len(op[KEY_AT]) < POINT_BYTES:
-                    error = InvalidRequest("the start of a list is no storage key")
+                    error = InvalidRequest("the start of a list is not a storage key")
                 if error is not None:
                     raise error
                 if op[KIND_AT] in READS:

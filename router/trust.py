@@ -154,7 +154,7 @@ class Trust:
                 continue
             known = term_of(placed[int(parts[2])].epoch)
             if term < known:
-                return f"has partition {parts[2]} at term {term}, and nodes tell of {known}"
+                return f"has partition {parts[2]} at term {term}, and nodes know {known}"
         return ""
 
     async def _read_again(self) -> None:

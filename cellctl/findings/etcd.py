@@ -1,4 +1,4 @@
-"""Of etcd: its members, the leases and watches of nodes, records that make no sense, or of what is gone."""
+"""Of etcd: its members, the leases and watches of nodes, records that are not valid, or of what is gone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def leases(seen: Seen) -> Iterator[Finding]:
                 "error",
                 f"node {name}",
                 f"it distrusts etcd, because {etcd['untrusted']}",
-                "reads and writes go on, and elections by claims (R16); nothing else can be changed",
+                "reads and writes are served, and leaders are elected without etcd (R16); nothing else can be changed",
                 "see what its records would be: cellctl control rebuild; then: cellctl control rebuild --yes. If the etcd of before is "
                 "still there, unharmed, give that back instead",
             )
@@ -28,15 +28,15 @@ def leases(seen: Seen) -> Iterator[Finding]:
                 "error",
                 f"node {name}",
                 etcd["trouble"],
-                "reads and writes go on; changes of the cluster do not, or late",
-                "what it says; the members one by one are below",
+                "reads and writes are served; changes of the cluster are late, or fail",
+                "see its error; the members are listed below",
             )
         elif not etcd.get("connected"):
             yield Finding(
                 "warning",
                 f"node {name}",
                 "it does not reach etcd",
-                "reads and writes go on; it hears of no change, and takes part in no election by etcd",
+                "reads and writes are served; the node sees no change of the records, and takes part in no election by etcd",
                 "look at etcd and at the network between them",
             )
         elif etcd["watch_silent_s"] > ttl:
@@ -76,7 +76,7 @@ def left_over(seen: Seen) -> Iterator[Finding]:
             "warning",
             "etcd",
             "it does not answer from here",
-            "reads and writes go on; nothing can be changed, and elections go by claims (R16)",
+            "reads and writes are served; no record can be changed, and leaders are elected without etcd (R16)",
             "look at etcd; give --etcd if it is elsewhere",
         )
         return
@@ -85,7 +85,7 @@ def left_over(seen: Seen) -> Iterator[Finding]:
             "warning",
             "cluster",
             "automatic changes are paused",
-            "moves stand still, and leaders do not spread",
+            "moves wait, and leaders are not balanced",
             "cellctl resume",
         )
     for name in sorted(seen.records.drained):
@@ -95,13 +95,13 @@ def left_over(seen: Seen) -> Iterator[Finding]:
                 "warning",
                 f"node {name}",
                 f"it is draining, holds {held} replicas, and nothing moves them",
-                "a drain says what is wanted; a plan carries it out",
+                "a drain only marks the cell or node; a plan moves its partitions",
                 "cellctl rebalance plan --out plan.json; cellctl rebalance apply plan.json",
             )
 
 
 def records_in_etcd(seen: Seen) -> Iterator[Finding]:
-    """What etcd has that makes no sense, by itself or together."""
+    """What etcd has that is not valid, by itself or together."""
     bad: dict[str, str] = {}
     for _, view in seen.up():
         bad |= view["etcd"].get("records", {}).get("bad", {})
@@ -111,12 +111,12 @@ def records_in_etcd(seen: Seen) -> Iterator[Finding]:
             "error",
             f"record {key}",
             f"it is not valid: {why}",
-            "it is left out, and what was known of it before holds; who has known nothing of it does without",
-            f"mend it, or remove it if nothing needs it: etcdctl del $'{key}'",
+            "it is left out, and its last valid state holds; a process that has not seen that has no such record",
+            f"repair it, or remove it if nothing needs it: etcdctl del $'{key}'",
         )
     if records is None:
         return
-    # where a record makes no sense the others leave a gap, and only nodes know what fits
+    # where a record is not valid the others leave a gap, and only nodes know what fits
     aside = {p for _, view in seen.up() for p in view["etcd"].get("records", {}).get("aside", ())}
     for p in sorted((aside & records.configs.keys()).union(records.misfits())):
         cell, config = records.configs[p]
@@ -125,7 +125,7 @@ def records_in_etcd(seen: Seen) -> Iterator[Finding]:
             f"partition {p}",
             f"its record, in cell {cell}, has the range {config.lo:016x} to {config.hi:016x}, which is others'",
             "nodes and routers go by the others, and nothing is held or looked for in this one",
-            f"remove its record if it should not be there (config/{cell}/{p:05d}), or mend the others'",
+            f"remove its record if it should not be there (config/{cell}/{p:05d}), or repair the others'",
         )
     for lo, hi in records.gaps():
         yield Finding(
@@ -134,7 +134,7 @@ def records_in_etcd(seen: Seen) -> Iterator[Finding]:
             f"no partition's record covers the points from {lo:016x} to {hi:016x}",
             "processes that knew the partition go on with it; those that start anew find no leader for those keys, and no leader can be "
             "elected",
-            "put the record back as it was (a node's /v1/topology tells)",
+            "put the record back as it was (a node's /v1/topology has it)",
         )
     for name, partitions in records.missing_nodes().items():
         yield Finding(

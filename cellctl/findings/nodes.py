@@ -30,7 +30,7 @@ def nodes_that_are_down(seen: Seen) -> Iterator[Finding]:
                 f"node {name}",
                 f"it has stopped itself: {view['failed']}",
                 "it does not trust its disk or itself any more (R14)",
-                "read its log; mend the disk and restart it, or replace it",
+                "read its log; repair the disk and restart it, or replace it",
             )
 
 
@@ -42,7 +42,7 @@ def stores(seen: Seen) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 f"node {name}",
-                f"it takes part in nothing: {identity['why']}",
+                f"it serves nothing: {identity['why']}",
                 "it lacks what was acknowledged since; its partitions have one replica less",
                 identity["do"],
             )
@@ -51,7 +51,7 @@ def stores(seen: Seen) -> Iterator[Finding]:
                 "error",
                 f"node {name}",
                 f"it waits: {identity['why']}",
-                "two processes under one name, or on one store, must not both take part",
+                "two processes under one name, or on one store, must not both serve",
                 "stop one of the two",
             )
         if identity["accused"]:
@@ -116,7 +116,7 @@ def stalls(seen: Seen) -> Iterator[Finding]:
                 "warning",
                 f"node {name}",
                 f"its loop stood still {view['stalls']} times, for up to {view['worst_stall_ms']} ms",
-                "a leader that stands still for suspect_after_ms is replaced",
+                "a leader whose loop is blocked for suspect_after_ms is replaced",
                 "give it a processor of its own; or raise suspect_after_ms above that",
             )
 
@@ -172,15 +172,15 @@ def feature_levels(seen: Seen) -> Iterator[Finding]:
                 "error",
                 f"node {name}",
                 f"its build supports feature levels up to {node.level}, and the cluster is at {records.level}",
-                "it takes part in nothing: others may write what it cannot read",
-                f"start it with a build that supports level {records.level}; if it is gone for good: cellctl node remove {name}",
+                "it serves nothing: other nodes may write entries that it cannot read",
+                f"start it with a build that supports level {records.level}; if it will not come back: cellctl node remove {name}",
             )
     if records.supported() > records.level:
         yield Finding(
             "warning",
             "cluster",
             f"it is at feature level {records.level}, and every node supports {records.supported()}",
-            "what came with the later levels is not used; as long as it is so, nodes can go back to their earlier build",
+            "features of the later levels are not used; until the level is raised, nodes can go back to their earlier build",
             "when none is to go back any more: cellctl features raise",
         )
 
@@ -194,7 +194,7 @@ def memory(seen: Seen) -> Iterator[Finding]:
                 f"node {name}",
                 f"{clients['refused_total']} connections were refused",
                 "clients fall back to other ways, or fail",
-                "raise max_connections, or find who opens so many",
+                "raise max_connections, or find which client opens so many",
             )
 
 
@@ -204,6 +204,6 @@ def routers(seen: Seen) -> Iterator[Finding]:
             "error",
             "router",
             seen.router_error,
-            "clients over HTTP find nobody there",
+            "clients cannot reach it over HTTP",
             "start it, or give another one with --router",
         )

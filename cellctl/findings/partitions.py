@@ -21,7 +21,7 @@ def partitions_that_ail(seen: Seen) -> Iterator[Finding]:
                 "error",
                 about,
                 f"{row['health']}; of its replicas {', '.join(row['down']) or 'none'} do not answer",
-                "it takes no writes and answers no linearizable reads",
+                "it accepts no writes and answers no linearizable reads",
                 "start its nodes; when a majority is lost for good: cellctl failover --force "
                 + str(row["id"]),
             )
@@ -52,7 +52,7 @@ def copies_that_rot(seen: Seen) -> Iterator[Finding]:
                     "error",
                     f"partition {row['id']}",
                     f"its copy on {name} is damaged: {row['damaged']}",
-                    "what is on that disk is not what was written; the copy serves nothing, and leads nothing",
+                    "that disk returns other bytes than were written; the copy serves nothing, and leads nothing",
                     "nothing, if others hold it: it is rebuilt from them; watch for more of it, and replace the disk",
                 )
         if view["storage"]["rebuilt_total"]:
@@ -60,7 +60,7 @@ def copies_that_rot(seen: Seen) -> Iterator[Finding]:
                 "warning",
                 f"node {name}",
                 f"{view['storage']['rebuilt_total']} damaged copies were rebuilt since it started",
-                "its disk, memory or file system lost what it was told to keep",
+                "its disk, memory or file system lost what was synced to it",
                 f"replace the disk: cellctl node replace {name} OTHER",
             )
 

@@ -21,7 +21,7 @@ def disks(seen: Seen) -> Iterator[Finding]:
                 "error",
                 about,
                 f"its disk is full: {disk['free_bytes'] >> 20} MiB are free",
-                "it takes no entries any more; with a majority like that nothing can be written, not even deletes",
+                "it accepts no entries any more; with a majority in this state nothing can be written, not even deletes",
                 "make room on its disk",
             )
         elif disk.get("low"):
@@ -59,7 +59,7 @@ def disks(seen: Seen) -> Iterator[Finding]:
                     f"it has been sending a snapshot of partition {pin['partition']} to {pin['to']} for "
                     f"{pin['seconds'] // 60} minutes",
                     "until that ends, the file of its state grows with every write, and it never shrinks",
-                    "look at who takes it; snapshot_max_s and snapshot_min_kib_s end it",
+                    "look at its receiver; snapshot_max_s and snapshot_min_kib_s end it",
                 )
         sync_us = view["storage"]["log_last_sync_us"]
         if sync_us > SYNC_SLOW_US:
@@ -68,7 +68,7 @@ def disks(seen: Seen) -> Iterator[Finding]:
                 about,
                 f"its last sync to disk took {sync_us / 1000:.0f} ms",
                 "every write waits for the disks of a majority",
-                "look for what else uses that disk",
+                "look which other files use that disk",
             )
 
 
@@ -89,8 +89,8 @@ def crowding(seen: Seen) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 f"node {name}",
-                f"the topology has {told['bytes']} bytes; from {told['limit_bytes']} on new clients are told nothing",
-                f"{told['namespaces']} namespaces and {told['partitions']} partitions are told to each of them at once",
+                f"the topology has {told['bytes']} bytes; from {told['limit_bytes']} on new clients get no topology",
+                f"{told['namespaces']} namespaces and {told['partitions']} partitions are sent to each of them at once",
                 "remove namespaces that are not needed, split no more partitions, or spread the data over two clusters",
             )
     for name, part in sorted(full.items()):

@@ -126,7 +126,7 @@ class NamespaceAdmin:
         return sorted(found, key=lambda r: r.name)
 
     async def get(self, name: str) -> NamespaceRecord | None:
-        """None: it has the default policy. Raises CoordinationError, and Unavailable when its record makes no sense."""
+        """None: it has the default policy. Raises CoordinationError, and Unavailable when its record is not valid."""
         kv = await self.coordinator.get(self.layout.namespace(check_namespace(name)))
         try:
             return None if kv is None else self._record(kv)
@@ -367,7 +367,7 @@ class NamespaceAdmin:
             await asyncio.sleep(POLL_S)
 
     def _addresses(self, kvs: Sequence[KV]) -> dict[str, str]:
-        """Where each node is; of one whose record makes no sense, where it was last. Raises Unavailable when that is
+        """Where each node is; of one whose record is not valid, where it was last. Raises Unavailable when that is
         not known: it might be there, and take writes by the rule as it was."""
         found = {}
         for kv in kvs:
@@ -394,7 +394,7 @@ class NamespaceAdmin:
             return "does not answer"
         kept = status.get("topology_kept", 0)
         if type(kept) is not int:
-            return f"says what is no revision: {kept!r:.40}"
+            return f"answers with what is not a revision: {kept!r:.40}"
         return "" if kept >= revision else f"is at revision {kept} of {revision}"
 
     async def _barrier(self, until: float) -> None:

@@ -338,11 +338,15 @@ class Lease:
                     self._renewed(sent)
             except ConditionFailed as e:
                 what = (
-                    "is held by another" if e.detail.get("version") else "is gone: it ran out, or was deleted"
+                    "is held by another"
+                    if e.detail.get("version")
+                    else "does not exist any more: its TTL ended, or it was deleted"
                 )
                 self._lose(f"{self.key!r:.200} {what}")
             except HistoryChanged as e:
-                self._lose(f"{self.key!r:.200} was taken in an earlier history of its partition: {e.message}")
+                self._lose(
+                    f"{self.key!r:.200} was acquired in an earlier history of its partition: {e.message}"
+                )
             except ClientClosed:
                 self._lose(f"the client was closed while {self.key!r:.200} was held")
             except MetastoreError as e:

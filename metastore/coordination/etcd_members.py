@@ -81,7 +81,7 @@ def ailments(members: Sequence[EtcdMember]) -> Iterator[tuple[str, str, str, str
             yield (
                 about,
                 "it has no leader",
-                "this member is cut off, or a majority is gone",
+                "this member is cut off, or a majority of the members is down",
                 "look at the other members, and at the network between them",
             )
         elif member.index + LAG_ENTRIES < max(m.index for m in up):

@@ -45,8 +45,8 @@ def objection(record: LineageRecord, known: Known, seen: Peek, trusted: bool) ->
         )
     if record.number <= known.number:
         return (
-            f"etcd's records are of rebuild {record.number}, and this process has followed rebuild {known.number}: what etcd has "
-            "was lost again since"
+            f"etcd's records are of rebuild {record.number}, and this process has followed rebuild {known.number}: etcd's records "
+            "were lost again since"
         )
     if trusted:
         return "" if record.base >= known.base else f"its base {record.base} is below {known.base}"

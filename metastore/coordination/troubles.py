@@ -1,4 +1,8 @@
-"""What ails etcd, in words that lead somewhere, from what it answers. Pure."""
+"""Troubles of etcd, recognised in its refusals, each with what to do. Pure.
+
+etcd's gRPC status does not distinguish these: their texts, which are constants of etcd's protocol, are the only sign. What is recognised
+here is for logs, status and ``cellctl doctor``; no program decides by it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ ALARMS: Final = (
         "NOSPACE",
         "database space exceeded",
         "its space quota is used up",
-        "it takes no writes",
+        "it accepts no writes",
         "no elections but by claims (R16), no moves, no policies",
         "compact and defragment it (etcdctl compact, etcdctl defrag), raise --quota-backend-bytes if that is too little, then: "
         "etcdctl alarm disarm",
@@ -31,7 +35,7 @@ ALARMS: Final = (
         "CORRUPT",
         "corrupt cluster",
         "its members hold different data",
-        "it takes no requests",
+        "it accepts no requests",
         "data here is served on, and elections go by claims (R16)",
         "find and replace the member that differs, then: etcdctl alarm disarm",
     ),
@@ -45,7 +49,7 @@ TROUBLES: Final = (
     ),
     (
         "leader changed",
-        "etcd changes its leader; if that goes on, its members are slow or cut off from each other",
+        "etcd changes its leader; if that repeats, its members are slow or cut off from each other",
     ),
     (
         "request timed out",
@@ -53,7 +57,7 @@ TROUBLES: Final = (
     ),
     (
         "too many requests",
-        "etcd is overloaded: more is asked of it than it gets done",
+        "etcd is overloaded: it gets more requests than it can answer",
     ),
     (
         "certificate",
@@ -65,7 +69,7 @@ TROUBLES: Final = (
     ),
     (
         "authentication failed",
-        "etcd does not take this user's name or password",
+        "etcd rejects this user's name or password",
     ),
 )
 

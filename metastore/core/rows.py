@@ -185,8 +185,8 @@ def nothing_tail(status: int, version: int, index: int) -> Tail:
         return (status, text, {"token": version, "index": index})
     if status == FenceForgotten.status:
         text = (
-            f"the fence of that name was not raised for so long that it was forgotten, and its token may have been "
-            f"overtaken: tokens up to {version} were forgotten; take the lock again and use the new token"
+            f"the fence of that name was not raised for so long that it was forgotten, and a higher token may have been "
+            f"seen: tokens up to {version} were forgotten; acquire the lock again and use the new token"
         )
         return (status, text, {"token": version, "index": index})
     if status == HistoryChanged.status:

@@ -117,7 +117,7 @@ class Admission:
         for connection in sorted(self.holding, key=lambda c: c.held_since_ns()):
             if self.unfinished + self.unread <= enough:
                 return
-            self.evict(connection, "it holds what others need, and does not get on")
+            self.evict(connection, "it holds memory that others need, and makes no progress")
 
     def sweep(self, now: int) -> None:
         """Called often; ends connections that do not get on."""

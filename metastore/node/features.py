@@ -4,7 +4,7 @@ etcd's record ``features`` says it, and ``cellctl features raise`` raises it onc
 the next one, which its own record says: the transaction compares all nodes' records, as a registration compares the level. It
 never falls. A node keeps the highest it has heard of as a fact, for starts without etcd. What is new in an entry, a row, a fact
 or a file is written only where ``has`` says so; reading it needs no level. A build that meets a level above its own takes part in
-nothing: others may write what it cannot read.
+nothing: other nodes may write entries that it cannot read; start a build that supports the level.
 
 The level travels with what is written by it. Nodes tell each other what they know of it in their hello, and when it is raised
 later on each connection, before anything else that is sent from then on. Who is told keeps it too. So in every log the fact stands
@@ -41,7 +41,7 @@ class Features:
         self._store = store
         self.supported = supported
         self.on_raised: Callable[[], None] = lambda: None
-        # a level that makes no sense here is of a later version, and so above ours
+        # a level that is not valid here is of a later version, and so above ours
         read = fields.whole(FIRST_LEVEL, MAX_LEVEL)
         self.level = read_fact(store.facts, FACT_LEVEL, read, FIRST_LEVEL, MAX_LEVEL)
 

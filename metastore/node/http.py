@@ -82,10 +82,10 @@ def _metrics(node: Node) -> str:
         ),
         (
             "metastore_topology_bytes",
-            "the topology as clients are told all of it, when somebody asked last",
+            "the size of the complete topology, as clients get it",
             status["topology"]["bytes"],
         ),
-        ("metastore_topology_limit_bytes", "what it may have at most", status["topology"]["limit_bytes"]),
+        ("metastore_topology_limit_bytes", "the limit of that size", status["topology"]["limit_bytes"]),
     ]
     rows += [
         (f"metastore_storage_{name}", f"storage: {name}", value)

@@ -1,7 +1,7 @@
 """Whether the store of this node is the one that its name and its runs say (R13).
 
 A store knows which processes ran on it (its lineage), the present one durably before that one's first message, and how far
-its log had come when each of them ended. Others know the newest of them, and how far it told that its log was durable (its
+its log had come when each of them ended. Others know the newest of them, and how far it reported that its log was durable (its
 mark): etcd, whose record of the node is compared and swapped, and peers, who remember what they heard, for when
 etcd is away. A store whose own lineage does not have that is no descendant of what it acknowledged then: an old copy that was
 put back, or a clone. (A number of starts alone would not do: an old copy that is started often enough passes it.)
@@ -46,7 +46,7 @@ WAY_OUT: Final = (
     "its records are on the other replicas: stop it, set its folder aside (metastore-node --config FILE --discard-store "
     "deletes nothing) and start it: it comes back empty under its name, and is filled by itself"
 )
-#: of a store that was refused, in words that make no sense here
+#: of a store that was refused, in words that are not valid here
 UNREADABLE_REFUSAL: Final = ("it was refused before", WAY_OUT)
 OTHER_NAME: Final = "stop it; to run one more node, give it a name and an empty folder of its own"
 
@@ -109,7 +109,7 @@ def judge(
     if same_store and not lineage.has(Seen(known.generation, known.incarnation)):
         why = (
             f"{holder} ran on this store as its generation {known.generation}, of which this folder, at "
-            f"{mine.generation}, knows nothing: it is an old copy, and lacks what was acknowledged since"
+            f"{mine.generation}, has no trace: it is an old copy, and lacks what was acknowledged since"
         )
         return Verdict("refused", why, WAY_OUT, True)
     if not same_store and not fresh:
@@ -125,8 +125,8 @@ def judge(
 def behind(lineage: Lineage, seen: Seen) -> str:
     """Why a store that lacks what was ``seen`` is an old copy."""
     return (
-        f"process {seen.incarnation}, which ran on this store as its generation {seen.generation}, told that its log was durable "
-        f"up to record {seen.mark}, and in this folder it ends at {lineage.end_of(seen)}: it is an old copy, made while that ran"
+        f"process {seen.incarnation}, which ran on this store as its generation {seen.generation}, reported that its log was durable "
+        f"up to record {seen.mark}, and in this folder the log ends at {lineage.end_of(seen)}: it is an old copy, made while that ran"
     )
 
 
@@ -162,7 +162,7 @@ def judge_peer(
             )
     if not current and rival is not None and rival != peer:
         return PeerRefusal(
-            f"process {rival.incarnation} of that node is connected here, and alive: if it goes on, this is a clone"
+            f"process {rival.incarnation} of that node is connected here, and alive: if it keeps running, this is a clone"
         )
     return None
 

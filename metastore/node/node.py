@@ -212,7 +212,7 @@ class Node:
         self.ticks.wake()
 
     def _kept_config(self, p: int) -> ConfigRecord | None:
-        """The partition's record as this node has kept it. One that makes no sense counts as none: the replica is opened
+        """The partition's record as this node has kept it. One that is not valid counts as none: the replica is opened
         when etcd tells it anew."""
         raw = self.store.partitions[p].config
         try:
@@ -304,7 +304,7 @@ class Node:
             return
         self.identity.refuse(verdict.why, verdict.do)
         fields = {"node": self.config.node}
-        log.critical("this node takes part in nothing: %s; %s", verdict.why, verdict.do, extra=fields)
+        log.critical("this node serves nothing: %s; %s", verdict.why, verdict.do, extra=fields)
         if verdict.lasting:
             self.store.keep_fact(FACT_REFUSED, [verdict.why, verdict.do])
         hosts = list(self.hosts.values())
@@ -450,7 +450,7 @@ class Node:
             raise  # the message made no sense and changed nothing: it costs its sender the connection
         except Exception as e:
             self.halt.fail_stop(e)
-        finally:  # what came before a message that makes no sense stands
+        finally:  # what came before a message that is not valid stands
             self.ticks.settle()
             if self.ticks.confirming:
                 self.ticks.confirm_waiting(now_ns())

@@ -394,7 +394,7 @@ class PeerLinks:
         rival = old.peer if old is not None and old.alive else None
         refusal = self.refusal(peer, theirs.lineage, rival)
         if refusal is not None:
-            text = f"{peer.node!r} with store {peer.store!r} is no peer here: {refusal.why}"
+            text = f"{peer.node!r} with store {peer.store!r} is not accepted as a peer here: {refusal.why}"
             raise ProtocolError(text, seen=list(refusal.seen)) if refusal.seen else ProtocolError(text)
         self.check_levels(peer.node, theirs.levels)
 

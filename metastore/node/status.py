@@ -115,7 +115,7 @@ class TopologyView:
             frame = frames.pack(frames.TOPOLOGY, [table.to_wire()])
         except ProtocolError as e:
             self.bytes = frames.MAX_FRAME_BYTES
-            return ProtocolError(f"the topology cannot be told: {e.message}")
+            return ProtocolError(f"the topology cannot be sent: {e.message}")
         self.bytes = len(frame)
         return frame
 

@@ -92,7 +92,7 @@ def table_of(rows: dict[bytes, bytes]) -> TopologyTable:
 
 
 def _unpacked(raw: bytes) -> Any:
-    """None: it makes no sense."""
+    """None: it is not valid."""
     try:
         return unpack_own(raw)
     except (ValueError, msgpack.UnpackException):

@@ -44,7 +44,7 @@ class NodeSurroundings:
         """Where it is, as far as is known here: who has just moved away knows before others ask around."""
         node = self._node
         if node.identity.refused:
-            return Moved(f"this node takes part in nothing: {node.identity.why}", partition=p)
+            return Moved(f"this node serves nothing: {node.identity.why}", partition=p)
         if not node.core_started:
             return Unavailable("this node is starting", retry_after_s=0.2, partition=p)
         if node.store.forks(p):

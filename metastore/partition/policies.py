@@ -1,7 +1,7 @@
 """What namespaces ask for, enforced by the leader before an operation is queued: routing rule, required condition,
 default TTL, quotas. Which namespaces are at their quota is counted elsewhere (node.quotas).
 
-A namespace whose record makes no sense, and of which no policy was ever known here, exists all the same: where its records are, and
+A namespace whose record is not valid, and of which no policy was ever known here, exists all the same: where its records are, and
 what it asks of writes, is not known, so nothing of it is read or written until the record is mended or removed.
 """
 
@@ -90,7 +90,7 @@ class Policies:
             return None
         return Unavailable(
             f"the record {self.root}{key} in etcd is not valid, so it is not known where the records of namespace {name} "
-            "are, and what it asks of writes: mend or remove that record (cellctl doctor)",
+            "are, nor which condition its writes need: repair or remove that record (cellctl doctor)",
             retry_after_s=1,
         )
 
@@ -123,7 +123,7 @@ class Policies:
             return Unavailable(f"namespace {name} is being created", retry_after_s=1)
         if policy.require_condition and not conditional:
             return ConditionRequired(
-                f"namespace {name} takes only conditional writes: give a version, or ask for absence"
+                f"namespace {name} accepts only conditional writes: give a version, or require absence"
             )
         return None
 

@@ -29,7 +29,7 @@ def keep_fact(facts: dict[str, Any], kept: KeptRows, fact: Fact) -> None:
 
 
 def read_fact(facts: Mapping[str, Any], key: str, read: Read[T], absent: T, unreadable: T) -> T:
-    """What is kept under ``key``; ``absent`` when nothing is, ``unreadable`` when it makes no sense: what is safe to
+    """What is kept under ``key``; ``absent`` when nothing is, ``unreadable`` when it is not valid: what is safe to
     assume then."""
     if key not in facts:
         return absent

@@ -54,7 +54,7 @@ class KeptRows:
             self._keys = set()
 
     def take(self, value: Any) -> None:
-        """A change, as the log has it. One that makes no sense is dropped with a warning, as all facts are."""
+        """A change, as the log has it. One that is not valid is dropped with a warning, as all facts are."""
         if not _is_change(value):
             log.warning("a change of this node's stored topology cannot be read and is dropped")
             return

@@ -264,9 +264,7 @@ class NodeLog:
             self._next_segment, self.no_room = made, False
         elif needed and made.errno in NO_ROOM:
             if not self.no_room:
-                log.error(
-                    "the disk has no room for another log segment; what waits to be logged goes on waiting"
-                )
+                log.error("the disk has no room for another log segment; writes wait until there is")
             self.no_room = True
             return
         elif needed:
@@ -434,7 +432,7 @@ class NodeLog:
         number, offset = location >> 32, location & 0xFFFFFFFF
         segment = next((s for s in self.files.segments if s.number == number), None)
         if segment is None:
-            raise CorruptLog(f"partition {p}: entry {index} lies in log segment {number}, which is gone")
+            raise CorruptLog(f"partition {p}: entry {index} lies in log segment {number}, which was deleted")
         disk = self.files.disk
         try:
             data = disk.read(segment.fd, GUESS_BYTES, offset)

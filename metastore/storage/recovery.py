@@ -131,7 +131,7 @@ class Recovery:
             meta = self.metas[p]
             if p in self._gaps:
                 raise CorruptLog(
-                    f"partition {p}: the log goes on at entry {self._gaps[p]}, the state ends at {meta.applied}; "
+                    f"partition {p}: the log continues at entry {self._gaps[p]}, the state ends at {meta.applied}; "
                     "replace the node"
                 )
             if part.unset:

@@ -92,6 +92,6 @@ def prove_absent(table: Table, key: bytes) -> None:
 
 def rotten(key: bytes) -> CorruptTree:
     return CorruptTree(
-        f"a key of the state, found as {bytes(key)[:80]!r}, is not what was put there, so that no key can be looked for; "
+        f"a key of the state, found as {bytes(key)[:80]!r}, is not the key that was stored, so no search can be trusted; "
         "this node stops: replace it, its data is on the other replicas"
     )

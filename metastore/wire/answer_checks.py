@@ -153,7 +153,7 @@ def _list(op: Op, values: list[Any]) -> str:
             return "the rows of a listing are not in order, or not in the range that was asked for"
         last = row[0]
     if following is not None and not following > max(last, start):
-        return "a listing does not go on behind its last row"
+        return "a listing does not continue after its last row"
     return ""
 
 
@@ -220,7 +220,9 @@ def check_events(body: Any) -> str:
     knows the watch (``check_changes``)."""
     if type(body) is not list or len(body) != 3 or type(body[0]) is not int or type(body[2]) is not list:
         return "an EVENTS is not [id, version, events]"
-    return "" if is_count(body[1]) else f"a watch is told of version {shown(body[1])}, which is none"
+    return (
+        "" if is_count(body[1]) else f"a watch message has version {shown(body[1])}, which is not a version"
+    )
 
 
 def check_changes(watch: list[Any], version: int, events: list[Any]) -> str:
@@ -236,7 +238,7 @@ def check_changes(watch: list[Any], version: int, events: list[Any]) -> str:
         if not start <= lkey < end or not lkey.startswith(wanted, 8):
             return "an event of a key that is not watched"
         if type(at) is not int or not last < at <= version:
-            return f"an event at version {shown(at)}, told up to {version}"
+            return f"an event at version {shown(at)}in a message up to {version}"
         last = at
         if kind != PUT or flags & WATCH_KEYS:
             if record is not None:

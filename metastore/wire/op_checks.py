@@ -156,7 +156,7 @@ def check_watch(body: Any) -> MetastoreError | None:
     if any(type(end) is not bytes or len(end) > MAX_LKEY_BYTES + 1 for end in body[2:4]):
         return InvalidRequest("an end of a watch is not bytes, or too long")
     if body[4] is not None and (type(body[4]) is not int or not 0 <= body[4] < COUNT_END):
-        return InvalidRequest(f"a watch resumes after {shown(body[4], 20)}, which is no version")
+        return InvalidRequest(f"a watch resumes after {shown(body[4], 20)}, which is not a version")
     if type(body[5]) is not int or body[5] & ~WATCH_FLAGS:
         return InvalidRequest(f"unknown flags {shown(body[5], 20)} of a watch")
     return None

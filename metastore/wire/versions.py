@@ -81,7 +81,7 @@ def read_level(raw: Any) -> int:
     """A feature level that is told. Raises ProtocolError."""
     if type(raw) is not int or not FIRST_LEVEL <= raw <= MAX_LEVEL:
         raise ProtocolError(
-            f"{raw!r:.40} is told as a feature level; it is a number from {FIRST_LEVEL} to {MAX_LEVEL}"
+            f"{raw!r:.40} was sent as a feature level, which is a number from {FIRST_LEVEL} to {MAX_LEVEL}"
         )
     return raw
 
@@ -96,7 +96,7 @@ def levels_at(body: list[Any], at: int) -> Levels:
     level, supported = map(read_level, raw[:2])
     if level > supported:
         raise ProtocolError(
-            f"a node that supports feature levels up to {supported} tells that the cluster is at {level}"
+            f"a node that supports feature levels up to {supported} says that the cluster is at {level}"
         )
     return Levels(level, supported)
 

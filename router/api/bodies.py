@@ -170,7 +170,7 @@ TXN = Object(
         ),
         "then": Member(
             ListOf(TXN_OP, MAX_TXN_PARTS),
-            "Done if they hold, all of it; each operation sees what those before it did.",
+            "Applied if the compares hold, all of them or none; each operation sees the effects of those before it.",
             default=(),
         ),
         "otherwise": Member(ListOf(TXN_OP, MAX_TXN_PARTS), "Done if they do not.", default=()),
@@ -271,7 +271,7 @@ PAGE = Object(
         ),
         "age_ms": Member(
             or_null(_U63),
-            "How old what was read may be: 0 for a linearizable listing, null if unknown.",
+            "How old the records may be: 0 for a linearizable listing, null if unknown.",
             True,
         ),
     },

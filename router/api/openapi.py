@@ -22,19 +22,19 @@ request with the same Idempotency-Key to learn which). 503 always has Retry-Afte
 PROBLEM_TEXTS = {
     400: "The request breaks a rule; the detail names value, bound and fix.",
     404: "There is no such record.",
-    405: "The path does not take this method; see Allow.",
-    409: "Refused by what is there: `request_id_expired`, `fenced`, `not_a_number`, `routing_fixed`, `namespace_not_empty`, …",
+    405: "The path does not accept this method; see Allow.",
+    409: "Refused because of the present state: `request_id_expired`, `fenced`, `not_a_number`, `routing_fixed`, `namespace_not_empty`, …",
     410: "`compacted`: changes that old are not kept any more. List again, and watch from there.",
-    412: "A condition failed; `version` and `current` tell what is there.",
+    412: "A condition failed; `version` and `current` are those of the present record.",
     413: "A key, value, body or number of elements is over its limit.",
     415: "The body is of another type than this takes.",
     422: "`idempotency_mismatch`: the Idempotency-Key was used for another request.",
-    428: "`condition_required`: the namespace takes only conditional writes.",
+    428: "`condition_required`: the namespace accepts only conditional writes.",
     500: "A bug or a failed disk.",
     503: "Nobody can serve this now, or a bound is met; Retry-After says when to come again.",
     504: "The deadline passed before anything was done.",
     507: "`quota_exceeded`: the namespace is at its bound of records or bytes. `disk_low`: the disks are nearly full; "
-    "reads and deletes go on, and Retry-After says when to come again.",
+    "reads and deletes are served, and Retry-After says when to retry.",
 }
 
 

@@ -46,7 +46,7 @@ _RECORD_HEADERS = {
     **_ETAG,
     "Metastore-Created": "The version that made the record.",
     "Metastore-Ttl-Ms": "The TTL that it was written with; missing when it lives for ever.",
-    "Metastore-Age-Ms": "How old what was read may be; `unknown` if the replica cannot tell. Missing for a "
+    "Metastore-Age-Ms": "How old what was read may be; `unknown` if the replica does not know. Missing for a "
     "linearizable read.",
 }
 _CONSISTENCY = (p.CONSISTENCY, p.MAX_STALENESS_MS, p.AT_LEAST, p.TIMEOUT_MS)
@@ -142,8 +142,8 @@ RECORDS = (
         "POST",
         "/v1/touch/{namespace}/{key}",
         "Records",
-        "Start a record's TTL anew",
-        "Its version and value stay. With If-Match only while it is still that version, as who holds a lock wants.",
+        "Restart a record's TTL",
+        "Its version and value stay. With If-Match only while it is still that version, as the holder of a lock wants.",
         (p.NAMESPACE, p.KEY, p.IF_MATCH, p.TIMEOUT_MS),
         answers=(Answer(200, "It lives on.", b.TOUCHED, headers=_ETAG),),
         problems=_READ,

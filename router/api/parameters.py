@@ -55,7 +55,7 @@ IF_MATCH = Param(
 IF_NONE_MATCH = Param(
     "If-None-Match",
     "header",
-    Text(1, 8, r"\*", "*: on a write, If-None-Match takes nothing else"),
+    Text(1, 8, r"\*", "*: on a write, If-None-Match accepts nothing else"),
     "`*`: only if there is no such record. Else 412, with the present record.",
 )
 IF_NONE_MATCH_READ = Param(
@@ -136,7 +136,7 @@ CONSISTENCY = Param(
     "consistency",
     "query",
     Choice(("linearizable", "stale", "at_least")),
-    "`linearizable`: what is read is the latest. `stale`: from any replica, the answer tells its age. "
+    "`linearizable`: what is read is the latest. `stale`: from any replica, the answer has its age. "
     "`at_least`: from any replica that has the version `at_least` (read your own writes).",
 )
 LIST_CONSISTENCY = Param(
@@ -191,7 +191,11 @@ LAST_EVENT_ID = Param(
     "What an EventSource sends when it reconnects; it goes before `after`.",
 )
 ANY_REPLICA = Param(
-    "any_replica", "query", Flag(), "Followers may tell too: a little later, off the leader.", default=False
+    "any_replica",
+    "query",
+    Flag(),
+    "Followers may send changes too: a little later, without load on the leader.",
+    default=False,
 )
 HEARTBEAT_S = Param(
     "heartbeat_s",

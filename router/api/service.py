@@ -58,7 +58,7 @@ SERVICE = (
         "/metrics",
         "Service",
         "Figures for Prometheus",
-        "Requests by operation and status, time to answer, what is held of every bound.",
+        "Requests by operation and status, time to answer, how much of every bound is used.",
         answers=(Answer(200, "Text.", None, "text/plain"),),
         problems=(400, 500),
         admitted=False,

@@ -66,15 +66,15 @@ def test_flag_over_environment_over_file_over_default(
         (["--rpc", "h:70000"], "'70000', is not a number from 1 to 65535"),
         (["--rpc", "h:"], "is not a number"),
         (["--rpc", "a,b:7"], "give a name or an IP address"),
-        (["--rpc", "0.0.0.0:7400"], "to which nobody can connect.*rpc_listen = 0.0.0.0:7400"),
-        (["--http", "[::]:7401"], "to which nobody can connect.*http_listen = "),
+        (["--rpc", "0.0.0.0:7400"], "to which no process can connect.*rpc_listen = 0.0.0.0:7400"),
+        (["--http", "[::]:7401"], "to which no process can connect.*http_listen = "),
         (["--rpc-listen", "nowhere"], "rpc_listen = 'nowhere' is not host:port"),
         (["--etcd", ""], "etcd is empty"),
-        (["--etcd", "0.0.0.0:2379"], "nobody can connect"),
-        (["--node", "a/b"], "node = 'a/b' is no name"),
-        (["--node", ""], "node = '' is no name"),
-        (["--cell", "c 1"], "cell = 'c 1' is no name"),
-        (["--cluster", "-x"], "cluster = '-x' is no name"),
+        (["--etcd", "0.0.0.0:2379"], "no process can connect"),
+        (["--node", "a/b"], "node = 'a/b' is not a valid name"),
+        (["--node", ""], "node = '' is not a valid name"),
+        (["--cell", "c 1"], "cell = 'c 1' is not a valid name"),
+        (["--cluster", "-x"], "cluster = '-x' is not a valid name"),
         (["--zone", "a\nb"], "zone = 'a.*printable"),
     ],
 )
@@ -135,5 +135,5 @@ def test_addresses_that_are_good(address: str, host: str, port: int) -> None:
 def test_a_router_may_listen_on_all_interfaces(http: str) -> None:
     made = load_config(RouterConfig, ["--http", http], "METASTORE_ROUTER", "router")
     assert made.http == http
-    with pytest.raises(ConfigError, match="nobody can connect"):
+    with pytest.raises(ConfigError, match="no process can connect"):
         load_config(RouterConfig, ["--nodes", http.replace("h:1", "[::]:1")], "METASTORE_ROUTER", "router")

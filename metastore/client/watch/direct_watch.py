@@ -337,7 +337,7 @@ class DirectWatch:
             if ended.done():
                 return
             if raw and raw[0][2] <= told:  # else what comes now would be passed over, in silence
-                text = f"a change at version {raw[0][2]} was told after all up to {told}"
+                text = f"a change at version {raw[0][2]} came after all changes up to {told}"
                 ended.set_result(Malformed(text, sent=True))
                 return
             told = max(told, version)
@@ -348,7 +348,7 @@ class DirectWatch:
             try:
                 self._take(subscription, version, raw)
             except ValueError as e:
-                ended.set_result(Malformed(f"a key that is told is none: {e}", sent=True))
+                ended.set_result(Malformed(f"the key of a change is not a storage key: {e}", sent=True))
 
         def on_end(error: MetastoreError) -> None:
             if not ended.done():

@@ -178,7 +178,7 @@ ILLS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("drained", lambda s: _records(s, drained=frozenset({"c1n1"})), "warning: node c1n1: it is draining, holds 3"),
     ("etcd away", lambda s: s.update(records=None, history=None), "warning: etcd: it does not answer"),
     ("refused", lambda s: s["statuses"]["c1n1"]["clients"].update(refused_total=7), "node c1n1: 7 connections"),
-    ("an old copy", lambda s: s["statuses"]["c1n2"]["identity"].update(state="refused", why="an old copy", do="x"), "error: node c1n2: it takes part in nothing: an old copy"),
+    ("an old copy", lambda s: s["statuses"]["c1n2"]["identity"].update(state="refused", why="an old copy", do="x"), "error: node c1n2: it serves nothing: an old copy"),
     ("it waits", lambda s: s["statuses"]["c1n2"]["identity"].update(state="starting", why="who?"), "error: node c1n2: it waits: who?"),
     ("accused", lambda s: s["statuses"]["c1n2"]["identity"].update(accused="c1n1 says"), "error: node c1n2: peers do not let it in: c1n1"),
     ("lacking", lambda s: s["statuses"]["c1n1"]["identity"].update(lacking={"c1n3": "entry 7"}), "error: node c1n3: as c1n1 sees it, it has less"),

@@ -304,7 +304,7 @@ def test_a_backup_fills_in_what_nobody_remembers() -> None:
     assert "moves/00000" not in found, "an old intention"
     assert term_of(ConfigRecord.from_json(found["config/c1/00000"] or b"").epoch) == 5 + TERMS_AHEAD
     without = rebuilt(*nodes)
-    assert any("nobody remembers" in text for text in without.notes)
+    assert any("no node remembers" in text for text in without.notes)
     assert CellRecord.from_json(written(without)["cells/c1"] or b"") == CellRecord()
 
 

@@ -363,9 +363,7 @@ async def test_a_version_that_is_too_high_ends_the_watch() -> None:
         ]
 
     async with FakeNode(watch=told) as node, client(node) as ns, ns.watch("d/") as watcher:
-        with pytest.raises(
-            Unavailable, match="malformed, the last one: a change at version 8 was told after"
-        ):
+        with pytest.raises(Unavailable, match="malformed, the last one: a change at version 8 came after"):
             await watcher.next(20)
 
 

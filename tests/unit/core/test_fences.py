@@ -126,7 +126,7 @@ def test_a_forgotten_token_is_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
         assert status(again, a, 20) == Fenced.status, "remembered"
         refused = again.run((A, put("x", fence=[b, 29])))[0]
         assert (refused[0], refused[2]["token"]) == (FenceForgotten.status, 30)
-        assert "take the lock again" in refused[1]
+        assert "acquire the lock again" in refused[1]
         assert again.run((A, put("x", fence=[d, 29])))[0][0] == FenceForgotten.status, (
             "it cannot be told apart"
         )

@@ -84,7 +84,7 @@ def test_what_etcd_was_told_last(
     assert verdict.kind == kind
     if kind == "refused":
         assert verdict.lasting
-        assert f"up to record {mark}, and in this folder it ends at" in verdict.why
+        assert f"up to record {mark}, and in this folder the log ends at" in verdict.why
 
 
 def test_who_holds_the_store_is_said() -> None:

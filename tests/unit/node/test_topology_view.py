@@ -83,7 +83,7 @@ async def test_what_is_too_large_to_be_told_is_not_made_for_each_who_asks(
         monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 100)
         made.clear()
         for _ in range(5):
-            with pytest.raises(ProtocolError, match=r"the topology cannot be told: .* over the limit of 100"):
+            with pytest.raises(ProtocolError, match=r"the topology cannot be sent: .* over the limit of 100"):
                 view.frame()
         assert len(made) == 1
         monkeypatch.undo()

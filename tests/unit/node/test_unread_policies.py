@@ -45,7 +45,7 @@ async def test_what_is_not_known_is_neither_read_nor_written(tmp_path: Path) -> 
         await client.namespace("other").put("d/k", b"v")
         deliver(single, BAD, 5)
         for name, call in CALLS.items():
-            with pytest.raises(MetastoreError, match="mend or remove that record") as found:
+            with pytest.raises(MetastoreError, match="repair or remove that record") as found:
                 await call(ns)
             assert isinstance(found.value, Unavailable | DeadlineExceeded), name
             assert KEY in found.value.message
