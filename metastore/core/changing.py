@@ -71,6 +71,24 @@ class ChangingReplica(LeadingReplica):
     changing_since_ns = 0
     change_again_ns = 0
 
+    # --- what is wanted -----------------------------------------------------------------------
+
+    def on_home(self, cell: str) -> None:
+        """The cell whose records hold this partition."""
+        self.home = cell
+
+    def on_move(self, move: MoveRecord | None) -> None:
+        """What etcd wants of this partition's membership."""
+        self.move = move
+
+    def on_parting(self, at: int | None) -> None:
+        """R18: an entry that splits the partition at a point is proposed; None = none is, or it is forgotten."""
+        self.parting = at
+
+    def on_split_applied(self, child: ConfigRecord, durable: bool) -> None:
+        """R18: etcd is to be told of ``child`` by whoever leads, once that is durable here."""
+        self.split, self.split_durable = child, durable
+
     # --- what the leader does -----------------------------------------------------------------
 
     def owns_record(self, term: Term) -> bool:
@@ -151,7 +169,7 @@ class ChangingReplica(LeadingReplica):
         if not self.ctx.down.isdisjoint(wanted):
             self.ctx.moving.discard(self.p)  # who waits for the dead takes nobody's turn
         elif wanted and self.p not in self.ctx.moving:
-            if len(self.ctx.moving) >= self.ctx.max_moves:
+            if len(self.ctx.moving) >= self.ctx.settings.max_moves:
                 return  # its turn comes
             self.ctx.moving.add(self.p)
         for node, store in wanted.items():
@@ -311,7 +329,7 @@ class ChangingReplica(LeadingReplica):
         term = self.term
         if term is None or self.move is None:
             return "none"
-        if self.p not in self.ctx.moving and len(self.ctx.moving) >= self.ctx.max_moves:
+        if self.p not in self.ctx.moving and len(self.ctx.moving) >= self.ctx.settings.max_moves:
             return "waiting its turn"
         if self.role in (RESIGNING, RESIGNED):
             return "handing over"

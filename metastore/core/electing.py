@@ -57,6 +57,10 @@ class PartitionReplica(ChangingReplica):
         """``leader(p)`` as etcd has it now; None = gone (resigned or the lease expired)."""
         self.leader_value, self.leader_value_known = value, True
 
+    def on_record(self, is_sound: bool) -> None:
+        """Whether etcd has a record of the partition that makes sense."""
+        self.unrecorded = not is_sound
+
     # --- R12 --------------------------------------------------------------------------
 
     def resume(self, now: int) -> None:

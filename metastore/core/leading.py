@@ -245,6 +245,17 @@ class LeadingReplica(Replica):
             if pr.next > log.last_index or pr.next - pr.match > settings.max_inflight_entries:
                 return
 
+    def on_snapshot_progress(self, now: int, node: str) -> None:
+        """A snapshot to ``node`` moves on: give it more time (R17)."""
+        pr = self.term.progress.get(node) if self.term is not None else None
+        if pr is not None and pr.snapshotting_since_ns:
+            pr.snapshotting_since_ns = now
+
+    def on_snapshot_refused(self, now: int, node: str) -> None:
+        """``node`` does not accept a snapshot now: ask again in a while (R17)."""
+        settings = self.ctx.settings
+        self.on_snapshot_progress(now - settings.snapshot_timeout_ns + settings.suspect_after_ns, node)
+
     def on_appended(self, now: int, src: Process, msg: m.Appended) -> None:
         term = self.my_term(src, msg.epoch)
         if term is None or not term.noop_index or msg.match > self.log.last_index:
@@ -405,12 +416,17 @@ class LeadingReplica(Replica):
 
     # --- R11 ------------------------------------------------------------------------------
 
-    def transfer(self, now: int, to: str) -> bool:
-        """Begin to hand leadership to ``to``; False when that is not possible now."""
+    def can_transfer(self, to: str) -> bool:
+        """Whether leadership can be handed to ``to`` now."""
         term = self.term
         if self.role != ACTIVE or term is None or to not in term.others() or not term.progress[to].sealed:
             return False
-        if to in term.learners:
+        return to not in term.learners
+
+    def transfer(self, now: int, to: str) -> bool:
+        """Begin to hand leadership to ``to``; False when that is not possible now."""
+        term = self.term
+        if term is None or not self.can_transfer(to):
             return False
         term.handoff_to, term.handoff_since_ns = to, now
         self.set_role(RESIGNING, f"hands over to {to}")

@@ -1,22 +1,25 @@
 """The core of a node: all its replicas, and what they share per peer (heartbeats, grants). Pure.
 
-Every method is one event with ``now`` in ns; the effects gather in ``effects`` until the
-driver takes them with ``take()``. No clock, socket or randomness of its own (R15, style).
+There is one door, ``handle``: all that happens comes in as an event with ``now`` in ns; the effects gather in ``effects``
+until the driver takes them with ``take()``. No clock, socket or randomness of its own (R15, style).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
 from metastore.core import effects as fx
+from metastore.core import events as ev
 from metastore.core import messages as m
+from metastore.core.dispatch import event_handlers, message_handlers
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import MAX_READ_ENTRIES, entry_position
 from metastore.core.messages import Process
-from metastore.core.replica import LEADING_ROLES, Context, ReadLog, Restored, read_config
+from metastore.core.replica import LEADING_ROLES, Context, ReadLog, read_config
 from metastore.core.settings import CoreSettings
+from metastore.core.views import ContextView, ReplicaView
 
 MAX_OUTSTANDING_HEARTBEATS = 64
 
@@ -39,10 +42,13 @@ class NodeCore:
         wait = settings.stretched(largest_grant_given_ns) if largest_grant_given_ns else 0
         self._read_store = read_log
         self.emit = self.effects.append
-        self.ctx = Context(me, settings, random, self._read_log, self.emit, now + wait)
-        self.ctx.read_payload = read_payload
+        self._ctx = Context(me, settings, random, self._read_log, self.emit, now + wait)
+        self._ctx.read_payload = read_payload
         self.me = me
-        self.replicas: dict[int, PartitionReplica] = {}
+        self._replicas: dict[int, PartitionReplica] = {}
+        #: what others see of both
+        self.ctx: ContextView = self._ctx
+        self.replicas: Mapping[int, ReplicaView] = self._replicas
         self.last_heartbeat_ns = 0
         #: the number of the newest heartbeat sent: what a read that arrives now waits beyond. It begins
         #: anywhere, so that no answer owed to an earlier run is taken for one to this (R8)
@@ -51,24 +57,51 @@ class NodeCore:
         self._beats: dict[str, dict[int, tuple[int, list[m.Beat]]]] = {}
         #: peer -> its own clock when it sent the last acknowledgement heard: its copy is as fresh as that
         self._echoes: dict[str, int] = {}
-        self._handlers: dict[type[Any], Callable[[PartitionReplica, int, Process, Any], None]] = {
-            m.Append: PartitionReplica.on_append,
-            m.Appended: PartitionReplica.on_appended,
-            m.Missed: PartitionReplica.on_missed,
-            m.Seal: PartitionReplica.on_seal,
-            m.Sealed: PartitionReplica.on_sealed,
-            m.Refused: PartitionReplica.on_refused,
-            m.Pull: PartitionReplica.on_pull,
-            m.Pulled: PartitionReplica.on_pulled,
-            m.PullMissed: PartitionReplica.on_pull_missed,
-            m.PreVote: PartitionReplica.on_prevote,
-            m.PreVoteReply: PartitionReplica.on_prevote_reply,
-            m.HandOff: PartitionReplica.on_handoff,
-            m.Appoint: PartitionReplica.on_appoint,
-            m.Appointed: PartitionReplica.on_appointed,
-            m.Recall: PartitionReplica.on_recall,
-            m.Rebuild: PartitionReplica.on_rebuild,
+        self._messages = message_handlers()
+        self._events = event_handlers()
+        self._of_all: dict[type[Any], Callable[[int, Any], None]] = {
+            ev.Tick: self._tick,
+            ev.QuorumAsked: self._quorum_asked,
+            ev.LineageKnown: self._lineage_known,
+            ev.Resumed: self._resumed,
+            ev.Stalled: self._stalled,
+            ev.MovesPaused: self._moves_paused,
+            ev.PeerUp: self._peer_up,
+            ev.PeerDown: self._peer_down,
+            ev.StoreRefused: self._store_refused,
+            ev.Opened: self._opened,
+            ev.Dropped: self._dropped,
         }
+
+    # --- the door -------------------------------------------------------------------------
+
+    def handle(self, now: int, event: Any, src: Process | None = None) -> None:
+        """``event`` has happened at ``now``: one of ``core.events``, or a message of ``core.messages`` from ``src``. What is to be
+        done about it is appended to ``effects``.
+
+        A message about a partition that is not here is not answered (R13). Raises ProtocolError when a message makes no sense (it
+        has changed nothing then), InvariantBroken (R14), KeyError for an event of a replica that is not here."""
+        kind = type(event)
+        on_message = self._messages.get(kind)
+        if on_message is not None:
+            assert src is not None
+            replica = self._replicas.get(event.p)
+            if replica is not None:
+                on_message(replica, now, src, event)
+            elif kind is m.Seal:
+                self.emit(fx.Sought(event.p, read_config(event.config, event.p)))
+            return
+        on_event = self._events.get(kind)
+        if on_event is not None:
+            on_event(self._replicas[event.p], now, event)
+        elif kind in self._of_all:
+            self._of_all[kind](now, event)
+        elif kind is m.Heartbeat and src is not None:
+            self._on_heartbeat(now, src, event)
+        elif kind is m.HeartbeatAck and src is not None:
+            self._on_heartbeat_ack(now, src, event)
+        else:
+            raise AssertionError(f"the core knows no {kind.__name__}")
 
     def take(self) -> list[fx.Effect]:
         """The effects since the last call, in order."""
@@ -103,101 +136,77 @@ class NodeCore:
 
     # --- replicas -------------------------------------------------------------------------
 
-    def add_replica(self, now: int, p: int, restored: Restored) -> PartitionReplica:
-        replica = PartitionReplica(p, self.ctx, restored, now)
-        self.replicas[p] = replica
-        return replica
+    def _opened(self, now: int, event: ev.Opened) -> None:
+        self._replicas[event.p] = PartitionReplica(event.p, self._ctx, event.restored, now)
 
-    def remove_replica(self, p: int) -> None:
-        """R10: it is no member any more, and its data goes."""
-        del self.replicas[p]
-        self.ctx.moving.discard(p)
+    def _dropped(self, now: int, event: ev.Dropped) -> None:
+        del self._replicas[event.p]
+        self._ctx.moving.discard(event.p)
 
-    def resume_all(self, now: int) -> None:
-        """R12, at start, when etcd has not said otherwise in time."""
-        for replica in self.replicas.values():
+    def _store_refused(self, now: int, event: ev.StoreRefused) -> None:
+        for replica in self._replicas.values():
+            if replica.term is not None:
+                replica.step_down("its store is refused (R13)")
+        self._replicas.clear()
+
+    def _resumed(self, now: int, event: ev.Resumed) -> None:
+        for replica in self._replicas.values():
             replica.resume(now)
             if not replica.sealed_epoch and replica.config is not None and replica.config.parent is not None:
                 # it was split off here, and its first term, which follows from the entry, has not begun (R18)
                 replica.follow_config(now, "split off before the restart")
 
-    def log_compacted(self, p: int, index: int) -> None:
-        """The store removed log up to ``index``: who needs it gets a snapshot (R17)."""
-        replica = self.replicas.get(p)
-        if replica is not None and not replica.installing:
-            replica.log.compact(index)
+    # --- what they share ------------------------------------------------------------------
 
-    # --- events ---------------------------------------------------------------------------
+    def _lineage_known(self, now: int, event: ev.LineageKnown) -> None:
+        self._ctx.runs = event.runs
 
-    def receive(self, now: int, src: Process, message: Any) -> None:
-        """A message from a process; unknown partitions are not answered (R13)."""
-        kind = type(message)
-        handler = self._handlers.get(kind)
-        if handler is not None:
-            replica = self.replicas.get(message.p)
-            if replica is not None:
-                handler(replica, now, src, message)
-            elif kind is m.Seal:
-                self.emit(fx.Sought(message.p, read_config(message.config, message.p)))
-        elif kind is m.Heartbeat:
-            self._on_heartbeat(now, src, message)
-        elif kind is m.HeartbeatAck:
-            self._on_heartbeat_ack(now, src, message)
-        else:
-            raise AssertionError(f"no replica takes a {kind.__name__}")
+    def _moves_paused(self, now: int, event: ev.MovesPaused) -> None:
+        self._ctx.moves_paused = event.paused
 
-    def peer_up(self, now: int, node: str) -> None:
-        """A connection to ``node`` is open (again)."""
-        self.ctx.down.discard(node)
+    def _stalled(self, now: int, event: ev.Stalled) -> None:
+        for replica in self._replicas.values():
+            replica.heard(now)
+
+    def _peer_up(self, now: int, event: ev.PeerUp) -> None:
+        node = event.node
+        self._ctx.down.discard(node)
         self._beats.pop(node, None)
         self._echoes.pop(node, None)
-        for replica in self.replicas.values():
+        for replica in self._replicas.values():
             replica.peer_is_back(now, node)
             if replica.resuming:  # somebody to ask
                 replica.prevote_sent_ns = 0
                 replica.tick_electing(now)
 
-    def peer_down(self, now: int, node: str) -> None:
-        """The connection was reset or refused: the process is lost at once (R9)."""
-        if node not in self.ctx.down:
-            self.ctx.down.add(node)
-            for replica in self.replicas.values():
-                if replica.leader_node == node:
+    def _peer_down(self, now: int, event: ev.PeerDown) -> None:
+        if event.node not in self._ctx.down:
+            self._ctx.down.add(event.node)
+            for replica in self._replicas.values():
+                if replica.leader_node == event.node:
                     replica.tick_electing(now)
 
-    def snapshot_progress(self, now: int, p: int, node: str) -> None:
-        """A snapshot to ``node`` moves on: give it more time (R17)."""
-        replica = self.replicas.get(p)
-        term = replica.term if replica else None
-        if term is not None and node in term.progress and term.progress[node].snapshotting_since_ns:
-            term.progress[node].snapshotting_since_ns = now
-
-    def snapshot_refused(self, now: int, p: int, node: str) -> None:
-        """``node`` does not take a snapshot now: ask again in a while (R17)."""
-        settings = self.ctx.settings
-        self.snapshot_progress(now - settings.snapshot_timeout_ns + settings.suspect_after_ns, p, node)
-
-    def tick(self, now: int, can_elect: bool) -> None:
-        """``can_elect``: etcd answers and this node's lease is alive, as far as is known."""
-        self.ctx.can_elect = can_elect
-        if now - self.last_heartbeat_ns >= self.ctx.settings.heartbeat_ns:
-            self.heartbeat(now)
-        for replica in self.replicas.values():
+    def _tick(self, now: int, event: ev.Tick) -> None:
+        ctx = self._ctx
+        ctx.can_elect, ctx.stuck, ctx.room = event
+        if now - self.last_heartbeat_ns >= ctx.settings.heartbeat_ns:
+            self._quorum_asked(now)
+        for replica in self._replicas.values():
             if replica.term is not None:
                 replica.tick_leading(now)
-            if replica.term is not None or replica.p in self.ctx.moving:
+            if replica.term is not None or replica.p in ctx.moving:
                 replica.tick_changing(now)
             replica.tick_electing(now)
 
     # --- heartbeats and grants, per node pair (R8) ---------------------------------------
 
-    def heartbeat(self, now: int) -> None:
-        """One message to each peer for all partitions led there. Also called when a read
+    def _quorum_asked(self, now: int, event: ev.QuorumAsked | None = None) -> None:
+        """One message to each peer for all partitions led there; not only in time, but also when a read
         arrives without enough grants: only answers to messages sent after it count."""
         self.last_number += 1
         self.last_heartbeat_ns = now
         by_peer: dict[str, list[m.Beat]] = {}
-        for replica in self.replicas.values():
+        for replica in self._replicas.values():
             term = replica.term
             if term is not None and replica.role in LEADING_ROLES:
                 says = (m.HEALTHY if replica.is_healthy(now) else 0) | (
@@ -214,17 +223,17 @@ class NodeCore:
             self.emit(fx.Send(node, m.Heartbeat(self.last_number, self._echoes.get(node, 0), beats)))
 
     def _on_heartbeat(self, now: int, src: Process, msg: m.Heartbeat) -> None:
-        grant_ns = self.ctx.settings.grant_ns
+        grant_ns = self._ctx.settings.grant_ns
         refused = []
         for p, epoch, says, commit in msg.beats:
-            replica = self.replicas.get(p)
+            replica = self._replicas.get(p)
             if replica is None:
                 refused.append((p, 0))
             elif not replica.grant(now, src, epoch, says, commit, msg.echo, grant_ns):
                 refused.append((p, replica.sealed_epoch))
         # the seal under which a grant is given may still be on its way to disk: the answer
         # waits for it (R1)
-        self.emit(fx.Send(src.node, m.HeartbeatAck(msg.number, now, grant_ns, refused, self.ctx.room), True))
+        self.emit(fx.Send(src.node, m.HeartbeatAck(msg.number, now, grant_ns, refused, self._ctx.room), True))
 
     def _on_heartbeat_ack(self, now: int, src: Process, msg: m.HeartbeatAck) -> None:
         sent = self._beats.get(src.node, {}).pop(msg.number, None)
@@ -232,13 +241,13 @@ class NodeCore:
             return
         sent_ns, beats = sent
         if msg.room:
-            self.ctx.peer_room[src.node] = msg.room
-        elif self.ctx.peer_room:
-            self.ctx.peer_room.pop(src.node, None)
+            self._ctx.peer_room[src.node] = msg.room
+        elif self._ctx.peer_room:
+            self._ctx.peer_room.pop(src.node, None)
         self._echoes[src.node] = max(msg.clock, self._echoes.get(src.node, 0))
         refused: dict[int, int] = dict(msg.refused)
         for p, epoch, *_ in beats:
-            replica = self.replicas.get(p)
+            replica = self._replicas.get(p)
             if replica is None:
                 continue
             sealed = refused.get(p)

@@ -1,6 +1,6 @@
 """The replica: one node's copy of one partition as a pure state machine.
 
-Events come in as method calls with ``now`` (ns on a clock that never jumps, R15), effects go
+Events come in through the door of ``core.node`` with ``now`` (ns on a clock that never jumps, R15), effects go
 out through ``self.emit``. This module holds what every replica does (R1, R3 as the answering
 side, R5 as the receiving side, R8 grants given, R17 installs); ``leading`` what the owner of an
 epoch does; ``electing`` when it tries to become one.
@@ -21,8 +21,8 @@ import msgpack
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.entry import HEAD, Checked, check_entries
+from metastore.core.events import Restored
 from metastore.core.lapses import Lapses
-from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.settings import CoreSettings
 from metastore.core.term import Term
@@ -92,7 +92,7 @@ class InvariantBroken(AssertionError):
 
 @dataclass(slots=True)
 class Context:
-    """What all replicas of a node share."""
+    """What all replicas of a node share. Only the core changes it (``core.node``), but for what a process begins with."""
 
     me: Process
     settings: CoreSettings
@@ -113,9 +113,8 @@ class Context:
     peer_room: dict[str, int] = field(default_factory=dict)
     #: no membership change goes on (cellctl pause)
     moves_paused: bool = False
-    #: partitions led here that get new replicas just now, and how many may at once
+    #: partitions led here that get new replicas just now
     moving: set[int] = field(default_factory=set)
-    max_moves: int = 1 << 30
     #: the processes that ran on this store lately (R13)
     runs: tuple[str, ...] = ()
     #: peers whose connection was reset or refused, and not yet back (R9)
@@ -124,26 +123,13 @@ class Context:
     lapses: Lapses = field(default_factory=Lapses)
 
 
-@dataclass(slots=True)
-class Restored:
-    """What a replica finds in its store when the process starts."""
-
-    log: LogIndex
-    sealed_epoch: int = 0
-    owner: Process | None = None
-    config: ConfigRecord | None = None
-    commit_index: int = 0
-    #: the epoch that was sealed when its data was dropped (R10): what it acknowledged before is gone by right
-    emptied_epoch: int = 0
-
-
 class Replica:
-    """See the module. Attributes are read freely by the driver, changed only here."""
+    """See the module. Others read its attributes; only its own methods change them, at an event."""
 
     def __init__(self, p: int, ctx: Context, restored: Restored, now: int) -> None:
         self.p = p
         self.ctx = ctx
-        self.log = restored.log
+        self.log = restored.log.copy()
         self.sealed_epoch = restored.sealed_epoch
         self.owner = restored.owner
         self.commit_index = restored.commit_index
@@ -485,6 +471,11 @@ class Replica:
             self.emit(fx.Condemned(self.p, f"partition {self.p} lacks {what}"))
 
     # --- R17, receiving side ----------------------------------------------------------
+
+    def on_compacted(self, index: int) -> None:
+        """The store removed log up to ``index``: who needs it gets a snapshot (R17)."""
+        if not self.installing:
+            self.log.compact(index)
 
     def pulls_from(self, src: Process, epoch: int) -> bool:
         """Whether this owner adopts the log of ``src`` (R3)."""

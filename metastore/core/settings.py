@@ -31,6 +31,8 @@ class CoreSettings:
     claim_without_etcd: bool = True
     max_append_bytes: int = 1 << 20
     max_inflight_entries: int = 512
+    #: partitions led here that may get new replicas at once
+    max_moves: int = 1 << 30
 
     def stretched(self, duration_ns: int) -> int:
         """At least ``duration_ns`` on any clock, whatever the rates: R4's margin."""

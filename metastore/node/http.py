@@ -12,6 +12,7 @@ import orjson
 from aiohttp import web
 
 from metastore.clock import now_ns
+from metastore.core.events import TransferWanted
 from metastore.errors import InvalidRequest, MetastoreError, NotFound, NotLeader, Overloaded, Unavailable
 from metastore.node.backups import Backups
 from metastore.problems import problem
@@ -179,11 +180,12 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
         raise InvalidRequest(
             f"{to} cannot lead partition {partition}; connected replicas: {', '.join(targets) or 'none'}"
         )
-    if not targets or not replica.transfer(now_ns(), to or targets[0]):
+    if not targets or not replica.can_transfer(to or targets[0]):
         raise Unavailable(
             f"no replica of partition {partition} can become leader now: none is connected and up to date; see: cellctl status",
             retry_after_s=1,
         )
+    node.core.handle(now_ns(), TransferWanted(partition, to or targets[0]))
     node.ticks.settle()
     until = time.monotonic() + HAND_OVER_S
     while replica.role in ("resigning", "resigned") or replica.leader_node == me:

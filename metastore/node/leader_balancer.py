@@ -7,10 +7,13 @@ partition changes hands once too often. A node that lost leaders by silence gets
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterable, Mapping
+from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from metastore.clock import now_ns
+from metastore.core.events import TransferWanted
 from metastore.core.replica import ACTIVE
 
 if TYPE_CHECKING:
@@ -52,13 +55,14 @@ class LeaderBalancer:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self._random = Random(random.random())
         self._again_ns = now_ns() + self._pause_ns()
         #: peer -> since when it is connected; one that comes and goes gets no leaders
         self._since: dict[str, int] = {}
 
     def _pause_ns(self) -> int:
         """With jitter, so that two nodes seldom give at once."""
-        return int(self.node.config.leader_spread_s * 1e9 * self.node.core.ctx.random.uniform(0.7, 1.3))
+        return int(self.node.config.leader_spread_s * 1e9 * self._random.uniform(0.7, 1.3))
 
     def tick(self, now: int) -> None:
         node = self.node
@@ -80,7 +84,7 @@ class LeaderBalancer:
         leads[me] = sum(h.replica.role == ACTIVE for h in node.hosts.values())
         found = next_hand_over(me, self._led(now, away), leads, closed)
         if found is not None:
-            node.hosts[found.p].replica.transfer(now, found.to)
+            node.core.handle(now, TransferWanted(found.p, found.to))
 
     def _led(self, now: int, away: bool) -> list[Led]:
         steady_ns = 0 if away else int(self.node.config.leader_spread_s * 1e9)

@@ -13,6 +13,7 @@ from metastore import fields
 from metastore.clock import now_ns
 from metastore.config import MAX_GRANT_MS, NodeConfig
 from metastore.core import effects as fx
+from metastore.core import events as ev
 from metastore.core.messages import (
     Lineage,
     Process,
@@ -23,7 +24,7 @@ from metastore.core.messages import (
 )
 from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
-from metastore.core.replica import UNREADABLE, Restored, pack_config, unpack_config
+from metastore.core.replica import UNREADABLE, pack_config, unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.decoding import unpack_own
 from metastore.errors import ProtocolError
@@ -77,6 +78,7 @@ def core_settings(config: NodeConfig) -> CoreSettings:
         settle_ns=config.settle_ms * MS,
         clock_rate_error_ppm=config.clock_rate_error_ppm,
         claim_without_etcd=config.claim_without_etcd,
+        max_moves=config.max_moves,
     )
 
 
@@ -108,7 +110,6 @@ class Node:
             largest,
             read_payload,
         )
-        self.core.ctx.max_moves = config.max_moves
         self.identity = Identity(store, self.me)
         self.features = Features(store, features.LEVEL)
         beyond = self.features.verdict()
@@ -170,14 +171,14 @@ class Node:
 
     def _know_lineage(self) -> None:
         self.links.lineage = lineage = self.store.lineage
-        self.core.ctx.runs = tuple(run.incarnation for run in lineage.runs)
+        self.core.handle(now_ns(), ev.LineageKnown(tuple(run.incarnation for run in lineage.runs)))
 
     def start(self) -> None:
         """Load the replicas from the store and begin to tick. The loop is running."""
         self._loop = asyncio.get_running_loop()
         self.ticks.use(self._loop)
         self.store.start(self._loop, self.ticks.on_durable, self.halt.fail)
-        self.store.retention.on_compacted = self.core.log_compacted
+        self.store.retention.on_compacted = self._compacted
         self.store.damage.on_rotten = self.rebuild.found
         self.store.damage.is_rebuilding = lambda: bool(self.rebuild.why)
         self.store.checkpoints.on_split = self.on_forked
@@ -191,7 +192,9 @@ class Node:
                 owner = Process(*unpack_own(info.owner)) if info.owner else None
                 config = self._kept_config(p)
                 if config is not None:
-                    restored = Restored(info.log.copy(), info.sealed_epoch, owner, config, info.commit_index)
+                    restored = ev.Restored(
+                        info.log.copy(), info.sealed_epoch, owner, config, info.commit_index
+                    )
                     self._add_host(now, p, restored)
         for record in self.topology.nodes.values():
             self.meet(record)
@@ -223,9 +226,14 @@ class Node:
             )
             return None
 
-    def _add_host(self, now: int, p: int, restored: Restored) -> Partition:
+    def _compacted(self, p: int, index: int) -> None:
+        if p in self.hosts:
+            self.core.handle(now_ns(), ev.Compacted(p, index))
+
+    def _add_host(self, now: int, p: int, restored: ev.Restored) -> Partition:
         assert restored.config is not None
-        replica = self.core.add_replica(now, p, restored)
+        self.core.handle(now, ev.Opened(p, restored))
+        replica = self.core.replicas[p]
         slice_, limit = StoreSlice(self.store, p), self.config.max_pending_writes
         host = Partition(replica, slice_, self.ticks, self.surroundings, self.policies, limit)
         self.hosts[p] = host
@@ -246,7 +254,7 @@ class Node:
             config = known
         elif known != config:  # a start without etcd finds it
             self.store.append(ConfigEntry(p, pack_config(config)))
-        restored = Restored(
+        restored = ev.Restored(
             info.log.copy(), info.sealed_epoch, owner, config, info.commit_index, info.sealed_epoch
         )
         return self._add_host(now_ns(), p, restored)
@@ -266,7 +274,7 @@ class Node:
         host = self.hosts.pop(p)
         host.retire()
         self.ticks.forget(p)
-        self.core.remove_replica(p)
+        self.core.handle(now_ns(), ev.Dropped(p))
         self.snapshots.discard(p)
         self.store.drop_partition(p)
         fields = {"node": self.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
@@ -309,11 +317,9 @@ class Node:
             self.store.keep_fact(FACT_REFUSED, [verdict.why, verdict.do])
         hosts = list(self.hosts.values())
         self.hosts.clear()
+        self.core.handle(now_ns(), ev.StoreRefused())
         for host in hosts:
-            if host.replica.term is not None:
-                host.replica.step_down("its store is refused (R13)")
             host.retire()
-        self.core.replicas.clear()
         self.ticks.forget_all()
         if self.core_started:
             self._shutting_out = self._loop.create_task(self._take_no_part())
@@ -369,7 +375,7 @@ class Node:
                     if not up:
                         return
                     up = self.core.ctx.lapses.steady(now_ns(), up)
-                    r.transfer(now_ns(), up[r.p % len(up)])
+                    self.core.handle(now_ns(), ev.TransferWanted(r.p, up[r.p % len(up)]))
             self.ticks.settle()
             await asyncio.sleep(0.02)
 
@@ -445,7 +451,7 @@ class Node:
                 if isinstance(message, SnapshotBegin | SnapshotChunk | SnapshotAck):
                     self.snapshots.receive(src, message)
                 else:
-                    core.receive(now, src, message)
+                    core.handle(now, message, src)
         except ProtocolError:
             raise  # the message made no sense and changed nothing: it costs its sender the connection
         except Exception as e:
@@ -460,13 +466,13 @@ class Node:
             return
         self.ticks.reconnected(node)
         self.snapshots.connection_changed(node)
-        self.core.peer_up(now_ns(), node)
+        self.core.handle(now_ns(), ev.PeerUp(node))
         self.ticks.settle()
 
     def on_peer_down(self, node: str) -> None:
         if self.identity.refused:
             return
-        self.core.peer_down(now_ns(), node)
+        self.core.handle(now_ns(), ev.PeerDown(node))
         self.snapshots.connection_changed(node)
         self.ticks.settle()
 

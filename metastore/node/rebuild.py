@@ -14,6 +14,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from metastore.clock import now_ns
+from metastore.core.events import EntryLost, RebuildDue, StateLost, TransferWanted
 from metastore.core.replica import ACTIVE
 from metastore.errors import CorruptState, CorruptTree, RottenEntry
 from metastore.logs import log_event
@@ -45,7 +47,7 @@ class Rebuild:
         if host is None or (p in self.why and host.replica.damaged):
             return
         why = self.why[p] = error.message
-        host.replica.lose_state()
+        self.node.core.handle(now_ns(), StateLost(p))
         fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
         log.error(
             "partition %d: its state is damaged (%s); it is rebuilt from another replica",
@@ -66,7 +68,7 @@ class Rebuild:
         self.why[p] = error.message
         fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
         log.error("partition %d: %s; it is rebuilt from another replica", p, error.message, extra=fields)
-        host.replica.lose_entry(index)
+        self.node.core.handle(now_ns(), EntryLost(p, index))
         self.node.ticks.hold_back(p)
         self.node.ticks.wake()
 
@@ -84,7 +86,7 @@ class Rebuild:
             elif host.replica.role == ACTIVE:
                 self._hand_over(now, host)
             else:
-                host.replica.tick_damaged(now)
+                self.node.core.handle(now, RebuildDue(p))
 
     def _hand_over(self, now: int, host: Partition) -> None:
         """To the replica that lacks least, now and then another one."""
@@ -95,5 +97,6 @@ class Rebuild:
         up = [n for n, _ in term.config.members() if n in self.node.links.connected() and n in term.others()]
         steady = self.node.core.ctx.lapses.steady(now, up)
         for heir in sorted(up, key=lambda n: (n not in steady, -term.progress[n].match)):
-            if host.replica.transfer(now, heir):
+            if host.replica.can_transfer(heir):
+                self.node.core.handle(now, TransferWanted(host.p, heir))
                 return

@@ -11,6 +11,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from metastore.clock import now_ns
+from metastore.core.events import (
+    SnapshotInstalled,
+    SnapshotProgress,
+    SnapshotRefused,
+    SnapshotStaged,
+    StateRebuilt,
+)
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
 from metastore.core.payloads import check_aux
 from metastore.core.rows import SPLITS_KEY, unpack_splits
@@ -148,9 +155,16 @@ class Snapshots:
             reader.close()
             node.store.release_log(p)
 
+    def _happens(self, event: SnapshotProgress | SnapshotRefused | SnapshotStaged) -> bool:
+        """Tell the replica, if it is still here; whether it is."""
+        is_here = event.p in self.node.hosts
+        if is_here:
+            self.node.core.handle(now_ns(), event)
+        return is_here
+
     def _refuse_damaged(self, p: int) -> None:
-        replica = self.node.core.replicas.get(p)
-        if replica is not None and replica.damaged:
+        host = self.node.hosts.get(p)
+        if host is not None and host.replica.damaged:
             raise Unavailable(f"the state of partition {p} is damaged here (R14)")
 
     async def _pace(self, size: int) -> None:
@@ -178,11 +192,11 @@ class Snapshots:
             if out.acked >= until:
                 return
             if out.refused:
-                self.node.core.snapshot_refused(now_ns(), p, to)
+                self._happens(SnapshotRefused(p, to))
                 raise Unavailable(f"{to} refused it")
             out.changed.clear()
             await pin.wait(out.changed.wait(), ACK_TIMEOUT_S)
-            self.node.core.snapshot_progress(now_ns(), p, to)
+            self._happens(SnapshotProgress(p, to))
 
     def _queue(self, to: str, message: SnapshotBegin | SnapshotChunk | SnapshotAck) -> None:
         self.node.links.queue(to, message)
@@ -278,10 +292,9 @@ class Snapshots:
                 self._queue(incoming.src.node, ack)
                 if not chunk.rows:
                     break
-            replica = node.core.replicas.get(begin.p)
-            if replica is None:
+            at = begin.at_index, begin.at_epoch
+            if not self._happens(SnapshotStaged(begin.p, incoming.src, begin.epoch, *at)):
                 return
-            replica.on_snapshot_staged(now_ns(), incoming.src, begin.epoch, begin.at_index, begin.at_epoch)
             node.ticks.settle()
         except TimeoutError:
             self.discard(begin.p)
@@ -302,7 +315,7 @@ class Snapshots:
         node = self.node
         await incoming.installer.finish(at_index, at_epoch)
         host = node.hosts[p]
-        host.replica.on_snapshot_installed(now_ns(), at_index, at_epoch)
+        node.core.handle(now_ns(), SnapshotInstalled(p, at_index, at_epoch))
         host.load()
         self.installed += 1
         fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
@@ -326,7 +339,7 @@ class Snapshots:
                 await asyncio.sleep(0)
                 if node.hosts.get(p) is not host:
                     return
-        host.replica.on_rebuilt(now_ns(), done)
+        node.core.handle(now_ns(), StateRebuilt(p, done))
         node.ticks.settle()
 
     def discard(self, p: int) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from metastore.clock import now_ns
 from metastore.coordination.interface import Coordinator
 from metastore.coordination.waiting import set_within
+from metastore.core.events import Resumed
 from metastore.node.node import Node
 
 log = logging.getLogger("metastore.startup")
@@ -36,6 +37,6 @@ async def take_part(node: Node, coordinator: Coordinator) -> bool:
     if node.identity.state == "confirmed" and not await set_within(node.control.ready, ETCD_PATIENCE_S):
         log.warning("etcd did not answer with its records; the node goes on with those in its store (R12)")
     # a restarted owner of the newest epoch goes on, whether etcd is there or not
-    node.core.resume_all(now_ns())
+    node.core.handle(now_ns(), Resumed())
     node.ticks.settle()
     return True

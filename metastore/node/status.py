@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from metastore.clock import now_ns
-from metastore.core.electing import PartitionReplica
 from metastore.core.settings import MS
+from metastore.core.views import ReplicaView
 from metastore.errors import ProtocolError
 from metastore.node.control_report import control_view
 from metastore.topology import TopologyTable
@@ -131,7 +131,7 @@ class TopologyView:
         return frame
 
 
-def learners(node: Node, r: PartitionReplica) -> dict[str, dict[str, int]]:
+def learners(node: Node, r: ReplicaView) -> dict[str, dict[str, int]]:
     """How far newcomers are (R10): entries they lack, and bytes of a snapshot sent and in all."""
     if r.term is None:
         return {}

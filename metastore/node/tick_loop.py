@@ -17,6 +17,7 @@ import msgpack
 
 from metastore.clock import now_ns
 from metastore.core import effects as fx
+from metastore.core.events import QuorumAsked, Stalled, Tick
 from metastore.core.messages import FULL, LOW, ROOM, Appended, Process, Sealed
 from metastore.core.node import NodeCore
 from metastore.core.settings import MS
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("metastore.node")
 
 STALL_NS: Final = 500 * MS
+QUORUM_ASKED: Final = QuorumAsked()
 #: effects that have nothing to do with the state: what is committed before them may be applied after them
 STATELESS: Final = frozenset({fx.Send, fx.PersistEntries, fx.Committed})
 
@@ -57,6 +59,8 @@ class TickLoop:
         self.core, self.store, self.links = core, store, links
         self.admission, self.identity, self.around, self.halt = admission, identity, around, halt
         self.hosts = hosts
+        #: the core's door (partition.ports.Agenda)
+        self.handle = core.handle
         self.memory: Memory = admission
         #: the loop runs; before that there is nothing but refusals to send
         self.started = False
@@ -177,7 +181,7 @@ class TickLoop:
                     self.hosts[p].propose_pending(now)
             if self._quorum_asked:
                 self._quorum_asked = False
-                self.core.heartbeat(now_ns())
+                self.core.handle(now_ns(), QUORUM_ASKED)
             if self.core.effects or self._inbox:
                 self.run_effects()
             self.links.flush()
@@ -259,7 +263,7 @@ class TickLoop:
                     run[kind](effect)
             if inbox:
                 src, message = inbox.popleft()
-                core.receive(now_ns(), src, message)
+                core.handle(now_ns(), message, src)
 
     def _own_runners(self) -> dict[type[Any], Callable[[Any], object]]:
         store = self.store
@@ -325,16 +329,16 @@ class TickLoop:
         log.warning("the event loop was blocked for %d ms", duration // MS, extra={"node": self.core.me.node})
         # What the peers sent meanwhile is in the sockets: hear it before deciding that
         # they are silent (R9). Grants are checked against the clock anyway (R8).
+        self.core.handle(now, Stalled())
         for host in self.hosts.values():
-            host.replica.heard(now)
             # those who would have touched their records may have been unable to
             host.deadlines.add_time(duration)
 
     def _pass_time(self, now: int) -> None:
-        ctx = self.core.ctx
-        ctx.stuck = self.store.syncing_for_s() * 1e9 > ctx.settings.suspect_after_ns
+        core = self.core
+        stuck = self.store.syncing_for_s() * 1e9 > core.ctx.settings.suspect_after_ns
+        core.handle(now, Tick(self.around.can_elect(), stuck, self.room()))
         self.note_room()
-        self.core.tick(now, self.around.can_elect())
         for step in self.steps:
             step(now)
         self.settle()
@@ -345,7 +349,11 @@ class TickLoop:
         self.admission.sweep(now)
 
     def note_room(self) -> None:
-        """The core, and by it the peers, know how much room the disk has."""
-        space, ctx = self.store.space, self.core.ctx
-        ctx.room = FULL if space.full else LOW if space.low else ROOM
+        """The partitions know whether some disk is short of room, as the core has heard of it."""
+        ctx = self.core.ctx
         self.around.tight = bool(ctx.room or ctx.peer_room)
+
+    def room(self) -> int:
+        """How much room the disk has, as the core, and by it the peers, are told."""
+        space = self.store.space
+        return FULL if space.full else LOW if space.low else ROOM

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from metastore.clock import now_ns
 from metastore.core.dedupe import Window
-from metastore.core.electing import PartitionReplica
+from metastore.core.events import ForkTaken
 from metastore.core.replica import ACTIVE
+from metastore.core.views import ReplicaView
 from metastore.errors import CorruptState, MetastoreError
 from metastore.operations import (
     COMPOUND,
@@ -54,7 +55,7 @@ class Partition:
 
     def __init__(
         self,
-        replica: PartitionReplica,
+        replica: ReplicaView,
         store: PartitionSlice,
         agenda: Agenda,
         around: Surroundings,
@@ -113,7 +114,8 @@ class Partition:
         """R18: the store has made this copy, if it was empty, what its parent's entry split off."""
         if self.replica.is_empty and self.store.applied:
             self.load()
-            self.replica.take_fork(now_ns(), self.store.applied, self.store.applied_epoch)
+            taken = ForkTaken(self.p, self.store.applied, self.store.applied_epoch)
+            self.agenda.handle(now_ns(), taken)
 
     # --- operations -----------------------------------------------------------------------------
 

@@ -63,6 +63,9 @@ class Agenda(Protocol):
     def feed(self, p: int, /) -> None:
         """Call the ``pump`` of the partition's watches soon."""
 
+    def handle(self, now: int, event: Any, /) -> None:
+        """Something has happened to a replica (``core.events``): the core's one door. Its effects are carried out soon."""
+
     def wake(self) -> None:
         """There is something to do: a tick of the loop comes."""
 

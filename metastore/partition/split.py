@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from metastore.clock import now_ns
+from metastore.core.events import PartingProposed, Propose, SplitApplied
 from metastore.core.messages import FULL
 from metastore.core.replica import ACTIVE, pack_config
 from metastore.core.rows import Forked, SplitOff
@@ -55,6 +57,9 @@ class Split:
         #: while a leader prepares
         self.preparation: Preparation | None = None
 
+    def _happens(self, event: SplitApplied | PartingProposed) -> None:
+        self.state.agenda.handle(now_ns(), event)
+
     # --- where the range ends -----------------------------------------------------------------
 
     def narrow(self) -> None:
@@ -74,8 +79,8 @@ class Split:
         if state.machine.splits:
             split = state.machine.splits[-1]
             if replica.config is not None and int.from_bytes(split.at, "big") < replica.config.hi:
-                replica.split = child_config(state.p, split)
-                replica.split_durable = split.child not in state.store.opening()
+                durable = split.child not in state.store.opening()
+                self._happens(SplitApplied(state.p, child_config(state.p, split), durable))
 
     # --- preparing ----------------------------------------------------------------------------
 
@@ -86,7 +91,9 @@ class Split:
 
     def forget(self) -> None:
         """Leadership begins or ends: what was prepared, or proposed and not committed, is none."""
-        self.preparation, self.state.replica.parting = None, None
+        self.preparation = None
+        if self.state.replica.parting is not None:
+            self._happens(PartingProposed(self.state.p, None))
         self.narrow()
 
     def prepare(self) -> None:
@@ -118,10 +125,10 @@ class Split:
             index, term.epoch, wanted.child, term.config.hi - 1, members
         )
         self.preparation = None
-        replica.parting = wanted.at
+        self._happens(PartingProposed(state.p, wanted.at))
         self.narrow()
-        proposed = replica.propose(now, payload)
-        assert proposed == index
+        state.agenda.handle(now, Propose(state.p, payload))
+        assert replica.log.last_index == index
 
     def upper_half(self, forked: Forked) -> UpperHalf:
         """What the store parts with when it applies the entry, as this node is a member of it or not."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from metastore.clock import now_ns
-from metastore.core.electing import PartitionReplica
 from metastore.core.machine import Machine
 from metastore.core.replica import ACTIVE, RESIGNING
+from metastore.core.views import ReplicaView
 from metastore.keys import end_point
 from metastore.operations import Op
 from metastore.partition.ports import Agenda, PartitionSlice, ReplySink, Surroundings
@@ -25,7 +25,7 @@ class PartitionState:
     __slots__ = ("agenda", "around", "frozen", "hi", "lo", "machine", "p", "replica", "store")
 
     def __init__(
-        self, replica: PartitionReplica, store: PartitionSlice, agenda: Agenda, around: Surroundings
+        self, replica: ReplicaView, store: PartitionSlice, agenda: Agenda, around: Surroundings
     ) -> None:
         config = replica.config
         assert config is not None

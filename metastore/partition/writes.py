@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from metastore.clock import now_ns
+from metastore.core.events import Propose
 from metastore.core.messages import FULL
 from metastore.core.replica import ACTIVE, InvariantBroken
 from metastore.errors import (
@@ -207,8 +208,8 @@ class Writes:
             machine.proposals.abandon()  # what was proposed before is applied as the log has it
             return
         if payload is not None:
-            proposed = replica.propose(now, payload)
-            assert proposed == index
+            state.agenda.handle(now, Propose(state.p, payload))
+            assert replica.log.last_index == index
         applied, waiters = state.store.applied, self.waiters
         for (connection, _, op, deadline, _), (at, tail) in zip(batch, results, strict=True):
             if op[KIND_AT] == TOUCH:

@@ -30,6 +30,7 @@ from metastore.coordination.interface import (
 from metastore.coordination.lineage import Follower
 from metastore.coordination.waiting import set_within
 from metastore.core import effects as fx
+from metastore.core import events as ev
 from metastore.core.replica import ACTIVE
 from metastore.errors import CoordinationError, CoordinationUnknown, StorageError
 from metastore.fields import BadRecord
@@ -207,6 +208,9 @@ class Control:
             await self.session.close()
             await self.coordinator.close()
 
+    def _happens(self, event: ev.OfReplica) -> None:
+        self.node.core.handle(now_ns(), event)
+
     # --- what etcd says -------------------------------------------------------------------
 
     def _on_change(self, revision: int, changes: list[Change]) -> None:
@@ -260,7 +264,7 @@ class Control:
                 if beyond is not None:
                     node.condemn(beyond)
             case "paused":
-                node.core.ctx.moves_paused = new is not None
+                node.core.handle(now_ns(), ev.MovesPaused(new is not None))
             case "lineage":
                 self._follower.notice()
             case "usage":
@@ -271,7 +275,7 @@ class Control:
         it, and its members claim (R16) as if etcd were away."""
         host = self.node.hosts.get(p)
         if host is not None and cell == self._home(p):
-            host.replica.unrecorded = not is_well
+            self._happens(ev.RecordSeen(p, is_well))
 
     def _open_set_aside(self) -> None:
         """Partitions whose records did not fit into the map, and do now."""
@@ -285,7 +289,7 @@ class Control:
         host = self.node.hosts.get(p)
         self._leaders[p] = new
         if host is not None:
-            host.replica.on_leader_value(new.value if new else None)
+            self._happens(ev.LeaderSeen(p, new.value if new else None))
 
     def _config_changed(self, cell: str, config: ConfigRecord, mod_revision: int) -> None:
         node, p = self.node, config.partition
@@ -318,12 +322,12 @@ class Control:
             host = node.open_partition(config)
         self._relate(config.members())
         host.split.wanted = self._splits.get(p)
-        host.replica.home = cell
-        host.replica.move = move[0] if move else None
+        self._happens(ev.HomeSeen(p, cell))
+        self._happens(ev.MoveWanted(p, move[0] if move else None))
         if mod_revision:
             self._configs[p] = mod_revision
             self._terms[p] = term_of(config.epoch)
-        host.replica.on_config(now_ns(), config, mod_revision)
+        self._happens(ev.ConfigSeen(config.partition, config, mod_revision))
         host.split.narrow()
 
     def _waits_for_parent(self, config: ConfigRecord, since: int) -> bool:
@@ -343,7 +347,7 @@ class Control:
         """R18: who knows what an entry split off knows that the entry is committed. It is applied when the node settles."""
         host = self.node.hosts.get(parent[0])
         if host is not None:
-            host.replica.learn_committed(*parent[1:])
+            self._happens(ev.EntryCommitted(*parent))
 
     def sought(self, effect: fx.Sought) -> None:
         """R18: a member of what was split off a partition of this node's has begun to lead it, and etcd may not know
@@ -389,8 +393,8 @@ class Control:
             self._homes[child] = home
             self._relate(config.members())
             host = node.open_partition(config)
-            host.replica.home = home
-            host.replica.follow_config(now_ns(), f"split off {parent.p}")
+            self._happens(ev.HomeSeen(child, home))
+            self._happens(ev.SplitOff(child, parent.p))
 
     def misses(self, p: int) -> bool:
         """Whether this store may be a member of ``p`` and has no durable copy of it (R18)."""
@@ -411,7 +415,7 @@ class Control:
 
     def _left(self, host: Partition, config: ConfigRecord, mod_revision: int) -> None:
         """R10: the record names this store no more, and stands in etcd: that is the confirmation."""
-        host.replica.on_config(now_ns(), config, mod_revision)
+        self._happens(ev.ConfigSeen(config.partition, config, mod_revision))
         self.node.ticks.settle()
         self._drop_what_left()
 
@@ -445,7 +449,7 @@ class Control:
             self._moves[p] = move
         host = node.hosts.get(p)
         if host is not None:
-            host.replica.move = move[0] if move else None
+            self._happens(ev.MoveWanted(p, move[0] if move else None))
             if move is not None:
                 self._relate(move[0].target)
             config = host.replica.config
@@ -501,8 +505,9 @@ class Control:
     def leader_keys_read(self) -> None:
         """The first content of the watch has been delivered: an absent leader key is absent."""
         for p, host in self.node.hosts.items():
-            if p not in self._leaders:
-                host.replica.on_leader_value(None)
+            told = host.replica.leader_value_known and host.replica.leader_value is None
+            if p not in self._leaders and not told:
+                self._happens(ev.LeaderSeen(p, None))
 
     # --- R2 ---------------------------------------------------------------------------------
 
@@ -529,9 +534,9 @@ class Control:
             self.elections_won += 1
             fields = {"node": node.config.node, "partition": p, "epoch": effect.new.epoch}
             log_event(log, f"elected: {effect.reason}", **fields)
-            host.replica.on_campaign_done(now_ns(), won[0], won[1])
+            self._happens(ev.CampaignEnded(p, *won))
         else:
-            host.replica.on_campaign_done(now_ns(), None, 0)
+            self._happens(ev.CampaignEnded(p, None, 0))
         node.ticks.settle()
 
     async def _elect(self, effect: fx.Campaign) -> tuple[ConfigRecord, int] | None:
@@ -568,9 +573,9 @@ class Control:
         record = self._config_in(config)
         if config is not None and record is not None:
             self._configs[p] = max(config.mod_revision, self._configs.get(p, 0))
-            host.replica.on_config(now_ns(), record, config.mod_revision)
+            self._happens(ev.ConfigSeen(p, record, config.mod_revision))
         self._leaders[p] = leader
-        host.replica.on_leader_value(leader.value if leader else None)
+        self._happens(ev.LeaderSeen(p, leader.value if leader else None))
 
     def _config_in(self, kv: KV | None) -> ConfigRecord | None:
         """A partition's record as a reading found it; None = there is none that makes sense."""
@@ -602,7 +607,7 @@ class Control:
             log_event(log, f"membership: {effect.reason}", **fields)
             self._configs[p] = max(done, self._configs.get(p, 0))
         new = effect.new if done else None
-        host.replica.on_change_done(now_ns(), new, done, effect.reason)
+        self._happens(ev.ChangeEnded(p, new, done, effect.reason))
         node.ticks.settle()
 
     async def _swap(self, effect: fx.ChangeConfig) -> int:

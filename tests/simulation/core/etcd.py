@@ -6,10 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from metastore.core import effects as fx
+from metastore.core.events import CampaignEnded
 from metastore.core.replica import ACTIVE
 from metastore.core.settings import MS
 from metastore.layout import ConfigRecord, LeaderRecord, term_of
-from tests.simulation.core.steps import CAMPAIGNED
 
 if TYPE_CHECKING:
     from tests.simulation.core.node import Node
@@ -77,7 +77,7 @@ class Etcd:
 
         def done(won: bool) -> None:
             new, revision = (effect.new, self.config_mod) if won else (None, 0)
-            node.do(CAMPAIGNED, node.replica.on_campaign_done, node.now(), new, revision)
+            node.do(CampaignEnded(P, new, revision))
             node.run()
 
         def arrive() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from metastore.core.events import TransferWanted
 from metastore.core.replica import ACTIVATING, ACTIVE
 from metastore.core.settings import MS
+from tests.simulation.core.etcd import P
 
 if TYPE_CHECKING:
     from tests.simulation.core.node import Node
@@ -163,7 +165,7 @@ class Faults:
         for node in self.world.nodes.values():
             if node.up and node.replica.role == ACTIVE and self.world.now >= node.paused_until:
                 other = self.world.pick().name
-                node.do("hand over", node.replica.transfer, node.now(), other)
+                node.do(TransferWanted(P, other))
                 node.run()
 
     def compact(self) -> None:

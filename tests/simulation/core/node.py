@@ -10,20 +10,21 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from metastore.core import effects as fx
+from metastore.core import events as ev
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.logindex import LogIndex
 from metastore.core.machine import Machine
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
-from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING, RESIGNING, Restored, unpack_config
+from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING, RESIGNING, unpack_config
 from metastore.core.rows import META_KEY, SESSION_PREFIX
 from metastore.core.settings import MS
 from metastore.layout import ConfigRecord
 from metastore.operations import GET
 from tests.simulation.core.etcd import P
 from tests.simulation.core.rules import Rules
-from tests.simulation.core.steps import INSTALLED, RECORD, Step, view_of
+from tests.simulation.core.steps import Step, told, view_of
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class Node:
         )
         owed, self.disk.grant_given_ns = self.disk.grant_given_ns, world.settings.grant_ns
         config = config or replace(world.etcd.config, epoch=0, leader=None)
-        self.replica = self.core.add_replica(
-            self.now(), P, Restored(log, sealed, owner, config, max(commit, self.applied))
-        )
+        restored = ev.Restored(log, sealed, owner, config, max(commit, self.applied))
+        self.core.handle(self.now(), ev.Opened(P, restored))
+        self.replica = self.core._replicas[P]
         self.rules = Rules(self.me, world.settings, self.now() + owed if owed else 0, P)
         self.seen = view_of(self.replica)
         if sealed < world.checks.sealed_seen.get(self.name, 0):
@@ -105,7 +106,7 @@ class Node:
         self.apply_to(self.replica.commit_index)
         if world.random.random() < 0.7 and world.etcd.up:
             self.see_etcd()
-        self.do("resumes", self.core.resume_all, self.now())
+        self.do(ev.Resumed())
         self.run()
         world.after(TICK_NS, self, self.tick)
         for other in world.nodes.values():
@@ -114,7 +115,7 @@ class Node:
                 world.after(world.random.randrange(5 * MS), self, partial(self.connected, other.name))
 
     def connected(self, name: str) -> None:
-        self.do("peer up", self.core.peer_up, self.now(), name)
+        self.do(ev.PeerUp(name))
         self.run()
 
     def crash(self) -> None:
@@ -135,7 +136,7 @@ class Node:
 
     def lose(self, name: str) -> None:
         """The connection to ``name`` was reset or refused."""
-        self.do("peer down", self.core.peer_down, self.now(), name)
+        self.do(ev.PeerDown(name))
         self.run()
 
     def recover(self) -> tuple[LogIndex, int, Process | None, ConfigRecord | None, int, dict[int, bytes]]:
@@ -172,27 +173,28 @@ class Node:
 
     def tick(self) -> None:
         now = self.now()
-        self.do("tick", self.core.tick, now, self.can_elect)
+        self.do(ev.Tick(self.can_elect))
         self.unpark(now)
         self.run()
         self.world.after(TICK_NS, self, self.tick)
 
     def receive(self, src: Process, message: Any) -> None:
-        self.do(message, self.core.receive, self.now(), src, message)
+        self.do(message, src)
         self.unpark(self.now())
         self.run()
 
-    def do(self, event: Any, call: Callable[..., Any], now: int, *args: Any) -> None:
+    def do(self, event: Any, src: Process | None = None) -> None:
         """One event of the core, and the check that it was a step that the rules allow."""
+        now = self.now()
         if not self.world.checked:
-            call(now, *args)
+            self.core.handle(now, event, src)
             return
         effects, before = self.core.effects, self.seen
         first = len(effects)
-        call(now, *args)
-        src = args[0] if args and type(args[0]) is Process else None
+        self.core.handle(now, event, src)
         self.seen = after = view_of(self.replica)
-        step = Step(now, event, src, before, after, effects[first:], args if src is None else args[1:])
+        name, src, args = told(event, src)
+        step = Step(now, name, src, before, after, effects[first:], args)
         if self.world.trace is not None:
             self.world.trace.append((self.me, self.rules.quiet_until, step))
         self.rules.check(step)
@@ -203,7 +205,7 @@ class Node:
                 self.effect(effect)
             if self.inbox:
                 message = self.inbox.popleft()
-                self.do(message, self.core.receive, self.now(), self.me, message)
+                self.do(message, self.me)
             elif not self.core.effects:
                 break
         self.world.checks.check_node(self)
@@ -329,7 +331,7 @@ class Node:
         self.machine.reset()
         self.machine.load(list(aux))
         self.applied = index
-        self.do(INSTALLED, self.replica.on_snapshot_installed, self.now(), index, epoch)
+        self.do(ev.SnapshotInstalled(P, index, epoch))
         self.run()
 
     def compact(self) -> None:
@@ -349,7 +351,7 @@ class Node:
         rows = [(META_KEY, self.machine.aux(META_KEY) or b"")]
         rows += [(SESSION_PREFIX + c, s.pack()) for c, s in self.machine.sessions.items()]
         disk.base = (upto, log.epoch_at(upto), dict(self.state), rows)
-        self.do("compacted", lambda now: self.core.log_compacted(P, upto), self.now())
+        self.do(ev.Compacted(P, upto))
         for i in [i for i in self.blobs if i <= upto]:
             del self.blobs[i]
         facts = [r for r in disk.records if isinstance(r, fx.PersistSeal | fx.PersistConfig)]
@@ -369,8 +371,8 @@ class Node:
         etcd = self.world.etcd
         self.can_elect = etcd.up
         if etcd.up:
-            self.do(RECORD, self.replica.on_config, self.now(), etcd.config, etcd.config_mod)
-            self.replica.on_leader_value(etcd.leader)
+            self.do(ev.ConfigSeen(P, etcd.config, etcd.config_mod))
+            self.do(ev.LeaderSeen(P, etcd.leader))
             self.run()
 
     # --- clients ----------------------------------------------------------------------------------
@@ -383,7 +385,7 @@ class Node:
             self.carry_out(op, client, answer)
         elif replica.has_quorum(now):
             self.parked.append((self.core.last_number, (op, client, answer)))
-            self.do("a read waits", self.core.heartbeat, now)
+            self.do(ev.QuorumAsked())
         else:
             answer("refused")
         self.run()
@@ -399,7 +401,7 @@ class Node:
         index = self.replica.log.last_index + 1
         payload, results = self.machine.proposals.resolve(index, [(client, op)])
         if payload is not None:
-            self.do("propose", self.replica.propose, self.now(), payload)
+            self.do(ev.Propose(P, payload))
         at, tail = results[0]
         if at > self.applied:
             self.waiters.append((at, answer, tail))

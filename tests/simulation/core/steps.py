@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from metastore.core import effects as fx
+from metastore.core import events as ev
+from metastore.core.messages import KINDS as MESSAGES
 from metastore.core.messages import Process
 from metastore.core.replica import Replica
 from metastore.core.rows import SplitOff
@@ -16,7 +19,7 @@ from metastore.layout import ConfigRecord, Member
 #: where a View has its log
 LOG: Final = slice(4, 8)
 
-# names of events that are no messages, with what stands in ``Step.args``
+# names of events that are no messages, with what stands in ``Step.args``; others are called by the name of their class
 #: etcd's record: (config, mod revision)
 RECORD: Final = "etcd's record"
 #: an election ended: (record won or None, its mod revision)
@@ -33,6 +36,38 @@ REBUILT: Final = "state rebuilt"
 FORKED: Final = "became what was split off"
 #: what was split off is known, and so its entry is committed (R18): (the entry's epoch, index)
 LEARNED: Final = "an entry is known to be committed"
+
+
+NAMES: Final = {
+    ev.ConfigSeen: RECORD,
+    ev.CampaignEnded: CAMPAIGNED,
+    ev.ChangeEnded: CHANGED,
+    ev.SnapshotStaged: STAGED,
+    ev.SnapshotInstalled: INSTALLED,
+    ev.StateRebuilt: REBUILT,
+    ev.ForkTaken: FORKED,
+    ev.EntryCommitted: LEARNED,
+}
+
+
+def told(event: Any, src: Process | None) -> tuple[Any, Process | None, tuple[Any, ...]]:
+    """``event`` and ``args`` of the Step that an event of the core, or a message of ``src``, is, and who sent it."""
+    kind = type(event)
+    if kind in KINDS:
+        return event, src, ()
+    if isinstance(event, ev.SnapshotStaged):
+        return STAGED, event.src, (event.epoch, event.index, event.index_epoch)
+    fields = tuple(getattr(event, f) for f in _FIELDS.setdefault(kind, fields_of(kind)) if f != "p")
+    return NAMES.get(kind, kind.__name__), None, fields
+
+
+_FIELDS: dict[type[Any], tuple[str, ...]] = {}
+KINDS: Final = frozenset(MESSAGES.values())
+
+
+def fields_of(kind: type[Any]) -> tuple[str, ...]:
+    found: tuple[str, ...] | None = getattr(kind, "_fields", None)
+    return found if found is not None else tuple(f.name for f in dataclasses.fields(kind))
 
 
 class View(NamedTuple):

@@ -210,7 +210,7 @@ def effects_later(patch: Planter) -> None:
     """R8: the driver lets clients meet a new leader before what it adopted is applied."""
 
     def receive(self: Any, src: Any, message: Any) -> None:
-        self.do(message, self.core.receive, self.now(), src, message)
+        self.do(message, src)
         self.unpark(self.now())
         self.world.after(1_000_000, self, self.run)
 

@@ -335,15 +335,15 @@ def resign_before_the_heir_has_it(patch: pytest.MonkeyPatch) -> None:
 
 
 def say_fresh_when_healthy(patch: pytest.MonkeyPatch) -> None:
-    original = NodeCore.heartbeat
+    original = NodeCore._quorum_asked
 
-    def heartbeat(self: Any, now: int) -> None:
+    def heartbeat(self: Any, now: int, event: Any = None) -> None:
         patch.setattr(LeadingReplica, "can_read", LeadingReplica.is_healthy)
         original(self, now)
         patch.setattr(LeadingReplica, "can_read", can_read)
 
     can_read = LeadingReplica.can_read
-    patch.setattr(NodeCore, "heartbeat", heartbeat)
+    patch.setattr(NodeCore, "_quorum_asked", heartbeat)
 
 
 def begin_the_same_again(patch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from metastore.core import effects as fx
+from metastore.core.events import SnapshotStaged
 from metastore.core.messages import Appended, Process
 from metastore.core.replica import ACTIVE, InvariantBroken
 from metastore.core.rows import META_KEY, SESSION_PREFIX
@@ -21,11 +22,11 @@ from metastore.core.settings import MS
 from metastore.layout import term_of
 from tests.simulation.core.checks import Checks
 from tests.simulation.core.clients import Client
-from tests.simulation.core.etcd import Etcd
+from tests.simulation.core.etcd import Etcd, P
 from tests.simulation.core.faults import Faults
 from tests.simulation.core.node import Node
 from tests.simulation.core.plans import FAULTY_NS, PLANS, SETTINGS, Plan
-from tests.simulation.core.steps import STAGED, Step
+from tests.simulation.core.steps import Step
 from tests.simulation.violation import Stopped, Violation, broken_by
 
 STORY_LINES = 80
@@ -160,8 +161,7 @@ class World:
         def arrive() -> None:
             if target.up and target.generation == generation and not target.replica.installing:
                 target.installing = (index, epoch, state, rows)
-                staged = target.replica.on_snapshot_staged
-                target.do(STAGED, staged, target.now(), src, effect.epoch, index, epoch)
+                target.do(SnapshotStaged(P, src, effect.epoch, index, epoch))
                 target.run()
 
         late = self.random.choice((20, 200, 1500)) * MS

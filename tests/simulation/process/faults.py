@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from metastore.coordination.interface import Compare, Delete, Op, Put, TxnResult
+from metastore.core.events import TransferWanted
 from metastore.layout import Layout, MoveRecord, SplitRecord
 from metastore.namespaces import Policy
 from metastore.storage.records import ENTRY_HEAD
@@ -414,10 +415,10 @@ class Faults:
             return
 
         def transfer() -> None:
-            for host in process.node.hosts.values():
+            for p, host in process.node.hosts.items():
                 if host.replica.role == "active" and host.replica.term is not None:
                     to = self.random.choice(sorted(host.replica.term.others()))
-                    host.replica.transfer(process.loop.now_ns(), to)
+                    process.node.core.handle(process.loop.now_ns(), TransferWanted(p, to))
             process.node.ticks.settle()
 
         process.loop.enter(transfer)

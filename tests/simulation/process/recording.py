@@ -12,27 +12,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from metastore.coordination.interface import Compare, Op, TxnResult
 from metastore.coordination.memory import MemoryEtcd
 from metastore.core import effects as fx
+from metastore.core import events as ev
 from metastore.core import messages as m
 from metastore.core.messages import Process
-from metastore.core.replica import Replica, Restored
 from metastore.layout import ConfigRecord, LeaderRecord
 from metastore.node.node import FACT_LARGEST_GRANT, Node
 from metastore.storage.rows import unseal
 from metastore.storage.state import META_TABLE, Meta, meta_key
 from tests.simulation.core.rules import Rules
 from tests.simulation.core.steps import (
-    CAMPAIGNED,
-    CHANGED,
-    FORKED,
     INSTALLED,
-    LEARNED,
-    REBUILT,
-    RECORD,
-    STAGED,
     Partings,
     Step,
     View,
     child_of,
+    told,
     view_of,
 )
 from tests.simulation.violation import Violation
@@ -40,28 +34,6 @@ from tests.unit.storage.engines import FaultyEngine
 
 if TYPE_CHECKING:
     from tests.simulation.process.process import Process as Machine
-
-#: what the driver calls of a replica, and what that is called in a step
-EVENTS = {
-    "on_config": RECORD,
-    "on_campaign_done": CAMPAIGNED,
-    "on_change_done": CHANGED,
-    "on_snapshot_staged": STAGED,
-    "on_snapshot_installed": INSTALLED,
-    "on_rebuilt": REBUILT,
-    "take_fork": FORKED,
-    "learn_committed": LEARNED,
-    "follow_config": "follows its record",
-    "transfer": "hand over",
-    "propose": "propose",
-    "lose_state": "its state is damaged",
-    "lose_entry": "an entry is lost",
-    "tick_damaged": "asks for a snapshot",
-}
-#: without the time as their first argument
-TIMELESS = {"learn_committed", "lose_state", "lose_entry"}
-FOR_ALL = {"tick": "tick", "heartbeat": "a read waits", "peer_up": "peer up", "peer_down": "peer down"}
-FOR_ALL["resume_all"] = "resumes"
 
 
 class Judge:
@@ -198,29 +170,15 @@ class Recorder:
         self.me, self.core, self.engine = node.me, node.core, machine.engine
         owed = node.store.facts.get(FACT_LARGEST_GRANT, 0)
         self.quiet_until = machine.loop.now_ns() + owed if owed else 0
-        #: a step is under way: what it calls is part of it
-        self.busy = False
-        core: Any = self.core
-        self._add, self._remove, self._receive = core.add_replica, core.remove_replica, core.receive
-        core.add_replica, core.remove_replica, core.receive = self.add, self.remove, self.receive
-        core.log_compacted = self._of_one(core.log_compacted)
-        for name, event in FOR_ALL.items():
-            setattr(core, name, self._of_all(getattr(core, name), event))
+        self._handle = self.core.handle
+        self.core.handle = node.ticks.handle = self.handle  # type: ignore[method-assign]
         self._queue = node.snapshots._queue
         node.snapshots._queue = self.queue  # type: ignore[method-assign]
 
-    def add(self, now: int, p: int, restored: Restored) -> Replica:
-        replica: Replica = self._add(now, p, restored)
-        for name, event in EVENTS.items():
-            setattr(replica, name, self._of_replica(getattr(replica, name), p, event, name in TIMELESS))
+    def opened(self, p: int) -> None:
         judge, node = self.judge, self.node
         rules = Rules(self.me, node.settings, self.quiet_until, p, judge.partings)
-        judge.opened(self.me, p, rules, view_of(replica), self.held(p), node.core_started)
-        return replica
-
-    def remove(self, p: int) -> None:
-        self._remove(p)
-        self.judge.dropped(self.me, p, self.held(p))
+        judge.opened(self.me, p, rules, view_of(self.core._replicas[p]), self.held(p), node.core_started)
 
     def held(self, p: int) -> frozenset[int]:
         """Partitions that p's splits made, and p itself, of which the disk has a copy that is more than empty, as the
@@ -230,65 +188,35 @@ class Recorder:
 
     # --- events -------------------------------------------------------------------------------
 
-    def receive(self, now: int, src: Process, message: Any) -> None:
-        kind = type(message)
-        if kind is m.Heartbeat or kind is m.HeartbeatAck:
-            self.step(now, message, src, (), list(self.core.replicas), self._receive, now, src, message)
-        else:
-            ps = [message.p] if message.p in self.core.replicas else []
-            self.step(now, message, src, (), ps, self._receive, now, src, message)
-
-    def _of_all(self, call: Callable[..., Any], event: str) -> Callable[..., Any]:
-        def happens(now: int, *args: Any) -> Any:
-            return self.step(now, event, None, (), list(self.core.replicas), call, now, *args)
-
-        return happens
-
-    def _of_one(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def happens(p: int, index: int) -> Any:
-            ps = [p] if p in self.core.replicas else []
-            return self.step(self.machine.loop.now_ns(), "compacted", None, (), ps, call, p, index)
-
-        return happens
-
-    def _of_replica(self, call: Callable[..., Any], p: int, event: str, timeless: bool) -> Callable[..., Any]:
-        def happens(*args: Any) -> Any:
-            more = args if timeless else args[1:]
-            src = more[0] if more and type(more[0]) is Process else None
-            now = self.machine.loop.now_ns() if timeless else args[0]
-            return self.step(now, event, src, more if src is None else more[1:], [p], call, *args)
-
-        return happens
-
-    def step(
-        self,
-        now: int,
-        event: Any,
-        src: Process | None,
-        args: tuple[Any, ...],
-        ps: list[int],
-        call: Callable[..., Any],
-        *given: Any,
-    ) -> Any:
-        """``call``, as one step of each of those partitions."""
-        if self.busy or self.node.identity.refused:
-            return call(*given)
-        effects, judge = self.core.effects, self.judge
+    def handle(self, now: int, event: Any, src: Process | None = None) -> None:
+        """One event of the core, as one step of each replica that it is of."""
+        if self.node.identity.refused:
+            self._handle(now, event, src)
+            return
+        if isinstance(event, ev.Opened | ev.Dropped):
+            self._handle(now, event, src)
+            if isinstance(event, ev.Opened):
+                self.opened(event.p)
+            else:
+                self.judge.dropped(self.me, event.p, self.held(event.p))
+            return
+        name, src, args = told(event, src)
+        core = self.core
+        ps = list(core.replicas) if not hasattr(event, "p") else [p for p in [event.p] if p in core.replicas]
+        effects, judge = core.effects, self.judge
         first = len(effects)
-        self.busy = True
         try:
-            return call(*given)
+            self._handle(now, event, src)
         finally:
-            self.busy = False
             new = effects[first:]
             for p in ps:
-                replica = self.core.replicas.get(p)
+                replica = core._replicas.get(p)
                 if replica is not None:
                     before, after = judge.seen[self.me, p], view_of(replica)
                     judge.seen[self.me, p] = after
                     mine = new if len(ps) == 1 else [effect for effect in new if concerns(effect, p)]
                     if mine or src is not None or before != after:
-                        self.check(p, Step(now, event, src, before, after, mine, args))
+                        self.check(p, Step(now, name, src, before, after, mine, args))
 
     def check(self, p: int, step: Step) -> None:
         if step.event == INSTALLED or any(type(effect) is fx.ChangeConfig for effect in step.effects):

@@ -12,6 +12,7 @@ import pytest
 from cellctl.bootstrap import bootstrap
 from metastore.client import AsyncClient
 from metastore.coordination.interface import Put
+from metastore.core.events import TransferWanted
 from metastore.errors import MetastoreError
 from metastore.keys import storage_key
 from metastore.layout import Layout, SplitRecord
@@ -165,7 +166,8 @@ class OnlyInTheLog:
             replica = leader.node.hosts[p].replica
 
             def hand_over() -> None:
-                if replica.transfer(leader.loop.now_ns(), self.both[0]):
+                if replica.can_transfer(self.both[0]):
+                    leader.node.core.handle(leader.loop.now_ns(), TransferWanted(p, self.both[0]))
                     leader.node.ticks.settle()
 
             leader.loop.enter(hand_over)

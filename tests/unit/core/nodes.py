@@ -9,10 +9,11 @@ from typing import Any
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.entry import entry_position, pack_entry
+from metastore.core.events import Opened, Restored
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
-from metastore.core.replica import Restored, pack_config
+from metastore.core.replica import pack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord, first_epoch
 
@@ -44,7 +45,8 @@ class Node:
         self.blobs: dict[int, bytes] = {}
         settings = settings or CoreSettings()
         self.core = NodeCore(me, settings, Random(seed), self.read, began, largest_grant_ns)
-        self.replica = self.core.add_replica(START, 0, restored)
+        self.core.handle(START, Opened(0, restored))
+        self.replica = self.core._replicas[0]
         self.up = True
 
     def read(self, p: int, first: int, max_bytes: int) -> list[bytes]:
@@ -81,7 +83,7 @@ def deliver(
                 if isinstance(e, fx.Send) and node.up and not drop(node.me.node, e.node, e.message):
                     moved = True
                     if e.node in nodes and nodes[e.node].up:
-                        nodes[e.node].core.receive(now, node.me, e.message)
+                        nodes[e.node].core.handle(now, e.message, node.me)
 
 
 def led(now: int = START, drop: Callable[[str, str, Any], bool] = lambda a, b, x: False) -> dict[str, Node]:

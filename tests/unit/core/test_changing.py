@@ -10,8 +10,9 @@ import pytest
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.changing import MAX_LEARNER_LAG
+from metastore.core.events import MovesPaused, Restored
 from metastore.core.logindex import LogIndex
-from metastore.core.replica import Restored, pack_config
+from metastore.core.replica import pack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord, MoveRecord, first_epoch
 from tests.unit.core.nodes import CONFIG, MEMBERS, START, TERM1, Node, blob, deliver, led, log_of, process
@@ -29,7 +30,7 @@ def leader(move: MoveRecord | None = MOVE) -> Node:
     a.replica.config_mod_revision = 7
     a.replica.home = "c1"
     a.replica.move = move
-    a.core.ctx.can_elect = True
+    a.core._ctx.can_elect = True
     return a
 
 
@@ -134,11 +135,11 @@ def test_one_change_at_a_time() -> None:
 
 def test_nothing_changes_while_moves_are_paused_or_etcd_is_away() -> None:
     a = ready()
-    a.core.ctx.moves_paused = True
+    a.core.handle(START, MovesPaused(True))
     assert not changes(a)
-    a.core.ctx.moves_paused, a.core.ctx.can_elect = False, False
+    a.core._ctx.moves_paused, a.core._ctx.can_elect = False, False
     assert not changes(a)
-    a.core.ctx.can_elect = True
+    a.core._ctx.can_elect = True
     assert changes(a)
 
 
@@ -180,7 +181,7 @@ def joint(role: str = "active", move: MoveRecord | None = MOVE) -> Node:
     a.replica.config_mod_revision = 8
     a.replica.home = "c1"
     a.replica.move = move
-    a.core.ctx.can_elect = True
+    a.core._ctx.can_elect = True
     a.replica.role = role
     return a
 
@@ -188,16 +189,16 @@ def joint(role: str = "active", move: MoveRecord | None = MOVE) -> Node:
 def test_the_joint_term_has_quorums_of_both_sets() -> None:
     a = joint()
     index = a.replica.propose(START, b"")
-    a.core.receive(START, a.me, m.Appended(0, SECOND, index))
-    a.core.receive(START, process("d"), m.Appended(0, SECOND, index))
+    a.core.handle(START, m.Appended(0, SECOND, index), a.me)
+    a.core.handle(START, m.Appended(0, SECOND, index), process("d"))
     assert a.replica.commit_index == index - 1, "a and d: one of three of either set is missing"
-    a.core.receive(START, process("b"), m.Appended(0, SECOND, index))
+    a.core.handle(START, m.Appended(0, SECOND, index), process("b"))
     assert a.replica.commit_index == index
     index = a.replica.propose(START, b"")
-    a.core.receive(START, a.me, m.Appended(0, SECOND, index))
-    a.core.receive(START, process("b"), m.Appended(0, SECOND, index))
+    a.core.handle(START, m.Appended(0, SECOND, index), a.me)
+    a.core.handle(START, m.Appended(0, SECOND, index), process("b"))
     assert a.replica.commit_index == index - 1, "a and b: the old set has it, the new one has not"
-    a.core.receive(START, process("c"), m.Appended(0, SECOND, index))
+    a.core.handle(START, m.Appended(0, SECOND, index), process("c"))
     assert a.replica.commit_index == index
 
 
@@ -207,7 +208,7 @@ def test_neither_set_is_quorum_enough_alone() -> None:
         a = Node(process("a"), Restored(LogIndex(), TERM1, process("a"), CONFIG, 0))
         a.replica.begin_term(START, SECOND, five, "test")
         for name in own:
-            a.core.receive(START, process(name), m.Sealed(0, SECOND, 0, 0, 0, 0))
+            a.core.handle(START, m.Sealed(0, SECOND, 0, 0, 0, 0), process(name))
         assert a.replica.role == "sealing"
 
 
@@ -260,9 +261,9 @@ def test_a_leader_that_left_appoints_its_heir_once_that_one_knows() -> None:
     changes(a)
     assert a.replica.role == "resigned"
     for src, epoch in ((process("c"), SECOND), (process("b"), EPOCH)):
-        a.core.receive(START, src, m.Appointed(0, epoch))
+        a.core.handle(START, m.Appointed(0, epoch), src)
         assert not [e for e in a.take() if isinstance(e, fx.ChangeConfig)]
-    a.core.receive(START, process("b"), m.Appointed(0, SECOND))
+    a.core.handle(START, m.Appointed(0, SECOND), process("b"))
     (change,) = (e for e in a.take() if isinstance(e, fx.ChangeConfig))
     assert change.new == replace(CONFIG, epoch=THIRD, leader="b", replicas=TARGET)
 
@@ -271,7 +272,7 @@ def test_the_record_that_appoints_another_is_durable_here() -> None:
     """The last config that a replica knows is durable: etcd's watch, which tells the same, is too late to make it so."""
     a = joint()
     changes(a)
-    a.core.receive(START, process("b"), m.Appointed(0, SECOND))
+    a.core.handle(START, m.Appointed(0, SECOND), process("b"))
     (change,) = (e for e in a.take() if isinstance(e, fx.ChangeConfig))
     a.replica.on_change_done(START, change.new, 9, "test")
     assert [e.config for e in a.take() if isinstance(e, fx.PersistConfig)] == [pack_config(change.new)]
@@ -282,7 +283,7 @@ def test_the_record_that_appoints_another_is_durable_here() -> None:
 def test_the_last_step_to_another_cell_names_it() -> None:
     a = joint(move=replace(MOVE, cell="c2"))
     changes(a)
-    a.core.receive(START, process("b"), m.Appointed(0, SECOND))
+    a.core.handle(START, m.Appointed(0, SECOND), process("b"))
     (change,) = (e for e in a.take() if isinstance(e, fx.ChangeConfig))
     assert change.cell == "c2"
 
@@ -297,7 +298,7 @@ def test_an_heir_is_near_the_end_of_the_log() -> None:
     assert a.replica.successor(START, a.replica.term, TARGET) is None
     a.replica.term.progress["c"].match = 2
     assert a.replica.successor(START, a.replica.term, TARGET) == "c"
-    a.core.ctx.down.add("c")
+    a.core._ctx.down.add("c")
     assert a.replica.successor(START, a.replica.term, TARGET) is None
 
 
@@ -306,10 +307,10 @@ def test_an_heir_is_near_the_end_of_the_log() -> None:
 
 def test_an_heir_knows_before_it_is_named() -> None:
     b = Node(process("b"), Restored(LogIndex(), SECOND, process("a"), JOINT, 0))
-    b.core.receive(START, process("a"), m.Appoint(0, SECOND, b"", 0))
+    b.core.handle(START, m.Appoint(0, SECOND, b"", 0), process("a"))
     assert b.sent(m.Appointed) == [m.Appointed(0, SECOND)]
     final = replace(CONFIG, epoch=THIRD, leader="b", replicas=TARGET)
-    b.core.receive(START, process("a"), m.Appoint(0, SECOND, pack_config(final), 9))
+    b.core.handle(START, m.Appoint(0, SECOND, pack_config(final), 9), process("a"))
     assert [s.resigned for s in b.sent(m.Seal)] == [SECOND] * 3
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.events import Compacted, PeerUp, QuorumAsked, Restored, Tick
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import InvariantBroken, Restored
+from metastore.core.replica import InvariantBroken
 from metastore.core.settings import MS
 from metastore.errors import ProtocolError
 from metastore.layout import first_epoch
@@ -27,7 +28,7 @@ def follower(log: LogIndex | None = None, commit: int = 0) -> Node:
 
 def append(node: Node, prev: tuple[int, int], *blobs: bytes, commit: int = 0) -> list[Any]:
     """What the follower does about it; ``prev`` = (epoch, index)."""
-    node.core.receive(START, OWNER, m.Append(0, NOW, *prev, commit, list(blobs)))
+    node.core.handle(START, m.Append(0, NOW, *prev, commit, list(blobs)), OWNER)
     return node.take()
 
 
@@ -125,7 +126,7 @@ def test_nor_further_than_the_leader() -> None:
 
 def test_a_heartbeat_commits_nothing() -> None:
     node = follower(log_of(OLD, OLD, OLD), 1)
-    node.core.receive(START, OWNER, m.Heartbeat(7, 0, [(0, NOW, 1, 3)]))
+    node.core.handle(START, m.Heartbeat(7, 0, [(0, NOW, 1, 3)]), OWNER)
     assert node.replica.commit_index == 1
     assert not [e for e in node.take() if isinstance(e, fx.Committed)]
 
@@ -151,9 +152,9 @@ def test_a_leader_counts_its_own_copy_when_it_is_durable() -> None:
     own = [e for e in effects if isinstance(e, fx.Send) and e.node == "a"]
     assert own == [fx.Send("a", m.Appended(0, TERM1 + 1, index), True)]
     assert a.replica.commit_index == index - 1
-    a.core.receive(START, process("b"), m.Appended(0, TERM1 + 1, index))
+    a.core.handle(START, m.Appended(0, TERM1 + 1, index), process("b"))
     assert a.replica.commit_index == index - 1, "one of three"
-    a.core.receive(START, a.me, own[0].message)
+    a.core.handle(START, own[0].message, a.me)
     assert a.replica.commit_index == index
 
 
@@ -162,7 +163,7 @@ def test_a_follower_that_was_sent_again_what_it_had_hears_what_is_committed() ->
     both are committed; a follower commits no further than such a message reaches."""
     nodes = led()
     leader, behind = nodes["a"], nodes["b"]
-    leader.core.ctx.settings = replace(leader.core.ctx.settings, max_append_bytes=1)
+    leader.core._ctx.settings = replace(leader.core.ctx.settings, max_append_bytes=1)
     late: list[m.Append] = []
 
     def keep(_: str, to: str, message: Any) -> bool:
@@ -174,14 +175,14 @@ def test_a_follower_that_was_sent_again_what_it_had_hears_what_is_committed() ->
     for payload in (b"first", b"second"):
         leader.replica.propose(START, payload)
     deliver(nodes, START, keep)
-    now = START + leader.core.ctx.settings.retry_ns
-    leader.core.tick(now, True)
+    now = START + leader.core._ctx.settings.retry_ns
+    leader.core.handle(now, Tick(True))
     deliver(nodes, now, keep)
     assert [len(message.entries) for message in late] == [1, 1, 1]
     for message in late:
-        behind.core.receive(now, leader.me, message)
-    leader.core.receive(now, behind.me, behind.sent(m.Appended)[1])
-    leader.core.tick(now, True)
+        behind.core.handle(now, message, leader.me)
+    leader.core.handle(now, behind.sent(m.Appended)[1], behind.me)
+    leader.core.handle(now, Tick(True))
     deliver(nodes, now)
     assert behind.replica.commit_index == leader.replica.commit_index == leader.replica.log.last_index
 
@@ -196,10 +197,10 @@ def test_entries_of_earlier_epochs_commit_with_one_of_its_own() -> None:
     a, epoch = nodes["a"], NOW + 1
     assert a.replica.role == "activating"
     for name in "abc":
-        a.core.receive(START, process(name), m.Appended(0, epoch, 2))
+        a.core.handle(START, m.Appended(0, epoch, 2), process(name))
     assert a.replica.commit_index == 0
-    a.core.receive(START, process("b"), m.Appended(0, epoch, 3))
-    a.core.receive(START, process("c"), m.Appended(0, epoch, 3))
+    a.core.handle(START, m.Appended(0, epoch, 3), process("b"))
+    a.core.handle(START, m.Appended(0, epoch, 3), process("c"))
     assert a.replica.commit_index == 3
 
 
@@ -210,12 +211,12 @@ def test_only_members_own_stores_count(src: Process) -> None:
     a = nodes["a"]
     epoch = TERM1 + 1
     index = a.replica.propose(START, b"")
-    a.core.receive(START, a.me, m.Appended(0, epoch, index))
-    a.core.receive(START, src, m.Appended(0, epoch, index))
+    a.core.handle(START, m.Appended(0, epoch, index), a.me)
+    a.core.handle(START, m.Appended(0, epoch, index), src)
     assert a.replica.commit_index == index - 1
     number = a.core.last_number
-    a.core.heartbeat(START)
-    a.core.receive(START, src, m.HeartbeatAck(number + 1, 0, 900 * MS, []))
+    a.core.handle(START, QuorumAsked())
+    a.core.handle(START, m.HeartbeatAck(number + 1, 0, 900 * MS, []), src)
     assert not a.replica.can_read(START)
 
 
@@ -224,10 +225,10 @@ def test_only_members_own_stores_answer_a_seal(src: Process) -> None:
     node = Node(process("a"), Restored(log_of(OLD), NOW, process("a", "0"), CONFIG, 0))
     node.replica.claim(START, "test")
     epoch = NOW + 1
-    node.core.receive(START, node.me, m.Sealed(0, epoch, OLD, 1, 0, 0))
-    node.core.receive(START, src, m.Sealed(0, epoch, OLD, 1, 0, 0))
+    node.core.handle(START, m.Sealed(0, epoch, OLD, 1, 0, 0), node.me)
+    node.core.handle(START, m.Sealed(0, epoch, OLD, 1, 0, 0), src)
     assert node.replica.role == "sealing"
-    node.core.receive(START, process("b"), m.Sealed(0, epoch, OLD, 1, 0, 0))
+    node.core.handle(START, m.Sealed(0, epoch, OLD, 1, 0, 0), process("b"))
     assert node.replica.role == "activating"
 
 
@@ -235,9 +236,9 @@ def test_an_acknowledgement_of_another_epoch_counts_for_nothing() -> None:
     nodes = led(drop=drop_appends_to_c)
     a = nodes["a"]
     index = a.replica.propose(START, b"")
-    a.core.receive(START, a.me, m.Appended(0, TERM1 + 1, index))
+    a.core.handle(START, m.Appended(0, TERM1 + 1, index), a.me)
     for epoch in (TERM1, TERM1 + 2):
-        a.core.receive(START, process("b"), m.Appended(0, epoch, index))
+        a.core.handle(START, m.Appended(0, epoch, index), process("b"))
     assert a.replica.commit_index == index - 1
 
 
@@ -245,7 +246,7 @@ def test_nobody_acknowledges_what_there_is_not() -> None:
     nodes = led()
     a = nodes["a"]
     last = a.replica.log.last_index
-    a.core.receive(START, process("b"), m.Appended(0, TERM1 + 1, last + 5))
+    a.core.handle(START, m.Appended(0, TERM1 + 1, last + 5), process("b"))
     assert a.replica.term is not None
     assert a.replica.term.progress["b"].match == last
 
@@ -257,9 +258,9 @@ def test_a_learner_counts_in_no_quorum() -> None:
     assert a.replica.term is not None
     a.replica.term.learn("x", "sx")
     index = a.replica.propose(START, b"")
-    a.core.receive(START, a.me, m.Appended(0, epoch, index))
-    a.core.receive(START, process("x"), m.Sealed(0, epoch, 0, 0, 0, 0))
-    a.core.receive(START, process("x"), m.Appended(0, epoch, index))
+    a.core.handle(START, m.Appended(0, epoch, index), a.me)
+    a.core.handle(START, m.Sealed(0, epoch, 0, 0, 0, 0), process("x"))
+    a.core.handle(START, m.Appended(0, epoch, index), process("x"))
     assert a.replica.term.progress["x"].match == index
     assert a.replica.commit_index == index - 1
     assert "x" not in a.replica.term.answers
@@ -305,14 +306,14 @@ def test_a_log_is_pulled_no_further_than_it_was_sealed() -> None:
     node.replica.claim(START, "test")
     epoch = NOW + 1
     for name, last in (("a", (1, 1)), ("b", (5, 3))):
-        node.core.receive(START, process(name), m.Sealed(0, epoch, *last, 0, 0))
+        node.core.handle(START, m.Sealed(0, epoch, *last, 0, 0), process(name))
     assert node.replica.role == "adopting"
     for odd in ([blob(2, 6)], [blob(2, 5), blob(3, 5), blob(4, 5)]):
         with pytest.raises(ProtocolError):
-            node.core.receive(START, process("b"), m.Pulled(0, epoch, 1, 1, odd))
-    node.core.receive(START, process("c"), m.Pulled(0, epoch, 1, 1, [blob(2, 5), blob(3, 5)]))
+            node.core.handle(START, m.Pulled(0, epoch, 1, 1, odd), process("b"))
+    node.core.handle(START, m.Pulled(0, epoch, 1, 1, [blob(2, 5), blob(3, 5)]), process("c"))
     assert node.replica.log.last_index == 1, "it was not asked"
-    node.core.receive(START, process("b"), m.Pulled(0, epoch, 1, 1, [blob(2, 5), blob(3, 5)]))
+    node.core.handle(START, m.Pulled(0, epoch, 1, 1, [blob(2, 5), blob(3, 5)]), process("b"))
     assert node.replica.role == "activating"
 
 
@@ -325,12 +326,12 @@ def test_an_heir_has_the_whole_log_before_its_leader_resigns() -> None:
     index = a.replica.propose(START, b"")
     a.take()
     assert a.replica.transfer(START, "b")
-    a.core.receive(START, a.me, m.Appended(0, epoch, index))
-    a.core.receive(START, process("c"), m.Appended(0, epoch, index))
+    a.core.handle(START, m.Appended(0, epoch, index), a.me)
+    a.core.handle(START, m.Appended(0, epoch, index), process("c"))
     assert a.replica.commit_index == index
     assert a.replica.role == "resigning"
     assert not a.sent(m.HandOff)
-    a.core.receive(START, process("b"), m.Appended(0, epoch, index))
+    a.core.handle(START, m.Appended(0, epoch, index), process("b"))
     assert a.replica.role == "resigned"
     assert a.sent(m.HandOff) == [m.HandOff(0, epoch)]
 
@@ -346,16 +347,16 @@ def test_nor_before_all_of_it_is_committed() -> None:
     a.replica.term.progress["b"].match = index
     a.replica.continue_handoff(START)
     assert (a.replica.role, a.replica.commit_index) == ("resigning", five)
-    a.core.receive(START, a.me, m.Appended(0, epoch, index))
-    a.core.receive(START, process("b"), m.Appended(0, epoch, index))
+    a.core.handle(START, m.Appended(0, epoch, index), a.me)
+    a.core.handle(START, m.Appended(0, epoch, index), process("b"))
     assert a.replica.role == "resigned"
 
 
 def test_who_resigned_neither_reads_nor_proposes_nor_goes_back() -> None:
     nodes = led()
     a, now = nodes["a"], START + 1000 * MS
-    a.core.heartbeat(now)
-    a.core.receive(now, process("b"), m.HeartbeatAck(a.core.last_number, 0, 900 * MS, []))
+    a.core.handle(now, QuorumAsked())
+    a.core.handle(now, m.HeartbeatAck(a.core.last_number, 0, 900 * MS, []), process("b"))
     mark = a.core.last_number - 1
     assert a.replica.can_read(now)
     assert a.replica.transfer(now, "b")
@@ -364,7 +365,7 @@ def test_who_resigned_neither_reads_nor_proposes_nor_goes_back() -> None:
     assert not a.replica.confirmed_since(mark)
     a.take()
     for late in range(1, 200):
-        a.core.tick(now + late * 100 * MS, False)
+        a.core.handle(now + late * 100 * MS, Tick(False))
         assert a.replica.role in ("resigned", "sealing"), "in a new epoch at the earliest"
         if a.replica.role == "sealing":
             assert a.replica.sealed_epoch > TERM1 + 1
@@ -435,8 +436,8 @@ def test_nothing_is_sealed_while_a_snapshot_is_switched_in() -> None:
     """R3: the position is read in the same step as the seal; there is none now."""
     node = follower(log_of(OLD), 1)
     node.replica.installing = True
-    node.core.receive(
-        START, process("c"), seal(first_epoch(2), replace(CONFIG, epoch=first_epoch(2), leader="c"))
+    node.core.handle(
+        START, seal(first_epoch(2), replace(CONFIG, epoch=first_epoch(2), leader="c")), process("c")
     )
     assert node.take() == []
     assert node.replica.sealed_epoch == NOW
@@ -450,14 +451,14 @@ def test_who_is_offered_a_snapshot_of_what_it_has_hears_what_is_committed() -> N
     last = leader.propose(START, b"x")
     deliver(nodes, START, lambda src, dst, message: src == "c")
     later = START + 400 * MS
-    nodes["a"].core.tick(later, True)
+    nodes["a"].core.handle(later, Tick(True))
     deliver(nodes, later, lambda src, dst, message: "c" in (src, dst))
     assert (leader.commit_index, behind.log.last_index, behind.commit_index) == (last, last, last - 1)
-    nodes["a"].core.log_compacted(0, last)
-    nodes["a"].core.peer_up(later, "c")
+    nodes["a"].core.handle(0, Compacted(0, last))
+    nodes["a"].core.handle(later, PeerUp("c"))
     started = [e for e in nodes["a"].take() if isinstance(e, fx.StartSnapshot)]
     assert [e.node for e in started] == ["c"]
-    nodes["a"].core.receive(later, process("c"), m.Appended(0, leader.sealed_epoch, last))
-    nodes["a"].core.tick(later + 20 * MS, True)
+    nodes["a"].core.handle(later, m.Appended(0, leader.sealed_epoch, last), process("c"))
+    nodes["a"].core.handle(later + 20 * MS, Tick(True))
     deliver(nodes, later + 20 * MS)
     assert behind.commit_index == last

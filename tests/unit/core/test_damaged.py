@@ -10,7 +10,8 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
-from metastore.core.replica import InvariantBroken, Restored
+from metastore.core.events import PeerUp, Restored, Resumed, Tick
+from metastore.core.replica import InvariantBroken
 from metastore.core.settings import MS, CoreSettings
 from metastore.errors import RottenEntry
 from tests.unit.core.nodes import CONFIG, START, TERM1, Node, blob, deliver, led, log_of, process, seal
@@ -51,7 +52,7 @@ def test_it_does_not_campaign() -> None:
 def test_it_takes_no_leadership_that_is_handed_over() -> None:
     node = replica()
     node.replica.lose_state()
-    node.core.receive(START, OWNER, m.HandOff(0, TERM1))
+    node.core.handle(START, m.HandOff(0, TERM1), OWNER)
     assert not campaigns(node.take())
 
 
@@ -61,7 +62,7 @@ def test_a_restarted_owner_does_not_go_on() -> None:
         process("a", "2"), Restored(log_of(TERM1), TERM1, process("a", "1"), CONFIG, 1), settings=NO_CLAIMS
     )
     node.replica.lose_state()
-    node.core.resume_all(START)
+    node.core.handle(START, Resumed())
     assert node.replica.term is None
     assert node.replica.sealed_epoch == TERM1
 
@@ -79,14 +80,14 @@ def test_a_leader_sends_a_snapshot_and_goes_on_as_before() -> None:
     nodes = led()
     a, b = nodes["a"], nodes["b"]
     epoch = a.replica.sealed_epoch
-    a.core.receive(START, b.me, m.Rebuild(0, epoch))
+    a.core.handle(START, m.Rebuild(0, epoch), b.me)
     assert fx.StartSnapshot(0, "b", epoch) in a.take()
     assert a.replica.term is not None
     assert not a.replica.term.progress["b"].snapshotting_since_ns, "its log is fed on"
-    a.core.receive(START, b.me, m.Rebuild(0, epoch - 1))
-    a.core.receive(START, process("d"), m.Rebuild(0, epoch))
+    a.core.handle(START, m.Rebuild(0, epoch - 1), b.me)
+    a.core.handle(START, m.Rebuild(0, epoch), process("d"))
     a.replica.lose_state()
-    a.core.receive(START, b.me, m.Rebuild(0, epoch))
+    a.core.handle(START, m.Rebuild(0, epoch), b.me)
     assert not [e for e in a.take() if isinstance(e, fx.StartSnapshot)], "stale, no member, or damaged itself"
 
 
@@ -177,14 +178,14 @@ def test_who_lacks_what_it_acknowledged_counts_in_no_quorum() -> None:
     node = lacking()
     owner, epoch = process("c"), TERM1 + (1 << 16)
     config = dataclasses.replace(CONFIG, epoch=epoch, leader="c")
-    node.core.receive(START, owner, seal(epoch, config))
+    node.core.handle(START, seal(epoch, config), owner)
     assert not node.sent(m.Sealed)
     assert node.replica.sealed_epoch == epoch
-    node.core.receive(START, owner, m.Append(0, epoch, TERM1, 3, 3, [blob(4, epoch)]))
+    node.core.handle(START, m.Append(0, epoch, TERM1, 3, 3, [blob(4, epoch)]), owner)
     assert not node.sent(m.Appended)
     assert node.replica.log.last_index == 3
     assert node.replica.commit_index == 2
-    node.core.receive(START, owner, m.Pull(0, epoch, TERM1, 1))
+    node.core.handle(START, m.Pull(0, epoch, TERM1, 1), owner)
     assert node.sent(m.Refused) == [m.Refused(0, epoch, epoch)]
     node.replica.tick_damaged(START)
     assert node.sent(m.Rebuild) == [m.Rebuild(0, epoch)]
@@ -211,7 +212,7 @@ def test_only_a_snapshot_of_what_is_behind_the_entry_makes_it_whole() -> None:
     node.replica.on_rebuilt(START, True)
     assert (node.replica.lost_index, node.replica.damaged) == (0, False)
     node.take()
-    node.core.receive(START, OWNER, m.Append(0, TERM1, TERM1, 3, 3, [blob(4, TERM1)]))
+    node.core.handle(START, m.Append(0, TERM1, TERM1, 3, 3, [blob(4, TERM1)]), OWNER)
     assert node.sent(m.Appended) == [m.Appended(0, TERM1, 4)]
 
 
@@ -240,27 +241,27 @@ def test_a_follower_that_needs_what_has_rotted_at_its_leader_gets_a_snapshot() -
     assert a.replica.commit_index == 4
     without(a, 3)
     nodes["c"].up = True
-    a.core.peer_up(START, "c")
+    a.core.handle(START, PeerUp("c"))
     found: list[Any] = []
     for ms in range(0, 3000, 50):
-        a.core.tick(START + ms * MS, True)
+        a.core.handle(START + ms * MS, Tick(True))
         for effect in a.take():
             found.append(effect)
             if isinstance(effect, fx.Send) and effect.node == "c":
-                nodes["c"].core.receive(START + ms * MS, a.me, effect.message)
+                nodes["c"].core.handle(START + ms * MS, effect.message, a.me)
         for message in (e for e in nodes["c"].take() if isinstance(e, fx.Send) and e.node == "a"):
-            a.core.receive(START + ms * MS, nodes["c"].me, message.message)
+            a.core.handle(START + ms * MS, message.message, nodes["c"].me)
     assert [e.error.detail["index"] for e in found if isinstance(e, fx.Rotten)][:1] == [3]
     assert fx.StartSnapshot(0, "c", a.replica.sealed_epoch) in found
     assert a.replica.role == "active", "what its state has it has"
     assert nodes["c"].replica.log.last_index == 2, "and what comes before the entry was sent"
     for match in (1, 2, 2):
-        a.core.receive(START, nodes["c"].me, m.Appended(0, a.replica.sealed_epoch, match))
+        a.core.handle(START, m.Appended(0, a.replica.sealed_epoch, match), nodes["c"].me)
     sent = [e for e in a.take() if isinstance(e, fx.Send) and e.node == "c"]
     assert not [e for e in sent if isinstance(e.message, m.Append)], (
         "it waits for the snapshot, whatever it says before"
     )
-    a.core.receive(START, nodes["c"].me, m.Appended(0, a.replica.sealed_epoch, 3))
+    a.core.handle(START, m.Appended(0, a.replica.sealed_epoch, 3), nodes["c"].me)
     assert [
         e for e in a.take() if isinstance(e, fx.Send) and isinstance(e.message, m.Append) and e.node == "c"
     ]
@@ -285,7 +286,7 @@ def test_who_adopts_gets_a_snapshot_or_looks_elsewhere(has_it: bool) -> None:
         return
     b.replica.lose_entry(2)
     for ms in range(0, 3000, 100):
-        c.core.tick(START + ms * MS, False)
+        c.core.handle(START + ms * MS, Tick(False))
         list(pump(nodes, START + ms * MS))
     assert c.replica.role in ("sealing", "follower"), "it waits for b no more"
     assert c.replica.role != "active", "nobody else has what may be committed"
@@ -293,7 +294,7 @@ def test_who_adopts_gets_a_snapshot_or_looks_elsewhere(has_it: bool) -> None:
     nodes["a"].up = True
     for ms in range(3000, 9000, 100):
         for node in nodes.values():
-            node.core.tick(START + ms * MS, False)
+            node.core.handle(START + ms * MS, Tick(False))
         list(pump(nodes, START + ms * MS))
     active = [n for n in nodes.values() if n.replica.role == "active"]
     assert active, "a has it still"
@@ -310,4 +311,4 @@ def pump(nodes: dict[str, Node], now: int = START) -> Iterator[Any]:
                 yield e
                 if isinstance(e, fx.Send) and node.up and e.node in nodes and nodes[e.node].up:
                     moved = True
-                    nodes[e.node].core.receive(now, node.me, e.message)
+                    nodes[e.node].core.handle(now, e.message, node.me)

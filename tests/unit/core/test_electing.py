@@ -9,9 +9,9 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.events import PeerDown, Restored, Resumed, Tick
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import Restored
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord, first_epoch
 from tests.unit.core.nodes import CONFIG, MEMBERS, START, TERM1, Node, deliver, followers, led, process, seal
@@ -34,7 +34,7 @@ def replica(
 def ticks(node: Node, from_ms: int, to_ms: int, *, can_elect: bool = True) -> list[Any]:
     effects: list[Any] = []
     for ms in range(from_ms, to_ms, 20):
-        node.core.tick(START + ms * MS, can_elect)
+        node.core.handle(START + ms * MS, Tick(can_elect))
         effects += node.take()
     return effects
 
@@ -51,7 +51,7 @@ def loses(node: Node, at_ms: int, voter: str = "c", **reply: Any) -> list[Any]:
     """``voter`` answers the newest PRE-VOTE that it has lost the leader too."""
     r = node.replica
     fields = {"epoch": r.sealed_epoch, "round": r.prevote_round, "lost": True, **reply}
-    node.core.receive(START + at_ms * MS, process(voter), m.PreVoteReply(0, **fields))
+    node.core.handle(START + at_ms * MS, m.PreVoteReply(0, **fields), process(voter))
     return node.take()
 
 
@@ -61,11 +61,11 @@ def loses(node: Node, at_ms: int, voter: str = "c", **reply: Any) -> list[Any]:
 def test_a_leader_that_is_heard_is_left_alone() -> None:
     node = replica()
     for ms in range(0, 3000, 500):
-        node.core.receive(START + ms * MS, LEADER, m.Heartbeat(ms, 0, [(0, TERM1, 1, 0)]))
+        node.core.handle(START + ms * MS, m.Heartbeat(ms, 0, [(0, TERM1, 1, 0)]), LEADER)
         effects = ticks(node, ms, ms + 500)
         assert not prevotes(effects)
         assert not campaigns(effects)
-        node.core.receive(START + ms * MS, process("c"), m.PreVote(0, TERM1, 1))
+        node.core.handle(START + ms * MS, m.PreVote(0, TERM1, 1), process("c"))
         assert [x.lost for x in node.sent(m.PreVoteReply)] == [False]
 
 
@@ -91,13 +91,13 @@ def test_a_leader_that_is_back_is_not_replaced() -> None:
     """The votes come late."""
     node = replica()
     ticks(node, 0, 1500)
-    node.core.receive(START + 1500 * MS, LEADER, m.Heartbeat(9, 0, [(0, TERM1, 1, 0)]))
+    node.core.handle(START + 1500 * MS, m.Heartbeat(9, 0, [(0, TERM1, 1, 0)]), LEADER)
     assert not campaigns(loses(node, 1501))
 
 
 def test_a_leader_key_that_is_gone_is_enough() -> None:
     node = replica()
-    node.core.peer_down(START, "a")
+    node.core.handle(START, PeerDown("a"))
     node.replica.on_leader_value(None)
     (campaign,) = campaigns(ticks(node, 0, 300))
     assert campaign.replace is None, "the key has to be absent"
@@ -110,7 +110,7 @@ def test_who_is_no_member_tries_nothing() -> None:
         effects = ticks(node, 0, 5000)
         assert not prevotes(effects)
         assert not campaigns(effects)
-        node.core.receive(START, LEADER, m.HandOff(0, TERM1))
+        node.core.handle(START, m.HandOff(0, TERM1), LEADER)
         assert not campaigns(node.take())
 
 
@@ -148,7 +148,7 @@ def test_a_won_term_that_is_sealed_for_another_is_left_alone() -> None:
     node.replica.campaign(START, "test")
     (campaign,) = campaigns(node.take())
     third = first_epoch(3)
-    node.core.receive(START, process("c"), seal(third, replace(CONFIG, epoch=third, leader="c")))
+    node.core.handle(START, seal(third, replace(CONFIG, epoch=third, leader="c")), process("c"))
     node.replica.on_campaign_done(START + MS, campaign.new, 8)
     assert node.replica.term is None
     assert node.replica.sealed_epoch == third
@@ -226,7 +226,7 @@ def restarted(settings: CoreSettings = NO_CLAIMS, **restored: Any) -> Node:
 
 def test_a_restarted_owner_goes_on_in_the_next_restart_of_its_term() -> None:
     node = restarted()
-    node.core.resume_all(START)
+    node.core.handle(START, Resumed())
     assert node.replica.sealed_epoch == TERM1 + 1
     assert node.replica.owner == node.me
 
@@ -245,7 +245,7 @@ def test_a_restarted_owner_goes_on_in_the_next_restart_of_its_term() -> None:
 def test_who_owned_nothing_goes_on_with_nothing(restored: dict[str, Any]) -> None:
     """Another process, this very run, a term that is over, a member no more."""
     node = restarted(**restored)
-    node.core.resume_all(START)
+    node.core.handle(START, Resumed())
     assert node.replica.term is None
     assert node.replica.sealed_epoch == TERM1
 
@@ -255,18 +255,18 @@ def test_what_was_split_off_begins_its_first_term_after_a_restart_too(leader: st
     """R18: that term follows from the entry, and belongs to who proposed it; etcd, which would say so, may be away."""
     config = replace(CONFIG, epoch=TERM2, leader=leader, parent=(7, TERM1, 40))
     node = restarted(sealed_epoch=0, owner=None, config=config)
-    node.core.resume_all(START)
+    node.core.handle(START, Resumed())
     assert node.replica.sealed_epoch == (TERM2 if leader == "a" else 0)
     assert (node.replica.term is not None) == (leader == "a")
     other = restarted(sealed_epoch=0, owner=None, config=replace(config, parent=None))
-    other.core.resume_all(START)
+    other.core.handle(START, Resumed())
     assert other.replica.term is None, "of others etcd has to say so"
 
 
 def test_where_others_may_have_claimed_it_a_majority_is_asked_first() -> None:
     """R16: the next restart may have been claimed meanwhile."""
     node = restarted(CoreSettings())
-    node.core.resume_all(START)
+    node.core.handle(START, Resumed())
     effects = node.take()
     assert node.replica.term is None
     assert prevotes(effects)
@@ -277,7 +277,7 @@ def test_where_others_may_have_claimed_it_a_majority_is_asked_first() -> None:
 def test_who_is_to_go_on_leaves_a_later_term_to_its_owner() -> None:
     """Before a majority has answered, etcd says that another was elected meanwhile."""
     node = restarted(CoreSettings())
-    node.core.resume_all(START)
+    node.core.handle(START, Resumed())
     node.take()
     node.replica.on_config(START, replace(CONFIG, epoch=TERM2, leader="b"), 8)
     loses(node, 0, "b")
@@ -378,7 +378,7 @@ def test_nor_to_take_a_rivals_follower_along() -> None:
     a.replica.claim(START, "test")
     deliver(nodes, START)
     assert (a.replica.role, a.replica.sealed_epoch) == ("active", last)
-    a.core.receive(START, process("b"), m.Refused(0, last, last))
+    a.core.handle(START, m.Refused(0, last, last), process("b"))
     assert a.replica.sealed_epoch == last
     assert a.replica.role == "active"
 
@@ -387,11 +387,11 @@ def test_a_rivals_follower_is_taken_along_once_all_is_settled() -> None:
     nodes = led()
     a, epoch = nodes["a"], TERM1 + 1
     index = a.replica.propose(START, b"")
-    a.core.receive(START, process("b"), m.Refused(0, epoch, epoch))
+    a.core.handle(START, m.Refused(0, epoch, epoch), process("b"))
     assert a.replica.sealed_epoch == epoch, "what is proposed would be unknown"
-    a.core.receive(START, a.me, m.Appended(0, epoch, index))
-    a.core.receive(START, process("c"), m.Appended(0, epoch, index))
-    a.core.receive(START, process("b"), m.Refused(0, epoch, epoch))
+    a.core.handle(START, m.Appended(0, epoch, index), a.me)
+    a.core.handle(START, m.Appended(0, epoch, index), process("c"))
+    a.core.handle(START, m.Refused(0, epoch, epoch), process("b"))
     assert a.replica.sealed_epoch == epoch + 1
 
 
@@ -408,7 +408,7 @@ def test_a_claim_without_a_quorum_appends_nothing() -> None:
 
 def test_an_heir_campaigns_at_once_for_what_was_resigned() -> None:
     node = replica()
-    node.core.receive(START, LEADER, m.HandOff(0, TERM1))
+    node.core.handle(START, m.HandOff(0, TERM1), LEADER)
     (campaign,) = campaigns(node.take())
     assert campaign.handed_over
     node.replica.on_campaign_done(START, campaign.new, 8)

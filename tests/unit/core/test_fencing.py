@@ -9,9 +9,10 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.events import Restored
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import InvariantBroken, Restored, pack_config
+from metastore.core.replica import InvariantBroken, pack_config
 from metastore.core.settings import MS
 from metastore.errors import ProtocolError
 from metastore.layout import first_epoch
@@ -52,7 +53,7 @@ def test_the_epoch_of_another_is_refused(message: Any, src: Process) -> None:
     node = follower()
     node.replica.on_config(START, replace(CONFIG, leader="x"), 7)
     node.take()
-    node.core.receive(START, src, message)
+    node.core.handle(START, message, src)
     effects = node.take()
     assert effects == [fx.Send(src.node, m.Refused(0, TERM1, TERM1), True)]
     assert node.replica.log.last_index == 0
@@ -63,7 +64,7 @@ def test_the_epoch_of_another_is_refused(message: Any, src: Process) -> None:
 def test_another_epoch_is_refused_with_the_one_that_is_sealed(kind: int, epoch: int) -> None:
     """Lower: it is over. Higher: it has to be sealed first."""
     node = follower()
-    node.core.receive(START, OWNER, requests(epoch)[kind])
+    node.core.handle(START, requests(epoch)[kind], OWNER)
     assert node.take() == [fx.Send("a", m.Refused(0, epoch, TERM1), True)]
 
 
@@ -73,12 +74,12 @@ def test_grants_go_to_the_owner_only(src: Process) -> None:
     node = follower()
     r = node.replica
     later = START + 500 * MS
-    node.core.receive(later, src, m.Heartbeat(7, later, [(0, TERM1, 1, 0)]))
+    node.core.handle(later, m.Heartbeat(7, later, [(0, TERM1, 1, 0)]), src)
     (ack,) = node.sent(m.HeartbeatAck)
     assert ack.refused == [(0, TERM1)]
     assert r.grants == {}
     assert (r.contact_ns, r.fresh_ns) == (START, 0)
-    node.core.receive(later, OWNER, m.Heartbeat(8, later, [(0, TERM1, 1, 0)]))
+    node.core.handle(later, m.Heartbeat(8, later, [(0, TERM1, 1, 0)]), OWNER)
     (ack,) = node.sent(m.HeartbeatAck)
     assert ack.refused == []
     assert r.grants == {OWNER: (TERM1, later + 900 * MS)}
@@ -88,7 +89,7 @@ def test_grants_go_to_the_owner_only(src: Process) -> None:
 @pytest.mark.parametrize("epoch", [TERM1 - 1, TERM1 + 1])
 def test_a_heartbeat_of_another_epoch_grants_nothing(epoch: int) -> None:
     node = follower()
-    node.core.receive(START, OWNER, m.Heartbeat(7, START, [(0, epoch, 1, 0), (9, epoch, 1, 0)]))
+    node.core.handle(START, m.Heartbeat(7, START, [(0, epoch, 1, 0), (9, epoch, 1, 0)]), OWNER)
     (ack,) = node.sent(m.HeartbeatAck)
     assert ack.refused == [(0, TERM1), (9, 0)], "named, so that its sender does not count them (R8)"
     assert node.replica.grants == {}
@@ -97,20 +98,20 @@ def test_a_heartbeat_of_another_epoch_grants_nothing(epoch: int) -> None:
 @pytest.mark.parametrize("src", STRANGERS[:2], ids=str)
 def test_an_epoch_is_sealed_for_one_owner(src: Process) -> None:
     node = follower()
-    node.core.receive(START, src, seal(TERM1, CONFIG))
+    node.core.handle(START, seal(TERM1, CONFIG), src)
     assert node.take() == [fx.Send(src.node, m.Refused(0, TERM1, TERM1), True)]
     assert node.replica.owner == OWNER
 
 
 def test_the_owner_may_ask_again() -> None:
     node = follower(log_of(TERM1), 1)
-    node.core.receive(START, OWNER, seal(TERM1, CONFIG))
+    node.core.handle(START, seal(TERM1, CONFIG), OWNER)
     assert node.take() == [fx.Send("a", m.Sealed(0, TERM1, TERM1, 1, 1, 0), True)]
 
 
 def test_an_older_seal_is_refused() -> None:
     node = follower()
-    node.core.receive(START, OWNER, seal(TERM1 - 1, replace(CONFIG, epoch=TERM1 - 1)))
+    node.core.handle(START, seal(TERM1 - 1, replace(CONFIG, epoch=TERM1 - 1)), OWNER)
     assert node.take() == [fx.Send("a", m.Refused(0, TERM1 - 1, TERM1), True)]
 
 
@@ -120,7 +121,7 @@ def test_a_seal_is_durable_before_it_is_answered() -> None:
     second = first_epoch(2)
     config = replace(CONFIG, epoch=second, leader="c")
     message = seal(second, config)
-    node.core.receive(START, process("c"), message)
+    node.core.handle(START, message, process("c"))
     assert node.take() == [
         fx.PersistSeal(0, second, process("c"), message.config),
         fx.Send("c", m.Sealed(0, second, TERM1, 1, 1, 0), True),
@@ -131,11 +132,11 @@ def test_a_seal_is_durable_before_it_is_answered() -> None:
 def test_everything_that_promises_waits_for_the_disk() -> None:
     """R1, R5: no answer of a replica leaves before what it says is durable."""
     node = follower(log_of(TERM1), 1)
-    node.core.receive(START, OWNER, m.Append(0, TERM1, TERM1, 1, 1, [blob(2, TERM1)]))
-    node.core.receive(START, OWNER, m.Append(0, TERM1, TERM1, 7, 1, []))
-    node.core.receive(START, OWNER, m.Pull(0, TERM1, TERM1, 1))
-    node.core.receive(START, OWNER, m.Pull(0, TERM1, TERM1, 9))
-    node.core.receive(START, OWNER, m.Heartbeat(7, 0, [(0, TERM1, 1, 0)]))
+    node.core.handle(START, m.Append(0, TERM1, TERM1, 1, 1, [blob(2, TERM1)]), OWNER)
+    node.core.handle(START, m.Append(0, TERM1, TERM1, 7, 1, []), OWNER)
+    node.core.handle(START, m.Pull(0, TERM1, TERM1, 1), OWNER)
+    node.core.handle(START, m.Pull(0, TERM1, TERM1, 9), OWNER)
+    node.core.handle(START, m.Heartbeat(7, 0, [(0, TERM1, 1, 0)]), OWNER)
     sends = [e for e in node.take() if isinstance(e, fx.Send)]
     assert [type(e.message) for e in sends] == [m.Appended, m.Missed, m.Pulled, m.PullMissed, m.HeartbeatAck]
     assert all(e.durable for e in sends)
@@ -164,7 +165,7 @@ def test_a_higher_epoch_ends_a_reign() -> None:
     node.replica.claim(START, "test")
     assert node.replica.term is not None
     second = first_epoch(2)
-    node.core.receive(START, process("c"), seal(second, replace(CONFIG, epoch=second, leader="c")))
+    node.core.handle(START, seal(second, replace(CONFIG, epoch=second, leader="c")), process("c"))
     assert node.replica.term is None
     assert node.replica.role == "follower"
 
@@ -175,7 +176,7 @@ def test_a_higher_epoch_ends_a_reign() -> None:
 def refuses(node: Node, src: Process, message: Any, match: str) -> None:
     before = node.replica.sealed_epoch, node.replica.owner, node.replica.config
     with pytest.raises(ProtocolError, match=match):
-        node.core.receive(START, src, message)
+        node.core.handle(START, message, src)
     assert (node.replica.sealed_epoch, node.replica.owner, node.replica.config) == before
     assert node.take() == []
 
@@ -186,7 +187,7 @@ def test_who_claims_is_a_member_of_the_config_that_it_brings() -> None:
         refuses(follower(), src, seal(first_epoch(2), config), "others' config")
     joint = replace(config, joint=(*MEMBERS, ("x", "sx")))
     node = follower()
-    node.core.receive(START, process("x"), seal(first_epoch(2), joint))
+    node.core.handle(START, seal(first_epoch(2), joint), process("x"))
     assert node.replica.owner == process("x"), "of the joint set too (R10)"
 
 
@@ -201,7 +202,7 @@ def test_an_epoch_that_is_not_credible_is_not_sealed() -> None:
     refuses(follower(), OWNER, seal(far, replace(CONFIG, epoch=far)), "not credible")
     near = first_epoch((1 << 32) + 1)
     node = follower()
-    node.core.receive(START, OWNER, seal(near, replace(CONFIG, epoch=near)))
+    node.core.handle(START, seal(near, replace(CONFIG, epoch=near)), OWNER)
     assert node.replica.sealed_epoch == near
 
 
@@ -216,6 +217,6 @@ def test_an_appointment_names_who_gets_it_and_a_later_term() -> None:
     refuses(follower(), OWNER, appoint(replace(second, epoch=TERM1)), "appoints to")
     refuses(follower(), OWNER, appoint(replace(second, epoch=first_epoch((1 << 32) + 2))), "appoints to")
     node = follower()
-    node.core.receive(START, OWNER, appoint(second))
+    node.core.handle(START, appoint(second), OWNER)
     assert node.replica.term is not None
     assert node.replica.sealed_epoch == first_epoch(2)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from metastore.core import messages as m
+from metastore.core.events import PeerDown, QuorumAsked, Restored, Tick
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import FRESH, HEALTHY
-from metastore.core.replica import ACTIVE, Restored
+from metastore.core.replica import ACTIVE
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord
 from tests.unit.core.nodes import CONFIG, START, TERM1, Node, deliver, process
@@ -54,7 +55,7 @@ class Cluster:
             self.now += 10 * MS
             for node in self.nodes.values():
                 if node.up:
-                    node.core.tick(self.now, False)
+                    node.core.handle(self.now, Tick(False))
             deliver(self.nodes, self.now, drop)
         return until()
 
@@ -92,7 +93,7 @@ def test_who_was_cut_off_with_a_deposed_leader_is_as_old_as_that(config: ConfigR
 
     for name, node in cluster.nodes.items():
         for other in here if name in there else there:
-            node.core.peer_down(cluster.now, other)
+            node.core.handle(cluster.now, PeerDown(other))
     assert cluster.run(4000, parted, lambda: bool(cluster.leaders(there)))
     cluster.acknowledge(cluster.leaders(there)[0], parted)
     acknowledged = cluster.now
@@ -118,7 +119,7 @@ def test_a_new_leader_is_not_fresh_before_it_is_active(late: type[Any]) -> None:
     cluster["a"].up = False
     for name in ("b", "c"):
         assert cluster[name].replica.commit_index < index <= cluster[name].replica.log.last_index
-        cluster[name].core.peer_down(cluster.now, "a")
+        cluster[name].core.handle(cluster.now, PeerDown("a"))
 
     def slow(src: str, dst: str, message: Any) -> bool:
         return type(message) is late and src != dst
@@ -142,7 +143,7 @@ def test_a_new_leader_is_not_fresh_before_it_is_active(late: type[Any]) -> None:
 def says(node: Node, now: int) -> int:
     """What its next heartbeats say."""
     node.take()
-    node.core.heartbeat(now)
+    node.core.handle(now, QuorumAsked())
     said: int
     (said,) = {beat[2] for h in node.sent(m.Heartbeat) for beat in h.beats}
     return said
@@ -157,15 +158,15 @@ def test_what_a_heartbeat_says_by_role() -> None:
     assert says(a, now) == HEALTHY | FRESH
     assert says(a, term.read_until_ns - 1) == HEALTHY | FRESH
     assert says(a, term.read_until_ns) == HEALTHY, "its grants are over: somebody else may lead"
-    a.core.ctx.stuck = True
+    a.core._ctx.stuck = True
     assert says(a, now) == FRESH, "its disk hangs: it is to be replaced, and until then it may read"
-    a.core.ctx.stuck = False
+    a.core._ctx.stuck = False
     for role in ("sealing", "adopting", "activating", "resigning"):
         a.replica.role = role
         assert says(a, now) == HEALTHY, role
     a.replica.role = "resigned"
     a.take()
-    a.core.heartbeat(now)
+    a.core.handle(now, QuorumAsked())
     assert not a.sent(m.Heartbeat)
 
 
@@ -175,14 +176,14 @@ def test_what_a_follower_makes_of_it(said: int, behind: bool) -> None:
     owner = process("a")
     node = Node(process("b"), Restored(LogIndex(), TERM1, owner, CONFIG, 0))
     echo, now = START + 500 * MS, START + 700 * MS
-    node.core.receive(now, owner, m.Heartbeat(1, echo, [(0, TERM1, said, int(behind))]))
+    node.core.handle(now, m.Heartbeat(1, echo, [(0, TERM1, said, int(behind))]), owner)
     assert node.replica.fresh_ns == (echo if said & FRESH and not behind else 0)
     assert node.replica.contact_ns == (now if said & HEALTHY else START)
     # neither an earlier one that comes late, nor one of another's term, nor an echo of the future
-    node.core.receive(now, owner, m.Heartbeat(2, echo - 1, [(0, TERM1, said, int(behind))]))
-    node.core.receive(now, process("c"), m.Heartbeat(3, now, [(0, TERM1, said, int(behind))]))
+    node.core.handle(now, m.Heartbeat(2, echo - 1, [(0, TERM1, said, int(behind))]), owner)
+    node.core.handle(now, m.Heartbeat(3, now, [(0, TERM1, said, int(behind))]), process("c"))
     assert node.replica.fresh_ns == (echo if said & FRESH and not behind else 0)
-    node.core.receive(now, owner, m.Heartbeat(4, now + 10**15, [(0, TERM1, said, int(behind))]))
+    node.core.handle(now, m.Heartbeat(4, now + 10**15, [(0, TERM1, said, int(behind))]), owner)
     assert node.replica.fresh_ns <= now
 
 

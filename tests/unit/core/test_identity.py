@@ -10,9 +10,9 @@ import pytest
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.changing import next_set
+from metastore.core.events import LineageKnown, PeerUp, Restored, Tick
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import Restored
 from metastore.core.settings import MS
 from metastore.layout import MoveRecord, first_epoch
 from tests.unit.core.nodes import CONFIG, START, TERM1, Node, deliver, followers, process
@@ -42,7 +42,7 @@ def lost(nodes: dict[str, Node], name: str, keep: int, sealed: int) -> Node:
         log.append(index, old.replica.log.epoch_at(index))
     owner = LEADER if sealed == nodes["a"].replica.sealed_epoch else process("a", "old")
     node = Node(process(name, "2"), Restored(log, sealed, owner, CONFIG, 0), seed=7)
-    node.core.ctx.runs = ("2", "1", "0")
+    node.core.handle(START, LineageKnown(("2", "1", "0")))
     node.blobs = {i: b for i, b in old.blobs.items() if i <= keep}
     nodes[name] = node
     return node
@@ -65,7 +65,7 @@ def settle(nodes: dict[str, Node], now: int, watch: str) -> tuple[list[str], lis
                 elif isinstance(e, fx.Lacking):
                     noticed.append(e.what)
                 elif isinstance(e, fx.Send) and not why:
-                    nodes[e.node].core.receive(now, node.me, e.message)
+                    nodes[e.node].core.handle(now, e.message, node.me)
     return why, noticed
 
 
@@ -75,7 +75,7 @@ def test_a_follower_that_lacks_what_it_acknowledged_is_found(keep: int, forgot_s
     nodes = led()
     leader = nodes["a"].replica
     lost(nodes, "b", keep, TERM1 if forgot_seal else leader.sealed_epoch)
-    nodes["a"].core.peer_up(START, "b")
+    nodes["a"].core.handle(START, PeerUp("b"))
     why, noticed = settle(nodes, START + 400 * MS, "b")
     assert len(why) == 1, (why, noticed)
     assert noticed
@@ -87,7 +87,7 @@ def test_a_follower_that_lacks_what_it_acknowledged_is_found(keep: int, forgot_s
 def test_one_that_has_it_all_is_not() -> None:
     nodes = led()
     lost(nodes, "b", 6, nodes["a"].replica.sealed_epoch)
-    nodes["a"].core.peer_up(START, "b")
+    nodes["a"].core.handle(START, PeerUp("b"))
     assert settle(nodes, START + 400 * MS, "b") == ([], [])
 
 
@@ -99,11 +99,11 @@ def test_a_late_message_makes_nobody_lack_anything(number: int) -> None:
     leader, b = nodes["a"], nodes["b"]
     now, epoch = START + 400 * MS, leader.replica.sealed_epoch
     late = m.Missed(0, epoch, TERM1, 2), m.Refused(0, epoch, TERM1), m.Sealed(0, epoch, TERM1, 2, 0, 0)
-    leader.core.receive(now, b.me, late[number])
+    leader.core.handle(now, late[number], b.me)
     recalls = [e for e in leader.core.effects if isinstance(e, fx.Send) and isinstance(e.message, m.Recall)]
     assert recalls == []
     why, noticed = settle(nodes, now, "b")
-    leader.core.tick(now + 400 * MS, False)
+    leader.core.handle(now + 400 * MS, Tick(False))
     why += settle(nodes, now + 400 * MS, "b")[0]
     assert (why, noticed) == ([], []), "nobody is even asked"
     assert leader.replica.term is not None
@@ -113,7 +113,7 @@ def test_a_late_message_makes_nobody_lack_anything(number: int) -> None:
 def test_what_a_recall_means_to_whom() -> None:
     nodes = led()
     b, epoch = nodes["b"], nodes["a"].replica.sealed_epoch
-    b.core.ctx.runs = ("1", "0")
+    b.core.handle(START, LineageKnown(("1", "0")))
     later = first_epoch(9)
     for src, message, lacks in (
         (LEADER, m.Recall(0, epoch, 6, "0"), False),
@@ -126,7 +126,7 @@ def test_what_a_recall_means_to_whom() -> None:
         (process("c"), m.Recall(0, later, 7, "0"), True),  # it had sealed that
         (process("c"), m.Recall(0, first_epoch(1 << 40), 7, "0"), False),  # not credible
     ):
-        b.core.receive(START, src, message)
+        b.core.handle(START, message, src)
         assert bool(condemned(b)) == lacks, message
 
 
@@ -134,10 +134,10 @@ def test_what_was_dropped_by_right_is_not_missed() -> None:
     """R10: a replica that left and comes again is empty, and its sealed epoch is what it was."""
     epoch = TERM1 + 5
     node = Node(process("b"), Restored(LogIndex(), epoch, LEADER, replace(CONFIG, epoch=epoch), 0, epoch))
-    node.core.ctx.runs = ("1", "0")
-    node.core.receive(START, LEADER, m.Recall(0, epoch, 7, "0"))
+    node.core.handle(START, LineageKnown(("1", "0")))
+    node.core.handle(START, m.Recall(0, epoch, 7, "0"), LEADER)
     assert condemned(node) == []
-    node.core.receive(START, LEADER, m.Recall(0, epoch + 1, 7, "0"))
+    node.core.handle(START, m.Recall(0, epoch + 1, 7, "0"), LEADER)
     assert condemned(node)
 
 
@@ -147,7 +147,7 @@ def test_learners_are_not_recalled() -> None:
     assert term is not None
     term.learn("d", "sd")
     term.progress["d"].acked = 4
-    nodes["a"].core.receive(START, Process("d", "sd", "1"), m.Missed(0, term.epoch, 0, 0))
+    nodes["a"].core.handle(START, m.Missed(0, term.epoch, 0, 0), Process("d", "sd", "1"))
     assert nodes["a"].sent(m.Recall) == []
 
 
@@ -186,30 +186,30 @@ def test_a_new_store_joins_in_two_steps_and_never_counts_for_the_old() -> None:
     revision, steps = 10, []
     for _ in range(40):
         now += 600 * MS
-        nodes["a"].core.tick(now, True)
+        nodes["a"].core.handle(now, Tick(True))
         for e in nodes["a"].take():
             if isinstance(e, fx.ChangeConfig):
                 revision += 1
                 steps.append((e.new.replicas, e.new.joint))
                 leader.on_change_done(now, e.new, revision, e.reason)
             elif isinstance(e, fx.Send) and e.node == "a":
-                nodes["a"].core.receive(now, LEADER, e.message)
+                nodes["a"].core.handle(now, e.message, LEADER)
             elif isinstance(e, fx.Send) and e.node == "b":
-                nodes["b"].core.receive(now, LEADER, e.message)
+                nodes["b"].core.handle(now, e.message, LEADER)
                 for back in nodes["b"].take():
                     if isinstance(back, fx.Send) and back.node == "a":
-                        nodes["a"].core.receive(now, nodes["b"].me, back.message)
+                        nodes["a"].core.handle(now, back.message, nodes["b"].me)
             elif isinstance(e, fx.Send) and e.node == "c" and isinstance(e.message, m.Seal):
                 # the new store answers whatever is said to its name; as a learner it has everything at once
                 term = leader.term
                 assert term is not None
-                nodes["a"].core.receive(now, replaced, m.Sealed(0, term.epoch, 0, 0, 0, 0))
+                nodes["a"].core.handle(now, m.Sealed(0, term.epoch, 0, 0, 0, 0), replaced)
                 counts = ("c", "sc2") in term.members
                 assert ("c" in term.answers) <= counts, "the new store answers for the old"
             elif isinstance(e, fx.Send) and e.node == "c" and isinstance(e.message, m.Append):
                 match = e.message.prev_index + len(e.message.entries)
                 before = leader.term.progress["c"].match if leader.term else 0
-                nodes["a"].core.receive(now, replaced, m.Appended(0, e.message.epoch, match))
+                nodes["a"].core.handle(now, m.Appended(0, e.message.epoch, match), replaced)
                 known = leader.term is not None and (
                     ("c", "sc2") in leader.term.members or "c" in leader.term.learners
                 )
@@ -227,14 +227,14 @@ def test_a_new_store_joins_in_two_steps_and_never_counts_for_the_old() -> None:
 def test_another_store_says_nothing_for_the_member_before_an_election() -> None:
     """R9: a majority that has lost the leader is one of members."""
     node = Node(process("b"), Restored(LogIndex(), TERM1, LEADER, CONFIG, 0))
-    node.core.ctx.down.add("a")
+    node.core._ctx.down.add("a")
     replica = node.replica
     for at in range(100):
-        node.core.tick(START + at * 20 * MS, False)
+        node.core.handle(START + at * 20 * MS, Tick(False))
     asked = node.sent(m.PreVote)
     assert asked
     reply = m.PreVoteReply(0, TERM1, asked[-1].round, True)
-    node.core.receive(START, Process("c", "sc2", "1"), reply)
+    node.core.handle(START, reply, Process("c", "sc2", "1"))
     assert replica.term is None
-    node.core.receive(START, process("c"), reply)
+    node.core.handle(START, reply, process("c"))
     assert replica.term is not None

@@ -7,8 +7,8 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metastore.core.events import PeerDown, Restored
 from metastore.core.lapses import MAX_NODES, SECOND_NS, Lapses, LapseSettings
-from metastore.core.replica import Restored
 from metastore.layout import first_epoch
 from tests.unit.core.nodes import CONFIG, START, TERM1, Node, log_of, process, seal
 
@@ -93,9 +93,9 @@ LATER = START + 2 * SECOND_NS
 def replaced(node: Node, by: str, resigned: int = 0, now: int = LATER) -> int:
     """Another leader seals, two seconds after the last word of ``a``; how many lapses of that are remembered."""
     config = dataclasses.replace(CONFIG, epoch=TERM2, leader=by)
-    node.core.receive(now, process(by), seal(TERM2, config, resigned))
+    node.core.handle(now, seal(TERM2, config, resigned), process(by))
     assert node.replica.sealed_epoch == TERM2
-    return node.core.ctx.lapses.count(now, "a")
+    return node.core._ctx.lapses.count(now, "a")
 
 
 def test_a_leader_that_was_silent_has_lapsed() -> None:
@@ -111,9 +111,9 @@ def test_a_leader_that_slept_learns_that_it_has_lapsed() -> None:
         a = led()["a"]
         assert a.replica.term is not None
         config = dataclasses.replace(CONFIG, epoch=TERM2, leader="c")
-        a.core.receive(START + later, process("c"), seal(TERM2, config))
+        a.core.handle(START + later, seal(TERM2, config), process("c"))
         assert a.replica.sealed_epoch == TERM2
-        assert a.core.ctx.lapses.count(START + later, "a") == times
+        assert a.core._ctx.lapses.count(START + later, "a") == times
 
 
 def test_who_died_handed_over_or_came_back_has_not() -> None:
@@ -121,17 +121,17 @@ def test_who_died_handed_over_or_came_back_has_not() -> None:
     assert replaced(follower(), "a") == 0, "the same node again"
     assert replaced(follower(), "c", now=START + 1) == 0, "it was heard of just now"
     dead = follower()
-    dead.core.peer_down(LATER, "a")
+    dead.core.handle(LATER, PeerDown("a"))
     assert replaced(dead, "c") == 0, "its connection was reset"
     assert replaced(follower(me="a", run="2"), "c") == 0, "an earlier run of it led"
 
 
 def test_who_has_lapsed_campaigns_last_and_still_does() -> None:
     steady, lapsed = follower(), follower()
-    lapsed.core.ctx.lapses.note(START, "b")
+    lapsed.core._ctx.lapses.note(START, "b")
     most = max(steady.replica.election_delay_ns(START) for _ in range(50))
     least = min(lapsed.replica.election_delay_ns(START) for _ in range(50))
-    settings = steady.core.ctx.settings
+    settings = steady.core._ctx.settings
     assert least >= most + 2 * settings.settle_ns, "later than the last of the others"
     assert least < most + 20 * settings.settle_ns, "where nobody else can, service is not kept waiting"
     assert lapsed.replica.election_delay_ns(START + MINUTE_NS) <= most + settings.settle_ns
@@ -142,12 +142,12 @@ def test_where_nobody_else_could_lead_it_does_not_wait() -> None:
     plain = max(follower().replica.election_delay_ns(START) for _ in range(50))
     alike, alone = follower(), follower()
     for name in "bc":
-        alike.core.ctx.lapses.note(START, name)
-    alone.core.ctx.lapses.note(START, "b")
-    alone.core.peer_down(START, "c")
+        alike.core._ctx.lapses.note(START, name)
+    alone.core._ctx.lapses.note(START, "b")
+    alone.core.handle(START, PeerDown("c"))
     for node in (alike, alone):
         most = max(node.replica.election_delay_ns(START) for _ in range(50))
-        assert most < plain + node.core.ctx.settings.settle_ns
+        assert most < plain + node.core._ctx.settings.settle_ns
 
 
 def test_the_heir_is_one_that_has_not_lapsed() -> None:

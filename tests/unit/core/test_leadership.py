@@ -9,9 +9,10 @@ from typing import Any
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.entry import pack_entry
+from metastore.core.events import Restored, Resumed, Tick
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import Restored, pack_config
+from metastore.core.replica import pack_config
 from metastore.core.settings import MS
 from metastore.layout import first_epoch, term_of
 from tests.unit.core.nodes import CONFIG, START, TERM1, Node, deliver, followers, process
@@ -31,11 +32,11 @@ def test_news_from_before_a_sleep_are_not_fresh() -> None:
     leader = process("a")
     node = followers(leader, "b")["b"]
     echo, wake = START + 1000 * MS, START + 61_000 * MS
-    node.core.receive(wake, leader, m.Heartbeat(7, echo, [(0, TERM1, m.FRESH, 0)]))
+    node.core.handle(wake, m.Heartbeat(7, echo, [(0, TERM1, m.FRESH, 0)]), leader)
     assert node.replica.fresh_ns == echo
     (ack,) = node.sent(m.HeartbeatAck)
     assert ack.clock == wake
-    node.core.receive(wake, leader, m.Heartbeat(8, 0, [(0, TERM1, m.FRESH, 0)]))
+    node.core.handle(wake, m.Heartbeat(8, 0, [(0, TERM1, m.FRESH, 0)]), leader)
     assert node.replica.fresh_ns == echo, "nothing was echoed"
 
 
@@ -44,11 +45,11 @@ def test_heartbeats_echo_the_last_acknowledgement() -> None:
     nodes["a"].replica.claim(START, "test")
     deliver(nodes, START)
     now = START + 200 * MS
-    nodes["a"].core.tick(now, False)
+    nodes["a"].core.handle(now, Tick(False))
     beats = nodes["a"].sent(m.Heartbeat)
     assert [b.echo for b in beats] == [0, 0]
-    nodes["a"].core.receive(now, process("b"), m.HeartbeatAck(beats[0].number, 777, 900 * MS, []))
-    nodes["a"].core.tick(now + 200 * MS, False)
+    nodes["a"].core.handle(now, m.HeartbeatAck(beats[0].number, 777, 900 * MS, []), process("b"))
+    nodes["a"].core.handle(now + 200 * MS, Tick(False))
     assert sorted(b.echo for b in nodes["a"].sent(m.Heartbeat)) == [0, 777]
 
 
@@ -60,7 +61,7 @@ def test_a_won_term_that_was_superseded_is_left_alone() -> None:
     r.on_leader_value(None)
     for _ in range(400):
         now += 20 * MS
-        node.core.tick(now, True)
+        node.core.handle(now, Tick(True))
         campaigns = [e for e in node.take() if isinstance(e, fx.Campaign)]
         if campaigns:
             break
@@ -77,7 +78,7 @@ def test_a_leader_without_a_quorum_vetoes_nobody() -> None:
     nodes = followers(old, "a", "b", "c")
     a, b, c = (nodes[n] for n in "abc")
     for n in (b, c):
-        n.core.ctx.down.add("a")
+        n.core._ctx.down.add("a")
     held: list[tuple[Node, Node, Any]] = []
 
     def crossing(src: str, dst: str, message: Any) -> bool:
@@ -89,22 +90,22 @@ def test_a_leader_without_a_quorum_vetoes_nobody() -> None:
         return isinstance(message, m.Append) and (src, dst) == ("b", "c")
 
     now = START
-    a.core.resume_all(now)
+    a.core.handle(now, Resumed())
     b.replica.tick_electing(now)
     now += 200 * MS
     b.replica.tick_electing(now)
     deliver(nodes, now, crossing)
     for src, dst, message in held:
-        dst.core.receive(now, src.me, message)
+        dst.core.handle(now, message, src.me)
     deliver(nodes, now, lambda s, d, x: isinstance(x, m.Append) and d == "c")
     assert a.replica.owner != b.replica.owner, "each promised the epoch to itself"
     c.up = False
     for n in (a, b):
-        n.core.ctx.down = {"c"}
+        n.core._ctx.down = {"c"}
     for _ in range(3000):
         now += 20 * MS
         for n in (a, b):
-            n.core.tick(now, False)
+            n.core.handle(now, Tick(False))
         deliver(nodes, now)
         if "active" in (a.replica.role, b.replica.role):
             return
@@ -119,15 +120,13 @@ def test_a_node_whose_disk_hangs_leads_nothing() -> None:
     deliver(nodes, START)
     now = START + 200 * MS
     assert a.replica.role == "active"
-    a.core.ctx.stuck = True
-    a.core.tick(now, False)
+    a.core.handle(now, Tick(False, stuck=True))
     assert [beat[2] for h in a.sent(m.Heartbeat) for beat in h.beats] == [0, 0]
-    a.core.receive(now, b.me, m.PreVote(0, a.replica.sealed_epoch, 1))
+    a.core.handle(now, m.PreVote(0, a.replica.sealed_epoch, 1), b.me)
     assert [r.lost for r in a.sent(m.PreVoteReply)] == [True]
-    b.core.ctx.stuck = True
     for _ in range(500):
         now += 20 * MS
-        b.core.tick(now, False)
+        b.core.handle(now, Tick(False, stuck=True))
         assert not b.sent(m.PreVote)
 
 
@@ -135,7 +134,7 @@ def test_a_seal_of_an_old_config_leaves_the_newer_one_durable() -> None:
     newer = replace(CONFIG, epoch=first_epoch(3), leader="c")
     node = Node(process("b"), Restored(LogIndex(), TERM1, process("a"), newer, 0))
     restart = replace(CONFIG, epoch=TERM1)
-    node.core.receive(START, process("a", "2"), m.Seal(0, TERM1 + 1, pack_config(restart), 0))
+    node.core.handle(START, m.Seal(0, TERM1 + 1, pack_config(restart), 0), process("a", "2"))
     kinds = [type(e) for e in node.take()]
     assert kinds.index(fx.PersistConfig) == kinds.index(fx.PersistSeal) + 1
     assert node.replica.config == newer
@@ -157,7 +156,7 @@ def _sealed_after_a_hand_over(grants: dict[Process, int], owner: Process, sealed
         node.replica.grants[holder] = epoch, START + 900 * MS
     epoch = first_epoch(term_of(resigned) + 1)
     config = pack_config(replace(CONFIG, epoch=epoch, leader="c"))
-    node.core.receive(START, process("c"), m.Seal(0, epoch, config, resigned))
+    node.core.handle(START, m.Seal(0, epoch, config, resigned), process("c"))
     (answer,) = node.sent(m.Sealed)
     return int(answer.remaining_grant_ns)
 
@@ -184,10 +183,10 @@ def test_an_old_resignation_frees_no_later_grant() -> None:
     node = Node(process("b"), Restored(LogIndex(), second, a, replace(CONFIG, epoch=second), 0))
     third = first_epoch(3)
     config = pack_config(replace(CONFIG, epoch=third, leader="c"))
-    node.core.receive(START, process("c"), m.Seal(0, third, config, second))
+    node.core.handle(START, m.Seal(0, third, config, second), process("c"))
     node.replica.grants[a] = third + 1, START + 900 * MS  # it claimed the term again, and leads
     node.take()
     config = pack_config(replace(CONFIG, epoch=first_epoch(5), leader="c"))
-    node.core.receive(START, process("c"), m.Seal(0, first_epoch(5), config, fourth))
+    node.core.handle(START, m.Seal(0, first_epoch(5), config, fourth), process("c"))
     (answer,) = node.sent(m.Sealed)
     assert answer.remaining_grant_ns == 900 * MS

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from metastore.core import messages as m
+from metastore.core.events import QuorumAsked, Restored, Tick
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import Restored
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import first_epoch
 from tests.unit.core.nodes import CONFIG, START, TERM1, Node, deliver, followers, led, process, seal
@@ -23,13 +23,13 @@ MARGIN = GRANT // 1000 + 1
 def beat(nodes: dict[str, Node], now: int) -> m.Heartbeat:
     """The leader's next heartbeat, sent at ``now``."""
     a = nodes["a"]
-    a.core.heartbeat(now)
+    a.core.handle(now, QuorumAsked())
     said: list[m.Heartbeat] = a.sent(m.Heartbeat)
     return said[0]
 
 
 def acknowledge(nodes: dict[str, Node], now: int, name: str, number: int, grant_ns: int = GRANT) -> None:
-    nodes["a"].core.receive(now, process(name), m.HeartbeatAck(number, 0, grant_ns, []))
+    nodes["a"].core.handle(now, m.HeartbeatAck(number, 0, grant_ns, []), process(name))
 
 
 def test_a_grant_counts_from_the_sending_less_the_margin() -> None:
@@ -74,7 +74,7 @@ def test_an_answer_grants_once_and_only_what_it_does_not_refuse() -> None:
     nodes = led()
     a, now = nodes["a"], START + 1000 * MS
     number = beat(nodes, now).number
-    a.core.receive(now, process("b"), m.HeartbeatAck(number, 0, GRANT, [(0, 0)]))
+    a.core.handle(now, m.HeartbeatAck(number, 0, GRANT, [(0, 0)]), process("b"))
     assert not a.replica.can_read(now)
     acknowledge(nodes, now, "b", number)
     assert not a.replica.can_read(now), "heard already"
@@ -149,10 +149,10 @@ def test_a_restarted_replica_seals_nothing_before_its_grants_are_over() -> None:
     """With the margin: its clock may be the faster one."""
     node = restarted()
     message = seal(first_epoch(2), replace(CONFIG, epoch=first_epoch(2), leader="c"))
-    node.core.receive(WAIT - 1, process("c"), message)
+    node.core.handle(WAIT - 1, message, process("c"))
     assert node.take() == []
     assert node.replica.sealed_epoch == TERM1
-    node.core.receive(WAIT, process("c"), message)
+    node.core.handle(WAIT, message, process("c"))
     assert [s.remaining_grant_ns for s in node.sent(m.Sealed)] == [0]
 
 
@@ -161,15 +161,15 @@ def test_nor_its_own_seal() -> None:
     node = restarted("a")
     node.replica.claim(START, "test")
     (message,) = (s for s in node.sent(m.Seal)[:1])
-    node.core.receive(WAIT - 1, node.me, message)
+    node.core.handle(WAIT - 1, message, node.me)
     assert node.sent(m.Sealed) == []
-    node.core.receive(WAIT, node.me, message)
+    node.core.handle(WAIT, message, node.me)
     assert len(node.sent(m.Sealed)) == 1
 
 
 def test_who_never_granted_anything_need_not_wait() -> None:
     node = Node(process("b"), Restored(LogIndex(), 0, None, CONFIG, 0), began=START)
-    node.core.receive(START, process("a"), seal(TERM1, CONFIG))
+    node.core.handle(START, seal(TERM1, CONFIG), process("a"))
     assert len(node.sent(m.Sealed)) == 1
 
 
@@ -182,7 +182,7 @@ def left(grants: list[tuple[Process, int, int]], owner: str = "c") -> int:
     for holder, epoch, ms in grants:
         node.replica.grants[holder] = epoch, START + ms * MS
     second = first_epoch(2)
-    node.core.receive(START, process(owner), seal(second, replace(CONFIG, epoch=second, leader=owner)))
+    node.core.handle(START, seal(second, replace(CONFIG, epoch=second, leader=owner)), process(owner))
     (answer,) = node.sent(m.Sealed)
     return int(answer.remaining_grant_ns) // MS
 
@@ -200,7 +200,7 @@ def test_grants_that_are_over_and_ones_own_count_for_nothing() -> None:
 
 def test_a_leader_grants_itself_nothing_that_others_wait_for() -> None:
     node = followers(process("a"), "a")["a"]
-    node.core.receive(START, process("a"), m.Heartbeat(1, 0, [(0, TERM1, 1, 0)]))
+    node.core.handle(START, m.Heartbeat(1, 0, [(0, TERM1, 1, 0)]), process("a"))
     assert node.replica.grants == {}
 
 
@@ -219,9 +219,9 @@ def test_activation_waits_for_grants_since_their_answer_came() -> None:
     r = nodes["a"].replica
     assert (r.role, r.commit_index) == ("activating", 1)
     due = came + SETTINGS.stretched(GRANT - 50 * MS)
-    nodes["a"].core.tick(due, False)
+    nodes["a"].core.handle(due, Tick(False))
     assert r.role == "activating"
-    nodes["a"].core.tick(due + 1, False)
+    nodes["a"].core.handle(due + 1, Tick(False))
     assert r.role == "active"
 
 
@@ -232,5 +232,5 @@ def test_activation_waits_for_the_no_op() -> None:
     nodes = followers(process("a", "0"), "a", "b", "c")
     nodes["a"].replica.claim(START, "test")
     deliver(nodes, START, drop)
-    nodes["a"].core.tick(START + 10_000 * MS, False)
+    nodes["a"].core.handle(START + 10_000 * MS, Tick(False))
     assert nodes["a"].replica.role == "activating"

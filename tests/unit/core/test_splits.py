@@ -9,8 +9,9 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.events import Restored, Tick
 from metastore.core.logindex import LogIndex
-from metastore.core.replica import SEALING, InvariantBroken, Restored, pack_config
+from metastore.core.replica import SEALING, InvariantBroken, pack_config
 from metastore.errors import ProtocolError
 from metastore.layout import MoveRecord, first_epoch
 from tests.unit.core.nodes import CONFIG, MEMBERS, START, TERM1, Node, led, log_of, process
@@ -26,7 +27,7 @@ def member(name: str, *, has_origin: bool) -> Node:
 
 def answers(node: Node, name: str, position: tuple[int, int]) -> None:
     epoch = node.replica.sealed_epoch
-    node.core.receive(START, process(name), m.Sealed(0, epoch, *position, 0, 0))
+    node.core.handle(START, m.Sealed(0, epoch, *position, 0, 0), process(name))
 
 
 def begin(node: Node) -> None:
@@ -62,7 +63,7 @@ def test_an_empty_owner_becomes_the_fork() -> None:
     begin(node)
     answers(node, "b", (0, 0))
     node.replica.take_fork(START, ENTRY[1], ENTRY[0])
-    node.core.tick(START, can_elect=False)
+    node.core.handle(START, Tick(False))
     assert node.replica.role == "activating"
     assert node.replica.log.last_position() == (CHILD.epoch, ENTRY[1] + 1), "its no-op follows the entry"
     assert node.replica.commit_index == ENTRY[1]
@@ -87,10 +88,10 @@ def test_what_was_split_off_tells_that_the_entry_is_committed(position: tuple[in
 def test_a_seal_of_a_partition_that_is_not_here_is_told() -> None:
     node = member("b", has_origin=True)
     config = replace(CHILD, partition=5)
-    node.core.receive(START, process("a"), m.Seal(5, config.epoch, pack_config(config), 0))
+    node.core.handle(START, m.Seal(5, config.epoch, pack_config(config), 0), process("a"))
     assert [e for e in node.take() if isinstance(e, fx.Sought)] == [fx.Sought(5, config)]
     with pytest.raises(ProtocolError):
-        node.core.receive(START, process("a"), m.Seal(5, config.epoch, b"nonsense", 0))
+        node.core.handle(START, m.Seal(5, config.epoch, b"nonsense", 0), process("a"))
     assert not node.take()
 
 
@@ -104,7 +105,7 @@ def leader_with_a_move() -> tuple[Node, Any]:
 
 
 def changes(node: Node) -> list[fx.ChangeConfig]:
-    node.core.tick(START + 1, can_elect=True)
+    node.core.handle(START + 1, Tick(True))
     return [e for e in node.take() if isinstance(e, fx.ChangeConfig)]
 
 

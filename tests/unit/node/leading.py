@@ -10,6 +10,7 @@ from typing import Any
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
 from metastore.core import messages as m
+from metastore.core.events import ConfigSeen, QuorumAsked
 from metastore.core.messages import Process
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch
@@ -84,7 +85,7 @@ class Leading:
         """etcd names this node owner."""
         self.host = self.node.open_partition(self.record)
         self.replica = self.host.replica
-        self.replica.on_config(now_ns(), self.record, 1)
+        self.node.core.handle(now_ns(), ConfigSeen(P, self.record, 1))
         self.node.ticks.settle()
 
     async def lead(self) -> None:
@@ -103,7 +104,7 @@ class Leading:
     def grant(self) -> None:
         """``x`` acknowledges a heartbeat that is sent now."""
         core = self.node.core
-        core.heartbeat(now_ns())
+        core.handle(now_ns(), QuorumAsked())
         self.node.ticks.settle()
         self.node.on_peer_messages(X, [m.HeartbeatAck(core.last_number, 0, LONG_NS, [])])
         assert self.replica.can_read(now_ns())
@@ -111,7 +112,7 @@ class Leading:
     async def disks(self, room: int, *peers: Process) -> None:
         """Each of ``peers`` says how much room its disk has, and this node has heard it."""
         core = self.node.core
-        core.heartbeat(now_ns())
+        core.handle(now_ns(), QuorumAsked())
         self.node.ticks.settle()
         for peer in peers:
             self.node.on_peer_messages(peer, [m.HeartbeatAck(core.last_number, 0, LONG_NS, [], room)])

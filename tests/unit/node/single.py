@@ -9,6 +9,7 @@ from typing import Any
 from metastore.client import AsyncClient
 from metastore.clock import now_ns
 from metastore.config import NodeConfig
+from metastore.core.events import ConfigSeen
 from metastore.layout import ConfigRecord, NodeRecord, first_epoch, to_json
 from metastore.node.clients import ClientConnection
 from metastore.node.node import Node
@@ -58,7 +59,7 @@ class Single:
         self.node.topology.apply_kv(("config", "c1", "00000"), record.to_json(), 1)
         self.node.topology.apply_kv(("nodes", "f"), to_json(me), 1)
         self.host = self.node.open_partition(record)
-        self.host.replica.on_config(now_ns(), record, 1)
+        self.node.core.handle(now_ns(), ConfigSeen(0, record, 1))
         self.node.ticks.settle()
         while self.host.role != "active":
             await asyncio.sleep(0.005)

@@ -94,8 +94,9 @@ class Fixture:
 
     def lead(self, epoch: int = TERM1) -> None:
         """``f`` as an active leader of that epoch, so far as control looks."""
-        self.host.replica.begin_term(now_ns(), epoch, replace(self.record, leader="f"), "test")
-        self.host.replica.role = "active"
+        replica = self.node.core._replicas[P]
+        replica.begin_term(now_ns(), epoch, replace(self.record, leader="f"), "test")
+        replica.role = "active"
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ async def leads(f: Fixture) -> None:
     revision = f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, leader="f").to_json())
     f.etcd._delete(LEADER_KEY)
     await f.until(lambda: f.control._configs.get(P) == revision and f.control._leaders.get(P) is None)
-    f.host.replica.role = "active"
+    f.node.core._replicas[P].role = "active"
 
 
 async def test_a_leader_whose_lease_was_lost_puts_its_key_back(f: Fixture) -> None:
@@ -459,7 +460,7 @@ async def test_an_error_of_ones_own_half_way_through_a_record_ends_the_node(f: F
     def breaks(*_: Any) -> None:
         raise KeyError("ours")
 
-    f.host.replica.on_config = breaks  # type: ignore[method-assign, assignment]
+    f.node.core._replicas[P].on_config = breaks  # type: ignore[method-assign, assignment]
     f.put(CONFIG_KEY, replace(f.record, epoch=TERM2).to_json())
     await f.until(lambda: f.node.failure is not None)
     assert isinstance(f.node.failure, KeyError)

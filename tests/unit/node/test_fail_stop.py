@@ -117,7 +117,7 @@ async def test_a_tick_that_fails_ends_the_node(f: Fixture, monkeypatch: pytest.M
     def fails(*_: Any) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(f.node.core, "tick", fails)
+    monkeypatch.setattr(f.node.core, "handle", fails)
     async with asyncio.timeout(120):
         await f.node.halt.failed.wait()
 

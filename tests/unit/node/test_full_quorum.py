@@ -142,7 +142,7 @@ async def test_nothing_expires_and_nothing_is_split_while_no_quorum_can_take_it(
         assert term is not None
         term.progress["y"].sealed, term.progress["y"].probing = True, False
         term.progress["y"].match = led.replica.log.last_index
-        led.replica.owns_record = lambda _: True  # type: ignore[method-assign, assignment]
+        led.replica.owns_record = lambda _: True  # type: ignore[method-assign]
         assert may_split(led.host.state, wanted)
         await led.written("l", ttl_ms=600_000)
         led.host.deadlines.add_time(-LONG_NS)

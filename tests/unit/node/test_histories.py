@@ -10,6 +10,7 @@ import pytest
 from metastore.client import Compare, Fence, Get, Put
 from metastore.client.namespace import AsyncNamespace
 from metastore.clock import now_ns
+from metastore.core.events import ConfigSeen
 from metastore.errors import HistoryChanged, LockLost, MetastoreError
 from metastore.history import FencingToken, Version, first_version, generation_of
 from metastore.layout import ConfigRecord, first_epoch
@@ -24,7 +25,7 @@ async def next_generation(s: Single, generation: int) -> None:
     epoch = first_epoch(term)
     record = ConfigRecord(0, 0, 1 << 64, epoch, "f", (("f", s.store.store_id),), generation=generation)
     s.node.topology.apply_kv(("config", "c1", "00000"), record.to_json(), term)
-    s.host.replica.on_config(now_ns(), record, term)
+    s.node.core.handle(now_ns(), ConfigSeen(0, record, term))
     s.node.ticks.settle()
     while s.host.role != "active" or s.host.replica.sealed_epoch != epoch:
         await asyncio.sleep(0.005)

@@ -13,6 +13,7 @@ import pytest
 from metastore.clock import now_ns
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.events import PartingProposed, QuorumAsked
 from metastore.core.messages import Process
 from metastore.core.replica import InvariantBroken, pack_config
 from metastore.errors import Moved, NotLeader, OutcomeUnknown, StorageError, Unavailable
@@ -235,7 +236,7 @@ async def test_a_parked_read_is_confirmed_by_what_was_sent_after_it_came(tmp_pat
     async with Leading(tmp_path) as led:
         await led.lead()
         core = led.node.core
-        core.heartbeat(now_ns())
+        core.handle(now_ns(), QuorumAsked())
         before = core.last_number
         led.end_grants()
         asker = led.get("k")
@@ -361,7 +362,7 @@ async def test_what_a_split_took_away_does_not_expire_here(tmp_path: Path) -> No
         await led.written("k", ttl_ms=600_000)
         expire(led)
         last = led.replica.log.last_index
-        led.replica.parting = int.from_bytes(lkey("k")[:8], "big")
+        led.node.core.handle(now_ns(), PartingProposed(P, int.from_bytes(lkey("k")[:8], "big")))
         led.host.split.narrow()
         led.propose()
         assert led.replica.log.last_index == last
@@ -383,7 +384,7 @@ async def test_a_split_that_is_proposed_closes_what_is_above_whoever_asks(tmp_pa
     async with Leading(tmp_path) as led:
         await led.lead()
         point = lkey("k")[:8]
-        led.replica.parting = int.from_bytes(point, "big")
+        led.node.core.handle(now_ns(), PartingProposed(P, int.from_bytes(point, "big")))
         led.host.split.narrow()
         led.host.split.narrow()
         assert led.host.state.hi == point
@@ -410,11 +411,11 @@ async def test_deadlines_are_an_active_leaders(tmp_path: Path) -> None:
         await led.lead()
         await led.written("k", ttl_ms=600_000)
         led.host.deadlines.add_time(-599 * SECOND_NS)
-        led.replica.set_role("resigning", "test")
+        led.node.core._replicas[P].set_role("resigning", "test")
         led.node.ticks.settle()
         expire(led)
         assert not led.host.writes.expired, "about to resign"
-        led.replica.set_role("active", "test")
+        led.node.core._replicas[P].set_role("active", "test")
         led.node.ticks.settle()
         led.host.sweep(now_ns() + 599 * SECOND_NS)
         assert not led.host.writes.expired, "anew"

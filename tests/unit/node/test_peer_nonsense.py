@@ -76,7 +76,7 @@ def facts_of(node: Node) -> Facts:
 
 def lead(node: Node) -> None:
     """Make it the owner of a new term, and let it come as far as it does."""
-    replica = node.hosts[0].replica
+    replica = node.core._replicas[0]
     assert replica.config is not None
     epoch = (max(replica.sealed_epoch, replica.config.epoch) >> 16) + 1 << 16
     record = dataclasses.replace(replica.config, epoch=epoch, leader="m")

@@ -56,7 +56,7 @@ async def test_a_bound_is_kept(tmp_path: Path) -> None:
     """A follower that was complete ten seconds ago says so, rounded up, and nothing younger."""
     async with Single(tmp_path) as s, s.client() as client:
         version = (await client.namespace("n").put("d/k", b"v")).version
-        host, replica = s.host, s.host.replica
+        host, replica = s.host, s.node.core._replicas[s.host.p]
         assert host.state.age_ms() == 0
         replica.step_down("test")
         s.node.ticks.settle()
@@ -96,7 +96,7 @@ async def test_what_is_empty_says_nothing_of_records(tmp_path: Path) -> None:
         host = s.node.open_partition(record)
         knows_nothing(host)
         # complete as it may be: of what its leader says there is nothing
-        host.replica.fresh_ns = now_ns()
+        s.node.core._replicas[host.p].fresh_ns = now_ns()
         knows_nothing(host)
         s.node.drop_partition(5)
         again = s.node.open_partition(record)
@@ -119,6 +119,6 @@ async def test_who_is_being_brought_up_says_nothing_before_it_once_had_all(
         others = (("g", "store-g"), ("h", "store-h"))
         host = s.node.open_partition(ConfigRecord(5, 0, 1 << 64, first_epoch(3), None, others))
         s.store.partitions[5].meta.applied = 7
-        host.replica.fresh_ns = now_ns() if complete else 0
+        s.node.core._replicas[5].fresh_ns = now_ns() if complete else 0
         assert ask(host, STALE, None) == ({NOT_FOUND, OK} if complete else {TooStale.status})
         s.store.partitions[5].meta.applied = 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from metastore.clock import now_ns
+from metastore.core.events import ConfigSeen, PartingProposed, Propose
 from metastore.core.rows import SplitOff
 from metastore.history import Version
 from metastore.keys import storage_key
@@ -49,9 +50,9 @@ class Divided:
         epoch, index = host.replica.sealed_epoch, host.replica.log.last_index + 1
         members = [("f", node.store.store_id)]
         payload = host.machine.proposals.resolve_split(index, epoch, child, self.ranges[p][1] - 1, members)
-        host.replica.parting = at
+        node.core.handle(now_ns(), PartingProposed(p, at))
         host.split.narrow()
-        host.replica.propose(now_ns(), payload)
+        node.core.handle(now_ns(), Propose(p, payload))
         node.ticks.settle()
         while host.applied < index or node.store.forks(child):
             await asyncio.sleep(0.005)
@@ -76,7 +77,7 @@ class Divided:
             node.topology.apply_kv(("config", "c1", f"{q:05d}"), record.to_json(), 10 + self.term)
             if q not in node.hosts:
                 node.open_partition(record)
-            node.hosts[q].replica.on_config(now_ns(), record, 10 + self.term)
+            node.core.handle(now_ns(), ConfigSeen(q, record, 10 + self.term))
         node.ticks.settle()
         while {node.hosts[p].role, node.hosts[child].role} != {"active"}:
             await asyncio.sleep(0.005)

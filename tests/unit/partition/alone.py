@@ -9,13 +9,12 @@ from typing import Any
 
 from metastore.clock import now_ns
 from metastore.core import effects as fx
-from metastore.core.electing import PartitionReplica
+from metastore.core import events as ev
 from metastore.core.entry import entry_position
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
-from metastore.core.replica import Restored
 from metastore.core.settings import CoreSettings
 from metastore.errors import CorruptState, MetastoreError, Moved, RottenEntry
 from metastore.keys import storage_key
@@ -143,9 +142,10 @@ class Alone:
             read_payload,
         )
         self.slice, self.topology = Slice(), TopologyTable("c")
-        self.replica: PartitionReplica = self.core.add_replica(
-            now_ns(), P, Restored(LogIndex(), config=RECORD)
-        )
+        #: the core's door
+        self.handle = self.core.handle
+        self.handle(now_ns(), ev.Opened(P, ev.Restored(LogIndex(), config=RECORD)))
+        self.replica = self.core.replicas[P]
         self.memory: Memory = Held()
         self.listing_ns = 0
         self.proposing = self.confirming = self.feeding = 0
@@ -155,7 +155,7 @@ class Alone:
         policies = Policies(self.topology, "/metastore/", {})
         self.partition = Partition(self.replica, self.slice, self, self, policies, max_pending)
         self.partition.load()
-        self.replica.on_config(now_ns(), RECORD, 1)
+        self.handle(now_ns(), ev.ConfigSeen(P, RECORD, 1))
         while self.replica.role != "active":
             self.settle()
             self.sync()
@@ -225,7 +225,7 @@ class Alone:
         """All that was appended is durable."""
         messages, self.undurable = self.undurable, []
         for message in messages:
-            self.core.receive(now_ns(), ME, message)
+            self.core.handle(now_ns(), message, ME)
         self.settle()
 
     def run(self) -> None:
