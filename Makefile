@@ -3,6 +3,7 @@
 # make nightly  the tests that take longer, every scenario of chaos, fresh schedules, the mutants: hours
 # make check  lint, format, types, direction of imports
 # make fix    make the client for threads anew, format, and mend what the linter can
+# make transcripts  what comes of each script in tests/transcripts is written anew: look at the difference
 # make unit   the tests that start no process
 # make versions  make unit with each Python of VERSIONS that is here, by its name or pyenv's
 # make cover  coverage of the unit tests and of the simulations, with its floor
@@ -20,7 +21,7 @@ VERSIONS ?= 3.12 3.13 3.14
 SECONDS ?= 600
 JOBS ?= 2
 
-.PHONY: up test nightly check fix unit cover versions sim soak chaos mutants bench bench-smoke clean
+.PHONY: up test nightly check fix transcripts unit cover versions sim soak chaos mutants bench bench-smoke clean
 
 up: $(VENV)/.installed
 	@$(BIN)/cellctl dev up $(UP)
@@ -45,8 +46,11 @@ fix: $(VENV)/.dev
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+transcripts: $(VENV)/.dev
+	@TRANSCRIPTS=write $(BIN)/python -m pytest -q -n 0 tests/transcripts
+
 unit: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not nightly" tests/unit
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not nightly" tests/unit tests/transcripts
 
 versions:
 	@for v in $(VERSIONS); do \

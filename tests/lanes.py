@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMPUTING = ("tests/unit", "tests/model", "tests/simulation")
+COMPUTING = ("tests/unit", "tests/transcripts", "tests/model", "tests/simulation")
 #: the longest file first
 WAITING = ("tests/chaos", "tests/integration", "tests/hostile", "tests/conformance")
 #: nightly, properties are tried on fresh examples too (``conftest.py``)

@@ -307,7 +307,7 @@ class LeadingReplica(Replica):
         if term is None:
             return
         if msg.sealed > term.epoch or (msg.sealed == term.epoch and self.role == SEALING):
-            self.step_down(f"{src.node} has sealed epoch {msg.sealed}")
+            self.step_down(f"{src.node} has sealed epoch {msg.sealed >> 16}.{msg.sealed & 0xFFFF}")
             return
         if msg.sealed == term.epoch and self.role == ADOPTING and src.node == term.pull_from:
             self.stop_pulling(term)
@@ -347,7 +347,12 @@ class LeadingReplica(Replica):
         term.progress[src.node].sealed = False
         settled = self.role == ACTIVE and self.commit_index == self.log.last_index
         if settled and term.epoch & 0xFFFF != 0xFFFF:
-            self.begin_term(now, term.epoch + 1, term.config, f"{src.node} sealed {term.epoch} for a rival")
+            self.begin_term(
+                now,
+                term.epoch + 1,
+                term.config,
+                f"{src.node} sealed {term.epoch >> 16}.{term.epoch & 0xFFFF} for a rival",
+            )
 
     # --- R8, holding side ---------------------------------------------------------------
 

@@ -204,7 +204,7 @@ class Replica:
             raise InvariantBroken(f"I7: partition {self.p} would lower {self.sealed_epoch} to {epoch}")
         deposed = self.owner if self.leader_is_silent(now) else None
         if self.term is not None:
-            self.step_down(f"epoch {epoch} of {owner.node} is sealed")
+            self.step_down(f"epoch {epoch >> 16}.{epoch & 0xFFFF} of {owner.node} is sealed")
         self.sealed_epoch, self.owner, self.resuming = epoch, owner, False
         self.emit(fx.PersistSeal(self.p, epoch, owner, config))
         known = self.config
