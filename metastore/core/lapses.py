@@ -40,27 +40,27 @@ class Lapses:
 
     def __init__(self, settings: LapseSettings | None = None) -> None:
         self.settings = settings or LapseSettings()
-        self._known: dict[str, Lapse] = {}
+        self.known: dict[str, Lapse] = {}
 
     def note(self, now: int, node: str) -> None:
         """``node`` has just lost a leader, and had not said a word for so long that others took its place."""
-        known = self._known.pop(node, None)
+        known = self.known.pop(node, None)
         count = 1
         if known is not None:
             together = now - known.last_ns < self.settings.together_ns
             count = known.times if together else self._left(now, known) + 1
-        elif len(self._known) >= MAX_NODES:
-            del self._known[min(self._known, key=lambda n: self._known[n].last_ns)]
-        self._known[node] = Lapse(count, now)
+        elif len(self.known) >= MAX_NODES:
+            del self.known[min(self.known, key=lambda n: self.known[n].last_ns)]
+        self.known[node] = Lapse(count, now)
 
     def count(self, now: int, node: str) -> int:
         """How many are remembered."""
-        known = self._known.get(node)
+        known = self.known.get(node)
         return 0 if known is None else self._left(now, known)
 
     def waits_ns(self, now: int, node: str) -> int:
         """For how long ``node`` is still the last to lead anything; 0 = it is as good as others."""
-        known = self._known.get(node)
+        known = self.known.get(node)
         if known is None:
             return 0
         wait = min(self.settings.first_ns << min(known.times - 1, 40), self.settings.most_ns)
@@ -75,7 +75,7 @@ class Lapses:
         """Node -> [lapses remembered, seconds for which it waits still], of those that have any, for people."""
         return {
             n: [self.count(now, n), -(-self.waits_ns(now, n) // SECOND_NS)]
-            for n in sorted(self._known)
+            for n in sorted(self.known)
             if self.count(now, n)
         }
 

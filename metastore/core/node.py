@@ -13,13 +13,16 @@ from typing import Any
 from metastore.core import effects as fx
 from metastore.core import events as ev
 from metastore.core import messages as m
+from metastore.core.checkpoint import replica_state, restore_shared, restored_replica, shared_state
 from metastore.core.dispatch import event_handlers, message_handlers
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import MAX_READ_ENTRIES, entry_position
+from metastore.core.journal import Journal, LogRead
 from metastore.core.messages import Process
 from metastore.core.replica import LEADING_ROLES, Context, ReadLog, read_config
 from metastore.core.settings import CoreSettings
 from metastore.core.views import ContextView, ReplicaView
+from metastore.errors import RottenEntry
 
 MAX_OUTSTANDING_HEARTBEATS = 64
 
@@ -42,7 +45,7 @@ class NodeCore:
         wait = settings.stretched(largest_grant_given_ns) if largest_grant_given_ns else 0
         self._read_store = read_log
         self.emit = self.effects.append
-        self._ctx = Context(me, settings, random, self._read_log, self.emit, now + wait)
+        self._ctx = Context(me, settings, random, self._note_read, self.emit, now + wait)
         self._ctx.read_payload = read_payload
         self.me = me
         self._replicas: dict[int, PartitionReplica] = {}
@@ -72,6 +75,41 @@ class NodeCore:
             ev.Opened: self._opened,
             ev.Dropped: self._dropped,
         }
+        #: what came in and went out lately
+        self.journal = Journal(self.checkpoint)
+        self.journal.begin()
+
+    # --- where a journal begins -----------------------------------------------------------
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The core as it is between two events; nothing in it changes when the core goes on."""
+        return {
+            **shared_state(self._ctx),
+            "last_heartbeat_ns": self.last_heartbeat_ns,
+            "last_number": self.last_number,
+            "beats": {peer: dict(sent) for peer, sent in self._beats.items()},
+            "echoes": dict(self._echoes),
+            "effects": list(self.effects),
+            "replicas": {p: replica_state(replica) for p, replica in self._replicas.items()},
+        }
+
+    @classmethod
+    def restored(
+        cls, checkpoint: dict[str, Any], read_log: ReadLog, read_payload: Callable[[memoryview], Any]
+    ) -> NodeCore:
+        """A core that goes on from a checkpoint. ``read_log`` has the answers that were given then, effects that nobody has taken
+        among them. Raises KeyError, TypeError or ValueError when it is no checkpoint of this build."""
+        reads = read_payload if checkpoint["reads_payloads"] else None
+        core = cls(checkpoint["me"], checkpoint["settings"], Random(0), read_log, 0, 0, reads)
+        core._ctx.read_log = read_log
+        restore_shared(core._ctx, checkpoint)
+        core.last_heartbeat_ns, core.last_number = checkpoint["last_heartbeat_ns"], checkpoint["last_number"]
+        core._beats.update({peer: dict(sent) for peer, sent in checkpoint["beats"].items()})
+        core._echoes.update(checkpoint["echoes"])
+        core.effects += checkpoint["effects"]
+        for p, state in checkpoint["replicas"].items():
+            core._replicas[p] = restored_replica(core._ctx, state)
+        return core
 
     # --- the door -------------------------------------------------------------------------
 
@@ -81,6 +119,7 @@ class NodeCore:
 
         A message about a partition that is not here is not answered (R13). Raises ProtocolError when a message makes no sense (it
         has changed nothing then), InvariantBroken (R14), KeyError for an event of a replica that is not here."""
+        self.journal.note((now, event, src))
         kind = type(event)
         on_message = self._messages.get(kind)
         if on_message is not None:
@@ -106,8 +145,19 @@ class NodeCore:
     def take(self) -> list[fx.Effect]:
         """The effects since the last call, in order."""
         taken = self.effects[:]
-        self.effects.clear()
+        if taken:
+            self.effects.clear()
+            self.journal.note(taken)
         return taken
+
+    def _note_read(self, p: int, first: int, max_bytes: int) -> list[bytes]:
+        try:
+            blobs = self._read_log(p, first, max_bytes)
+        except RottenEntry as e:
+            self.journal.note(LogRead(p, first, [], e))
+            raise
+        self.journal.note(LogRead(p, first, blobs, None))
+        return blobs
 
     def _read_log(self, p: int, first: int, max_bytes: int) -> list[bytes]:
         """The log as the core sees it: the store up to where effects that nobody took yet have
@@ -197,6 +247,7 @@ class NodeCore:
             if replica.term is not None or replica.p in ctx.moving:
                 replica.tick_changing(now)
             replica.tick_electing(now)
+        self.journal.look(len(self._replicas))
 
     # --- heartbeats and grants, per node pair (R8) ---------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger("metastore.node")
@@ -16,6 +17,8 @@ class Halt:
         self._node = node
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
+        #: is called once, with why: nothing that it does may raise or take long
+        self.on_failed: Callable[[str], None] = lambda why: None
 
     def fail(self, error: BaseException) -> None:
         """Stop serving; the process ends."""
@@ -23,6 +26,7 @@ class Halt:
             self.failure = error
             log.critical("node stops: %s: %s", type(error).__name__, error, extra={"node": self._node})
             self.failed.set()
+            self.on_failed(f"{type(error).__name__}: {error}")
 
     def fail_stop(self, error: Exception) -> None:
         """Whatever came up while effects were carried out: some of them are lost, so nothing that

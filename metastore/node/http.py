@@ -15,6 +15,7 @@ from metastore.clock import now_ns
 from metastore.core.events import TransferWanted
 from metastore.errors import InvalidRequest, MetastoreError, NotFound, NotLeader, Overloaded, Unavailable
 from metastore.node.backups import Backups
+from metastore.node.recorder import Asked
 from metastore.problems import problem
 from metastore.web import WebServer
 
@@ -200,7 +201,7 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
 
 async def serve_http(node: Node) -> WebServer:
     """Start serving on ``config.http_listen``, or ``http``; the caller stops it. Raises OSError."""
-    digests, backups = Digests(node), Backups(node)
+    digests, backups, asked = Digests(node), Backups(node), Asked(node)
 
     async def livez(_: web.Request) -> web.Response:
         return _json({"status": "ok"}, 200)
@@ -242,6 +243,13 @@ async def serve_http(node: Node) -> WebServer:
         except MetastoreError as e:
             return problem(e, request.method == "HEAD")
 
+    async def recording(_: web.Request) -> web.Response:
+        """What the core heard lately, for ``python -m metastore.replay``."""
+        try:
+            return web.Response(body=await asked.pack(), content_type="application/octet-stream")
+        except MetastoreError as e:
+            return problem(e, False)
+
     async def usage(_: web.Request) -> web.Response:
         """Records and bytes of the partitions led here, by namespace; ``more``: of how many it is not told."""
         namespaces, more = node.quotas.held(MAX_USAGE_ROWS)
@@ -256,6 +264,7 @@ async def serve_http(node: Node) -> WebServer:
     app.router.add_get("/v1/status", status)
     app.router.add_get("/v1/topology", topology)
     app.router.add_get("/v1/control", control)
+    app.router.add_get("/v1/recording", recording, allow_head=False)
     app.router.add_get("/v1/usage", usage)
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/digest", digest)
     app.router.add_get("/v1/partitions/{partition:[0-9]{1,5}}/snapshot", snapshot, allow_head=False)

@@ -23,6 +23,7 @@ from metastore.node.control.agent import known_etcd
 from metastore.node.http import MAX_CONNECTIONS as HTTP_CONNECTIONS
 from metastore.node.http import serve_http
 from metastore.node.node import Node
+from metastore.node.recorder import Recorder
 from metastore.node.startup import take_part
 from metastore.process import open_files_limit
 from metastore.storage.discarding import discard
@@ -103,6 +104,9 @@ async def serve(config: NodeConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled, number)
+    recorder = Recorder(node)
+    node.halt.on_failed = recorder.write_soon
+    loop.add_signal_handler(signal.SIGUSR1, recorder.write_soon, "asked by SIGUSR1")
     server, http = await listen(node)
     coordinator = EtcdCoordinator(config.etcd, known_etcd(store.facts))
 
@@ -124,6 +128,7 @@ async def serve(config: NodeConfig) -> int:
     server.close()
     await node.stop(hand_over=stop.done() and stop.result() == signal.SIGTERM)
     await http.stop()
+    await asyncio.to_thread(recorder.wait)
     return 1 if node.failure is not None else 0
 
 

@@ -134,7 +134,7 @@ class TickLoop:
 
     def forget_all(self) -> None:
         """The node takes part in nothing any more (R13): nothing is carried out, and what is answered is sent."""
-        self.core.effects.clear()
+        self.core.take()
         for queue in (self._committed, self._held, self._inbox):
             queue.clear()
         self._proposing.clear()

@@ -35,4 +35,4 @@ def test_terms_below_the_sealed_ones_are_seen(monkeypatch: pytest.MonkeyPatch) -
     """Planted: nodes find that such an etcd has forgotten what they sealed, and never trust it for long."""
     monkeypatch.setattr(rebuild, "TERMS_AHEAD", -2)
     with pytest.raises(Violation, match="somebody distrusts it still"):
-        World(0, CONTROL_LOSSES["etcd lost, divisions"], name="etcd lost, divisions").play()
+        World(2, CONTROL_LOSSES["etcd lost, divisions"], name="etcd lost, divisions").play()
