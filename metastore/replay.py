@@ -116,8 +116,7 @@ def lines_of(played: Played, began: int) -> Iterator[str]:
 
 def head_of(recording: Recording) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(recording.at_ms / 1000))
-    replicas = len(recording.halves[-1].checkpoint["replicas"])
-    return f"node {recording.node}, build {recording.build}, written {when} ({recording.why}), {replicas} partitions"
+    return f"node {recording.node}, build {recording.build}, written {when} ({recording.why})"
 
 
 def main(argv: list[str] | None = None) -> int:
