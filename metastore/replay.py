@@ -1,7 +1,7 @@
 """``python -m metastore.replay FILE``: what a node's core heard lately and what it did, played again through this build's core.
 
 Prints each event, when it came and what came of it, and says whether that is what the node recorded. A node writes such a
-file when it stops by a failure, and when it is asked (docs/cellctl.md, "When a node has stopped").
+file when it stops by a failure, and when it is asked (deploy/README.md, "When a node has stopped").
 
 Exit code 0: the same came of it; 1: something else did; 2: the file cannot be read.
 """
