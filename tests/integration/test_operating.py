@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -254,3 +256,29 @@ def test_the_completion_completes() -> None:
 def spreading_cell(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
     """One cell whose leaders spread quickly."""
     yield from _cluster(request, tmp_path, cells=1, nodes=3, partitions=8, settings=QUICK_SPREAD)
+
+
+async def test_what_a_node_heard_is_played_again(steady_cell: Cluster) -> None:
+    """deploy/README.md, "When a node has stopped": by a signal into the folder, and by HTTP; the build that wrote it comes to
+    the same."""
+    cell = steady_cell
+    async with cell.client() as client:
+        ns = client.namespace("n")
+        for n in range(200):
+            await ns.put(f"d{n % 9}/k{n}", bytes(100))
+    node = cell.node("c1n1")
+    os.kill(node["pid"], signal.SIGUSR1)
+    folder = cell.data / "nodes" / "c1n1" / "recordings"
+    await until("the file is there", lambda: list(folder.glob("*.msrec")))
+    asked = folder / "asked.msrec"
+    with urllib.request.urlopen(node["http"] + "/v1/recording", timeout=60) as answer:
+        asked.write_bytes(answer.read())
+    for file in folder.glob("*.msrec"):
+        done = subprocess.run(
+            [sys.executable, "-m", "metastore.replay", str(file), "--last", "20"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "events: the same came of them as the node recorded" in done.stdout
