@@ -146,7 +146,7 @@ class Operation:
     is routed; ``optional``: one more, which may be left out. ``result``: the elements of a good answer behind id and OK.
 
     ``reads``: it is answered from the state. ``writes``: it has a request id and is proposed. (Neither: it is for the leader, and
-    nothing is proposed.) ``adds``: it may add data. ``misses``: it may be answered NOT_FOUND. ``part``: the names of the elements
+    nothing is proposed.) ``adds``: it may add data. ``copies``: its entry holds a record that it only names. ``misses``: it may be answered NOT_FOUND. ``part``: the names of the elements
     behind key in a transaction, None = it is not for one; ``part_result``: of the answer's behind OK. ``conditions``: which of
     ``version``, ``absent`` and ``exists`` mean something to it. ``since``: the first version of the protocol between clients and
     nodes that has it (``wire.versions``). ``text``: one sentence for documents."""
@@ -160,6 +160,7 @@ class Operation:
     reads: bool = False
     writes: bool = False
     adds: bool = False
+    copies: bool = False
     misses: bool = False
     part: tuple[str, ...] | None = None
     part_result: tuple[str, ...] = ()
@@ -308,6 +309,8 @@ ADDING: Final = frozenset(op.kind for op in _ALL if op.adds)
 LATER: Final[dict[int, int]] = {op.kind: op.since for op in _ALL if op.since > 1}
 #: made of parts, each of which is an operation
 COMPOUND: Final = frozenset(op.kind for op in _ALL if any(f.parts for f in op.fields))
+#: whose entries may be much larger than they are
+WEIGHED: Final = COMPOUND | frozenset(op.kind for op in _ALL if op.copies)
 #: where the elements stand that several kinds have, of every kind that has it
 AT: Final[dict[str, dict[int, int]]] = {
     name: {op.kind: op.at(name) for op in _ALL if op.field(name) is not None}
@@ -444,8 +447,11 @@ def size_of(op: Op) -> int:
 
 def work_of(op: Op) -> tuple[int, int]:
     """How many changes it may make or records it may read, itself counted too; and how many bytes it may read."""
-    if op[KIND_AT] not in COMPOUND:
+    kind = op[KIND_AT]
+    if kind not in WEIGHED:
         return 1, 0
+    if kind not in COMPOUND:
+        return len(keys_of(op)), MAX_VALUE_BYTES
     kinds = [part[0] for part in parts_of(op)]
     return 1 + len(kinds), MAX_TXN_READ_BYTES if any(kind in READS for kind in kinds) else 0
 

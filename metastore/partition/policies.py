@@ -68,6 +68,8 @@ class Policies:
             return self._misplaced(name)
         if kind in COMPOUND:
             return self._refuse_parts(machine, op)
+        if kind in MANY_KEYS and not all(well_placed(named, rule) for named in keys_of(op)):
+            return self._misplaced(name)
         if policy is None:
             return None
         if kind == PUT and op[TTL_MS_AT] is None:

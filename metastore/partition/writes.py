@@ -19,13 +19,13 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.operations import (
-    COMPOUND,
     ID_AT,
     KEY_AT,
     KIND_AT,
     OK,
     SEQ_AT,
     TOUCH,
+    WEIGHED,
     WRITES,
     Op,
     size_of,
@@ -82,7 +82,7 @@ class Writes:
         #: of those: the bytes they take, whether transactions are among them, and when the first of them is
         #: no longer waited for
         self.pending_bytes = 0
-        self.pending_txns = False
+        self.pending_weighed = False
         self.pending_until = FOREVER_NS
         #: records whose time is over, which wait to be proposed: ``(lkey, version)``
         self.expired: list[tuple[bytes, int]] = []
@@ -115,8 +115,8 @@ class Writes:
         size = size_of(op)
         self.memory.waiting += size
         self.pending_bytes += size
-        if op[KIND_AT] in COMPOUND:
-            self.pending_txns = True
+        if op[KIND_AT] in WEIGHED:
+            self.pending_weighed = True
         if deadline < self.pending_until:
             self.pending_until = deadline
         pending.append((connection, client, op, deadline, size))
@@ -147,7 +147,7 @@ class Writes:
             if entries == MAX_ENTRIES_A_TICK:
                 break
             entries += 1
-            if left <= MAX_BATCH_BYTES and len(pending) <= MAX_BATCH_OPS and not self.pending_txns:
+            if left <= MAX_BATCH_BYTES and len(pending) <= MAX_BATCH_OPS and not self.pending_weighed:
                 batch, pending, taken = pending, [], left
             else:
                 count = batch_length(pending)
@@ -169,7 +169,7 @@ class Writes:
         if pending:
             self.pending_until = first_due
         else:
-            self.pending_txns = False
+            self.pending_weighed = False
         if not self.pending and not self.expired:
             return True
         state.agenda.propose(state.p)

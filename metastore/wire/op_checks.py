@@ -28,11 +28,13 @@ from metastore.operations import (
     ID_AT,
     KIND_AT,
     LINEARIZABLE,
+    MANY_KEYS,
     OPERATIONS,
     PARTITION_AT,
     PUT,
     Op,
     check_size,
+    keys_of,
 )
 from metastore.wire.client_messages import (
     CLIENT_ID_BYTES,
@@ -140,7 +142,11 @@ def check_op(op: Op) -> MetastoreError | None:
         consistency_at, arg_at = _CONSISTENT[kind]
         if op[consistency_at] == AT_LEAST and op[arg_at] is None:
             return InvalidRequest("at_least needs a version")
-    return check_size(op) if kind in COMPOUND else None
+    if kind in COMPOUND:
+        return check_size(op)
+    if kind in MANY_KEYS and len({lkey[8 : lkey.index(0, 8)] for lkey in keys_of(op)}) > 1:
+        return InvalidRequest(f"the keys of operation {kind} are of several namespaces")
+    return None
 
 
 def _is_filter(wanted: Any) -> bool:
