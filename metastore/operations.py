@@ -8,7 +8,7 @@ element means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
@@ -480,28 +480,3 @@ def check_size(op: Op) -> MetastoreError | None:
     if size > MAX_TXN_BYTES:
         return TooLarge(f"a transaction of {size} bytes is over the limit of {MAX_TXN_BYTES} bytes")
     return None
-
-
-# --- made by clients ---------------------------------------------------------------------------------
-# Id, partition and request id are set on the way.
-
-
-def get_op(lkey: bytes, consistency: int, arg: int | None) -> Op:
-    return [0, GET, 0, lkey, consistency, arg]
-
-
-def touch_op(lkey: bytes, condition: int | None) -> Op:
-    return [0, TOUCH, 0, lkey, condition]
-
-
-def list_op(
-    start: bytes, end: bytes, limit: int, flags: int, consistency: int, arg: int | None, wanted: bytes
-) -> Op:
-    op = [0, LIST, 0, start, end, limit, flags, consistency, arg]
-    return [*op, wanted] if wanted else op
-
-
-def write_op(kind: int, lkey: bytes, elements: Sequence[Any], fence: tuple[str, int] | None) -> Op:
-    """``elements``: those behind the request id, in the order of the description."""
-    op = [0, kind, 0, lkey, 0, 0, 0, *elements]
-    return op if fence is None else [*op, list(fence)]

@@ -35,14 +35,17 @@ from metastore.operations import (
     GREATER,
     LESS,
     LINEARIZABLE,
+    LIST,
     MAX_TXN_PARTS,
     NOT_EQUAL,
     NOT_FOUND,
     PUT,
     STALE,
+    TOUCH,
     VALUE,
     VERSION,
 )
+from metastore.operations import Op as WireOp
 from metastore.records import unpack_record
 
 _TARGETS: Final = {"version": VERSION, "created": CREATED, "value": VALUE}
@@ -152,3 +155,27 @@ def part_result(op: Op[T], part: list[Any], codec: Codec[T]) -> OpResult[T]:
     if isinstance(op, Add):
         return AddResult(part[2], part[1])
     return int(part[1])
+
+
+# --- operations: id, partition and request id are set on the way -----------------------------------
+
+
+def get_op(lkey: bytes, consistency: int, arg: int | None) -> WireOp:
+    return [0, GET, 0, lkey, consistency, arg]
+
+
+def touch_op(lkey: bytes, condition: int | None) -> WireOp:
+    return [0, TOUCH, 0, lkey, condition]
+
+
+def list_op(
+    start: bytes, end: bytes, limit: int, flags: int, consistency: int, arg: int | None, wanted: bytes
+) -> WireOp:
+    op = [0, LIST, 0, start, end, limit, flags, consistency, arg]
+    return [*op, wanted] if wanted else op
+
+
+def write_op(kind: int, lkey: bytes, elements: Sequence[Any], fence: tuple[str, int] | None) -> WireOp:
+    """``elements``: those behind the request id, in the order of the description."""
+    op = [0, kind, 0, lkey, 0, 0, 0, *elements]
+    return op if fence is None else [*op, list(fence)]

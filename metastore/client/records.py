@@ -18,9 +18,13 @@ from metastore.client.encoding import (
     encode_compare,
     encode_cursor,
     encode_part,
+    get_op,
     part_result,
+    touch_op,
     ttl_ms_of,
+    write_op,
 )
+from metastore.client.listing import Found, Listing
 from metastore.client.results import (
     Add,
     AddResult,
@@ -37,7 +41,6 @@ from metastore.client.results import (
     TouchResult,
     TxnResult,
 )
-from metastore.client.watch.resume_tokens import encode_resume
 from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,
@@ -53,11 +56,6 @@ from metastore.history import Version, first_version
 from metastore.keys import (
     PARENT,
     check_namespace,
-    encode_key,
-    end_point,
-    hash_point,
-    next_key,
-    prefix_routing_key,
     split_storage_key,
     storage_key,
 )
@@ -70,23 +68,14 @@ from metastore.operations import (
     PUT,
     RESULT_HEAD,
     TXN,
-    get_op,
-    list_op,
-    rows_size,
-    touch_op,
-    write_op,
 )
 from metastore.records import Record, unpack_record
 from metastore.routing.dispatcher import Dispatcher
 from metastore.routing.request_ids import RequestIds
 
-#: a page ends with the rows that fill it, however many were asked for
-MAX_PAGE_BYTES = 2 << 20
-
 T = DefaultTypeVar("T", default=bytes)
 R = TypeVar("R")
-# under names of their own: the class below has a method called list
-Rows = list[list[Any]]
+# under a name of its own: the class below has a method called list
 Raw = list[Any]
 
 
@@ -99,12 +88,6 @@ def read_record(key: str, packed: bytes) -> Record:
         raise Unavailable(
             f"a node's answer for {key!r:.200} is damaged: {e.message}", retry_after_s=1
         ) from None
-
-
-def _oldest(ages: Sequence[int | None]) -> int | None:
-    """None when one is not known."""
-    known = [age for age in ages if age is not None]
-    return max(known) if len(known) == len(ages) else None
 
 
 class AsyncRecords(Generic[T]):
@@ -411,25 +394,13 @@ class AsyncRecords(Generic[T]):
         if not 1 <= limit <= MAX_LIST_LIMIT:
             raise InvalidRequest(f"limit = {limit} is not within 1 and {MAX_LIST_LIMIT}")
         kind, arg = consistency_of(consistency, max_staleness_ms, None)
-        tail = [KEYS_ONLY if keys_only else 0, kind, arg]
         until = self.until(deadline_s)
+        tail = [KEYS_ONLY if keys_only else 0, kind, arg]
+        listing = Listing(self.dispatcher, self.name, limit, tail, until)
         start_at = decode_cursor(cursor) if cursor else b""
 
-        async def call(rule: int) -> tuple[Rows, bytes | None, str | None, int | None]:
-            ns, raw = self.name.encode(), encode_key(prefix) if prefix else b""
-            routing = prefix_routing_key(raw, rule)
-            if routing is None:
-                found = await self._everywhere(start_at, ns + b"\0" + raw, limit, tail, until)
-                return found[0], found[1], None, found[2]
-            start = hash_point(ns, routing) + ns + b"\0" + raw
-            end = next_key(start)
-            if start_at and not start <= start_at < end:
-                raise InvalidRequest(
-                    "the cursor belongs to a listing of another prefix; give the same prefix with it"
-                )
-            result = await self._rows(max(start, start_at), end, limit, tail, until)
-            found, following, age_ms, version = result
-            return found, following, encode_resume([(start[:8], version)]), age_ms
+        async def call(rule: int) -> Found:
+            return await listing.page(rule, prefix, start_at)
 
         rows, following, resume, age_ms = await self._routed(until, call)
         items: list[tuple[str, Record[T]]] = []
@@ -443,37 +414,6 @@ class AsyncRecords(Generic[T]):
             record: Any = Record(packed, first_version(0), b"")
             items.append((key, record if keys_only else decoded(self.codec, key, read_record(key, packed))))
         return Page(items, encode_cursor(following) if following else None, resume, age_ms)
-
-    async def _rows(
-        self, start: bytes, end: bytes, limit: int, tail: Sequence[Any], until: float, wanted: bytes = b""
-    ) -> Raw:
-        flags, consistency, arg = tail
-        op = list_op(start, end, limit, flags, consistency, arg, wanted)
-        result = await self.dispatcher.read(op, start, until)
-        return result[RESULT_HEAD:]
-
-    async def _everywhere(
-        self, start_at: bytes, wanted: bytes, limit: int, tail: Sequence[Any], until: float
-    ) -> tuple[Rows, bytes | None, int | None]:
-        """Rows of all partitions in hash order whose namespace and key begin with ``wanted``, where to
-        go on, and their age."""
-        found: Rows = []
-        size = 0
-        ages: list[int | None] = [0]
-        for placement in self.dispatcher.table.in_order():
-            low = placement.lo.to_bytes(8, "big")
-            end = end_point(placement.hi)
-            if start_at >= end:
-                continue
-            start: bytes | None = max(low, start_at)
-            while start is not None:
-                if len(found) >= limit or size >= MAX_PAGE_BYTES:
-                    return found, start, _oldest(ages)
-                rows, start, age_ms, _ = await self._rows(start, end, limit - len(found), tail, until, wanted)
-                found += rows
-                size += rows_size(rows)
-                ages.append(age_ms)
-        return found, None, _oldest(ages)
 
     async def scan(
         self,

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from metastore.core.dedupe import Session
 from metastore.core.fences import BUCKET_BYTES, BUCKETS, DIGEST_BYTES, FENCE_PREFIX, FLOOR_PREFIX
-from metastore.core.proposals import INT64_MAX
 from metastore.core.rows import (
     FORGET,
     META_KEY,
@@ -23,6 +22,7 @@ from metastore.core.rows import (
     USAGE_PREFIX,
     digest_key,
 )
+from metastore.core.transactions import INT64_MAX
 from metastore.decoding import MAX_ITEMS, unpack_body
 from metastore.errors import ProtocolError
 from metastore.history import MAX_GENERATIONS, count_of, generation_of

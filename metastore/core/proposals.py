@@ -23,6 +23,7 @@ from metastore.core.rows import (
     txn_results,
 )
 from metastore.core.tables import Tables
+from metastore.core.transactions import Refused, counter, foreign_version, holds, stage, sum_of
 from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,
@@ -44,21 +45,16 @@ from metastore.operations import (
     CONTENT_TYPE_AT,
     DELETE,
     DELTA_AT,
-    EQUAL,
     EXISTS,
     EXPIRE,
     FENCE_AT,
     FLOOR_AT,
-    GET,
     KEY_AT,
     KIND_AT,
-    LESS,
     MAX_TXN_READ_BYTES,
-    NOT_EQUAL,
     NOT_FOUND,
     OK,
     OTHERWISE_AT,
-    PART_KEY_AT,
     PUT,
     SEQ_AT,
     STAMP_AT,
@@ -67,32 +63,19 @@ from metastore.operations import (
     TOUCH_CONDITION_AT,
     TTL_MS_AT,
     TXN,
-    VALUE,
     VALUE_AT,
-    VERSION,
     Op,
 )
 from metastore.records import (
-    COUNTER,
     pack_record,
     record_ttl_ms,
     record_versions,
-    unpack_record,
 )
 
 MAX_CURRENT_BYTES: Final = 64 << 10
-INT64_MAX: Final = (1 << 63) - 1
 
 Entry = tuple[int, list[Any], list[Any], list[Any], list[Any]]
 """A payload, decoded."""
-
-
-class _Refused(Exception):
-    """A transaction that can have no effect; its status."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 class Proposals:
@@ -291,29 +274,13 @@ class Proposals:
             record = pack_record(new_version, created or new_version, op[VALUE_AT], content_type, ttl_ms)
             tail = (0, new_version, stamp, not version)
         else:
-            total = self._add(old, flags, op[DELTA_AT])
+            total = sum_of(old, flags, op[DELTA_AT])
             if total is None:
                 return self._nothing(at, seq, NotANumber.status, version, stamp)
-            record = self._counter(old, new_version, created, total)
+            record = counter(old, new_version, created, total)
             tail = (0, new_version, stamp, total)
         self._change(index, lkey, old, record, usage)
         return [kind, lkey, record, at, seq], tail
-
-    @staticmethod
-    def _counter(old: bytes | None, version: int, created: int, total: int) -> bytes:
-        """A counter keeps the TTL it was made with; there is none to give when adding."""
-        ttl_ms = record_ttl_ms(old) if old is not None else 0
-        return pack_record(version, created or version, b"%d" % total, b"", ttl_ms, COUNTER)
-
-    @staticmethod
-    def _add(old: bytes | None, flags: int, delta: int) -> int | None:
-        if old is None:
-            total = delta
-        elif flags & COUNTER:
-            total = int(unpack_record(old).value) + delta
-        else:
-            return None
-        return total if -INT64_MAX - 1 <= total <= INT64_MAX else None
 
     @staticmethod
     def _nothing(
@@ -342,14 +309,13 @@ class Proposals:
         self, index: int, op: Op, at: int, seq: int, usage: dict[bytes, list[int]]
     ) -> tuple[list[Any], Tail]:
         compares, stamp = op[COMPARES_AT], self.tables.stamp(index)
-        foreign = self._foreign(compares)
+        foreign = foreign_version(self.tables, compares)
         if foreign:
             return self._nothing(at, seq, HistoryChanged.status, foreign, stamp)
-        succeeded = all(self._holds(self.current, *compare) for compare in compares)
-        staged: dict[bytes, tuple[bytes | None, bytes | None]] = {}
+        succeeded = all(holds(self.tables, self.current, *compare) for compare in compares)
         try:
-            parts = self._stage(op[THEN_AT if succeeded else OTHERWISE_AT], staged)
-        except _Refused as refused:
+            parts = stage(self.tables, self.current, self.version, op[THEN_AT if succeeded else OTHERWISE_AT])
+        except Refused as refused:
             bound = MAX_TXN_READ_BYTES if refused.status == TooLarge.status else 0
             return self._nothing(at, seq, refused.status, bound, stamp)
         for part in parts:
@@ -360,91 +326,6 @@ class Proposals:
                 self._change(index, part[1], self.current(part[1]), None, usage)
         row = [TXN, at, seq, succeeded, parts]
         return row, (0, succeeded, stamp, txn_results(self.version - len(txn_changes(parts)), parts))
-
-    def _foreign(self, compares: list[list[Any]]) -> int:
-        """The first version that is compared with and is of another history, 0 = none is."""
-        for _, target, _, operand in compares:
-            if target != VALUE and operand and self.tables.is_other_history(operand):
-                return int(operand)
-        return 0
-
-    def read_txn(self, op: Op) -> tuple[Tail, int]:
-        """A transaction that only reads, of the committed state: no entry, nothing to remember. Its
-        answer, and how many bytes it read."""
-        compares = op[COMPARES_AT]
-        foreign = self._foreign(compares)
-        if foreign:
-            return nothing_tail(HistoryChanged.status, foreign, self.tables.stamp(0)), 0
-        succeeded = all(self._holds(self.read, *compare) for compare in compares)
-        rows: list[list[Any]] = []
-        size = 0
-        for part in op[THEN_AT if succeeded else OTHERWISE_AT]:
-            record = self.read(part[PART_KEY_AT])
-            rows.append([GET, None if record is None else self.tables.shown(record)])
-            size += len(record or b"")
-            if size > MAX_TXN_READ_BYTES:  # the others are not read to be refused
-                return nothing_tail(TooLarge.status, MAX_TXN_READ_BYTES, 0), 0
-        return (OK, succeeded, 0, txn_results(0, rows)), size
-
-    def _holds(
-        self,
-        record_of: Callable[[bytes], bytes | None],
-        lkey: bytes,
-        target: int,
-        relation: int,
-        operand: Any,
-    ) -> bool:
-        record = record_of(lkey)
-        if target == VALUE:
-            if record is None:
-                return relation == NOT_EQUAL
-            value: Any = unpack_record(record).value
-        else:
-            _, version, created = self.tables.shown_versions(record)
-            value = version if target == VERSION else created
-        if relation == EQUAL:
-            return bool(value == operand)
-        if relation == NOT_EQUAL:
-            return bool(value != operand)
-        return bool(value < operand if relation == LESS else value > operand)
-
-    def _stage(
-        self, parts: list[list[Any]], staged: dict[bytes, tuple[bytes | None, bytes | None]]
-    ) -> list[list[Any]]:
-        """The rows of a branch, each part seeing those before it. Nothing is changed yet, so that a
-        part that cannot be done undoes nothing. Raises _Refused."""
-        version, read_bytes = self.version, 0
-        rows: list[list[Any]] = []
-        for part in parts:
-            kind, lkey = part[0], part[PART_KEY_AT]
-            old = staged[lkey][1] if lkey in staged else self.current(lkey)
-            if kind == GET:
-                read_bytes += len(old) if old else 0
-                if read_bytes > MAX_TXN_READ_BYTES:
-                    raise _Refused(TooLarge.status)
-                rows.append([GET, old and self.tables.shown(old)])
-                continue
-            if kind == DELETE and old is None:
-                rows.append([NOTHING])
-                continue
-            version += 1
-            flags, _, created = self.tables.shown_versions(old)
-            if kind == DELETE:
-                new = None
-                rows.append([DELETE, lkey])
-            elif kind == PUT:
-                _, _, value, content_type, ttl_ms = part
-                new = pack_record(version, created or version, value, content_type.encode(), ttl_ms or 0)
-                rows.append([PUT, lkey, new])
-            else:
-                _, _, delta = part
-                total = self._add(old, flags, delta)
-                if total is None:
-                    raise _Refused(NotANumber.status)
-                new = self._counter(old, version, created, total)
-                rows.append([ADD, lkey, new])
-            staged[lkey] = (old, new)
-        return rows
 
     def count_above(self, at: bytes) -> None:
         """Begin to count what lies at the point ``at`` and above, to be fed slice by slice."""

@@ -9,6 +9,7 @@ import xxhash
 
 from metastore.clock import now_ns
 from metastore.core.replica import ACTIVE
+from metastore.core.transactions import read_txn
 from metastore.errors import CorruptState, MetastoreError, Overloaded, TooStale
 from metastore.history import history_changed
 from metastore.operations import (
@@ -107,7 +108,7 @@ class Reads:
                 record = self.machine.shown(record)
             return [op[ID_AT], OK, record, age_ms], len(record)
         if kind in COMPOUND:
-            tail, size = self.machine.proposals.read_txn(op)
+            tail, size = read_txn(self.machine, self.machine.read, op)
             return [op[ID_AT], *tail], size
         agenda = self.state.agenda
         if agenda.listing_ns > MAX_LISTING_NS:

@@ -10,6 +10,7 @@ import pytest
 from metastore import elements as e
 from metastore import keys
 from metastore import operations as o
+from metastore.client import encoding
 from metastore.keys import storage_key
 from metastore.operations import ADD, DELETE, GET, LIST, OPERATIONS, PUT, TOUCH, TXN
 from metastore.wire import client_messages
@@ -155,14 +156,14 @@ def test_the_size_of_an_answer_is_that_of_its_records(op: list[Any], tail: list[
 
 def test_what_clients_make_is_of_the_description() -> None:
     made = [
-        o.get_op(A, o.STALE, 5),
-        o.touch_op(A, 3),
-        o.list_op(A, B, 9, o.KEYS_ONLY, 0, None, b""),
-        o.list_op(A, B, 9, 0, 0, None, b"n\0"),
-        o.write_op(PUT, A, [None, b"v", "text/plain", 5], ("lock", e.RAISE)),
-        o.write_op(DELETE, A, [3], None),
-        o.write_op(ADD, A, [None, 2], ("lock", 9)),
-        o.write_op(TXN, A, PARTS, ("lock", 9)),
+        encoding.get_op(A, o.STALE, 5),
+        encoding.touch_op(A, 3),
+        encoding.list_op(A, B, 9, o.KEYS_ONLY, 0, None, b""),
+        encoding.list_op(A, B, 9, 0, 0, None, b"n\0"),
+        encoding.write_op(PUT, A, [None, b"v", "text/plain", 5], ("lock", e.RAISE)),
+        encoding.write_op(DELETE, A, [3], None),
+        encoding.write_op(ADD, A, [None, 2], ("lock", 9)),
+        encoding.write_op(TXN, A, PARTS, ("lock", 9)),
     ]
     assert {op[o.KIND_AT] for op in made} == set(OPERATIONS)
     for op in made:

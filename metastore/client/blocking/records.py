@@ -25,9 +25,7 @@ from metastore.client.results import (
     TxnResult,
 )
 from metastore.history import Version
-from metastore.keys import (
-    check_namespace,
-)
+from metastore.keys import check_namespace
 from metastore.records import Record
 from metastore.routing.request_ids import RequestIds
 

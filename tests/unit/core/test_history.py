@@ -11,6 +11,7 @@ from metastore.core.machine import Machine
 from metastore.core.payloads import check_aux, read_payload
 from metastore.core.replica import pack_config, read_config
 from metastore.core.rows import base_version, changes_of
+from metastore.core.transactions import read_txn
 from metastore.elements import RAISE
 from metastore.errors import (
     ConditionFailed,
@@ -162,7 +163,7 @@ def test_compares_of_transactions(stale: int) -> None:
         for relation in (EQUAL, NOT_EQUAL, GREATER):
             op = txn([[lk("x"), VALUE, EQUAL, b"v"], [lk("y"), target, relation, stale]], [[GET, lk("x")]])
             refused(r.run((A, op))[0], stale)
-            refused(r.machine.proposals.read_txn(op)[0], stale)
+            refused(read_txn(r.machine, r.machine.read, op)[0], stale)
     op = txn([[lk("x"), VERSION, GREATER, 0], [lk("z"), VERSION, EQUAL, 0]], [[GET, lk("x")]])
     assert r.run((A, op))[0][:2] == (OK, True)
 

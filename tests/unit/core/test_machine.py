@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metastore.core import dedupe, fences
-from metastore.core import proposals as proposals_module
+from metastore.core import dedupe, fences, transactions
 from metastore.core.machine import Machine
 from metastore.core.rows import base_version, changes_of
+from metastore.core.transactions import read_txn
 from metastore.elements import ONE_REQUEST, RAISE
 from metastore.errors import ConditionFailed, Fenced, NotANumber, RequestIdExpired, TooLarge
 from metastore.history import pack_mark
@@ -303,7 +303,7 @@ def test_a_transaction_that_cannot_be_done_changes_nothing(monkeypatch: pytest.M
     r.run((A, put("x", b"text")))
     half = [[PUT, lk("y"), b"", "", None], [ADD, lk("x"), 1]]
     assert r.run((A, txn([], half)))[0][0] == NotANumber.status
-    monkeypatch.setattr(proposals_module, "MAX_TXN_READ_BYTES", 10)
+    monkeypatch.setattr(transactions, "MAX_TXN_READ_BYTES", 10)
     assert r.run((A, txn([], [[PUT, lk("y"), b"", "", None], [GET, lk("x")]])))[0][0] == TooLarge.status
     assert set(r.state) == {lk("x")}
     assert r.machine.last_version == 1
@@ -499,6 +499,6 @@ def test_a_transaction_that_reads_too_much_reads_no_more() -> None:
     for n in range(8):
         r.run((A, put(f"k{n}", b"x" * (1 << 19))))
     machine = Machine(get)
-    tail, _ = machine.proposals.read_txn(txn([], [[GET, lk(f"k{n}")] for n in range(8)]))
+    tail, _ = read_txn(machine, machine.read, txn([], [[GET, lk(f"k{n}")] for n in range(8)]))
     assert tail[0] == TooLarge.status
     assert len(read) == 2, "what makes it too large is the second of them"
