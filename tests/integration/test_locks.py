@@ -322,7 +322,7 @@ async def test_elections(shared: Cluster) -> None:
         waiting = asyncio.create_task(rival.campaign({"host": "b"}))
         with pytest.raises(DeadlineExceeded):
             await ns.election("e/leader").campaign({"host": "c"}, timeout_s=0.2)
-        with pytest.raises(InvalidRequest, match="this very object"):
+        with pytest.raises(InvalidRequest, match="led by this object"):
             await election.campaign({"host": "a"})
         await election.resign()
         async with await waiting as second:

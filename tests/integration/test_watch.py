@@ -106,7 +106,7 @@ async def test_resume_in_another_process(shared: Cluster) -> None:
         with pytest.raises(InvalidRequest, match="another prefix"):
             async with ns.watch("other/", after=page.resume):
                 pass
-        with pytest.raises(InvalidRequest, match="not of a namespace"):
+        with pytest.raises(InvalidRequest, match="not of a whole namespace"):
             async with ns.watch("", after=page.resume):
                 pass
         with pytest.raises(InvalidRequest, match="nothing can be resumed"):
