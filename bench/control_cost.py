@@ -187,7 +187,7 @@ async def saved(case: Case) -> int:
     await until(lambda: store.changes.flushing is None)
     before, flushes = case.state_bytes, store.checkpoints.count
     store.checkpoints.freeze()
-    store.kick()
+    store.start_sync()
     store.checkpoints.submit()
     await until(lambda: store.checkpoints.count > flushes)
     return case.state_bytes - before

@@ -29,7 +29,7 @@ from metastore.storage.records import pack_entry_record
 from metastore.storage.segments import block_bytes
 from metastore.storage.state import State, record_writes
 from metastore.wire import frames
-from metastore.wire.op_checks import check_request, is_plain
+from metastore.wire.op_checks import check_request, is_simple
 from metastore.wire.peer_messages import decode, encode
 
 CLIENT = bytes(16)
@@ -74,7 +74,7 @@ class Stages:
     def leader_checks(self) -> None:
         assert check_request([CLIENT, 5000, self.ops]) is None
         for op in self.ops:
-            assert is_plain(op)
+            assert is_simple(op)
             assert well_placed(op[3], 0)
 
     def leader_resolves(self) -> None:
@@ -162,7 +162,7 @@ def get_us(size: int) -> dict[str, float]:
 
     def check() -> None:
         for op in ops:
-            assert is_plain(op)
+            assert is_simple(op)
 
     def answer() -> None:
         frames.pack(frames.RESPONSE, [[op[0], 0, bytes(130), 0] for op in ops])

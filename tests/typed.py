@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar, cast
 
 from metastore.storage import records
-from metastore.storage.journal import Plain
+from metastore.storage.journal import SimpleRecord
 from metastore.storage.store import Store
 
 T = TypeVar("T")
@@ -20,4 +20,4 @@ def there(found: T | None) -> T:
 def put_in_log(store: Store, record: records.Record) -> int:
     """Append any record; its number. A store appends entries by ``append_entries``, which compares epochs first (R1);
     tests of the log and of its recovery write records that no comparison has let in."""
-    return store.append(cast(Plain, record))
+    return store.append(cast(SimpleRecord, record))

@@ -21,7 +21,7 @@ from metastore.partition.waiters import error_result
 from metastore.partition.watches import PartitionWatches
 from metastore.wire import frames
 from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION
-from metastore.wire.op_checks import check_op, check_request, check_watch, is_plain, op_shape
+from metastore.wire.op_checks import check_op, check_request, check_watch, is_simple, op_shape
 from metastore.wire.versions import OPTIONAL, Spoken, agree, client_versions, spoken_at
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class ClientConnection(asyncio.Protocol):
         for op in ops:
             if self.gone:
                 return
-            if not is_plain(op):
+            if not is_simple(op):
                 error = op_shape(op)
                 if error is not None:
                     raise ProtocolError(error.message)

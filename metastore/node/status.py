@@ -68,7 +68,7 @@ class TopologyView:
         self._node = node
         self._looked_ns = 0
         #: number of the newest change in it, revision, and the frame
-        self._whole: tuple[int, int, bytes | ProtocolError] = -1, -1, b""
+        self._complete: tuple[int, int, bytes | ProtocolError] = -1, -1, b""
         #: what was told within VIEW_AGE_NS: revision asked for -> frame, and how many rows more may be
         self._changed: dict[int, bytes] = {}
         self._rows_left = MAX_ROWS_TOLD
@@ -102,9 +102,9 @@ class TopologyView:
             if found:
                 return found
         table = self._node.topology
-        if self._whole[:2] != (table.changes.number, table.revision):
-            self._whole = table.changes.number, table.revision, self._pack(table)
-        frame = self._whole[2]
+        if self._complete[:2] != (table.changes.number, table.revision):
+            self._complete = table.changes.number, table.revision, self._pack(table)
+        frame = self._complete[2]
         if isinstance(frame, ProtocolError):
             raise frame
         return frame

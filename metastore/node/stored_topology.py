@@ -37,9 +37,9 @@ class StoredTopology:
         rows, facts, none = store.kept.found(), store.facts, TopologyTable(cluster)
         found = read_fact({"rows": rows}, "rows", table_of, none, none) if rows else none
         if facts.get(FACT_TOPOLOGY) is not None:
-            whole = read_fact(facts, FACT_TOPOLOGY, TopologyTable.from_wire, none, none)
-            if found is none or whole.revision > found.revision:  # one ran here meanwhile
-                found, rows = whole, {}
+            complete = read_fact(facts, FACT_TOPOLOGY, TopologyTable.from_wire, none, none)
+            if found is none or complete.revision > found.revision:  # one ran here meanwhile
+                found, rows = complete, {}
         self.table = found  # what there is nothing of, etcd and the peers tell anew
         if self.table.left_out:
             names = ", ".join(self.table.left_out[:10])
@@ -56,13 +56,13 @@ class StoredTopology:
         """Write what has changed."""
         table = self.table
         rows = None if self._upto is None else table.changes.after(self._upto)
-        whole = rows is None
+        complete = rows is None
         changed: dict[bytes, bytes | None] = {HEAD_ROW: msgpack.packb(table.head())}
         for row in table.rows() if rows is None else rows:
             if row[0] in KINDS:
                 plain = table.row(row)
                 changed[key_of(row)] = None if plain is None else msgpack.packb(plain)
-        seq = self._store.keep_rows(changed, whole)
+        seq = self._store.keep_rows(changed, complete)
         if self._store.facts.get(FACT_TOPOLOGY) is not None:
             seq = self._store.append(Fact(FACT_TOPOLOGY, None))  # later than what takes its place
         self.bytes_written += sum(len(key) + len(row or b"") for key, row in changed.items())

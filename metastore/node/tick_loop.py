@@ -152,7 +152,7 @@ class TickLoop:
             try:
                 self.run_effects()
                 if self._committed:
-                    self.store.kick()
+                    self.store.start_sync()
                     self._answer_committed()
                     self._apply_committed()
                 if self.afterwards is not None:
@@ -171,7 +171,7 @@ class TickLoop:
             self._loop.call_soon(self._resume_deferred)
         if self.identity.refused:
             self._flush_answers()
-            self.store.kick()
+            self.store.start_sync()
             return
         try:
             if self._proposing and not self.store.syncing:
@@ -187,7 +187,7 @@ class TickLoop:
             self.links.flush()
             if self.answering or self._committed:
                 self._answer_committed()
-            self.store.kick()
+            self.store.start_sync()
             if self._committed:
                 self._apply_committed()
         except Exception as e:

@@ -192,13 +192,13 @@ class Checkpoints:
         if self._writer.failure is not None:
             raise self._writer.failure
         self.freeze()
-        self._journal.log.kick()
+        self._journal.log.start_sync()
         self.submit()
         await asyncio.sleep(PUSH_S)
 
     def run(self) -> None:
         """A whole flush here and now (no thread): for tests and simulation."""
-        self._journal.log.run_round()
+        self._journal.log.sync_now()
         self.freeze()
         flush, self.waiting = self.waiting, None
         if flush is not None:

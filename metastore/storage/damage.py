@@ -1,4 +1,4 @@
-"""What is to be done about rot in the log or the state, whoever finds it (R14)."""
+"""What is to be done about rot in the log or the state, whether a reader or the scrub finds it (R14)."""
 
 from __future__ import annotations
 

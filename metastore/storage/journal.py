@@ -22,7 +22,7 @@ from metastore.storage.slots import Slots
 FACT_RUNS: Final = "runs"
 _RUNS: Final = fields.several(fields.row(fields.whole(), fields.text, fields.whole(), fields.whole()))
 
-Plain = SealEntry | ConfigEntry | Fact | DropEntry
+SimpleRecord = SealEntry | ConfigEntry | Fact | DropEntry
 """Records that change no partition's log: those that do name the epoch under which they do (R1)."""
 
 
@@ -39,7 +39,7 @@ class Journal:
 
     # --- records ----------------------------------------------------------------------------
 
-    def append(self, record: Plain) -> int:
+    def append(self, record: SimpleRecord) -> int:
         """Buffer a record that changes no log; its number. Durable once ``durable_seq`` reaches it. Raises StorageError (R1)."""
         partitions = self._slots.partitions
         if isinstance(record, SealEntry) and record.epoch <= partitions[record.p].meta.sealed:
@@ -86,9 +86,9 @@ class Journal:
     def save_soon(self) -> None:
         """What is appended is durable when this returns if the log has not been started, else soon."""
         if self.log.started:
-            self.log.kick()
+            self.log.start_sync()
         else:
-            self.log.run_round()
+            self.log.sync_now()
 
     # --- what the node keeps of itself ------------------------------------------------------
 
@@ -97,11 +97,11 @@ class Journal:
         self.append(Fact(key, value))
         self.save_soon()
 
-    def keep_rows(self, rows: Mapping[bytes, bytes | None], whole: bool) -> int:
-        """Rows beside the facts (``kept``), all of them or (not ``whole``) what has changed, None = gone; the number of the
+    def keep_rows(self, rows: Mapping[bytes, bytes | None], complete: bool) -> int:
+        """Rows beside the facts (``kept``), all of them or (not ``complete``) what has changed, None = gone; the number of the
         record with which they are durable, as one."""
         seq = self.log.last_seq
-        for part in parts_of(rows, whole, min(PART_BYTES, self.log.files.segment_bytes // 4)):
+        for part in parts_of(rows, complete, min(PART_BYTES, self.log.files.segment_bytes // 4)):
             seq = self.append(Fact(FACT_ROWS, part))
         return seq
 
@@ -114,7 +114,7 @@ class Journal:
     @property
     def mark(self) -> int:
         """R13: the newest record that is durable and may have been answered for: a copy of the folder that ends before it is
-        an old one, whoever runs on it next. What the node notes of others is not counted, or two that tell each other their
+        an old one, whichever process runs on it next. What the node notes of others is not counted, or two that tell each other their
         marks would never come to rest."""
         return min(self._data_seq, self.log.durable_seq)
 
@@ -122,7 +122,7 @@ class Journal:
         """One process more runs on the store (R13). Durable when this returns; to be called before ``start``, and
         before the process's first message. Raises StorageError."""
         self._note_lineage(self.lineage.begun(incarnation, self.log.last_seq))
-        self.log.run_round()
+        self.log.sync_now()
 
     def note_asked(self, asked: int) -> int:
         """What the present run knows of etcd's record of it (R13); the record's number. Durable as ``keep_fact``."""

@@ -1,6 +1,6 @@
 """Rows that a node keeps beside its facts, each by a key, and changes by what has changed: the topology. Pure.
 
-A change is a fact in the log, ``[whole, part, more, {key: value or None}]``: values are bytes, None = the row is gone. With ``whole``
+A change is a fact in the log, ``[complete, part, more, {key: value or None}]``: values are bytes, None = the row is gone. With ``complete``
 it takes the place of all that was there. What is too large for one record of the log is several, of which ``part`` counts; with
 ``more`` another follows. Such a change counts once the last of them is there, or not at all. In the state each row has a row of its own (table
 ``map``), written in the transaction that knows the log up to there, and the node's row says how many there are.
@@ -40,16 +40,16 @@ class KeptRows:
         self._unsaved: dict[bytes, bytes | None] = {}
         #: of a change whose end has not come
         self._parts: dict[bytes, bytes | None] = {}
-        self._whole = False
+        self._complete = False
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def load(self, rows: dict[bytes, bytes], is_whole: bool) -> None:
-        """What the state has; not ``is_whole``: it was written to by a build that knows nothing of it."""
-        self._keys, self._begun = set(rows), is_whole
-        self._found = dict(rows) if is_whole else {}
-        if not is_whole:
+    def load(self, rows: dict[bytes, bytes], is_complete: bool) -> None:
+        """What the state has; not ``is_complete``: it was written to by a build that knows nothing of it."""
+        self._keys, self._begun = set(rows), is_complete
+        self._found = dict(rows) if is_complete else {}
+        if not is_complete:
             self._unsaved = dict.fromkeys(rows)
             self._keys = set()
 
@@ -58,15 +58,15 @@ class KeptRows:
         if not _is_change(value):
             log.warning("a change of this node's stored topology cannot be read and is dropped")
             return
-        whole, part, more, rows = value
+        complete, part, more, rows = value
         if part == 0:
             self._parts.clear()  # of a change that a crash cut off
-            self._whole = whole
+            self._complete = complete
         self._parts.update(rows)
         if not more:
             rows, self._parts = self._parts, {}
-            whole, self._whole = self._whole, False
-            if whole:
+            complete, self._complete = self._complete, False
+            if complete:
                 self._begun = True
                 rows = {**dict.fromkeys(self._keys), **rows}
             if self._begun:
@@ -96,17 +96,17 @@ class KeptRows:
         return rows, len(self._keys)
 
 
-def parts_of(rows: Rows, whole: bool, part_bytes: int = PART_BYTES) -> Iterator[list[Any]]:
+def parts_of(rows: Rows, complete: bool, part_bytes: int = PART_BYTES) -> Iterator[list[Any]]:
     """The changes to log, one after the other, for a change of these rows."""
     part: dict[bytes, bytes | None] = {}
     number = size = 0
     for key, row in rows.items():
         if size > part_bytes:
-            yield [whole, number, True, part]
+            yield [complete, number, True, part]
             part, size, number = {}, 0, number + 1
         part[key] = row
         size += len(key) + len(row or b"")
-    yield [whole, number, False, part]
+    yield [complete, number, False, part]
 
 
 def _is_change(value: Any) -> bool:

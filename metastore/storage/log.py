@@ -1,7 +1,7 @@
 """The log of a node: one append-only sequence for all its partitions, with group commit.
 
-``append`` buffers a record and numbers it; a *round* writes and syncs all that gathered, in one
-writer thread, while the next round gathers. ``durable_seq`` is the last record known synced.
+``append`` buffers a record and numbers it; a *group commit* writes and syncs all that gathered, in one
+writer thread, while the next group commit gathers. ``durable_seq`` is the last record known synced.
 A failed write or sync ends the log for good (R14).
 """
 
@@ -63,11 +63,11 @@ class NodeLog:
         self.block = 0
         self.durable_block = 0
         self.syncing = False
-        #: no round can begin before a segment is made
+        #: no group commit can begin before a segment is made
         self.short = False
         self.syncing_since_s = 0.0
         self.failure: StorageError | None = None
-        self.rounds = 0
+        self.group_commits = 0
         self.last_sync_us = 0
         self.bytes_written = 0
         self._cache_limit = cache_bytes
@@ -75,10 +75,10 @@ class NodeLog:
         self._cached: deque[tuple[int, int, bytes]] = deque()
         #: packed, and of an entry partition, index and bytes; of anything else -1
         self._waiting: list[tuple[bytes, int, int, bytes]] = []
-        self._round_last_seq = 0
+        self._group_last_seq = 0
         #: segment and offset where what is durable ends
         self.durable_end = (0, 0)
-        self._round_end = (0, 0)
+        self._group_end = (0, 0)
         self._next_segment: Segment | None = None
         #: nothing more is written to segments up to this one
         self._left = 0
@@ -89,7 +89,7 @@ class NodeLog:
         self._thread: threading.Thread | None = None
         self._preparing = False
         self._preparer: threading.Thread | None = None
-        #: takes a round instead of the log's own thread, and tells ``round_written`` (simulation)
+        #: writes a group instead of the log's own thread, and calls ``group_written`` (simulation)
         self.writer: Callable[[list[_Piece]], None] | None = None
         self._on_durable: Callable[[int], None] = lambda seq: None
         self._on_failure: Callable[[StorageError], None] = lambda error: None
@@ -159,10 +159,10 @@ class NodeLog:
 
     @property
     def started(self) -> bool:
-        """Whether rounds are written by a thread."""
+        """Whether group commits are written by a thread."""
         return self._loop is not None
 
-    def _take_round(self) -> list[_Piece]:
+    def _take_group(self) -> list[_Piece]:
         """Lay out what waits as blocks and give entries their locations; no more of it than there
         are segments for."""
         waiting, self._waiting = self._waiting, []
@@ -193,8 +193,8 @@ class NodeLog:
             seq += stop - start
             segment.last_seq = seq - 1
             start = stop
-        self._round_last_seq = seq - 1
-        self._round_end = self._end()
+        self._group_last_seq = seq - 1
+        self._group_end = self._end()
         return pieces
 
     def _end(self) -> tuple[int, int]:
@@ -271,12 +271,12 @@ class NodeLog:
             self._failed(made)
         else:
             log.warning("the next log segment could not be prepared: %s", made)
-        self.kick()
+        self.start_sync()
 
     def retry(self) -> None:
         """A segment for which there was no room is tried again; one for the future too."""
         if self.no_room:
-            self.kick()
+            self.start_sync()
         elif self._thread is not None and self._next_segment is None and self.files.segments:
             self._prepare_soon(self.files.segments[-1].number + 1, needed=False)
 
@@ -287,7 +287,7 @@ class NodeLog:
         more = self.files.segment_bytes if self._next_segment is not None else 0
         return left + more - sum([len(waiting[0]) for waiting in self._waiting])
 
-    # --- rounds -----------------------------------------------------------------------------
+    # --- group commits -----------------------------------------------------------------------------
 
     def start(
         self,
@@ -301,15 +301,15 @@ class NodeLog:
             self._thread = threading.Thread(target=self._write_forever, name="log-writer", daemon=True)
             self._thread.start()
 
-    def kick(self) -> None:
-        """Begin a round if none is running and something waits."""
+    def start_sync(self) -> None:
+        """Begin a group commit if none is running and something waits."""
         if self._waiting and not self.syncing and self.failure is None and self._loop is not None:
             try:
-                pieces = self._take_round()
+                pieces = self._take_group()
             except (OSError, StorageError) as e:
                 self._failed(e)
                 return
-            if not pieces:  # the segment they need is being made, which kicks again
+            if not pieces:  # the segment they need is being made, which starts a sync again
                 if not self.short:
                     self.short, self.syncing_since_s = True, self._loop.time()
                 return
@@ -318,15 +318,15 @@ class NodeLog:
             assert self.writer is not None
             self.writer(pieces)
 
-    def run_round(self) -> None:
-        """The pending round, here and now (no thread): for tests and simulation."""
+    def sync_now(self) -> None:
+        """The pending group commit, here and now (no thread): for tests and simulation."""
         if self._waiting:
             try:
-                self.write_pieces(self._take_round())
+                self.write_pieces(self._take_group())
             except OSError as e:
                 self._failed(e)
                 raise self.failure or e from None
-            self._round_ended()
+            self._group_ended()
 
     def write_pieces(self, pieces: list[_Piece]) -> None:
         """The writer's part. Raises OSError."""
@@ -345,10 +345,10 @@ class NodeLog:
             try:
                 self.write_pieces(pieces)
             except Exception as e:
-                self._call(loop, self.round_written, e)
+                self._call(loop, self.group_written, e)
                 return
             self.last_sync_us = (time.monotonic_ns() - began) // 1000
-            self._call(loop, self.round_written, None)
+            self._call(loop, self.group_written, None)
 
     @staticmethod
     def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *args: object) -> None:
@@ -357,11 +357,11 @@ class NodeLog:
         except RuntimeError:
             pass  # the loop has ended; nobody waits any more
 
-    def _round_ended(self) -> None:
-        self.durable_seq = self._round_last_seq
-        self.durable_end = self._round_end
+    def _group_ended(self) -> None:
+        self.durable_seq = self._group_last_seq
+        self.durable_end = self._group_end
         self.durable_block = self.block
-        self.rounds += 1
+        self.group_commits += 1
         while self._cache_bytes > self._cache_limit and self._cached:
             p, index, blob = self._cached[0]
             part = self.partitions.get(p)
@@ -372,15 +372,15 @@ class NodeLog:
             self._cached.popleft()
             self._cache_bytes -= len(blob)
 
-    def round_written(self, error: Exception | None) -> None:
-        """In the loop's thread: the round is durable, or has failed."""
+    def group_written(self, error: Exception | None) -> None:
+        """In the loop's thread: the group commit is durable, or has failed."""
         if error is not None:
             self._failed(error)
             return
         self.syncing = False
-        self._round_ended()
+        self._group_ended()
         self._on_durable(self.durable_seq)
-        self.kick()
+        self.start_sync()
 
     def _failed(self, error: Exception) -> None:
         self.failure = StorageError(
@@ -391,7 +391,7 @@ class NodeLog:
     async def drain(self) -> None:
         """Everything appended becomes durable; used when closing."""
         while (self._waiting or self.syncing) and self.failure is None:
-            self.kick()
+            self.start_sync()
             await asyncio.sleep(0.001)
 
     def close(self) -> None:

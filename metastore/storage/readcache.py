@@ -1,6 +1,6 @@
 """Records lately read from the state, as they are in it. Pure.
 
-Beneath the overlay: an entry is what LMDB has under that key in the snapshot that is read, checked already. Whoever moves
+Beneath the overlay: an entry is what LMDB has under that key in the snapshot that is read, checked already. A caller that moves
 on to a later snapshot says what was written in between; a key that is not there is not remembered. Two generations: what
 is not asked for again while the younger one fills goes with the older one.
 """

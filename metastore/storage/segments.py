@@ -1,12 +1,12 @@
 """Segments and blocks: the append-only file sequence under the log, and its recovery (R14).
 
-A *round* of records is written as *blocks*, each with one checksum, a dense number ``block``,
+A *group commit* of records is written as *blocks*, each with one checksum, a dense number ``block``,
 and ``durable``: the highest block known synced when it was written. At recovery a block that
-does not check is either the torn end of the last round or damage to what was once durable,
+does not check is either the torn end of the last group commit or damage to what was once durable,
 and ``durable`` tells: if any later block, or the state, vouches for the bad one, the log is
 corrupt and the node stops; otherwise the rest was never acknowledged and is cut off.
 
-Intact blocks that nothing vouches for may be in the kernel's cache only: their round was killed
+Intact blocks that nothing vouches for may be in the kernel's cache only: their group commit was killed
 before its sync, or its sync failed and the kernel counts the pages as clean all the same. They
 are written once more and synced before anybody hears of them. That is no harm to one that is
 durable: it is overwritten with itself, and a disk writes a sector whole or not at all.

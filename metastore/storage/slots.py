@@ -14,7 +14,7 @@ from typing import Final
 from metastore.core.logindex import LogIndex
 from metastore.keys import END_OF_RING
 from metastore.storage.partition_log import PartitionLog
-from metastore.storage.state import AUX_TABLE, DATA_TABLE, LONG, SLOT, Meta, Rubbish
+from metastore.storage.state import AUX_TABLE, DATA_TABLE, LONG, SLOT, GarbageRange, Meta
 
 #: a slot that is never given out
 NO_SLOT: Final = 0
@@ -69,9 +69,9 @@ class Slots:
     #: partitions whose staged slot is being switched in
     switching: set[int] = field(default_factory=set)
     #: to be deleted, the first one first
-    garbage: list[Rubbish] = field(default_factory=list)
+    garbage: list[GarbageRange] = field(default_factory=list)
     #: of a partition, at an entry: rows that it parted with and nobody here needs (R18)
-    parted: list[tuple[int, int, Rubbish]] = field(default_factory=list)
+    parted: list[tuple[int, int, GarbageRange]] = field(default_factory=list)
     _next: int = NO_SLOT + 1
 
     def recovered(
@@ -85,7 +85,7 @@ class Slots:
         # what a crash left of one partition in a slot that others share goes with the last of them
         live = [info.meta for info in self.partitions.values() if not info.meta.dropped]
         used = {slot for meta in live for slot in (meta.slot, meta.data_slot)}
-        self.garbage = [Rubbish(0, slot, slot) for slot in sorted(found - used)]
+        self.garbage = [GarbageRange(0, slot, slot) for slot in sorted(found - used)]
 
     def take(self) -> int:
         """A slot without rows."""
@@ -131,28 +131,28 @@ class Slots:
         info = self.partitions.get(p)
         return info is not None and info.saved > 0
 
-    def rows_of(self, p: int, seq: int) -> Rubbish:
+    def rows_of(self, p: int, seq: int) -> GarbageRange:
         """The rows of a partition, which are to go once the log is durable up to ``seq``: all of its slot, or what
         others in it leave."""
         meta = self.partitions[p].meta
         others = (i.meta for q, i in self.partitions.items() if q != p and not i.meta.dropped)
         if any(other.data_slot == meta.data_slot for other in others):
-            return Rubbish(seq, meta.slot, meta.data_slot, meta.start, meta.end)
-        return Rubbish(seq, meta.slot, meta.data_slot)
+            return GarbageRange(seq, meta.slot, meta.data_slot, meta.start, meta.end)
+        return GarbageRange(seq, meta.slot, meta.data_slot)
 
     def discard(self, slot: int) -> None:
         """All rows of a slot that no partition has."""
-        self.garbage.append(Rubbish(0, slot, slot))
+        self.garbage.append(GarbageRange(0, slot, slot))
 
     def discard_parted(self) -> None:
         """R18: rows above a point may go once the state has the parent at the entry that parted with them, or has dropped
         it: before that it would be without them at an earlier entry."""
         later = []
-        for p, index, rubbish in self.parted:
+        for p, index, garbage in self.parted:
             if self.partitions[p].meta.dropped or self.partitions[p].saved >= index:
-                self.garbage.append(rubbish)
+                self.garbage.append(garbage)
             else:
-                later.append((p, index, rubbish))
+                later.append((p, index, garbage))
         self.parted = later
 
     def owners(self, table: str, key: bytes) -> list[int]:

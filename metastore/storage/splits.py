@@ -12,7 +12,7 @@ from metastore.storage.log import NodeLog
 from metastore.storage.overlay import Changes
 from metastore.storage.partition_log import PartitionLog
 from metastore.storage.slots import NO_SLOT, PartitionInfo, Slots
-from metastore.storage.state import Meta, Rubbish
+from metastore.storage.state import GarbageRange, Meta
 
 
 class Fork(NamedTuple):
@@ -45,7 +45,7 @@ class Splits:
         if fork.config is None or (known is not None and not slots.is_empty(child)):
             # the rows of a copy that came otherwise are in a slot of its own
             if known is None or known.meta.dropped or slots.holds(child):
-                garbage = Rubbish(self._log.last_seq, NO_SLOT, parent.data_slot, fork.at, end)
+                garbage = GarbageRange(self._log.last_seq, NO_SLOT, parent.data_slot, fork.at, end)
                 slots.parted.append((p, index, garbage))
             return
         if known is None:

@@ -165,7 +165,7 @@ class Saved(NamedTuple):
     metas: dict[int, Meta]
 
 
-class Rubbish(NamedTuple):
+class GarbageRange(NamedTuple):
     """Rows that nobody needs once the log is durable up to ``seq``: the aux rows of ``slot``, and those of
     ``data_slot`` from ``start`` up to ``end`` (points; None = the slot's end)."""
 
@@ -383,14 +383,14 @@ class State:
         self.engine.make_room(len(sizes), sum(sizes))
         self.engine.write(_slices(rows))
 
-    def delete_step(self, rubbish: Rubbish) -> bool:
+    def delete_step(self, garbage: GarbageRange) -> bool:
         """Delete some of those rows; whether rows are left. Raises as ``write``, and CorruptTree."""
         keys: dict[str, list[bytes]] = {}
         left = DELETE_CHUNK
         with self.engine.snapshot() as snapshot:
             for name, slot, start, end in (
-                (DATA_TABLE, rubbish.data_slot, rubbish.start, rubbish.end),
-                (AUX_TABLE, rubbish.slot, b"", None),
+                (DATA_TABLE, garbage.data_slot, garbage.start, garbage.end),
+                (AUX_TABLE, garbage.slot, b"", None),
             ):
                 keys[name] = _keys_within(snapshot.table(name), SLOT.pack(slot), start, end, left)
                 left -= len(keys[name])

@@ -13,7 +13,7 @@ The parts, each of which knows only those before it:
     switching      snapshots in the place of a state (R17)   scrub, damage  rot (R14)
     upkeep         what is done by the clock
 
-``append`` numbers records, ``kick`` begins a sync round, ``on_durable`` (``start``) tells what is synced. ``apply`` puts committed
+``append`` numbers records, ``start_sync`` begins a group commit, ``on_durable`` (``start``) says what is synced. ``apply`` puts committed
 changes into the overlay; the state follows in transactions of its own, never ahead of what the log has durable.
 """
 
@@ -118,7 +118,7 @@ class Store:
         """What users call, bound once to the part that does it: a second call for each operation would be dear."""
         log, journal, checkpoints = self.log, self.journal, self.checkpoints
         self.get, self.scan = self.records.get, self.records.scan
-        self.kick, self.run_round, self.read_entries = log.kick, log.run_round, log.read
+        self.start_sync, self.sync_now, self.read_entries = log.start_sync, log.sync_now, log.read
         self.append, self.append_entries, self.truncate = (
             journal.append,
             journal.append_entries,
@@ -172,7 +172,7 @@ class Store:
         on_durable: Callable[[int], None],
         on_failure: Callable[[StorageError], None],
     ) -> None:
-        """From here on rounds and flushes run in their threads and call back in the loop."""
+        """From here on group commits and flushes run in their threads and call back in the loop."""
 
         def durable(seq: int) -> None:
             self.checkpoints.submit()
@@ -236,11 +236,11 @@ class Store:
 
     @property
     def syncing(self) -> bool:
-        """What is appended now waits for a later round."""
+        """What is appended now waits for a later group commit."""
         return self.log.syncing or self.log.short
 
     def syncing_for_s(self) -> float:
-        """How long the round under way has taken so far."""
+        """How long the group commit under way has taken so far."""
         if self.writer.loop is None or not self.syncing:
             return 0.0
         return self.writer.loop.time() - self.log.syncing_since_s
@@ -250,7 +250,7 @@ class Store:
         return {
             "log_segments": len(self.log.files.segments),
             "log_bytes": self.log.files.total_bytes(),
-            "log_rounds_total": self.log.rounds,
+            "log_rounds_total": self.log.group_commits,
             "log_last_sync_us": self.log.last_sync_us,
             "overlay_bytes": self.changes.bytes,
             "overlay_changes": self.changes.changes,
@@ -274,7 +274,7 @@ class Store:
                 if self.writer.failure is not None or self.checkpoints.idle:
                     break
                 self.checkpoints.freeze()
-                self.kick()
+                self.start_sync()
                 self.checkpoints.submit()
                 await asyncio.sleep(DRAIN_S)
         self.abandon()

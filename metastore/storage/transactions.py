@@ -32,10 +32,10 @@ from metastore.storage.state import (
     MAP_TABLE,
     META_TABLE,
     NODE_ROW,
+    GarbageRange,
     Job,
     Meta,
     Row,
-    Rubbish,
     State,
     aux_write,
     meta_key,
@@ -126,6 +126,6 @@ class Transactions:
         records = record_writes(slot, {key: value for kind, key, value in rows if kind == DATA})
         self._state.write(aux, records)
 
-    def delete_some(self, garbage: Rubbish) -> bool:
+    def delete_some(self, garbage: GarbageRange) -> bool:
         """Whether rows are left."""
         return self._state.delete_step(garbage)

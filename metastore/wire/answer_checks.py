@@ -106,7 +106,7 @@ def check_answer(op: Op, result: list[Any]) -> str:
         return f"an answer of {len(result)} elements without a status"
     status, kind = result[STATUS_AT], op[KIND_AT]
     if status == OK:
-        return "" if _is_plain(kind, result) else _check_good(op, result)  # plain, as nearly all are
+        return "" if _is_simple(kind, result) else _check_good(op, result)  # plain, as nearly all are
     if status == NOT_FOUND:
         good = OPERATIONS[kind].misses and len(result) == 3 and is_age(result[-1])
         return "" if good else "not found, where nothing is looked for, or without an age"
@@ -115,7 +115,7 @@ def check_answer(op: Op, result: list[Any]) -> str:
     return check_error(status, *result[RESULT_HEAD:])
 
 
-def _is_plain(kind: int, result: list[Any]) -> bool:
+def _is_simple(kind: int, result: list[Any]) -> bool:
     """A GET's record, or a PUT done, in one look. True only for what ``_check_good`` lets pass."""
     if kind == GET and len(result) == 4:
         _, _, record, age = result

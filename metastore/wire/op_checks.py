@@ -48,7 +48,7 @@ _LENGTHS: Final = {kind: op.lengths for kind, op in OPERATIONS.items()}
 _CHECKS: Final = {kind: tuple(field.check for field in op.all_fields) for kind, op in OPERATIONS.items()}
 #: kind -> where consistency and its argument stand
 _CONSISTENT: Final = {kind: (at, AT["arg"][kind]) for kind, at in AT["consistency"].items()}
-_PLAIN_PUT, _PLAIN_GET = _LENGTHS[PUT][0], _LENGTHS[GET][0]
+_SIMPLE_PUT, _SIMPLE_GET = _LENGTHS[PUT][0], _LENGTHS[GET][0]
 WATCH_FLAGS: Final = WATCH_ANY | WATCH_KEYS
 
 
@@ -71,12 +71,12 @@ _good_namespaces: set[bytes] = set()
 _MAX_GOOD: Final = 4096
 
 
-def is_plain(op: Any) -> bool:
+def is_simple(op: Any) -> bool:
     """Whether ``op`` is a linearizable GET, or a PUT without fence, as nearly all are. True only for what
     ``op_shape`` and ``check_op`` let pass; they say what is wrong with others, if anything is."""
     if type(op) is not list:
         return False
-    if len(op) == _PLAIN_PUT:
+    if len(op) == _SIMPLE_PUT:
         op_id, kind, partition, lkey, seq, floor, stamp, condition, value, content_type, ttl_ms = op
         if not (
             kind == PUT
@@ -92,7 +92,7 @@ def is_plain(op: Any) -> bool:
             and (ttl_ms is None or (type(ttl_ms) is int and 0 <= ttl_ms <= MAX_TTL_MS))
         ):
             return False
-    elif len(op) == _PLAIN_GET:
+    elif len(op) == _SIMPLE_GET:
         op_id, kind, partition, lkey, consistency, arg = op
         if kind != GET or consistency != LINEARIZABLE or type(consistency) is not int or arg is not None:
             return False

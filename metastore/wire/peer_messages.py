@@ -49,7 +49,7 @@ for _number, _cls in KINDS.items():
 _INT_ROWS: Final = {1: ("beats", 4), 2: ("refused", 2), 15: ("splits", 2)}
 _BYTES_LISTS: Final = frozenset({6, 10})
 #: kinds with nothing but plain fields
-_PLAIN: Final = frozenset(KINDS) - {*_INT_ROWS, *_BYTES_LISTS, 16, 20}
+_SIMPLE: Final = frozenset(KINDS) - {*_INT_ROWS, *_BYTES_LISTS, 16, 20}
 #: what may be large: kind -> which of its fields
 _BULKY: Final = {Append: 5, Pulled: 4, SnapshotChunk: 4}
 
@@ -87,7 +87,7 @@ def decode(raw: Any) -> Any:
                 f"peer message {kind}: {shown(value)} where {wanted.__name__} below {bound} was due"
             )
     message = KINDS[kind](*values)
-    if kind in _PLAIN:
+    if kind in _SIMPLE:
         return message
     rows = _INT_ROWS.get(kind)
     if rows is not None:

@@ -27,7 +27,7 @@ from metastore.operations import (
     VERSION,
 )
 from metastore.wire.client_messages import CLIENT_ID_BYTES, MAX_OPS_PER_FRAME, MAX_TIMEOUT_MS, WATCH_KEYS
-from metastore.wire.op_checks import check_op, check_request, check_watch, is_plain, op_shape
+from metastore.wire.op_checks import check_op, check_request, check_watch, is_simple, op_shape
 
 KEY = storage_key("n", "k")
 MAX = (1 << 63) - 1
@@ -187,7 +187,7 @@ def test_nothing_else_ever_happens(kind: int, rest: list[Any]) -> None:
 
 
 def test_which_are_plain() -> None:
-    plain = [o for o in GOOD if is_plain(o)]
+    plain = [o for o in GOOD if is_simple(o)]
     assert op(GET) in plain
     assert all(o in plain for o in GOOD if o[1] == PUT and len(o) == 11)
     assert {o[1] for o in plain} == {GET, PUT}
@@ -204,9 +204,9 @@ def test_what_is_plain_is_right(good: list[Any]) -> None:
     for at in range(len(good)):
         for value in ODD:
             made = [*good[:at], value, *good[at + 1 :]]
-            if is_plain(made):
+            if is_simple(made):
                 assert op_shape(made) is None
                 assert check_op(made) is None
     others: tuple[Any, ...] = (None, {}, [], good[:-1], tuple(good))
     for other in others:
-        assert not is_plain(other)
+        assert not is_simple(other)

@@ -15,7 +15,7 @@ from metastore.keys import storage_key
 from metastore.operations import ADD, DELETE, GET, LIST, OPERATIONS, PUT, TOUCH, TXN
 from metastore.wire import client_messages
 from metastore.wire.answer_checks import check_answer
-from metastore.wire.op_checks import check_op, is_plain, op_shape
+from metastore.wire.op_checks import check_op, is_simple, op_shape
 from metastore.wire.versions import client_versions
 from tests.golden import wire
 
@@ -179,12 +179,12 @@ BOUNDS: list[Any] = [
 
 @pytest.mark.parametrize("name", ["get", "put", "put-absent"])
 def test_what_is_plain_is_what_the_description_lets_pass(name: str) -> None:
-    """``is_plain`` has its bounds by hand, for speed: at each bound of each element it lets nothing pass that the table would
+    """``is_simple`` has its bounds by hand, for speed: at each bound of each element it lets nothing pass that the table would
     not."""
     for at in range(len(wire.OPS[name])):
         for value in BOUNDS:
             op = list(wire.OPS[name])
             op[at] = value
-            if is_plain(op):
+            if is_simple(op):
                 assert op_shape(op) is None, op
                 assert check_op(op) is None, op

@@ -158,9 +158,9 @@ class Process:
             try:
                 log.write_pieces(pieces)
             except OSError as e:
-                log.round_written(e)
+                log.group_written(e)
             else:
-                log.round_written(None)
+                log.group_written(None)
 
         delay = 1 + int(self.world.events.random.random() * self.max_sync_ns)
         self.loop.call_later(delay / 1e9, work)

@@ -53,8 +53,8 @@ def syncs_nothing(patch: Planter) -> None:
 
 def goes_on_after_a_failed_sync(patch: Planter) -> None:
     """R14: a failed sync is passed over."""
-    original = NodeLog.round_written
-    patch.setattr(NodeLog, "round_written", lambda self, error: original(self, None))
+    original = NodeLog.group_written
+    patch.setattr(NodeLog, "group_written", lambda self, error: original(self, None))
 
 
 def trusts_the_cache(patch: Planter) -> None:

@@ -256,10 +256,10 @@ def test_a_mark_is_of_what_may_have_been_answered_for(tmp_path: Path) -> None:
     store.keep_fact("some", "thing")
     assert store.mark == seq
     store.append_entries(7, 1, 0, [pack_entry(1, 1, b"")])
-    store.run_round()
+    store.sync_now()
     assert store.mark == seq + 2
     store.truncate(7, 1, 0)
-    store.run_round()
+    store.sync_now()
     assert store.mark == seq + 3
     store.abandon()
 

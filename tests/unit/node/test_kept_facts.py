@@ -84,7 +84,7 @@ async def test_a_record_that_a_replica_kept_and_cannot_read_is_told_anew(tmp_pat
     node.open_partition(record)
     store.append(SealEntry(0, first_epoch(1), msgpack.packb(["l", "sl", "i"]), pack_config(record)))
     store.append(ConfigEntry(0, msgpack.packb({**record.to_plain(), "epoch": "x"})))
-    store.kick()
+    store.start_sync()
     await node.stop(hand_over=False)
     store = Store.open(tmp_path, cluster="metastore", node="f", options=SMALL)
     node = start(store, tmp_path)

@@ -58,14 +58,14 @@ async def test_what_is_held_leaves_with_its_own_round(tmp_path: Path) -> None:
         writer, log.writer = log.writer, rounds.append
         led.store.append(Fact("first", 1))
         led.node.ticks._send(fx.Send("x", "first", True))
-        led.store.kick()
+        led.store.start_sync()
         led.store.append(Fact("second", 2))
         led.node.ticks._send(fx.Send("x", "second", True))
         told = [[message for _, message in led.out]]
         for _ in range(2):
             log.write_pieces(rounds.pop())
-            log.round_written(None)
-            led.store.kick()
+            log.group_written(None)
+            led.store.start_sync()
             told.append([message for _, message in led.out])
         log.writer = writer
         assert told == [[], ["first"], ["first", "second"]]
@@ -76,7 +76,7 @@ async def test_what_is_held_stays_when_the_node_has_failed(tmp_path: Path) -> No
     async with Leading(tmp_path) as led:
         led.begin()
         led.node.halt.fail(StorageError("test"))
-        led.store.kick()
+        led.store.start_sync()
         async with asyncio.timeout(60):
             while led.store.durable_seq < led.store.last_seq:
                 await asyncio.sleep(0)

@@ -228,7 +228,7 @@ async def write(node: Node, epoch: int) -> None:
     if 7 not in node.store.partitions:
         node.store.add_partition(7)
     seq = node.store.append(SealEntry(7, epoch, b"", b""))
-    node.store.kick()
+    node.store.start_sync()
     while node.store.durable_seq < seq:
         await asyncio.sleep(0.005)
     assert node.store.mark == seq

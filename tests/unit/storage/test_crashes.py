@@ -52,7 +52,7 @@ class Run:
             self.log.append(Fact("k", [value, b"x" * random.choice((0, 10, 700))]))
             self.values.append(value)
             value += 1
-        self.log.run_round()
+        self.log.sync_now()
         self.durable = len(self.values)
         return value
 
@@ -114,10 +114,10 @@ def test_a_value_that_looks_like_a_block_vouches_for_nothing() -> None:
     disk = SimDisk(Random(1))
     run = Run(disk)
     run.log.append(Fact("k", [1, b""]))
-    run.log.run_round()
+    run.log.sync_now()
     forged = block_bytes(1, 1, 99, b"")
     run.log.append(Fact("k", [2, forged]))
-    run.log.run_round()
+    run.log.sync_now()
     (file,) = disk.files.values()
     second = run.log.files.segments[0].end - len(forged) - 60
     at = file.cache.index(b"\xb1\x0cK\x9e", SEGMENT_HEAD.size + BLOCK_HEAD.size)
@@ -140,7 +140,7 @@ def test_slots_with_rows_are_never_given_out(tmp_path: Path) -> None:
     from tests.unit.storage.test_store import entry
 
     put_in_log(store, entry(1)._replace(p=2))
-    store.run_round()
+    store.sync_now()
     store.abandon()
     again = Store.open(tmp_path, cluster="c", node="n", options=options)
     assert again.get(2, b"\0" * 8 + b"ns\0ghost") is None

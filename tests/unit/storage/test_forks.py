@@ -39,7 +39,7 @@ def before_split(path: Path) -> Store:
 
 def apply_split(store: Store, fork: Fork = FORK) -> None:
     put_in_log(store, EntryRecord(1, 3, pack_entry(3, EPOCH, b"split")))
-    store.run_round()
+    store.sync_now()
     store.apply(1, 3, EPOCH, [], set(), fork)
 
 
@@ -77,7 +77,7 @@ def test_parent_and_child_are_in_the_state_both_or_neither(tmp_path: Path, flush
     apply_split(store)
     for i in range(4, 10):
         put_in_log(store, EntryRecord(1, i, pack_entry(i, EPOCH, b"")))
-        store.run_round()
+        store.sync_now()
         store.apply(1, i, EPOCH, [(LOW, pack_record(i, 1, b"later"))], set())
     store.run_flush()
     store.run_flush()
@@ -173,7 +173,7 @@ def test_a_snapshot_of_before_the_split_reaches_as_far_as_the_partition_did(tmp_
     store.run_flush()
     apply_split(store)
     put_in_log(store, EntryRecord(1, 4, pack_entry(4, EPOCH, b"split")))
-    store.run_round()
+    store.sync_now()
     store.apply(1, 4, EPOCH, [], set(), Fork(3, b"\x10" + bytes(7), [], b"config"))
     reader = store.open_snapshot(1)
     assert reader.index == 2

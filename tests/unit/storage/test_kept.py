@@ -46,24 +46,24 @@ def test_many_rows_are_several_records_and_one_change() -> None:
 
 def test_rows_come_back_from_the_log_and_from_the_state(tmp_path: Path) -> None:
     store = open_store(tmp_path, OPTIONS)
-    store.keep_rows(ROWS, whole=True)
-    store.keep_rows({b"nodes/1": b"new", b"nodes/2": None}, whole=False)
+    store.keep_rows(ROWS, complete=True)
+    store.keep_rows({b"nodes/1": b"new", b"nodes/2": None}, complete=False)
     wanted = {**ROWS, b"nodes/1": b"new"}
     del wanted[b"nodes/2"]
-    store.run_round()
+    store.sync_now()
     store.abandon()
     store = open_store(tmp_path, OPTIONS)
     assert store.kept.found() == wanted
     flushed(store)
     assert len(rows_in(store.state, MAP_TABLE)) == len(wanted)
-    store.keep_rows({b"nodes/3": None}, whole=False)
+    store.keep_rows({b"nodes/3": None}, complete=False)
     del wanted[b"nodes/3"]
     flushed(store)
     store.abandon()
     store = open_store(tmp_path, OPTIONS)
     assert store.kept.found() == wanted
     assert FACT_ROWS not in store.facts
-    store.keep_rows({b"head": b"all anew"}, whole=True)
+    store.keep_rows({b"head": b"all anew"}, complete=True)
     flushed(store)
     assert store.state.map_rows() == {b"head": b"all anew"}
     store.abandon()
@@ -74,11 +74,11 @@ def test_a_change_costs_its_own_size(tmp_path: Path) -> None:
     sizes = []
     for count in (1, 50):
         store = open_store(tmp_path / f"{count}", OPTIONS)
-        store.keep_rows(dict(list(ROWS.items())[:count]), whole=True)
+        store.keep_rows(dict(list(ROWS.items())[:count]), complete=True)
         flushed(store)
         before = store.log.bytes_written
-        store.keep_rows({b"nodes/0": b"new"}, whole=False)
-        store.run_round()
+        store.keep_rows({b"nodes/0": b"new"}, complete=False)
+        store.sync_now()
         store.add_partition(1)
         store.checkpoints.freeze()
         flush = store.checkpoints.waiting
@@ -92,7 +92,7 @@ def test_a_change_costs_its_own_size(tmp_path: Path) -> None:
 
 def test_a_row_that_is_lost_is_told(tmp_path: Path) -> None:
     store = open_store(tmp_path, OPTIONS)
-    store.keep_rows(ROWS, whole=True)
+    store.keep_rows(ROWS, complete=True)
     flushed(store)
     store.state.write([(MAP_TABLE, b"nodes/7", None)])
     store.abandon()
@@ -114,10 +114,10 @@ def as_a_build_from_before(path: Path) -> None:
 
 def test_what_a_build_from_before_had_a_hand_in_is_dropped(tmp_path: Path) -> None:
     store = open_store(tmp_path, replace(OPTIONS, log_retention_bytes=0))
-    store.keep_rows(ROWS, whole=True)
+    store.keep_rows(ROWS, complete=True)
     flushed(store)
     for n in range(200):  # until what began it is in the log no more
-        store.keep_rows({b"nodes/1": b"%d" % n * 100}, whole=False)
+        store.keep_rows({b"nodes/1": b"%d" % n * 100}, complete=False)
         flushed(store)
     assert store.log.files.segments[0].number > 1
     store.abandon()
@@ -125,7 +125,7 @@ def test_what_a_build_from_before_had_a_hand_in_is_dropped(tmp_path: Path) -> No
     store = open_store(tmp_path, OPTIONS)
     assert store.kept.found() == {}
     assert FACT_ROWS not in store.facts
-    store.keep_rows({b"head": b"h"}, whole=True)
+    store.keep_rows({b"head": b"h"}, complete=True)
     flushed(store)
     assert store.state.map_rows() == {b"head": b"h"}
     store.abandon()
@@ -139,9 +139,9 @@ def test_the_first_change_after_a_build_from_before_needs_no_flush(tmp_path: Pat
     store.abandon()
     as_a_build_from_before(tmp_path)
     store = open_store(tmp_path, OPTIONS)
-    store.keep_rows(ROWS, whole=True)
-    store.keep_rows({b"nodes/1": None}, whole=False)
-    store.run_round()
+    store.keep_rows(ROWS, complete=True)
+    store.keep_rows({b"nodes/1": None}, complete=False)
+    store.sync_now()
     store.abandon()
     store = open_store(tmp_path, OPTIONS)
     assert store.kept.found() == {key: row for key, row in ROWS.items() if key != b"nodes/1"}
@@ -153,9 +153,9 @@ def test_the_first_change_after_a_build_from_before_needs_no_flush(tmp_path: Pat
 )
 def test_a_change_that_makes_no_sense_is_dropped(tmp_path: Path, wrong: Any) -> None:
     store = open_store(tmp_path, OPTIONS)
-    store.keep_rows({b"head": b"h"}, whole=True)
+    store.keep_rows({b"head": b"h"}, complete=True)
     store.append(Fact(FACT_ROWS, wrong))
-    store.run_round()
+    store.sync_now()
     store.abandon()
     store = open_store(tmp_path, OPTIONS)
     assert store.kept.found() == {b"head": b"h"}
@@ -166,8 +166,8 @@ async def test_facts_alone_let_the_log_go(tmp_path: Path) -> None:
     """A node that holds nothing, or nothing that changes, keeps no more log than it is told to."""
     store = open_store(tmp_path, replace(OPTIONS, log_retention_bytes=16 << 10))
     for n in range(2000):
-        store.keep_rows({b"nodes/1": b"%d" % n * 20}, whole=False)
-        store.run_round()
+        store.keep_rows({b"nodes/1": b"%d" % n * 20}, complete=False)
+        store.sync_now()
         if store.checkpoints.is_due:
             store.run_flush()
     assert store.log.files.total_bytes() <= 32 << 10

@@ -29,7 +29,7 @@ def filled(path: Path, count: int = 5) -> Store:
     for i in range(1, count + 1):
         put_in_log(store, entry(i))
         store.apply(P, i, 1, [(lkey(i), record(i))], set())
-    store.run_round()
+    store.sync_now()
     return store
 
 
@@ -58,7 +58,7 @@ def test_a_seal_is_not_lowered_nor_given_to_another(tmp_path: Path, epoch: int) 
     store = filled(tmp_path)
     with pytest.raises(StorageError, match="R1"):
         store.append(SealEntry(P, epoch, b"another", b"config"))
-    store.run_round()
+    store.sync_now()
     again = reopened(store, tmp_path)
     assert (again.partitions[P].sealed_epoch, again.partitions[P].owner) == (EPOCH, b"owner")
     again.abandon()
@@ -69,7 +69,7 @@ def test_the_last_seal_and_config_are_found_again(tmp_path: Path, flush: bool) -
     store = filled(tmp_path)
     store.append(SealEntry(P, EPOCH + 1, b"next", b"config 2"))
     store.append(ConfigEntry(P, b"config 3"))
-    store.run_round()
+    store.sync_now()
     if flush:
         store.run_flush()
     again = reopened(store, tmp_path)
@@ -97,7 +97,7 @@ def test_what_is_known_committed_after_a_crash_is_in_the_log(tmp_path: Path) -> 
         put_in_log(store, EntryRecord(P, 0, pack_entry(i, 1, b"x")))
     put_in_log(store, EntryRecord(P, 3, pack_entry(4, 1, b"x")))
     put_in_log(store, TruncateEntry(P, 3))
-    store.run_round()
+    store.sync_now()
     again = reopened(store, tmp_path)
     assert again.partitions[P].commit_index == 3
     assert again.partitions[P].log.last_index == 3
@@ -116,17 +116,17 @@ async def test_the_state_is_never_ahead_of_the_log(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store.run_flush()
     loop = asyncio.get_running_loop()
-    rounds: list[Any] = []
-    store.log.writer = rounds.append
+    group_commits: list[Any] = []
+    store.log.writer = group_commits.append
     store.start(loop, lambda seq: None, lambda error: None)
     put_in_log(store, entry(6))
     store.apply(P, 6, 1, [(lkey(6), record(6))], set())
-    store.kick()
+    store.start_sync()
     store.checkpoints.freeze()
     await store.writer.run(lambda: None)
     assert in_state(store) == 5
-    store.log.write_pieces(rounds.pop())
-    store.log.round_written(None)
+    store.log.write_pieces(group_commits.pop())
+    store.log.group_written(None)
     while store.changes.flushing is not None:
         await asyncio.sleep(0)
     assert in_state(store) == 6
@@ -140,11 +140,11 @@ def test_a_round_that_is_not_written_is_not_durable(tmp_path: Path) -> None:
     store = filled(tmp_path)
     durable = store.durable_seq
     first = put_in_log(store, entry(6))
-    pieces = store.log._take_round()
+    pieces = store.log._take_group()
     put_in_log(store, entry(7))
     assert store.durable_seq == durable
     store.log.write_pieces(pieces)
-    store.log._round_ended()
+    store.log._group_ended()
     assert store.durable_seq == first
     store.abandon()
 
@@ -166,8 +166,8 @@ def test_a_round_that_failed_ends_the_log(tmp_path: Path) -> None:
     store = filled(tmp_path)
     durable = store.durable_seq
     put_in_log(store, entry(6))
-    store.log._take_round()
-    store.log.round_written(OSError(5, "Input/output error"))
+    store.log._take_group()
+    store.log.group_written(OSError(5, "Input/output error"))
     assert store.durable_seq == durable
     with pytest.raises(StorageError, match="cannot be written"):
         put_in_log(store, entry(7))
@@ -180,7 +180,7 @@ def test_damage_to_what_only_the_state_vouches_for_is_told(tmp_path: Path) -> No
     """The last block of the log: nothing after it says that it was durable, and nothing of it is applied."""
     store = filled(tmp_path)
     put_in_log(store, entry(6))
-    store.run_round()
+    store.sync_now()
     store.run_flush()
     end = store.log.files.segments[-1].end
     store.abandon()
@@ -199,7 +199,7 @@ def test_a_block_that_is_missing_between_two_is_told(tmp_path: Path) -> None:
     ends = []
     for record_of in (entry(6), SealEntry(P, EPOCH + 1, b"next", b"config"), entry(7), entry(8)):
         put_in_log(store, record_of)
-        store.run_round()
+        store.sync_now()
         ends.append(segment.end)
     store.abandon()
     (file,) = segments(tmp_path)
@@ -217,7 +217,7 @@ def test_what_was_cut_off_never_follows_what_is_written_next(tmp_path: Path) -> 
     start = segment.end
     for i in (6, 7):
         put_in_log(store, entry(i, 1, b"torn" * 2500))
-    store.run_round()
+    store.sync_now()
     assert store.log.block == 3, "two blocks"
     store.abandon()
     (file,) = segments(tmp_path)
@@ -227,7 +227,7 @@ def test_what_was_cut_off_never_follows_what_is_written_next(tmp_path: Path) -> 
     store = open_store(tmp_path)
     assert store.partitions[P].log.last_index == 5
     put_in_log(store, entry(6, 2, b"next" * 2500))
-    store.run_round()
+    store.sync_now()
     again = reopened(store, tmp_path)
     assert again.partitions[P].log.last_position() == (2, 6)
     assert blobs(again)[-1] == pack_entry(6, 2, b"next" * 2500)
@@ -241,7 +241,7 @@ def test_an_old_block_that_stands_where_the_next_is_due_is_not_read_again(tmp_pa
     ends = [segment.end]
     for value in (1, 2):
         store.append(Fact("fact", value))
-        store.run_round()
+        store.sync_now()
         ends.append(segment.end)
     store.abandon()
     (file,) = segments(tmp_path)
@@ -260,7 +260,7 @@ def test_facts_outlive_the_segments_that_they_came_in(tmp_path: Path) -> None:
     store.add_partition(P)
     for i in range(1, 60):
         put_in_log(store, entry(i, payload=bytes(4000)))
-        store.run_round()
+        store.sync_now()
         store.apply(P, i, 1, [], set())
         if i == 20:
             store.run_flush()
@@ -276,10 +276,10 @@ def test_an_entry_that_is_not_written_yet_is_read_from_memory(tmp_path: Path) ->
     store = open_store(tmp_path)
     store.add_partition(P)
     put_in_log(store, entry(1, payload=bytes(20_000)))
-    pieces = store.log._take_round()
+    pieces = store.log._take_group()
     put_in_log(store, entry(2, payload=bytes(20_000)))
     store.log.write_pieces(pieces)
-    store.log._round_ended()
+    store.log._group_ended()
     assert [entry_position(b)[0] for b in store.read_entries(P, 1, 1 << 30)] == [1, 2]
     store.abandon()
 
@@ -297,7 +297,7 @@ def test_an_entry_that_was_taken_back_before_it_was_written_leaves_its_place_to_
     # a round that has room for the first of them only
     store.log._place(store.log.files.segments[-1], P, 6, gone, 12345)
     assert part.locations[5] == 0, "the next is not written yet"
-    store.run_round()
+    store.sync_now()
     part.blobs.clear()
     assert store.read_entries(P, 6, 1) == [pack_entry(6, 2, b"in its stead")]
     assert store.read_entries(P, 7, 1) == [pack_entry(7, 2, b"and another")]
@@ -312,7 +312,7 @@ def test_a_log_that_contradicts_the_state_is_told(tmp_path: Path, truncate: bool
     put_in_log(store, TruncateEntry(P, 4))
     if not truncate:
         put_in_log(store, entry(5, 2))
-    store.run_round()
+    store.sync_now()
     store.abandon()
     with pytest.raises(CorruptLog):
         open_store(tmp_path)
@@ -327,7 +327,7 @@ def test_a_dropped_partition_is_gone_but_for_what_it_has_promised(tmp_path: Path
     store.run_flush()
     store.append(SealEntry(P, EPOCH + 1, b"next", b"config 2"))
     store.drop_partition(P)
-    store.run_round()
+    store.sync_now()
     if flush:
         store.run_flush()
     for _ in range(2):
@@ -353,7 +353,7 @@ def test_what_comes_after_a_drop_is_the_new_replicas(tmp_path: Path, flush: bool
     for i in (1, 2):
         put_in_log(store, EntryRecord(P, 0, pack_entry(i, EPOCH + 1, b"new")))
     store.apply(P, 1, EPOCH + 1, [(lkey(9), record(9))], set())
-    store.run_round()
+    store.sync_now()
     if flush:
         store.run_flush()
     again = reopened(store, tmp_path)
@@ -388,7 +388,7 @@ async def test_a_snapshot_replaces_what_is_not_in_the_state_yet_too(tmp_path: Pa
             store.run_flush()
             put_in_log(store, entry(6))
             store.apply(P, 6, 1, [(lkey(6), record(6)), (lkey(77), record(1))], set())
-            store.run_round()
+            store.sync_now()
         installer = store.begin_install(P)
         await installer.add([(1, lkey(77), record(77))])
         await installer.finish(300, 2)

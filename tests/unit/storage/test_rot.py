@@ -35,7 +35,15 @@ from metastore.storage.scrub import RottenBlock
 from metastore.storage.segments import BLOCK_HEAD, SEGMENT_HEAD
 from metastore.storage.snapshot import AUX as AUX_ROW
 from metastore.storage.snapshot import DATA
-from metastore.storage.state import AUX_TABLE, DATA_TABLE, MAP_TABLE, TABLES, Rubbish, State, record_writes
+from metastore.storage.state import (
+    AUX_TABLE,
+    DATA_TABLE,
+    MAP_TABLE,
+    TABLES,
+    GarbageRange,
+    State,
+    record_writes,
+)
 from metastore.storage.store import Store
 from tests.typed import put_in_log
 from tests.unit.storage.engines import FaultyEngine, lmdb_state, rot, rows_in
@@ -59,13 +67,13 @@ def made(path: Path) -> None:
         store.set_aux_source(p, AUX.get)
         store.append(SealEntry(p, E1, b"owner", b"config"))
     store.append(Fact("largest_grant_ns", 900))
-    store.keep_rows({b"head": b"of the map", b"nodes/n1": b"where it is"}, whole=True)
+    store.keep_rows({b"head": b"of the map", b"nodes/n1": b"where it is"}, complete=True)
     for index, key in enumerate(KEYS, 1):
         for p in (1, 2):
             put_in_log(store, EntryRecord(p, index - 1, pack_entry(index, E1, b"payload-%d" % index)))
             value = pack_record(index, 1, b"value-%d-%d" % (p, index))
             store.apply(p, index, E1, [(key, value)], set(AUX))
-        store.run_round()
+        store.sync_now()
     put_in_log(store, EntryRecord(2, 6, pack_entry(7, E1, b"not committed")))
     store.run_flush()
     store.abandon()
@@ -178,7 +186,7 @@ def test_a_bit_that_rots_while_the_node_runs(tmp_path: Path) -> None:
     blobs = [pack_entry(i, 5 << 16, b"payload-%d" % i) for i in range(1, 4)]
     for blob in blobs:
         put_in_log(store, EntryRecord(1, 0, blob))
-        store.run_round()
+        store.sync_now()
     file = segments(tmp_path)[0]
     raw = bytearray(file.read_bytes())
     start = raw.index(blobs[1])
@@ -207,7 +215,7 @@ def test_damage_to_the_oldest_segment(tmp_path: Path, in_second: bool, how: str)
     for p in (1, 2):
         store.add_partition(p)
         store.append(SealEntry(p, E1, b"me", b"config"))
-    store.run_round()
+    store.sync_now()
     for i in range(1, 11):
         put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, b"payload-%d" % i)))
     store.run_flush()
@@ -216,11 +224,11 @@ def test_damage_to_the_oldest_segment(tmp_path: Path, in_second: bool, how: str)
         i += 1
         put_in_log(store, EntryRecord(2, 0, pack_entry(i, E1, b"x" * 4000)))
         store.apply(2, i, E1, [], set())
-        store.run_round()
+        store.sync_now()
     store.run_flush()
     if in_second:
         put_in_log(store, EntryRecord(2, 0, pack_entry(i + 1, E1, b"x" * 4000)))
-        store.run_round()
+        store.sync_now()
     store.abandon()
     file = segments(tmp_path)[0]
     raw = bytearray(file.read_bytes())
@@ -244,7 +252,7 @@ def test_the_log_begins_where_the_state_says(tmp_path: Path) -> None:
     while segments(tmp_path)[0].name.startswith("0000000000000001"):
         i += 1
         put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, b"x" * 1500)))
-        store.run_round()
+        store.sync_now()
         store.apply(1, i, E1, [], set())
         if i == 5:
             oldest = segments(tmp_path)[0].read_bytes()
@@ -272,7 +280,7 @@ def nothing_flushed(path: Path) -> None:
     store.add_partition(1)
     for i in range(1, 4):
         put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, b"acknowledged")))
-    store.run_round()
+    store.sync_now()
     store.abandon()
 
 
@@ -365,7 +373,7 @@ def test_a_rotten_key_is_not_deleted() -> None:
     rot(state, DATA_TABLE, 7, lambda key, row: (key[:3] + b"\5" + key[4:] + b"x", row))
     there = rows_in(state, DATA_TABLE)
     with pytest.raises(CorruptTree):
-        state.delete_step(Rubbish(0, 5, 5))
+        state.delete_step(GarbageRange(0, 5, 5))
     assert rows_in(state, DATA_TABLE) == there
 
 
@@ -471,7 +479,7 @@ async def test_a_scrub_finds_a_block(tmp_path: Path) -> None:
     starts = []
     for i in range(1, 13):
         put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, bytes([i]) * (50 if i % 3 else 2500))))
-        store.run_round()
+        store.sync_now()
         starts.append(store.log.partitions[1].locations[-1] - BLOCK_HEAD.size)
     assert len(store.log.files.segments) > 1
     put_in_log(store, EntryRecord(1, 0, pack_entry(13, E1, b"waits")))
@@ -504,7 +512,7 @@ async def test_a_rotten_segment_goes_once_the_state_has_what_is_in_it(
     store.add_partition(1)
     for i in range(1, 13):
         put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, bytes(2500))))
-        store.run_round()
+        store.sync_now()
         if applied or i < 2:
             store.apply(1, i, E1, [], set())
     store.hold_log(1, 0)  # a follower is about to need it: it gets a snapshot
@@ -655,7 +663,7 @@ async def test_a_segment_that_is_written_still_is_left(tmp_path: Path, by_a_read
     store.add_partition(1)
     for i in range(1, 4):
         put_in_log(store, EntryRecord(1, 0, pack_entry(i, E1, b"payload-%d" % i)))
-        store.run_round()
+        store.sync_now()
         store.apply(1, i, E1, [(KEYS[i], pack_record(i, 1, b"v%d" % i))], set())
     assert len(store.log.files.segments) == 1
     first = segments(tmp_path / "store")[0]

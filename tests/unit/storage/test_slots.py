@@ -13,8 +13,8 @@ from metastore.storage.state import (
     DATA_TABLE,
     MAP_TABLE,
     META_TABLE,
+    GarbageRange,
     Meta,
-    Rubbish,
     meta_key,
     physical,
 )
@@ -38,24 +38,24 @@ def test_slots_with_rows_are_never_given_out_and_those_of_nobody_are_garbage() -
     slots.partitions[3].meta.dropped = True
     logs = {p: PartitionLog() for p in slots.partitions}
     slots.recovered({p: info.meta for p, info in slots.partitions.items()}, logs, {3, 4, 5, 7}, free_slot=8)
-    assert slots.garbage == [Rubbish(0, 5, 5), Rubbish(0, 7, 7)]
+    assert slots.garbage == [GarbageRange(0, 5, 5), GarbageRange(0, 7, 7)]
     assert [slots.take(), slots.take()] == [8, 9]
     assert Slots({}).take() != NO_SLOT
 
 
 def test_what_goes_with_a_partition_leaves_what_is_another_s() -> None:
     slots = split_in_two()
-    assert slots.rows_of(3, 11) == Rubbish(11, 7, 7)
-    assert slots.rows_of(1, 11) == Rubbish(11, 3, 3, b"", AT)
-    assert slots.rows_of(2, 11) == Rubbish(11, 4, 3, AT, END_OF_RING)
+    assert slots.rows_of(3, 11) == GarbageRange(11, 7, 7)
+    assert slots.rows_of(1, 11) == GarbageRange(11, 3, 3, b"", AT)
+    assert slots.rows_of(2, 11) == GarbageRange(11, 4, 3, AT, END_OF_RING)
     slots.partitions[2].meta.dropped = True
-    assert slots.rows_of(1, 12) == Rubbish(12, 3, 3), "with the last of them the whole slot"
+    assert slots.rows_of(1, 12) == GarbageRange(12, 3, 3), "with the last of them the whole slot"
 
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_rows_above_a_point_go_once_the_state_has_the_entry_that_parted_with_them(dropped: bool) -> None:
     slots = split_in_two()
-    above = Rubbish(20, NO_SLOT, 3, AT, END_OF_RING)
+    above = GarbageRange(20, NO_SLOT, 3, AT, END_OF_RING)
     slots.parted.append((1, 9, above))
     slots.partitions[1].saved = 8
     slots.discard_parted()

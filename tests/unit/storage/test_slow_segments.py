@@ -74,7 +74,7 @@ async def turn(store: Store, disk: SlowDisk, done: Callable[[], object]) -> int:
     turns = since = 0
     async with asyncio.timeout(HANG_S):
         while not done():
-            store.kick()
+            store.start_sync()
             await asyncio.sleep(0.001)
             if disk.making:
                 turns, since = turns + 1, since + 1
@@ -124,7 +124,7 @@ async def test_what_is_appended_meanwhile_waits(tmp_path: Path) -> None:
     store.add_partition(0)
     await fill(store, disk, 3)  # the first segment was made with the store, and is full now
     put_in_log(store, EntryRecord(0, 0, pack_entry(4, 1, bytes(16 << 10))))
-    store.kick()
+    store.start_sync()
     await until(lambda: disk.making)
     assert store.syncing, "nothing can be written yet, so others gather"
     before = store.syncing_for_s()

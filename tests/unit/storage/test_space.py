@@ -228,7 +228,7 @@ def change(store: Store, index: int, value: bytes | None, key: int | None = None
     put_in_log(store, EntryRecord(0, index, pack_entry(index, 1, b"entry")))
     record = None if value is None else pack_record(index, index, value, b"", 0)
     store.apply(0, index, 1, [(lkey, record)], set())
-    store.kick()
+    store.start_sync()
 
 
 async def until(what: Any) -> None:
@@ -341,7 +341,7 @@ async def test_little_room_keeps_no_log_for_others(tmp_path: Path, saved: bool) 
         put_in_log(store, EntryRecord(0, index, pack_entry(index + 1, 1, bytes(200 << 10))))
         index += 1
         store.apply(0, index, 1, [], set())
-        store.kick()
+        store.start_sync()
         await asyncio.sleep(0.005)
     if saved:
         await until(lambda: not store.slots.changed and store.changes.flushing is None)

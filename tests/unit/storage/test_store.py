@@ -83,7 +83,7 @@ def test_reopened_as_it_was(tmp_path: Path) -> None:
     for i in range(1, 21):
         put_in_log(store, entry(i))
         if i % 5 == 0:
-            store.run_round()
+            store.sync_now()
     before = blobs(store)
     store.abandon()
     again = open_store(tmp_path)
@@ -103,13 +103,13 @@ def test_what_was_not_synced_may_go_and_nothing_else(tmp_path: Path) -> None:
     store.add_partition(P)
     for i in range(1, 4):
         put_in_log(store, entry(i))
-    store.run_round()
+    store.sync_now()
     put_in_log(store, entry(4))  # buffered only
     store.abandon()
     again = open_store(tmp_path)
     assert [entry_position(b)[0] for b in blobs(again)] == [1, 2, 3]
     put_in_log(again, entry(4, 2, b"another"))
-    again.run_round()
+    again.sync_now()
     again.abandon()
     third = open_store(tmp_path)
     assert blobs(third)[-1] == pack_entry(4, 2, b"another")
@@ -123,14 +123,14 @@ def test_a_torn_last_round_is_cut_off(tmp_path_factory: pytest.TempPathFactory, 
     path = tmp_path_factory.mktemp("torn")
     store = open_store(path)
     store.add_partition(P)
-    rounds = data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=5))
+    group_commits = data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=5))
     index = 0
     ends = []
-    for size in rounds:
+    for size in group_commits:
         for _ in range(size):
             index += 1
             put_in_log(store, entry(index, payload=os.urandom(data.draw(st.integers(1, 300)))))
-        store.run_round()
+        store.sync_now()
         ends.append((store.log.files.segments[-1].end, index))
     store.abandon()
     (start, kept), (end, _) = ends[-2], ends[-1]
@@ -157,7 +157,7 @@ def test_a_torn_last_round_is_cut_off(tmp_path_factory: pytest.TempPathFactory, 
     assert found == list(range(1, kept + 1))
     # and what is written next is not mixed up with what was cut
     put_in_log(again, entry(kept + 1, 9, b"new"))
-    again.run_round()
+    again.sync_now()
     again.abandon()
     third = open_store(path)
     assert [entry_position(b) for b in blobs(third)][-1] == (kept + 1, 9)
@@ -176,7 +176,7 @@ def test_damage_in_the_middle_stops_the_node(
     ends = []
     for i in range(1, 7):
         put_in_log(store, entry(i, payload=b"x" * 50))
-        store.run_round()
+        store.sync_now()
         ends.append(store.log.files.segments[-1].end)
     store.abandon()
     # blocks 1 to 4: each is followed by one written when it was known to be durable
@@ -196,7 +196,7 @@ def test_damage_that_only_the_state_vouches_for(tmp_path: Path) -> None:
     store.add_partition(P)
     for i in (1, 2):
         put_in_log(store, entry(i))
-        store.run_round()
+        store.sync_now()
         store.apply(P, i, 1, [(lkey(i), record(i))], set())
     store.run_flush()
     end = store.log.files.segments[-1].end
@@ -214,7 +214,7 @@ def test_a_missing_segment_is_told(tmp_path: Path) -> None:
     store.add_partition(P)
     for i in range(1, 40):
         put_in_log(store, entry(i, payload=os.urandom(8000)))
-        store.run_round()
+        store.sync_now()
     store.abandon()
     files = segments(tmp_path)
     assert len(files) > 3
@@ -253,7 +253,7 @@ def test_like_a_model(
             put_in_log(store, EntryRecord(P, applied, blob))
             entries.append(blob)
         if rng.random() < 0.8:
-            store.run_round()
+            store.sync_now()
             durable = entries[:]
             if rng.random() < 0.5 and applied < len(entries):
                 applied += 1
@@ -286,7 +286,7 @@ def test_segments_go_once_applied_and_beyond_retention(tmp_path: Path) -> None:
     store.add_partition(P)
     for i in range(1, 101):
         put_in_log(store, entry(i, payload=os.urandom(4000)))
-        store.run_round()
+        store.sync_now()
         if i <= 60:
             store.apply(P, i, 1, [(lkey(i), record(i))], set())
         if i % 20 == 0:
@@ -312,14 +312,14 @@ def test_an_entry_taken_back_opens_the_log(tmp_path: Path) -> None:
     store.add_partition(P)
     for i in range(1, 8):
         put_in_log(store, entry(i, 2, os.urandom(9000)))  # 1 to 7 fill the first segment
-        store.run_round()
+        store.sync_now()
     put_in_log(store, entry(8, 2, os.urandom(3000)))
-    store.run_round()
+    store.sync_now()
     assert len(store.log.files.segments) == 2
     put_in_log(store, TruncateEntry(P, 6))
     for i in range(7, 40):
         put_in_log(store, entry(i, 3, os.urandom(9000 if i > 8 else 10)))
-        store.run_round()
+        store.sync_now()
     for i in range(1, 8):
         store.apply(P, i, 2 if i < 7 else 3, [(lkey(i), record(i))], set())
     store.run_flush()
@@ -453,7 +453,7 @@ async def test_a_snapshot_replaces_log_and_state_together(tmp_path: Path) -> Non
         target.abandon()  # a crash right after the switch; the void entries are still in the log
         target = open_store(tmp_path / "b")
     put_in_log(target, entry(301, 4))
-    target.run_round()
+    target.sync_now()
     target.abandon()
     target = open_store(tmp_path / "b")
     assert target.partitions[P].log.last_position() == (4, 301)
@@ -525,12 +525,12 @@ async def test_a_failed_sync_is_the_end(tmp_path: Path) -> None:
     failures: list[StorageError] = []
     store.start(asyncio.get_running_loop(), durable.append, failures.append)
     seq = put_in_log(store, entry(1))
-    store.kick()
+    store.start_sync()
     while not durable:
         await asyncio.sleep(0)
     disk.failing = True
     lost = put_in_log(store, entry(2))
-    store.kick()
+    store.start_sync()
     while not failures:
         await asyncio.sleep(0)
     assert durable[-1] == seq < lost
@@ -678,7 +678,7 @@ def test_a_log_is_changed_under_the_sealed_epoch_only(tmp_path: Path) -> None:
             store.append_entries(P, epoch, 0, [entry(3).blob])
     assert store.partitions[P].log.last_index == 2
     store.truncate(P, 5, 1)
-    store.run_round()
+    store.sync_now()
     store.abandon()
     again = open_store(tmp_path)
     assert again.partitions[P].log.last_index == 1

@@ -176,7 +176,7 @@ class Life:
 
     def know(self, p: int, number: int) -> None:
         self.store.append(ConfigEntry(p, b"%d" % number))
-        self.store.run_round()
+        self.store.sync_now()
         self.facts.configs[p] = number
 
     def seal(self, p: int, epoch: int = EPOCH) -> None:
@@ -184,21 +184,21 @@ class Life:
         self.store.set_aux_source(p, self.aux(p))
         if self.store.partitions[p].sealed_epoch < epoch:
             self.store.append(SealEntry(p, epoch, b"me", b"0"))
-            self.store.run_round()
+            self.store.sync_now()
             self.sealed[p] = epoch
 
     def keep(self, number: int) -> None:
         """A change of the kept rows, durable when this returns."""
         gone = {b"nodes/%d" % (number % 7): None}
-        self.store.keep_rows({**map_change(number), **gone}, whole=number in (1, 8))
-        self.store.run_round()
+        self.store.keep_rows({**map_change(number), **gone}, complete=number in (1, 8))
+        self.store.sync_now()
         self.kept = number
 
     def write(self, p: int, upto: int, epoch: int = EPOCH) -> None:
         """Entries up to ``upto``, durable, and so acknowledged."""
         for index in range(self.store.partitions[p].log.last_index + 1, upto + 1):
             put_in_log(self.store, EntryRecord(p, 0, blob(p, index, epoch)))
-        self.store.run_round()
+        self.store.sync_now()
         self.promised[p] = max(self.promised.get(p, 0), upto)
         self.tell()
 
@@ -235,14 +235,14 @@ class Life:
             else:
                 await installer.finish(index, EPOCH)
 
-        self.store.run_round()
+        self.store.sync_now()
         asyncio.run(install())
 
     def drop(self, p: int) -> None:
         self.promised.pop(p, None)  # from here on nobody counts on it
         self.facts.configs.pop(p, None)
         self.store.drop_partition(p)
-        self.store.run_round()
+        self.store.sync_now()
 
     # --- what must hold --------------------------------------------------------------------------
 
