@@ -574,7 +574,7 @@ async def main():
             index += 1
             store.append(entry(index, payload=b"z" * (index % 700 + 1)))
             store.apply(P, index, 1, [(lkey(index), record(index))], set())
-        store.kick()
+        store.start_sync()
         while store.last_seq - store.durable_seq > 30:
             await asyncio.sleep(0)
 asyncio.run(main())
