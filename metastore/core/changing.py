@@ -19,16 +19,10 @@ import dataclasses
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config, read_config
 from metastore.core.leading import LeadingReplica
 from metastore.core.messages import Process
-from metastore.core.replica import (
-    ACTIVE,
-    MAX_TERMS_MISSED,
-    RESIGNED,
-    RESIGNING,
-    pack_config,
-    read_config,
-)
+from metastore.core.replica import ACTIVE, MAX_TERMS_MISSED, RESIGNED, RESIGNING
 from metastore.core.settings import MS
 from metastore.core.term import Term
 from metastore.errors import ProtocolError

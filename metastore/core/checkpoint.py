@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Final
 
+from metastore.core.context import Context
 from metastore.core.electing import PartitionReplica
-from metastore.core.replica import Context
 from metastore.core.term import Progress, Term
 
 #: of what they share: values that nobody changes, and sets and maps that are copied
@@ -42,7 +42,7 @@ def restore_shared(ctx: Context, state: dict[str, Any]) -> None:
 def replica_state(replica: PartitionReplica) -> dict[str, Any]:
     """All that a replica is, but for what it shares. Nothing in it changes when the replica goes on."""
     state = dict(vars(replica))
-    del state["ctx"]
+    del state["ctx"], state["adoption"]
     term = replica.term
     state["log"] = replica.log.copy()
     state["grants"] = dict(replica.grants)
@@ -54,6 +54,7 @@ def replica_state(replica: PartitionReplica) -> dict[str, Any]:
 def restored_replica(ctx: Context, state: dict[str, Any]) -> PartitionReplica:
     replica = object.__new__(PartitionReplica)
     vars(replica).update(state, ctx=ctx)
+    replica.make_parts()
     return replica
 
 

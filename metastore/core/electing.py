@@ -11,9 +11,10 @@ import dataclasses
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.changing import ChangingReplica
+from metastore.core.configs import pack_config
 from metastore.core.messages import Process
 from metastore.core.quorum import is_quorum
-from metastore.core.replica import ACTIVE, LEADING_ROLES, RESIGNED, pack_config
+from metastore.core.replica import ACTIVE, LEADING_ROLES, RESIGNED
 from metastore.layout import ConfigRecord, first_epoch, term_of
 
 MAX_RESTART = 0xFFFF

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
-from metastore.core.entry import HEAD, MAX_ENTRY_BYTES, check_entries, pack_entry
+from metastore.core.adoption import Adoption
+from metastore.core.configs import pack_config
+from metastore.core.context import Context
+from metastore.core.entry import HEAD, MAX_ENTRY_BYTES, pack_entry
+from metastore.core.events import Restored
 from metastore.core.messages import Process
 from metastore.core.quorum import is_quorum
 from metastore.core.replica import (
@@ -20,7 +24,6 @@ from metastore.core.replica import (
     SEALING,
     InvariantBroken,
     Replica,
-    pack_config,
 )
 from metastore.core.term import Progress, SealAnswer, Term
 from metastore.errors import ProtocolError
@@ -29,7 +32,17 @@ from metastore.layout import ConfigRecord
 
 
 class LeadingReplica(Replica):
-    """Adds leadership to Replica."""
+    """Adds leadership to Replica. ``adoption``: the part of it that takes another replica's log over (R3)."""
+
+    adoption: Adoption
+
+    def __init__(self, p: int, ctx: Context, restored: Restored, now: int) -> None:
+        super().__init__(p, ctx, restored, now)
+        self.make_parts()
+
+    def make_parts(self) -> None:
+        """The parts that a replica has: they keep no state of their own."""
+        self.adoption = Adoption(self, self.adopted)
 
     # --- becoming active: R1 (owner's side), R3, R4 -------------------------------------
 
@@ -82,62 +95,22 @@ class LeadingReplica(Replica):
             )
         if self.role == SEALING:
             if term.sealed_quorum():
-                self.adopt(now, term)
+                self.adoption.begin(now, term)
         elif self.role != ADOPTING and newly and src.node != self.ctx.me.node:
             self.start_replication(now, src.node, (msg.last_epoch, msg.last_index))
         self.try_activate(now)
 
-    def adopt(self, now: int, term: Term) -> None:
-        best = term.best_answer()
-        if best == self.ctx.me.node:
-            self.finish_adoption(now, term)
-            return
-        answer = term.answers[best]
-        term.pull_from, term.pull_target = best, (answer.last_epoch, answer.last_index)
-        self.set_role(ADOPTING, f"pulls the log of {best}")
-        self.send_pull(now, term, self.floor_position(*term.pull_target))
-
-    def floor_position(self, epoch: int, index: int) -> tuple[int, int]:
-        """Our last position at or below the given one, never below what is committed."""
-        position = self.log.position_at_or_below(epoch, index)
-        floor = max(self.commit_index, self.log.base_index)
-        return position if position[1] >= floor else (self.log.epoch_at(floor), floor)
-
-    def send_pull(self, now: int, term: Term, prev: tuple[int, int]) -> None:
-        assert term.pull_from is not None
-        term.pull_sent_ns = now
-        self.send(term.pull_from, m.Pull(self.p, term.epoch, *prev), durable=True)
-
     def on_pulled(self, now: int, src: Process, msg: m.Pulled) -> None:
         term = self.my_term(src, msg.epoch)
-        if term is None or self.role != ADOPTING or src.node != term.pull_from or self.installing:
-            return
-        log = self.log
-        if not (log.base_index <= msg.prev_index <= log.last_index):
-            return
-        if log.epoch_at(msg.prev_index) != msg.prev_epoch:
-            return
-        target_epoch, target_index = term.pull_target
-        read = self.ctx.read_payload
-        try:
-            checked = check_entries(msg.entries, msg.prev_index + 1, msg.prev_epoch, target_epoch, read)
-            if msg.prev_index + len(checked) > target_index:
-                raise ValueError(f"more than the log that ended at {target_index}")
-        except ValueError as e:
-            raise ProtocolError(f"partition {self.p}: entries pulled from {src.node}: {e}") from None
-        self.store_entries(msg.entries, checked, self.commit_index)
-        if log.last_position() == term.pull_target:
-            self.finish_adoption(now, term)
-        elif msg.entries:
-            self.send_pull(now, term, self.floor_position(*term.pull_target))
+        if term is not None:
+            self.adoption.on_pulled(now, term, src, msg)
 
     def on_pull_missed(self, now: int, src: Process, msg: m.PullMissed) -> None:
         term = self.my_term(src, msg.epoch)
-        if term is None or self.role != ADOPTING or src.node != term.pull_from or self.installing:
-            return
-        self.send_pull(now, term, self.floor_position(msg.hint_epoch, msg.hint_index))
+        if term is not None:
+            self.adoption.on_pull_missed(now, term, src, msg)
 
-    def finish_adoption(self, now: int, term: Term) -> None:
+    def adopted(self, now: int, term: Term) -> None:
         """R3: append the no-op of this epoch and replicate. Where the history was changed it marks the generation (R19):
         nothing is read or proposed before it is committed."""
         self.set_role(ACTIVATING, "log adopted")
@@ -310,7 +283,7 @@ class LeadingReplica(Replica):
             self.step_down(f"{src.node} has sealed epoch {msg.sealed >> 16}.{msg.sealed & 0xFFFF}")
             return
         if msg.sealed == term.epoch and self.role == ADOPTING and src.node == term.pull_from:
-            self.stop_pulling(term)
+            self.adoption.stop(term)
             return
         if msg.sealed == term.epoch:
             self.on_rival_claim(now, src)
@@ -471,40 +444,16 @@ class LeadingReplica(Replica):
             if not pr.sealed and now - pr.last_seal_ns >= settings.seal_retry_ns:
                 self.send_seal(now, node)
         if self.role == ADOPTING:
-            self.tick_adopting(now, term)
+            self.adoption.tick(now, term)
         elif self.role == RESIGNING and now - term.handoff_since_ns > settings.handoff_timeout_ns:
             term.handoff_to = None
             self.set_role(ACTIVE, "hand-off timed out before resigning")
         elif self.role == SEALING and term.sealed_quorum():
-            self.adopt(now, term)  # its own copy has come to be what the partition began with (R18)
+            self.adoption.begin(now, term)  # its own copy has come to be what the partition began with (R18)
         self.try_activate(now)
         if term.noop_index and self.role in LEADING_ROLES:
             for node in term.others():
                 self.tick_progress(now, node, term.progress[node])
-
-    def tick_adopting(self, now: int, term: Term) -> None:
-        if self.installing:
-            return
-        if self.log.last_position() == term.pull_target:
-            self.finish_adoption(now, term)
-        elif term.pull_from in self.ctx.down:
-            self.stop_pulling(term)
-            if term.sealed_quorum():
-                self.adopt(now, term)
-        elif now - term.pull_sent_ns >= self.ctx.settings.retry_ns:
-            self.send_pull(now, term, self.floor_position(*term.pull_target))
-
-    def stop_pulling(self, term: Term) -> None:
-        """The replica whose log was to be adopted is gone, or has it no more (R14). The others may be a quorum without
-        it. What was pulled is ours now: say so."""
-        assert term.pull_from is not None
-        del term.answers[term.pull_from]
-        term.progress[term.pull_from].sealed = False
-        own = term.answers[self.ctx.me.node]
-        last_epoch, last_index = self.log.last_position()
-        term.answers[self.ctx.me.node] = own._replace(last_epoch=last_epoch, last_index=last_index)
-        term.pull_from = None
-        self.set_role(SEALING, "the replica it pulled from is gone")
 
     def tick_progress(self, now: int, node: str, pr: Progress) -> None:
         settings = self.ctx.settings

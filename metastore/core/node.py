@@ -14,12 +14,14 @@ from metastore.core import effects as fx
 from metastore.core import events as ev
 from metastore.core import messages as m
 from metastore.core.checkpoint import replica_state, restore_shared, restored_replica, shared_state
+from metastore.core.configs import read_config
+from metastore.core.context import Context, ReadLog
 from metastore.core.dispatch import event_handlers, message_handlers
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import MAX_READ_ENTRIES, entry_position
 from metastore.core.journal import Journal, LogRead
 from metastore.core.messages import Process
-from metastore.core.replica import LEADING_ROLES, Context, ReadLog, read_config
+from metastore.core.replica import LEADING_ROLES
 from metastore.core.settings import CoreSettings
 from metastore.core.views import ContextView, ReplicaView
 from metastore.errors import RottenEntry

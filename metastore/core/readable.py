@@ -9,9 +9,9 @@ import dataclasses
 from typing import Any, Final
 
 from metastore.core import effects as fx
+from metastore.core.configs import unpack_config
 from metastore.core.entry import HEAD, entry_position
 from metastore.core.messages import Process
-from metastore.core.replica import unpack_config
 from metastore.errors import MetastoreError
 from metastore.layout import ConfigRecord, Member, MoveRecord
 

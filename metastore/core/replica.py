@@ -11,25 +11,19 @@ Roles:   follower -> sealing -> adopting -> activating -> active -> resigned
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from random import Random
 from typing import Any, Final
-
-import msgpack
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config, read_config, unpack_config
+from metastore.core.context import Context
 from metastore.core.entry import HEAD, Checked, check_entries
 from metastore.core.events import Restored
-from metastore.core.lapses import Lapses
 from metastore.core.messages import Process
-from metastore.core.settings import CoreSettings
 from metastore.core.term import Term
-from metastore.decoding import unpack_own
 from metastore.errors import ProtocolError, RottenEntry
 from metastore.history import is_mark
-from metastore.layout import ConfigRecord, term_of
+from metastore.layout import term_of
 
 FOLLOWER: Final = "follower"
 SEALING: Final = "sealing"
@@ -41,44 +35,8 @@ RESIGNED: Final = "resigned"
 
 LEADING_ROLES: Final = frozenset({SEALING, ADOPTING, ACTIVATING, ACTIVE, RESIGNING})
 
-#: what reading something that a peer made up may raise
-UNREADABLE: Final = (
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    RecursionError,
-    msgpack.UnpackException,
-)
-MAX_CONFIG_BYTES: Final = 64 << 10
 #: terms that may have gone by without this replica: beyond that an epoch is not credible
 MAX_TERMS_MISSED: Final = 1 << 32
-
-ReadLog = Callable[[int, int, int], list[bytes]]
-"""``(partition, first index, max bytes)`` -> entry blobs from the log, at least one."""
-
-
-def pack_config(config: ConfigRecord) -> bytes:
-    raw: bytes = msgpack.packb(config.to_plain())
-    return raw
-
-
-def unpack_config(raw: bytes) -> ConfigRecord:
-    return ConfigRecord.from_plain(unpack_own(raw))
-
-
-def read_config(raw: bytes, p: int) -> ConfigRecord:
-    """The config that a peer sent for partition ``p``. Raises ProtocolError."""
-    try:
-        if len(raw) > MAX_CONFIG_BYTES:
-            raise ValueError(f"{len(raw)} bytes")
-        config = unpack_config(raw)
-        if config.partition != p:
-            raise ValueError("another partition")
-    except UNREADABLE as e:
-        raise ProtocolError(f"partition {p}: not a config: {type(e).__name__}: {e}"[:200]) from None
-    return config
 
 
 def holds_data(blob: bytes) -> bool:
@@ -88,39 +46,6 @@ def holds_data(blob: bytes) -> bool:
 
 class InvariantBroken(AssertionError):
     """A safety invariant (I1..I8) does not hold: the partition stops here (R14)."""
-
-
-@dataclass(slots=True)
-class Context:
-    """What all replicas of a node share. Only the core changes it (``core.node``), but for what a process begins with."""
-
-    me: Process
-    settings: CoreSettings
-    random: Random
-    read_log: ReadLog
-    emit: Callable[[fx.Effect], None]
-    #: R8: a restarted replica answers no SEAL before this time
-    seal_not_before_ns: int = 0
-    #: whether an election by etcd could be run from here now, as far as the driver knows
-    can_elect: bool = False
-    #: decodes a payload; raises ValueError when it is one that cannot be applied, whatever the state
-    read_payload: Callable[[memoryview], Any] | None = None
-    #: the disk has taken a round for longer than a leader may be silent: lead nothing from here
-    stuck: bool = False
-    #: how much room the disk has: m.ROOM, LOW (lead nothing that adds to it) or FULL (take no more entries)
-    room: int = m.ROOM
-    #: peer -> LOW or FULL, as it said of its own last; no word of those that have room
-    peer_room: dict[str, int] = field(default_factory=dict)
-    #: no membership change goes on (cellctl pause)
-    moves_paused: bool = False
-    #: partitions led here that get new replicas just now
-    moving: set[int] = field(default_factory=set)
-    #: the processes that ran on this store lately (R13)
-    runs: tuple[str, ...] = ()
-    #: peers whose connection was reset or refused, and not yet back (R9)
-    down: set[str] = field(default_factory=set)
-    #: nodes that lost leaders by silence
-    lapses: Lapses = field(default_factory=Lapses)
 
 
 class Replica:

@@ -19,7 +19,7 @@ from metastore.layout import ConfigRecord, MoveRecord
 
 
 class ContextView(Protocol):
-    """See ``replica.Context``."""
+    """See ``context.Context``."""
 
     @property
     def me(self) -> Process: ...

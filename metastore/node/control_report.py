@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from metastore.core.replica import ACTIVE, unpack_config
+from metastore.core.configs import unpack_config
+from metastore.core.replica import ACTIVE
 
 if TYPE_CHECKING:
     from metastore.node.node import Node

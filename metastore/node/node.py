@@ -14,6 +14,7 @@ from metastore.clock import now_ns
 from metastore.config import MAX_GRANT_MS, NodeConfig
 from metastore.core import effects as fx
 from metastore.core import events as ev
+from metastore.core.configs import UNREADABLE, pack_config, unpack_config
 from metastore.core.messages import (
     Lineage,
     Process,
@@ -24,7 +25,6 @@ from metastore.core.messages import (
 )
 from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
-from metastore.core.replica import UNREADABLE, pack_config, unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.decoding import unpack_own
 from metastore.errors import ProtocolError

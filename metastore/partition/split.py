@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import Final
 
 from metastore.clock import now_ns
+from metastore.core.configs import pack_config
 from metastore.core.events import PartingProposed, Propose, SplitApplied
 from metastore.core.messages import FULL
-from metastore.core.replica import ACTIVE, pack_config
+from metastore.core.replica import ACTIVE
 from metastore.core.rows import Forked, SplitOff
 from metastore.keys import end_point
 from metastore.layout import ConfigRecord, SplitRecord, first_epoch, term_of

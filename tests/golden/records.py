@@ -17,10 +17,10 @@ from cellctl import snapshot_file
 from metastore import layout, namespaces, schema
 from metastore import operations as c
 from metastore.client.watch import resume_tokens
+from metastore.core.configs import pack_config, read_config
 from metastore.core.entry import entry_payload, entry_position, pack_entry
 from metastore.core.machine import Machine
 from metastore.core.payloads import read_payload
-from metastore.core.replica import pack_config, read_config
 from metastore.decoding import inflate
 from metastore.history import ResumePoint, Version, pack_mark
 from metastore.records import COUNTER, Record, pack_record, unpack_record

@@ -10,9 +10,9 @@ from typing import Any, Final
 import msgpack
 
 from metastore.coordination.interface import Known as Etcd
+from metastore.core.configs import pack_config
 from metastore.core.machine import Machine
 from metastore.core.messages import ASKED, CONFIRMED, Lineage, Run
-from metastore.core.replica import pack_config
 from metastore.history import FencingToken
 from metastore.keys import END_OF_RING
 from metastore.node import node, stored_topology

@@ -10,9 +10,9 @@ from typing import Any, get_type_hints
 import msgpack
 
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
 from metastore.core.messages import KINDS
-from metastore.core.replica import pack_config
 from metastore.core.rows import NOTHING
 from metastore.layout import ConfigRecord
 from metastore.records import pack_record

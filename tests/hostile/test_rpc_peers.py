@@ -25,8 +25,8 @@ import pytest
 from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Put
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
-from metastore.core.replica import pack_config
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, Layout, NodeRecord, to_json
 from metastore.node.peers import MAX_IDLE_PINGS, PING_S

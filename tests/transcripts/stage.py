@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from metastore.core import effects as fx
 from metastore.core import events as ev
 from metastore.core import messages as m
+from metastore.core.configs import unpack_config
 from metastore.core.entry import entry_position
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
 from metastore.core.readable import config_text, epoch_text, line_of
-from metastore.core.replica import unpack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.errors import ProtocolError
 from metastore.layout import ConfigRecord, Member, MoveRecord, SplitRecord, first_epoch

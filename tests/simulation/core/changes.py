@@ -8,10 +8,11 @@ from typing import NoReturn
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config, unpack_config
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.messages import Process
 from metastore.core.payloads import read_payload
-from metastore.core.replica import ACTIVE, ADOPTING, RESIGNED, pack_config, unpack_config
+from metastore.core.replica import ACTIVE, ADOPTING, RESIGNED
 from metastore.core.rows import SPLIT, SplitOff
 from metastore.layout import ConfigRecord
 from metastore.operations import ADD, DELETE, EXPIRE, PUT, TXN

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from metastore.core import effects as fx
 from metastore.core import events as ev
+from metastore.core.configs import unpack_config
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import entry_payload, entry_position
 from metastore.core.logindex import LogIndex
 from metastore.core.machine import Machine
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
-from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING, RESIGNING, unpack_config
+from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING, RESIGNING
 from metastore.core.rows import META_KEY, SESSION_PREFIX
 from metastore.core.settings import MS
 from metastore.layout import ConfigRecord

@@ -12,18 +12,10 @@ from typing import Any
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import unpack_config
 from metastore.core.entry import entry_position
 from metastore.core.messages import Process
-from metastore.core.replica import (
-    ACTIVATING,
-    ACTIVE,
-    ADOPTING,
-    FOLLOWER,
-    RESIGNED,
-    RESIGNING,
-    SEALING,
-    unpack_config,
-)
+from metastore.core.replica import ACTIVATING, ACTIVE, ADOPTING, FOLLOWER, RESIGNED, RESIGNING, SEALING
 from metastore.core.settings import CoreSettings
 from tests.simulation.core.changes import Changes
 from tests.simulation.core.steps import (

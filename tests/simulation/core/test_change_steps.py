@@ -11,9 +11,10 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
 from metastore.core.messages import Process
-from metastore.core.replica import ACTIVATING, ACTIVE, FOLLOWER, RESIGNED, SEALING, pack_config
+from metastore.core.replica import ACTIVATING, ACTIVE, FOLLOWER, RESIGNED, SEALING
 from metastore.core.rows import SPLIT, SplitOff
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord

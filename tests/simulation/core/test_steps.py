@@ -10,12 +10,13 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.electing import PartitionReplica
 from metastore.core.entry import pack_entry
 from metastore.core.leading import LeadingReplica
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
-from metastore.core.replica import ACTIVATING, ACTIVE, FOLLOWER, RESIGNED, SEALING, Replica, pack_config
+from metastore.core.replica import ACTIVATING, ACTIVE, FOLLOWER, RESIGNED, SEALING, Replica
 from metastore.core.settings import MS, CoreSettings
 from metastore.core.term import Term
 from metastore.layout import ConfigRecord, first_epoch

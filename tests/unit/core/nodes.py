@@ -8,12 +8,12 @@ from typing import Any
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.entry import entry_position, pack_entry
 from metastore.core.events import Opened, Restored
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
-from metastore.core.replica import pack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord, first_epoch
 

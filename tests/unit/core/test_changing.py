@@ -10,9 +10,9 @@ import pytest
 from metastore.core import effects as fx
 from metastore.core import messages as m
 from metastore.core.changing import MAX_LEARNER_LAG
+from metastore.core.configs import pack_config
 from metastore.core.events import MovesPaused, Restored
 from metastore.core.logindex import LogIndex
-from metastore.core.replica import pack_config
 from metastore.core.settings import MS, CoreSettings
 from metastore.layout import ConfigRecord, MoveRecord, first_epoch
 from tests.unit.core.nodes import CONFIG, MEMBERS, START, TERM1, Node, blob, deliver, led, log_of, process

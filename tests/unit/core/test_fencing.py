@@ -9,10 +9,11 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.events import Restored
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import InvariantBroken, pack_config
+from metastore.core.replica import InvariantBroken
 from metastore.core.settings import MS
 from metastore.errors import ProtocolError
 from metastore.layout import first_epoch

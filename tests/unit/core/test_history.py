@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from metastore.core import dedupe
+from metastore.core.configs import pack_config, read_config
 from metastore.core.machine import Machine
 from metastore.core.payloads import check_aux, read_payload
-from metastore.core.replica import pack_config, read_config
 from metastore.core.rows import base_version, changes_of
 from metastore.core.transactions import read_txn
 from metastore.elements import RAISE

@@ -8,11 +8,11 @@ from typing import Any
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
 from metastore.core.events import Restored, Resumed, Tick
 from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
-from metastore.core.replica import pack_config
 from metastore.core.settings import MS
 from metastore.layout import first_epoch, term_of
 from tests.unit.core.nodes import CONFIG, START, TERM1, Node, deliver, followers, process

@@ -9,9 +9,10 @@ import pytest
 
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.events import Restored, Tick
 from metastore.core.logindex import LogIndex
-from metastore.core.replica import SEALING, InvariantBroken, pack_config
+from metastore.core.replica import SEALING, InvariantBroken
 from metastore.errors import ProtocolError
 from metastore.layout import MoveRecord, first_epoch
 from tests.unit.core.nodes import CONFIG, MEMBERS, START, TERM1, Node, led, log_of, process

@@ -17,9 +17,9 @@ from metastore.coordination.interface import Delete, Known, Op, Put, Session
 from metastore.coordination.memory import MemoryCoordinator, MemoryEtcd
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
 from metastore.core.messages import Process
-from metastore.core.replica import pack_config
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
 from metastore.node.control.agent import FACT_CLUSTER_ID, FACT_REVISION, known_etcd, usage_pause_s

@@ -12,9 +12,9 @@ import pytest
 
 from metastore.config import NodeConfig
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
 from metastore.core.messages import Process
-from metastore.core.replica import pack_config
 from metastore.errors import CorruptState, ProtocolError, StorageError
 from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, first_epoch

@@ -11,7 +11,7 @@ import pytest
 
 from metastore import fields
 from metastore.config import MAX_GRANT_MS, NodeConfig
-from metastore.core.replica import pack_config
+from metastore.core.configs import pack_config
 from metastore.core.settings import MS
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.node.control.agent import FACT_CLUSTER_ID, FACT_REVISION

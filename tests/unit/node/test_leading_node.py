@@ -13,9 +13,10 @@ import pytest
 from metastore.clock import now_ns
 from metastore.core import effects as fx
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.events import PartingProposed, QuorumAsked
 from metastore.core.messages import Process
-from metastore.core.replica import InvariantBroken, pack_config
+from metastore.core.replica import InvariantBroken
 from metastore.errors import Moved, NotLeader, OutcomeUnknown, StorageError, Unavailable
 from metastore.keys import storage_key
 from metastore.layout import first_epoch

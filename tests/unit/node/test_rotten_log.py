@@ -11,8 +11,8 @@ import pytest
 
 from metastore.client.watch.watcher import encode_resume
 from metastore.core import messages as m
+from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
-from metastore.core.replica import pack_config
 from metastore.errors import Compacted, StorageError
 from metastore.history import ResumePoint
 from metastore.records import pack_record
