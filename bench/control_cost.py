@@ -113,7 +113,7 @@ async def running(folder: Path, partitions: int, namespaces: int) -> AsyncIterat
     cpu = time.process_time()
     try:
         await take_part(node, MemoryCoordinator(etcd, loop.time, poll_s=POLL_S))
-        await until(lambda: sum(h.role == "active" for h in node.hosts.values()) == HELD)
+        await until(lambda: sum(h.role == "active" for h in node.partitions.values()) == HELD)
         await asyncio.sleep(3)
         case.start_ms = (time.process_time() - cpu) * 1000
         etcd.compact()

@@ -108,7 +108,7 @@ class Stages:
         self.applied = self.follower.apply(self.index, self.entry)
 
     def overlay_takes(self) -> None:
-        self.overlay.apply(0, self.applied.changes, self.applied.aux)
+        self.overlay.apply(0, self.applied.changes, self.applied.metadata)
 
     def leader_applies(self) -> None:
         self.leader.apply(self.index, None)

@@ -2,12 +2,12 @@
 
     learning   the new members get the log, and count in no quorum
     joint      the next term's config has ``joint``: quorums of both sets. It begins at once, since the
-               grants given were to this very process, and activates under R3 and R4
+               grants given were to this process, and activates under R3 and R4
     final      the term after that has the new set alone, and a leader out of it
 
 A new store under the name of a member comes in two such steps: first the old store leaves, then it joins (R13).
 
-What is wanted is a MoveRecord in etcd, given to every replica; whoever leads carries it on from
+What is wanted is a MoveRecord in etcd, given to every replica; the leader carries it on from
 where ``config(p)`` stands. Each step is one compare-and-swap of the record that made the leader's own
 term, so a late or doubtful one does no harm. Cancelled before the joint term, nothing has happened;
 under it, one more term goes back to the old set.
@@ -80,13 +80,13 @@ class ChangingReplica(LeadingReplica):
         self.parting = at
 
     def on_split_applied(self, child: ConfigRecord, durable: bool) -> None:
-        """R18: etcd is to be told of ``child`` by whoever leads, once that is durable here."""
+        """R18: etcd is to get a record of ``child`` from the leader, once that is durable here."""
         self.split, self.split_durable = child, durable
 
     # --- what the leader does -----------------------------------------------------------------
 
     def owns_record(self, term: Term) -> bool:
-        """Whether ``config(p)``, as last seen, is the record that made this very term."""
+        """Whether ``config(p)``, as last seen, is the record that made this term."""
         config = self.config
         return (
             config is not None
@@ -119,7 +119,7 @@ class ChangingReplica(LeadingReplica):
             return
         if self.role == RESIGNED:
             if now - term.handoff_since_ns > self.ctx.settings.retry_ns:
-                self.appoint(now, term)  # the heir has not said that it knows; it may have to wait
+                self.appoint(now, term)  # the target has not said that it knows; it may have to wait
         elif term.config.joint is not None:
             self.leave_joint(now, term, term.config.joint)
         elif self.role != ACTIVE:
@@ -139,7 +139,7 @@ class ChangingReplica(LeadingReplica):
 
     def record_split(self, now: int, term: Term, child: ConfigRecord) -> None:
         """The entry that splits the partition is applied: one swap tells etcd. This one goes on, in its next
-        term, without what is above the point; the child's record is what the entry made it, whoever writes it."""
+        term, without what is above the point; the child's record is what the entry made it, by whichever leader it is written."""
         if child.lo >= term.config.hi:
             self.split = None  # an earlier leader did it
         elif self.split_durable:
@@ -210,10 +210,10 @@ class ChangingReplica(LeadingReplica):
         else:
             # somebody else leads from here: hand over first, so that there are no grants to wait for (R11)
             to = None
-            heir = self.successor(now, term, members)
+            target = self.successor(now, term, members)
             self.change_again_ns = now + CHANGE_RETRY_NS
-            if heir is not None:
-                self.transfer(now, heir)
+            if target is not None:
+                self.transfer(now, target)
         if to is not None:
             final = dataclasses.replace(
                 term.config, epoch=self.next_term(), leader=to, replicas=members, joint=None
@@ -306,7 +306,7 @@ class ChangingReplica(LeadingReplica):
         return config
 
     def on_appointed(self, now: int, src: Process, msg: m.Appointed) -> None:
-        """The heir knows that there will be no grants to wait for: etcd may name it now."""
+        """The target knows that there will be no grants to wait for: etcd may name it now."""
         term = self.my_term(src, msg.epoch)
         if term is None or self.role != RESIGNED or src.node != term.handoff_to or self.changing_since_ns:
             return

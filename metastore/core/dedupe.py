@@ -235,7 +235,7 @@ class Sessions:
 
 
 class Window:
-    """What is older than the dedupe window, on a leader's clock: it begins anew, in full, with every reign
+    """What is older than the dedupe window, on a leader's clock: it begins anew, in full, with every term
     (R15), so that it may be longer than WINDOW_S and is never shorter."""
 
     def __init__(self) -> None:
@@ -243,7 +243,7 @@ class Window:
         self._marks: deque[tuple[int, int]] = deque()
 
     def begin(self, now: int, last_index: int) -> None:
-        """A reign begins."""
+        """A term begins."""
         self._marks.clear()
         self._marks.append((now, last_index))
 

@@ -65,6 +65,6 @@ def event_handlers() -> dict[type[Any], OnEvent]:
         ev.PartingProposed: lambda r, now, e: r.on_parting(e.at),
         ev.SplitApplied: lambda r, now, e: r.on_split_applied(e.child, e.durable),
         ev.SplitOff: lambda r, now, e: r.follow_config(now, f"split off {e.parent}"),
-        ev.ForkTaken: lambda r, now, e: r.take_fork(now, e.index, e.index_epoch),
+        ev.SplitTaken: lambda r, now, e: r.take_split(now, e.index, e.index_epoch),
         ev.EntryCommitted: lambda r, now, e: r.learn_committed(e.epoch, e.index),
     }

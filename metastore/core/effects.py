@@ -61,7 +61,7 @@ class Committed(NamedTuple):
 
 
 class RoleChanged(NamedTuple):
-    """For logs, for pending operations and for whoever watches. ``role``, ``was`` as in Replica."""
+    """For logs, for pending operations and for observers. ``role``, ``was`` as in Replica."""
 
     p: int
     role: str

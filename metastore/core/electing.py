@@ -1,7 +1,7 @@
 """When a replica tries to become the owner of a new epoch: R2, R9, R11, R12, R16. Pure.
 
-Only liveness hangs on this module: whoever campaigns, etcd's transaction decides (R2); whoever
-claims without etcd owns the epoch once a quorum has sealed it, and no earlier (R16).
+Only liveness depends on this module: of the candidates etcd's transaction elects one (R2); a candidate
+without etcd owns the epoch once a quorum has sealed it, and no earlier (R16).
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ class PartitionReplica(ChangingReplica):
             self.resuming = True
             self.tick_electing(now)
         else:
-            self.claim(now, "restarted owner goes on (R12)")
+            self.elect_without_etcd(now, "restarted owner goes on (R12)")
 
     # --- R16 --------------------------------------------------------------------------
 
-    def can_claim(self) -> bool:
+    def can_elect_without_etcd(self) -> bool:
         """Whether the next restart of the newest term known may be claimed without etcd."""
         owned = self.resuming or self.ctx.settings.claim_without_etcd
         without = self.unrecorded or not self.ctx.can_elect
@@ -91,7 +91,7 @@ class PartitionReplica(ChangingReplica):
     def newest_epoch(self) -> int:
         return max(self.sealed_epoch, self.config.epoch if self.config else 0)
 
-    def claim(self, now: int, reason: str) -> None:
+    def elect_without_etcd(self, now: int, reason: str) -> None:
         """Seal ``restart + 1`` of the newest term known, whose config etcd made: its quorum is
         what makes this process the owner; nothing is appended before it has sealed too."""
         epoch, config = self.newest_epoch(), self.config
@@ -148,7 +148,7 @@ class PartitionReplica(ChangingReplica):
         if self.role == ACTIVE:
             self.seek_record(now)
         if (
-            not (by_etcd or self.resuming or self.can_claim())
+            not (by_etcd or self.resuming or self.can_elect_without_etcd())
             or not self.is_member()
             or self.installing
             or self.damaged
@@ -182,15 +182,15 @@ class PartitionReplica(ChangingReplica):
         lost = self.leader_node
         order = [node for node, _ in config.members() if node != lost]
         rank = order.index(self.ctx.me.node) if self.ctx.me.node in order else len(order)
-        step = settings.settle_ns * (4 if config.leader is None else 1)
-        delay = rank * step + self.ctx.random.randrange(settings.settle_ns // 2 + 1)
+        step = settings.election_stagger_ns * (4 if config.leader is None else 1)
+        delay = rank * step + self.ctx.random.randrange(settings.election_stagger_ns // 2 + 1)
         up = [node for node in order if node not in self.ctx.down]
         if self.ctx.me.node not in self.ctx.lapses.steady(now, up):
-            delay += settings.settle_ns * (LAPSED_RANKS + len(order))
+            delay += settings.election_stagger_ns * (LAPSED_RANKS + len(order))
         recent = [t for t in self.elections_ns if now - t < settings.damping_window_ns]
         excess = len(recent) - settings.damping_free_elections
         if excess > 0:
-            delay += min(settings.settle_ns << min(excess, 20), settings.damping_max_ns)
+            delay += min(settings.election_stagger_ns << min(excess, 20), settings.damping_max_ns)
         return delay
 
     def start_prevote(self, now: int) -> None:
@@ -230,10 +230,10 @@ class PartitionReplica(ChangingReplica):
         ):
             self.prevotes = set()
             if self.resuming:
-                self.claim(now, "restarted owner goes on (R12)")
-            elif self.can_claim():
+                self.elect_without_etcd(now, "restarted owner goes on (R12)")
+            elif self.can_elect_without_etcd():
                 away = "has no record of the partition" if self.unrecorded else "is away"
-                self.claim(now, f"a majority has lost the leader, and etcd {away} (R16)")
+                self.elect_without_etcd(now, f"a majority has lost the leader, and etcd {away} (R16)")
             elif self.config_mod_revision and self.leader_value_known:
                 self.campaign(now, "a majority has lost the leader")
 

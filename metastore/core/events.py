@@ -82,7 +82,7 @@ class StoreRefused:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a replica finds in its store when it is opened. Whoever makes it gives ``log`` away."""
+    """What a replica finds in its store when it is opened. Its maker gives ``log`` away."""
 
     log: LogIndex
     sealed_epoch: int = 0
@@ -192,7 +192,7 @@ class Propose(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """R17: the store has removed the log up to ``index``: whoever needs it gets a snapshot."""
+    """R17: the store has removed the log up to ``index``: a replica that needs it gets a snapshot."""
 
     p: int
     index: int
@@ -215,7 +215,7 @@ class EntryLost:
 
 @dataclass(frozen=True, slots=True)
 class RebuildDue:
-    """R14: the damaged state waits to be rebuilt: whoever leads is asked for a snapshot, now and then."""
+    """R14: the damaged state waits to be rebuilt: the leader is asked for a snapshot, now and then."""
 
     p: int
 
@@ -297,7 +297,7 @@ class SplitOff:
 
 
 @dataclass(frozen=True, slots=True)
-class ForkTaken:
+class SplitTaken:
     """The store has made this copy, which was empty, what its parent's entry ``index`` of ``index_epoch`` split off."""
 
     p: int
@@ -349,7 +349,7 @@ OfReplica = (
     | PartingProposed
     | SplitApplied
     | SplitOff
-    | ForkTaken
+    | SplitTaken
     | EntryCommitted
 )
 Event = OfNode | OfReplica

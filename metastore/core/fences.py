@@ -59,7 +59,7 @@ class Fences:
 
     # --- saving and loading -----------------------------------------------------------------
 
-    def aux(self, key: bytes) -> bytes | None:
+    def metadata(self, key: bytes) -> bytes | None:
         """The aux row ``key`` as it is now; None = delete it."""
         table: dict[bytes, Any] = self.by_name if key[:1] == FENCE_PREFIX else self.floors
         row = table.get(key[1:])
@@ -68,7 +68,7 @@ class Fences:
         raw: bytes = msgpack.packb(row if type(row) is tuple else (row,))
         return raw
 
-    def aux_keys(self) -> list[bytes]:
+    def metadata_keys(self) -> list[bytes]:
         """Every aux row that there is, in an order that all replicas share."""
         return sorted(FENCE_PREFIX + d for d in self.by_name) + sorted(FLOOR_PREFIX + b for b in self.floors)
 
@@ -128,14 +128,14 @@ class Fences:
 
     # --- everybody --------------------------------------------------------------------------
 
-    def apply(self, raised: list[list[Any]], aux: set[bytes]) -> None:
-        """What a committed entry raised; ``aux``: the rows that have changed by it."""
+    def apply(self, raised: list[list[Any]], metadata: set[bytes]) -> None:
+        """What a committed entry raised; ``metadata``: the rows that have changed by it."""
         by_name = self.by_name
         for digest, token in raised:
             by_name.pop(digest, None)
             self._raises += 1
             by_name[digest] = token, self._raises
-            aux.add(FENCE_PREFIX + digest)
+            metadata.add(FENCE_PREFIX + digest)
             if self._proposed.get(digest) == token:
                 del self._proposed[digest]
         while len(by_name) > MAX_FENCES:
@@ -143,5 +143,5 @@ class Fences:
             token, _ = by_name.pop(digest)
             bucket = bucket_of(digest)
             self.floors[bucket] = max(token, self.floors.get(bucket, NO_TOKEN))
-            aux.add(FENCE_PREFIX + digest)
-            aux.add(FLOOR_PREFIX + bucket)
+            metadata.add(FENCE_PREFIX + digest)
+            metadata.add(FLOOR_PREFIX + bucket)

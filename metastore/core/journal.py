@@ -71,7 +71,7 @@ class Journal:
             self.turn()
 
     def turn(self) -> None:
-        """The half that ends has the effects that nobody has taken yet; the one that begins has them in its checkpoint, and
+        """The half that ends has the effects that the driver has not taken yet; the one that begins has them in its checkpoint, and
         again when they are taken."""
         checkpoint = self._checkpoint()
         self.note(checkpoint["effects"])
@@ -81,7 +81,7 @@ class Journal:
         self._weighed = self._bytes = 0
 
     def halves(self, pending: list[fx.Effect]) -> list[Half]:
-        """What there is, for whoever packs it elsewhere: records are never changed. ``pending``: effects that nobody has taken
+        """What there is, for a caller that packs it elsewhere: records are never changed. ``pending``: effects that the driver has not taken
         yet."""
         now = Half(self.current.checkpoint, [*self.current.records, list(pending)])
         return [now] if self.older is None else [self.older, now]

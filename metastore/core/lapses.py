@@ -1,7 +1,7 @@
 """Who lost leaders by silence, and for how long it gets none back (R9, flap damping with a memory). Pure.
 
 A node whose machine stands still now and then is missed by all its partitions at once, and has everything again a little
-later, since it leads fewest: each time its clients wait for an election. So a *lapse* is remembered by whoever saw it,
+later, since it leads fewest: each time its clients wait for an election. So a *lapse* is remembered by each node that saw it,
 and doubles the time for which that node is the last to be handed a leader and the last to campaign. It is the
 last, not none: where nobody else can lead, it does. A lapse is forgotten after a while without another one.
 """

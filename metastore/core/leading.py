@@ -286,7 +286,7 @@ class LeadingReplica(Replica):
             self.adoption.stop(term)
             return
         if msg.sealed == term.epoch:
-            self.on_rival_claim(now, src)
+            self.on_rival_election(now, src)
             return
         pr = term.progress[src.node]
         if pr.sealed:
@@ -312,8 +312,8 @@ class LeadingReplica(Replica):
         )
         self.send_entries(now, src.node, pr)
 
-    def on_rival_claim(self, now: int, src: Process) -> None:
-        """``src`` has promised this very epoch to a rival that got no quorum (R16), and can follow
+    def on_rival_election(self, now: int, src: Process) -> None:
+        """``src`` has promised this epoch to a rival that got no quorum (R16), and can follow
         nobody in it. Once everything is settled here, the next restart takes it along."""
         term = self.term
         assert term is not None

@@ -74,7 +74,7 @@ class Machine(Tables):
             return Applied([], set(), self.last_version)
         if not rows and base and not count_of(base):
             applied = self.begin_history(index, Version(base))
-            if applied.aux:
+            if applied.metadata:
                 self.proposals.version = base
             return applied
         if base != self.last_version:
@@ -126,9 +126,9 @@ class Machine(Tables):
             if at >= 0:
                 tails.append((at, seq, tail))
         self.last_version = Version(version)
-        aux = self.remember(index, floors, tails, usage, fences, horizon)
+        metadata = self.remember(index, floors, tails, usage, fences, horizon)
         if has_ttl:
-            self.note_ttls(changes, base, aux)
-        forked = None if split is None else self.part_with(index, split, aux)
+            self.note_ttls(changes, base, metadata)
+        split_result = None if split is None else self.part_with(index, split, metadata)
         self.proposals.applied(index, version, own is not None, changes, floors, tails)
-        return Applied(changes, aux, base, frozenset(expired), forked)
+        return Applied(changes, metadata, base, frozenset(expired), split_result)

@@ -83,7 +83,7 @@ class Lineage(NamedTuple):
         return self._find(seen) is not None and not self.lacks(seen)
 
     def lacks(self, seen: Seen) -> bool:
-        """Whether a run of this very store told more than it left here: what is here was copied while it ran."""
+        """Whether a run of this store reported more than it left here: what is here was copied while it ran."""
         run = self._find(seen)
         return run is not None and run is not self.runs[0] and run.end < seen.mark
 

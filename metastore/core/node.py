@@ -119,7 +119,7 @@ class NodeCore:
         """``event`` has happened at ``now``: one of ``core.events``, or a message of ``core.messages`` from ``src``. What is to be
         done about it is appended to ``effects``.
 
-        A message about a partition that is not here is not answered (R13). Raises ProtocolError when a message makes no sense (it
+        A message about a partition that is not here is not answered (R13). Raises ProtocolError when a message is not valid (it
         has changed nothing then), InvariantBroken (R14), KeyError for an event of a replica that is not here."""
         self.journal.note((now, event, src))
         kind = type(event)

@@ -170,7 +170,7 @@ def _is_counter(record: bytes) -> bool:
     return True
 
 
-def check_aux(key: bytes, raw: bytes) -> bool:
+def check_metadata(key: bytes, raw: bytes) -> bool:
     """Whether an aux row that came with a snapshot is one that ``Machine.load`` takes."""
     kind = key[:1]
     try:

@@ -92,7 +92,7 @@ class Replica:
         self.prevote_sent_ns = 0
         self.prevotes: set[str] = set()
         self.elections_ns: list[int] = []
-        #: an earlier run of this very process owned the newest epoch in its store (R12)
+        #: an earlier run of this process owned the newest epoch in its store (R12)
         self.resuming = False
 
     # --- small helpers --------------------------------------------------------------
@@ -123,7 +123,7 @@ class Replica:
     # --- R1 ---------------------------------------------------------------------------
 
     def seal(self, now: int, epoch: int, owner: Process, config: bytes, handed_over: bool) -> None:
-        """Raise ``sealed_epoch``; the effect makes it durable before any answer leaves (R1). A reign that
+        """Raise ``sealed_epoch``; the effect makes it durable before any answer leaves (R1). A term that
         was handed over (R11) is no flapping."""
         if epoch <= self.sealed_epoch:
             raise InvariantBroken(f"I7: partition {self.p} would lower {self.sealed_epoch} to {epoch}")
@@ -164,7 +164,7 @@ class Replica:
         self.set_role(FOLLOWER, reason)
 
     def obeys(self, now: int, src: Process, epoch: int) -> bool:
-        """R1 for a message that needs this very epoch sealed; answers a Refused otherwise."""
+        """R1 for a message that needs exactly this epoch sealed; answers a Refused otherwise."""
         if epoch == self.sealed_epoch and src == self.owner:
             return True
         self.send(src.node, m.Refused(self.p, epoch, self.sealed_epoch), durable=True)
@@ -179,7 +179,7 @@ class Replica:
             self.send(src.node, m.Refused(self.p, msg.epoch, self.sealed_epoch), durable=True)
             return
         if msg.epoch > self.sealed_epoch:
-            self.check_claim(src, msg)
+            self.check_election_without_etcd(src, msg)
             if msg.resigned and msg.resigned == self.sealed_epoch and self.owner is not None:
                 self.resigner = msg.resigned, self.owner
             self.seal(now, msg.epoch, src, msg.config, handed_over=bool(msg.resigned))
@@ -190,7 +190,7 @@ class Replica:
         answer = m.Sealed(self.p, msg.epoch, last_epoch, last_index, self.commit_index, left)
         self.send(src.node, answer, durable=True)
 
-    def check_claim(self, src: Process, msg: m.Seal) -> None:
+    def check_election_without_etcd(self, src: Process, msg: m.Seal) -> None:
         """What can be known of a claim without etcd: that config and epoch belong together, and
         the owner to the config. Raises ProtocolError before anything has changed: an epoch once
         sealed is never taken back (I7)."""
@@ -266,7 +266,7 @@ class Replica:
         self.send(src.node, m.Pulled(self.p, msg.epoch, prev_epoch, prev_index, blobs), durable=True)
 
     def read_log(self, first: int) -> list[bytes] | None:
-        """What a message takes of the log from entry ``first`` on; None when that entry has rotted (R14): whoever needs it
+        """What a message takes of the log from entry ``first`` on; None when that entry has rotted (R14): a receiver that needs it
         gets a snapshot, as if the log had been compacted to there, unless the state here lacks it too."""
         try:
             return self.ctx.read_log(self.p, first, self.ctx.settings.max_append_bytes)
@@ -359,7 +359,7 @@ class Replica:
         if not self.installing and log.base_index < index <= log.last_index and log.epoch_at(index) == epoch:
             self.advance_commit(index)
 
-    def take_fork(self, now: int, index: int, index_epoch: int) -> None:
+    def take_split(self, now: int, index: int, index_epoch: int) -> None:
         """This empty replica has become what its parent's entry ``(index_epoch, index)`` split off: as if a snapshot at
         that entry had been installed. An answer of its own to SEAL is brought up to date."""
         if not self.is_empty:
@@ -469,7 +469,7 @@ class Replica:
             self.step_down(f"entry {index} of its log has rotted")
 
     def tick_damaged(self, now: int) -> None:
-        """Ask whoever leads for a snapshot, again and again until one has come."""
+        """Ask the leader for a snapshot, again and again until one has come."""
         owner = self.owner
         if self.installing or owner is None or owner == self.ctx.me or self.term is not None:
             return

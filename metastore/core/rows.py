@@ -87,11 +87,11 @@ class SplitOff(NamedTuple):
     members: tuple[tuple[str, str], ...]
 
 
-class Forked(NamedTuple):
+class SplitResult(NamedTuple):
     """R18: what an entry split off, and the aux rows that it begins with."""
 
     split: SplitOff
-    aux: list[tuple[bytes, bytes]]
+    metadata: list[tuple[bytes, bytes]]
 
 
 class Applied(NamedTuple):
@@ -99,10 +99,10 @@ class Applied(NamedTuple):
     rows to save with them, which versions are expirations, and what was split off."""
 
     changes: list[Change]
-    aux: set[bytes]
+    metadata: set[bytes]
     base: int = 0
     expired: frozenset[int] = frozenset()
-    forked: Forked | None = None
+    split_result: SplitResult | None = None
 
 
 def unpack_splits(raw: bytes | None) -> list[SplitOff]:

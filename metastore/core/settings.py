@@ -15,7 +15,7 @@ class CoreSettings:
     heartbeat_ns: int = 150 * MS
     grant_ns: int = 900 * MS
     suspect_after_ns: int = 1000 * MS
-    settle_ns: int = 100 * MS
+    election_stagger_ns: int = 100 * MS
     prevote_timeout_ns: int = 250 * MS
     campaign_retry_ns: int = 500 * MS
     retry_ns: int = 300 * MS

@@ -1,6 +1,6 @@
 """What a partition remembers beside its records, all of it replicated: finished requests, the version it stands at, how much each
 namespace holds here, which records have a TTL, the fencing tokens seen, and what was split off. Each is saved as an *aux row*;
-``aux_keys`` names those there are. Pure.
+``metadata_keys`` names those there are. Pure.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from metastore.core.rows import (
     USAGE_PREFIX,
     Applied,
     Change,
-    Forked,
     SplitOff,
+    SplitResult,
     digest_key,
     unpack_splits,
 )
@@ -65,7 +65,7 @@ class Tables:
     def expired_below(self) -> LastSeenIndex:
         return self.dedupe.expired_below
 
-    def aux(self, key: bytes) -> bytes | None:
+    def metadata(self, key: bytes) -> bytes | None:
         """The aux row ``key`` as it is now; None = delete it."""
         kind, rest = key[:1], key[1:]
         row: Any = None
@@ -82,7 +82,7 @@ class Tables:
             name = self._timed_names.get(key)
             row = None if name is None else [name, *self.timed[name]]
         elif kind in (FENCE_PREFIX, FLOOR_PREFIX):
-            return self.fences.aux(key)
+            return self.fences.metadata(key)
         elif key == SPLITS_KEY and self.splits:
             row = self.splits
         if row is None:
@@ -90,13 +90,13 @@ class Tables:
         raw: bytes = msgpack.packb(row)
         return raw
 
-    def aux_keys(self) -> list[bytes]:
+    def metadata_keys(self) -> list[bytes]:
         """Every aux row that there is, in an order that all replicas share."""
         keys = [META_KEY]
         keys += [SESSION_PREFIX + client for client in sorted([*self.dedupe.by_client, *self.dedupe.spent])]
         keys += [USAGE_PREFIX + namespace for namespace in sorted(self.usage)]
         keys += sorted(self._timed_names)
-        keys += self.fences.aux_keys()
+        keys += self.fences.metadata_keys()
         keys += [SPLITS_KEY] if self.splits else []
         return keys
 
@@ -177,12 +177,12 @@ class Tables:
         fences: list[list[Any]],
         horizon: int,
     ) -> set[bytes]:
-        aux = {META_KEY}
+        metadata = {META_KEY}
         changed, gone = self.dedupe.remember(index, floors, tails, horizon)
         for client in changed:
-            aux.add(SESSION_PREFIX + client)
+            metadata.add(SESSION_PREFIX + client)
         for client in gone:
-            aux.add(SESSION_PREFIX + client)
+            metadata.add(SESSION_PREFIX + client)
         for namespace, records, size in usage:
             held = self.usage.get(namespace)
             if held is None:
@@ -191,12 +191,12 @@ class Tables:
             held[1] += size
             if held == [0, 0]:
                 del self.usage[namespace]
-            aux.add(USAGE_PREFIX + namespace)
+            metadata.add(USAGE_PREFIX + namespace)
         if fences:
-            self.fences.apply(fences, aux)
-        return aux
+            self.fences.apply(fences, metadata)
+        return metadata
 
-    def note_ttls(self, changes: list[Change], base: int, aux: set[bytes]) -> None:
+    def note_ttls(self, changes: list[Change], base: int, metadata: set[bytes]) -> None:
         timed = self.timed
         number = base
         for lkey, record in changes:
@@ -204,13 +204,13 @@ class Tables:
             if record is not None and record[4] & TTL:
                 key = digest_key(TTL_PREFIX, lkey)
                 timed[lkey], self._timed_names[key] = (Version(number), record_ttl_ms(record)), lkey
-                aux.add(key)
+                metadata.add(key)
             elif timed and lkey in timed:
                 key = digest_key(TTL_PREFIX, lkey)
                 del timed[lkey], self._timed_names[key]
-                aux.add(key)
+                metadata.add(key)
 
-    def part_with(self, index: int, row: list[Any], aux: set[bytes]) -> Forked:
+    def part_with(self, index: int, row: list[Any], metadata: set[bytes]) -> SplitResult:
         """Part with what lies at ``at`` and above. The child remembers the same requests and fences."""
         _, child, at, last, epoch, usage, members = row
         upper = Tables()
@@ -223,13 +223,13 @@ class Tables:
             held[1] -= size
             if held == [0, 0]:
                 del self.usage[namespace]
-            aux.add(USAGE_PREFIX + namespace)
+            metadata.add(USAGE_PREFIX + namespace)
         for key, lkey in list(self._timed_names.items()):
             if lkey >= at:
                 upper.timed[lkey], upper._timed_names[key] = self.timed.pop(lkey), lkey
                 del self._timed_names[key]
-                aux.add(key)
+                metadata.add(key)
         split = SplitOff(child, at, last, epoch, index, tuple((node, store) for node, store in members))
         self.splits.append(split)
-        aux.add(SPLITS_KEY)
-        return Forked(split, [(key, upper.aux(key) or b"") for key in upper.aux_keys()])
+        metadata.add(SPLITS_KEY)
+        return SplitResult(split, [(key, upper.metadata(key) or b"") for key in upper.metadata_keys()])

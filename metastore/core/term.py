@@ -49,7 +49,7 @@ class Progress:
 
 @dataclass(slots=True)
 class Term:
-    """One reign: ``epoch`` under ``config``, whose quorums never change."""
+    """One term of one leader: ``epoch`` under ``config``, whose quorums never change."""
 
     epoch: int
     config: ConfigRecord

@@ -1,6 +1,6 @@
 """What others may see of a replica, and of what the replicas of a node share: read, never set. Pure.
 
-Whoever is outside the core has these types in hand, so that a type checker refuses whatever goes around the core's one
+Code outside the core uses these types, so that a type checker refuses whatever goes around the core's one
 door (``NodeCore.handle``).
 """
 

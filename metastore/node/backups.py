@@ -52,29 +52,34 @@ class Backups:
 
     async def send(self, request: web.Request, p: int) -> web.StreamResponse:
         """Raises NotFound, NotLeader, Overloaded, Unavailable."""
-        host = self.node.hosts.get(p)
-        if host is None:
+        partition = self.node.partitions.get(p)
+        if partition is None:
             raise NotFound(f"this node holds no replica of partition {p}")
         if self._under_way >= MAX_CONCURRENT:
             raise Overloaded(
                 f"{MAX_CONCURRENT} snapshots are under way, the limit of a node; try again", retry_after_s=1
             )
-        if not host.replica.can_read(now_ns()):
-            leader = host.replica.leader_node
+        if not partition.replica.can_read(now_ns()):
+            leader = partition.replica.leader_node
             raise NotLeader(f"partition {p} is led by {leader or 'nobody'}", leader=leader)
-        if host.replica.damaged:
-            raise host.refusals.damage()
+        if partition.replica.damaged:
+            raise partition.refusals.damage()
         self._under_way += 1
         try:
-            return await self._send(request, host)
+            return await self._send(request, partition)
         except CorruptState as e:
-            raise host.refusals.is_rotten(e) from None
+            raise partition.refusals.is_rotten(e) from None
         finally:
             self._under_way -= 1
 
-    async def _send(self, request: web.Request, host: Partition) -> web.StreamResponse:
-        store, p, epoch, applied = self.node.store, host.p, host.replica.sealed_epoch, host.applied
-        version = host.machine.last_version
+    async def _send(self, request: web.Request, partition: Partition) -> web.StreamResponse:
+        store, p, epoch, applied = (
+            self.node.store,
+            partition.p,
+            partition.replica.sealed_epoch,
+            partition.applied,
+        )
+        version = partition.machine.last_version
         try:
             async with asyncio.timeout(SAVE_S):
                 await store.save(p, applied)

@@ -246,7 +246,7 @@ class ClientConnection(asyncio.Protocol):
             raise ProtocolError(error.message)
         client, timeout_ms, ops = body
         node = self.node
-        hosts = node.hosts
+        partitions = node.partitions
         deadline = now + timeout_ms * 1_000_000
         for op in ops:
             if self.gone:
@@ -259,9 +259,9 @@ class ClientConnection(asyncio.Protocol):
                 if error is not None:
                     self.answer(error_result(op[ID_AT], error))
                     continue
-            host = hosts.get(op[PARTITION_AT])
-            if host is not None:
-                host.operate(self, client, op, deadline, now)
+            partition = partitions.get(op[PARTITION_AT])
+            if partition is not None:
+                partition.operate(self, client, op, deadline, now)
             else:
                 self.answer(error_result(op[ID_AT], node.surroundings.whereabouts(op[PARTITION_AT])))
 
@@ -289,16 +289,16 @@ class ClientConnection(asyncio.Protocol):
         error = check_watch(body)
         if error is not None:
             raise ProtocolError(error.message)
-        node, host = self.node, self.node.hosts.get(body[1])
+        node, partition = self.node, self.node.partitions.get(body[1])
         if body[0] in self.watches:
             raise ProtocolError(f"watch id {body[0]} is in use on this connection; use another")
         if len(self.watches) >= MAX_WATCHES_PER_CONNECTION or node.watch_count() >= node.config.max_watches:
             error = Overloaded("too many watches here (max_watches)", retry_after_s=5)
-        elif host is None:
+        elif partition is None:
             error = node.surroundings.whereabouts(body[1])
         else:
-            self.watches[body[0]] = host.watches
-            host.watches.add(self, body)
+            self.watches[body[0]] = partition.watches
+            partition.watches.add(self, body)
             return
         self.watch_ended(body[0], error)
 

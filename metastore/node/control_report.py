@@ -60,11 +60,11 @@ def etcd_view(node: Node) -> dict[str, Any]:
 def _held(node: Node, p: int) -> dict[str, Any]:
     """What the store promised of a partition (R1), and the newest record of it that it knows; also of one that it has
     dropped."""
-    info, host = node.store.partitions[p], node.hosts.get(p)
+    info, partition = node.store.partitions[p], node.partitions.get(p)
     config = unpack_config(info.config) if info.config is not None else None
     sealed, leads = info.sealed_epoch, False
-    if host is not None:
-        replica = host.replica
+    if partition is not None:
+        replica = partition.replica
         sealed, leads = max(sealed, replica.sealed_epoch), replica.role == ACTIVE
         if replica.config is not None and (config is None or replica.config.epoch >= config.epoch):
             config = replica.config

@@ -8,7 +8,7 @@ nothing: other nodes may write entries that it cannot read; start a build that s
 
 The level travels with what is written by it. Nodes tell each other what they know of it in their hello, and when it is raised
 later on each connection, before anything else that is sent from then on. Who is told keeps it too. So in every log the fact stands
-before the first entry that is written by the level, whoever wrote that, and a build that cannot read such entries finds the fact
+before the first entry that is written by the level, whichever node wrote that, and a build that cannot read such entries finds the fact
 first. A connection ends, or does not begin, where one side knows of a level that the other does not support. A peer's word goes no further than
 what this build supports; only etcd's condemns a node.
 """

@@ -32,7 +32,7 @@ DIGEST_AGE_S = 1.0
 MAX_CONNECTIONS = 256
 ANSWER_BYTES = 64 << 20
 MAX_USAGE_ROWS = 10_000
-#: how long a hand-over may take, both ways if the heir does not win
+#: how long a hand-over may take, both ways if the target does not win
 HAND_OVER_S = 5.0
 
 
@@ -131,7 +131,7 @@ class Digests:
     async def of(self, partition: int) -> dict[str, Any]:
         """What replicas of a partition compare: equal at equal ``applied`` (I2). Raises NotFound,
         Overloaded, Unavailable."""
-        host = self.node.hosts.get(partition)
+        host = self.node.partitions.get(partition)
         if host is None:
             raise NotFound(f"this node holds no replica of partition {partition}")
         task = self._making.get(partition)
@@ -164,7 +164,7 @@ class Digests:
 async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
     """R11: lead ``partition`` no more, in favour of ``to`` ("": the replica that lacks least). Returns once
     somebody else leads, as this node sees it. Raises NotFound, NotLeader, InvalidRequest, Unavailable."""
-    host = node.hosts.get(partition)
+    host = node.partitions.get(partition)
     if host is None:
         raise NotFound(f"this node holds no replica of partition {partition}")
     replica, term = host.replica, host.replica.term
@@ -187,7 +187,7 @@ async def hand_over(node: Node, partition: int, to: str) -> dict[str, Any]:
             retry_after_s=1,
         )
     node.core.handle(now_ns(), TransferWanted(partition, to or targets[0]))
-    node.ticks.settle()
+    node.ticks.run_effects()
     until = time.monotonic() + HAND_OVER_S
     while replica.role in ("resigning", "resigned") or replica.leader_node == me:
         if time.monotonic() > until:
@@ -207,7 +207,7 @@ async def serve_http(node: Node) -> WebServer:
         return _json({"status": "ok"}, 200)
 
     async def readyz(_: web.Request) -> web.Response:
-        partitions = len(node.hosts)
+        partitions = len(node.partitions)
         ready = not node.stopping and partitions > 0
         body: dict[str, Any] = {"ready": ready, "partitions": partitions}
         if node.identity.why:  # R13

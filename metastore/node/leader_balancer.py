@@ -81,7 +81,7 @@ class LeaderBalancer:
             return
         me = node.config.node
         leads = dict(node.topology.led)
-        leads[me] = sum(h.replica.role == ACTIVE for h in node.hosts.values())
+        leads[me] = sum(h.replica.role == ACTIVE for h in node.partitions.values())
         found = next_hand_over(me, self._led(now, away), leads, closed)
         if found is not None:
             node.core.handle(now, TransferWanted(found.p, found.to))
@@ -89,8 +89,8 @@ class LeaderBalancer:
     def _led(self, now: int, away: bool) -> list[Led]:
         steady_ns = 0 if away else int(self.node.config.leader_spread_s * 1e9)
         led, lapses = [], self.node.core.ctx.lapses
-        for p, host in self.node.hosts.items():
-            replica, term = host.replica, host.replica.term
+        for p, partition in self.node.partitions.items():
+            replica, term = partition.replica, partition.replica.term
             if replica.role != ACTIVE or term is None or replica.move is not None or term.config.joint:
                 continue
             if not away and now - term.started_ns < steady_ns:

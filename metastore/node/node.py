@@ -75,7 +75,7 @@ def core_settings(config: NodeConfig) -> CoreSettings:
         heartbeat_ns=config.heartbeat_ms * MS,
         grant_ns=config.grant_ms * MS,
         suspect_after_ns=config.suspect_after_ms * MS,
-        settle_ns=config.settle_ms * MS,
+        election_stagger_ns=config.settle_ms * MS,
         clock_rate_error_ppm=config.clock_rate_error_ppm,
         claim_without_etcd=config.claim_without_etcd,
         max_moves=config.max_moves,
@@ -90,7 +90,7 @@ class Node:
         self.store = store
         self.me = Process(config.node, store.store_id, incarnation)
         self.settings = core_settings(config)
-        self.hosts: dict[int, Partition] = {}
+        self.partitions: dict[int, Partition] = {}
         self.pins = Pins(config)
         self.surroundings = NodeSurroundings(self)
         self.admission = Admission(
@@ -131,7 +131,7 @@ class Node:
             self.identity,
             self.surroundings,
             self.halt,
-            self.hosts,
+            self.partitions,
         )
         self.links.refusal = self.why_no_peer
         self.links.on_lineage = self.on_peer_lineage
@@ -181,21 +181,21 @@ class Node:
         self.store.retention.on_compacted = self._compacted
         self.store.damage.on_rotten = self.rebuild.found
         self.store.damage.is_rebuilding = lambda: bool(self.rebuild.why)
-        self.store.checkpoints.on_split = self.on_forked
+        self.store.checkpoints.on_split = self.on_split_off
         if self.settings.grant_ns > self._largest_grant_ns:
             # durable before the first grant leaves: heartbeat answers wait for the log (R8)
             self.store.append(Fact(FACT_LARGEST_GRANT, self.settings.grant_ns))
         now = now_ns()
         for p, info in sorted(self.store.partitions.items()):
             # what an entry applied just now has split off is opened when it is durable (R18)
-            if not info.dropped and not self.store.is_forking(p):
+            if not info.dropped and not self.store.is_splitting(p):
                 owner = Process(*unpack_own(info.owner)) if info.owner else None
                 config = self._kept_config(p)
                 if config is not None:
                     restored = ev.Restored(
                         info.log.copy(), info.sealed_epoch, owner, config, info.commit_index
                     )
-                    self._add_host(now, p, restored)
+                    self._add_partition(now, p, restored)
         for record in self.topology.nodes.values():
             self.meet(record)
         self.links.not_yet = ""
@@ -203,7 +203,7 @@ class Node:
         ticking = self._loop.create_task(self.ticks.keep_time(self.config.tick_ms * MS))
         ticking.add_done_callback(self.halt.ended)
         self._tasks.append(ticking)
-        self.ticks.settle()
+        self.ticks.run_effects()
 
     def remember_topology(self) -> None:
         """Keep what has changed of the table, for a start without etcd, ours and others' (R12, design: router)."""
@@ -227,20 +227,20 @@ class Node:
             return None
 
     def _compacted(self, p: int, index: int) -> None:
-        if p in self.hosts:
+        if p in self.partitions:
             self.core.handle(now_ns(), ev.Compacted(p, index))
 
-    def _add_host(self, now: int, p: int, restored: ev.Restored) -> Partition:
+    def _add_partition(self, now: int, p: int, restored: ev.Restored) -> Partition:
         assert restored.config is not None
         self.core.handle(now, ev.Opened(p, restored))
         replica = self.core.replicas[p]
         slice_, limit = StoreSlice(self.store, p), self.config.max_pending_writes
-        host = Partition(replica, slice_, self.ticks, self.surroundings, self.policies, limit)
-        self.hosts[p] = host
-        self.store.set_aux_source(p, host.machine.aux)
-        host.load()
-        host.apply_to(restored.commit_index)
-        return host
+        partition = Partition(replica, slice_, self.ticks, self.surroundings, self.policies, limit)
+        self.partitions[p] = partition
+        self.store.set_metadata_source(p, partition.machine.metadata)
+        partition.load()
+        partition.apply_to(restored.commit_index)
+        return partition
 
     def open_partition(self, config: ConfigRecord) -> Partition:
         """A replica for a partition this store has never held: empty, and it says so (R13). Or with what it
@@ -257,27 +257,27 @@ class Node:
         restored = ev.Restored(
             info.log.copy(), info.sealed_epoch, owner, config, info.commit_index, info.sealed_epoch
         )
-        return self._add_host(now_ns(), p, restored)
+        return self._add_partition(now_ns(), p, restored)
 
-    def on_forked(self, child: int, parent: int) -> None:
+    def on_split_off(self, child: int, parent: int) -> None:
         """R18: what was split off ``parent`` is durable here: it can be opened, and etcd told."""
         if self.stopping or self.identity.refused:
             return
-        host = self.hosts[parent]
-        self.control.open_child(host, child)
-        host.split.tell_split()
-        self.ticks.settle()
-        host.serve_waiting()  # those who came for what lies above learn where it is
+        partition = self.partitions[parent]
+        self.control.open_child(partition, child)
+        partition.split.tell_split()
+        self.ticks.run_effects()
+        partition.serve_waiting()  # those who came for what lies above learn where it is
 
     def drop_partition(self, p: int) -> None:
         """R10: etcd's record names this store no more; its copy goes, but for the epoch it has sealed."""
-        host = self.hosts.pop(p)
-        host.retire()
+        partition = self.partitions.pop(p)
+        partition.retire()
         self.ticks.forget(p)
         self.core.handle(now_ns(), ev.Dropped(p))
         self.snapshots.discard(p)
         self.store.drop_partition(p)
-        fields = {"node": self.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+        fields = {"node": self.config.node, "partition": p, "epoch": partition.replica.sealed_epoch}
         log_event(log, "dropped: no member any more", **fields)
         self.ticks.wake()
 
@@ -307,7 +307,7 @@ class Node:
     def condemn(self, verdict: Verdict) -> None:
         """This store is not what its name says: from here on the node takes part in nothing, serves nothing, and
         says so (log, /readyz, /v1/status). Its data stays as it is. Not to be called while effects are carried
-        out: whoever serves clients next must meet no replica."""
+        out: the process that serves clients next must meet no replica."""
         if self.identity.refused:
             return
         self.identity.refuse(verdict.why, verdict.do)
@@ -315,11 +315,11 @@ class Node:
         log.critical("this node serves nothing: %s; %s", verdict.why, verdict.do, extra=fields)
         if verdict.lasting:
             self.store.keep_fact(FACT_REFUSED, [verdict.why, verdict.do])
-        hosts = list(self.hosts.values())
-        self.hosts.clear()
+        partitions = list(self.partitions.values())
+        self.partitions.clear()
         self.core.handle(now_ns(), ev.StoreRefused())
-        for host in hosts:
-            host.retire()
+        for partition in partitions:
+            partition.retire()
         self.ticks.forget_all()
         if self.core_started:
             self._shutting_out = self._loop.create_task(self._take_no_part())
@@ -363,7 +363,7 @@ class Node:
     async def _hand_over_all(self) -> None:
         deadline = now_ns() + 1500 * MS
         while now_ns() < deadline:
-            leading = [h.replica for h in self.hosts.values() if h.replica.term is not None]
+            leading = [h.replica for h in self.partitions.values() if h.replica.term is not None]
             leading = [r for r in leading if r.role in ("active", "resigning", "resigned")]
             if not leading:
                 return
@@ -376,7 +376,7 @@ class Node:
                         return
                     up = self.core.ctx.lapses.steady(now_ns(), up)
                     self.core.handle(now_ns(), ev.TransferWanted(r.p, up[r.p % len(up)]))
-            self.ticks.settle()
+            self.ticks.run_effects()
             await asyncio.sleep(0.02)
 
     @property
@@ -390,7 +390,7 @@ class Node:
         return self.halt.failure
 
     def watch_count(self) -> int:
-        return sum(host.watches.count for host in self.hosts.values())
+        return sum(partition.watches.count for partition in self.partitions.values())
 
     def _effect_runners(self) -> dict[type[Any], Callable[[Any], object]]:
         """What carries out each kind of effect that is not the store's."""
@@ -416,10 +416,10 @@ class Node:
                 self.control.sought(effect)
             except Exception as e:
                 self.halt.fail_stop(e)
-            self.ticks.settle()
+            self.ticks.run_effects()
 
     def _role_changed(self, effect: fx.RoleChanged) -> None:
-        self.hosts[effect.p].on_role(effect.role, effect.was)
+        self.partitions[effect.p].on_role(effect.role, effect.was)
         fields = {"node": self.config.node, "partition": effect.p, "epoch": effect.epoch}
         log_event(log, f"{effect.role}: {effect.reason}", **fields)
         if effect.role == "active":
@@ -457,7 +457,7 @@ class Node:
         except Exception as e:
             self.halt.fail_stop(e)
         finally:  # what came before a message that is not valid stands
-            self.ticks.settle()
+            self.ticks.run_effects()
             if self.ticks.confirming:
                 self.ticks.confirm_waiting(now_ns())
 
@@ -467,14 +467,14 @@ class Node:
         self.ticks.reconnected(node)
         self.snapshots.connection_changed(node)
         self.core.handle(now_ns(), ev.PeerUp(node))
-        self.ticks.settle()
+        self.ticks.run_effects()
 
     def on_peer_down(self, node: str) -> None:
         if self.identity.refused:
             return
         self.core.handle(now_ns(), ev.PeerDown(node))
         self.snapshots.connection_changed(node)
-        self.ticks.settle()
+        self.ticks.run_effects()
 
     def meet(self, record: NodeRecord) -> None:
         """Know a node's address; connect when it is of this cell, or shares a partition."""

@@ -59,9 +59,13 @@ class Quotas:
         """Bring ``_local`` up to date; namespaces of which it says something else than before, or that are among
         ``changed``."""
         limited = self.node.topology.limited
-        led = [(p, host) for p, host in self.node.hosts.items() if host.role == "active"] if limited else []
-        counted = [(p, host.applied) for p, host in led]
-        held = [host.machine.usage for _, host in led]
+        led = (
+            [(p, partition) for p, partition in self.node.partitions.items() if partition.role == "active"]
+            if limited
+            else []
+        )
+        counted = [(p, partition.applied) for p, partition in led]
+        held = [partition.machine.usage for _, partition in led]
         before = self._local
         if counted != self._counted:
             self._counted = counted
@@ -81,9 +85,9 @@ class Quotas:
     def held(self, limit: int) -> tuple[Usage, int]:
         """What this node leads of every namespace, the largest first, and how many more there are."""
         sums: dict[bytes, list[int]] = {}
-        for host in self.node.hosts.values():
-            if host.role == "active":
-                for raw, (records, size) in host.machine.usage.items():
+        for partition in self.node.partitions.values():
+            if partition.role == "active":
+                for raw, (records, size) in partition.machine.usage.items():
                     found = sums.setdefault(raw, [0, 0])
                     found[0] += records
                     found[1] += size

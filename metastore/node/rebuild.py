@@ -43,12 +43,12 @@ class Rebuild:
         if isinstance(error, CorruptTree):
             self.node.halt.fail(error)
             return
-        host = self.node.hosts.get(p)
-        if host is None or (p in self.why and host.replica.damaged):
+        partition = self.node.partitions.get(p)
+        if partition is None or (p in self.why and partition.replica.damaged):
             return
         why = self.why[p] = error.message
         self.node.core.handle(now_ns(), StateLost(p))
-        fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+        fields = {"node": self.node.config.node, "partition": p, "epoch": partition.replica.sealed_epoch}
         log.error(
             "partition %d: its state is damaged (%s); it is rebuilt from another replica",
             p,
@@ -62,11 +62,15 @@ class Rebuild:
         where it does not, this copy lacks what it has acknowledged, and is rebuilt from a snapshot that has it."""
         self.node.store.rotten_entry(error)
         p, index = error.detail["partition"], error.detail["index"]
-        host = self.node.hosts.get(p)
-        if host is None or index <= host.applied or (p in self.why and host.replica.lost_index == index):
+        partition = self.node.partitions.get(p)
+        if (
+            partition is None
+            or index <= partition.applied
+            or (p in self.why and partition.replica.lost_index == index)
+        ):
             return
         self.why[p] = error.message
-        fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+        fields = {"node": self.node.config.node, "partition": p, "epoch": partition.replica.sealed_epoch}
         log.error("partition %d: %s; it is rebuilt from another replica", p, error.message, extra=fields)
         self.node.core.handle(now_ns(), EntryLost(p, index))
         self.node.ticks.hold_back(p)
@@ -75,28 +79,32 @@ class Rebuild:
     def tick(self, now: int) -> None:
         """Get on with it."""
         for p in list(self.why):
-            host = self.node.hosts.get(p)
-            if host is None:
+            partition = self.node.partitions.get(p)
+            if partition is None:
                 del self.why[p]
-            elif not host.replica.damaged:
+            elif not partition.replica.damaged:
                 del self.why[p]
                 self.rebuilt += 1
-                fields = {"node": self.node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+                fields = {
+                    "node": self.node.config.node,
+                    "partition": p,
+                    "epoch": partition.replica.sealed_epoch,
+                }
                 log_event(log, "rebuilt: its state is sound again", **fields)
-            elif host.replica.role == ACTIVE:
-                self._hand_over(now, host)
+            elif partition.replica.role == ACTIVE:
+                self._hand_over(now, partition)
             else:
                 self.node.core.handle(now, RebuildDue(p))
 
-    def _hand_over(self, now: int, host: Partition) -> None:
+    def _hand_over(self, now: int, partition: Partition) -> None:
         """To the replica that lacks least, now and then another one."""
-        term = host.replica.term
-        if term is None or now - self._handed_over_ns.get(host.p, 0) < HAND_OVER_NS:
+        term = partition.replica.term
+        if term is None or now - self._handed_over_ns.get(partition.p, 0) < HAND_OVER_NS:
             return
-        self._handed_over_ns[host.p] = now
+        self._handed_over_ns[partition.p] = now
         up = [n for n, _ in term.config.members() if n in self.node.links.connected() and n in term.others()]
         steady = self.node.core.ctx.lapses.steady(now, up)
-        for heir in sorted(up, key=lambda n: (n not in steady, -term.progress[n].match)):
-            if host.replica.can_transfer(heir):
-                self.node.core.handle(now, TransferWanted(host.p, heir))
+        for target in sorted(up, key=lambda n: (n not in steady, -term.progress[n].match)):
+            if partition.replica.can_transfer(target):
+                self.node.core.handle(now, TransferWanted(partition.p, target))
                 return

@@ -36,7 +36,7 @@ def recording_of(node: Node, why: str) -> Recording:
 
 
 class Asked:
-    """Recordings for whoever asks by HTTP, one at a time."""
+    """Recordings for callers by HTTP, one at a time."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

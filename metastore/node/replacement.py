@@ -43,19 +43,19 @@ class Replacement:
         if node.core.ctx.moves_paused:
             return
         under_way = sum(
-            1 for p in control.moves if p in node.hosts and node.hosts[p].replica.term is not None
+            1 for p in control.moves if p in node.partitions and node.partitions[p].replica.term is not None
         )
-        for p, host in sorted(node.hosts.items()):
+        for p, partition in sorted(node.partitions.items()):
             known = control.moves.get(p)
-            if self._lacks(host, known[0] if known else None) and not control.is_splitting(p):
+            if self._lacks(partition, known[0] if known else None) and not control.is_splitting(p):
                 if known is None and under_way >= node.config.max_moves:
                     return  # their turn comes
                 under_way += known is None
-                await self._ask(p, host, known)
+                await self._ask(p, partition, known)
 
-    def _lacks(self, host: Partition, move: MoveRecord | None) -> bool:
+    def _lacks(self, partition: Partition, move: MoveRecord | None) -> bool:
         """Whether a member, or one that is to become one, names a store that its node has not any more."""
-        replica, config = host.replica, host.replica.config
+        replica, config = partition.replica, partition.replica.config
         if replica.role != "active" or config is None or config.joint is not None:
             return False
         if not replica.config_mod_revision:
@@ -65,9 +65,9 @@ class Replacement:
             return False
         return renewed(members, self.node.topology.nodes) != members
 
-    async def _ask(self, p: int, host: Partition, known: tuple[MoveRecord, int] | None) -> None:
+    async def _ask(self, p: int, partition: Partition, known: tuple[MoveRecord, int] | None) -> None:
         node, control = self.node, self.control
-        config, nodes = host.replica.config, node.topology.nodes
+        config, nodes = partition.replica.config, node.topology.nodes
         assert config is not None
         old = known[0].target if known is not None else config.replicas
         target = renewed(old, nodes)
@@ -76,13 +76,13 @@ class Replacement:
         if known is not None:
             move = replace(known[0], target=target, cause=known[0].cause or cause)
         else:
-            move = MoveRecord(p, host.replica.home, target, cause=cause)
+            move = MoveRecord(p, partition.replica.home, target, cause=cause)
         key = control.layout.move(p)
         same = Compare.absent(key) if known is None else Compare.mod_revision_is(key, known[1])
         compares = [
             same,
             Compare.mod_revision_is(
-                control.layout.config(host.replica.home, p), host.replica.config_mod_revision
+                control.layout.config(partition.replica.home, p), partition.replica.config_mod_revision
             ),
         ]
         for name in changed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from metastore.partition.ports import Scan, UpperHalf
-from metastore.storage.splits import Fork
+from metastore.storage.splits import SplitRows
 from metastore.storage.store import Store
 
 
@@ -47,20 +47,22 @@ class StoreSlice:
         return Scan(rows, following, max_bytes - left)
 
     def metadata(self) -> list[tuple[bytes, bytes]]:
-        return self._store.load_aux(self._p)
+        return self._store.load_metadata(self._p)
 
     def apply(
         self,
         index: int,
         epoch: int,
         changes: list[tuple[bytes, bytes | None]],
-        aux: set[bytes],
+        metadata: set[bytes],
         split: UpperHalf | None,
     ) -> None:
-        self._store.apply(self._p, index, epoch, changes, aux, None if split is None else Fork(*split))
+        self._store.apply(
+            self._p, index, epoch, changes, metadata, None if split is None else SplitRows(*split)
+        )
 
     def opening(self) -> list[int]:
-        return self._store.forks(self._p)
+        return self._store.pending_splits(self._p)
 
     @property
     def base_index(self) -> int:

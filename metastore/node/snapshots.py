@@ -19,14 +19,14 @@ from metastore.core.events import (
     StateRebuilt,
 )
 from metastore.core.messages import Process, SnapshotAck, SnapshotBegin, SnapshotChunk
-from metastore.core.payloads import check_aux
+from metastore.core.payloads import check_metadata
 from metastore.core.rows import SPLITS_KEY, unpack_splits
 from metastore.errors import CorruptState, MetastoreError, NoRoom, ProtocolError, StorageError, Unavailable
 from metastore.keys import END_OF_RING, end_point, is_storage_key
 from metastore.logs import log_event
 from metastore.node.pins import Pin
 from metastore.records import unpack_record
-from metastore.storage.snapshot import AUX, DATA
+from metastore.storage.snapshot import DATA, METADATA
 
 if TYPE_CHECKING:
     from metastore.node.node import Node
@@ -42,7 +42,7 @@ MAX_CONCURRENT_SENDS = 2
 MAX_CONCURRENT_RECEIVES = 4
 #: a chunk ends with the row that fills it: a record, or what dedupe remembers of one client
 MAX_CHUNK_BYTES = CHUNK_BYTES + (6 << 20)
-MAX_AUX_KEY_BYTES = 64
+MAX_METADATA_KEY_BYTES = 64
 #: applied again without giving way to others
 REBUILD_ENTRIES = 200
 
@@ -132,12 +132,12 @@ class Snapshots:
             log_event(log, f"sends a snapshot at {reader.index} to {to}", **fields)
             node.store.hold_log(p, reader.index)
             out.began_ns = now_ns()
-            splits = [(split.child, split.entry) for split in unpack_splits(reader.aux(SPLITS_KEY))]
+            splits = [(split.child, split.entry) for split in unpack_splits(reader.metadata(SPLITS_KEY))]
             self._queue(to, SnapshotBegin(p, epoch, out.number, reader.index, reader.epoch, splits))
             number = 0
-            host = node.hosts.get(p)
-            if host is not None:
-                out.total_bytes = sum(held[1] for held in host.machine.usage.values())
+            partition = node.partitions.get(p)
+            if partition is not None:
+                out.total_bytes = sum(held[1] for held in partition.machine.usage.values())
             while True:
                 self._refuse_damaged(p)
                 rows = reader.chunk(CHUNK_BYTES)
@@ -157,14 +157,14 @@ class Snapshots:
 
     def _happens(self, event: SnapshotProgress | SnapshotRefused | SnapshotStaged) -> bool:
         """Tell the replica, if it is still here; whether it is."""
-        is_here = event.p in self.node.hosts
+        is_here = event.p in self.node.partitions
         if is_here:
             self.node.core.handle(now_ns(), event)
         return is_here
 
     def _refuse_damaged(self, p: int) -> None:
-        host = self.node.hosts.get(p)
-        if host is not None and host.replica.damaged:
+        partition = self.node.partitions.get(p)
+        if partition is not None and partition.replica.damaged:
             raise Unavailable(f"the state of partition {p} is damaged here (R14)")
 
     async def _pace(self, size: int) -> None:
@@ -232,7 +232,7 @@ class Snapshots:
 
     def _check_rows(self, src: Process, chunk: SnapshotChunk) -> None:
         """Rows that cannot be of that partition, or cannot be read back. Raises ProtocolError."""
-        host = self.node.hosts.get(chunk.p)
+        partition = self.node.partitions.get(chunk.p)
         # it may be of before a split, and reach as far as all that was split off since
         top = max([end_point(q.hi) for q in self.node.topology.family(chunk.p)], default=END_OF_RING)
         size = 0
@@ -241,9 +241,11 @@ class Snapshots:
             try:
                 if kind == DATA:
                     unpack_record(value)
-                    good = is_storage_key(key) and (host is None or host.state.lo <= key < top)
+                    good = is_storage_key(key) and (partition is None or partition.state.lo <= key < top)
                 else:
-                    good = kind == AUX and len(key) <= MAX_AUX_KEY_BYTES and check_aux(key, value)
+                    good = (
+                        kind == METADATA and len(key) <= MAX_METADATA_KEY_BYTES and check_metadata(key, value)
+                    )
             except (CorruptState, ValueError):
                 good = False
             if not good or size > MAX_CHUNK_BYTES:
@@ -252,7 +254,7 @@ class Snapshots:
                 )
 
     def _begin(self, src: Process, begin: SnapshotBegin) -> None:
-        host = self.node.hosts.get(begin.p)
+        partition = self.node.partitions.get(begin.p)
         if begin.at_epoch > begin.epoch:
             raise ProtocolError(
                 f"partition {begin.p}: a snapshot of epoch {begin.at_epoch} was sent in the earlier epoch {begin.epoch}"
@@ -260,8 +262,8 @@ class Snapshots:
         others = sum(1 for p, i in self._in.items() if i.src.node == src.node and p != begin.p)
         # what is staged comes on top of what is there: with little room the replica stays behind
         full = others >= MAX_CONCURRENT_RECEIVES or self.node.store.space.low
-        takes = host is not None and not full and host.replica.takes_snapshot(src, begin.epoch)
-        if host is None or not takes or not self._keeps_children(host, begin):
+        takes = partition is not None and not full and partition.replica.takes_snapshot(src, begin.epoch)
+        if partition is None or not takes or not self._keeps_children(partition, begin):
             self._queue(src.node, SnapshotAck(begin.p, begin.epoch, begin.snapshot, 0, False))
             return
         self.discard(begin.p)
@@ -270,10 +272,10 @@ class Snapshots:
         incoming.task = asyncio.get_running_loop().create_task(self._stage(incoming))
         self._watched(incoming.task)
 
-    def _keeps_children(self, host: Partition, begin: SnapshotBegin) -> bool:
+    def _keeps_children(self, partition: Partition, begin: SnapshotBegin) -> bool:
         """R18: whether the snapshot takes away nothing that is needed here. What was split off at an entry that was not
         applied here has its rows, durable, in those that the snapshot would replace."""
-        known = {split.child for split in host.machine.splits}
+        known = {split.child for split in partition.machine.splits}
         control = self.node.control
         missing = [child for child, _ in begin.splits if child not in known and control.misses(child)]
         for child in missing:
@@ -295,7 +297,7 @@ class Snapshots:
             at = begin.at_index, begin.at_epoch
             if not self._happens(SnapshotStaged(begin.p, incoming.src, begin.epoch, *at)):
                 return
-            node.ticks.settle()
+            node.ticks.run_effects()
         except TimeoutError:
             self.discard(begin.p)
         except NoRoom as e:
@@ -314,33 +316,33 @@ class Snapshots:
     async def _install(self, p: int, incoming: _Incoming, at_index: int, at_epoch: int) -> None:
         node = self.node
         await incoming.installer.finish(at_index, at_epoch)
-        host = node.hosts[p]
+        partition = node.partitions[p]
         node.core.handle(now_ns(), SnapshotInstalled(p, at_index, at_epoch))
-        host.load()
+        partition.load()
         self.installed += 1
-        fields = {"node": node.config.node, "partition": p, "epoch": host.replica.sealed_epoch}
+        fields = {"node": node.config.node, "partition": p, "epoch": partition.replica.sealed_epoch}
         log_event(log, f"installed a snapshot at {at_index}", **fields)
-        node.ticks.settle()
+        node.ticks.run_effects()
 
     async def _rebuild(self, p: int, incoming: _Incoming, at_index: int, at_epoch: int) -> None:
         """The staged state takes the damaged one's place, and is brought to where that was before anybody sees it."""
-        node, host = self.node, self.node.hosts[p]
+        node, partition = self.node, self.node.partitions[p]
         done = await incoming.installer.rebuild(at_index, at_epoch)
         if not done:
             await incoming.installer.abort()
-        if node.hosts.get(p) is not host:
+        if node.partitions.get(p) is not partition:
             return  # no member any more
-        upto = host.replica.commit_index
-        if done and (done := host.load_state()):
-            while done and host.applied < upto:
-                before = host.applied
-                host.apply_to(min(upto, before + REBUILD_ENTRIES))
-                done = host.applied > before  # else the log has rotted meanwhile
+        upto = partition.replica.commit_index
+        if done and (done := partition.load_state()):
+            while done and partition.applied < upto:
+                before = partition.applied
+                partition.apply_to(min(upto, before + REBUILD_ENTRIES))
+                done = partition.applied > before  # else the log has rotted meanwhile
                 await asyncio.sleep(0)
-                if node.hosts.get(p) is not host:
+                if node.partitions.get(p) is not partition:
                     return
         node.core.handle(now_ns(), StateRebuilt(p, done))
-        node.ticks.settle()
+        node.ticks.run_effects()
 
     def discard(self, p: int) -> None:
         """Drop what is staged for ``p``, if anything."""

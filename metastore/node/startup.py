@@ -38,5 +38,5 @@ async def take_part(node: Node, coordinator: Coordinator) -> bool:
         log.warning("etcd did not answer with its records; the node goes on with those in its store (R12)")
     # a restarted owner of the newest epoch goes on, whether etcd is there or not
     node.core.handle(now_ns(), Resumed())
-    node.ticks.settle()
+    node.ticks.run_effects()
     return True

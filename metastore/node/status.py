@@ -81,8 +81,8 @@ class TopologyView:
             return
         self._looked_ns, self._rows_left = now, MAX_ROWS_TOLD
         self._changed.clear()
-        for p, host in node.hosts.items():
-            replica = host.replica
+        for p, partition in node.partitions.items():
+            replica = partition.replica
             if replica.owner is not None and replica.sealed_epoch:
                 node.topology.know_leader(p, replica.owner.node, replica.sealed_epoch)
         node.topology.changes.read_again(node.control.read_at)
@@ -162,8 +162,8 @@ def node_status(node: Node) -> dict[str, Any]:
     """The node's own view, for tools (cellctl status, doctor)."""
     now = now_ns()
     partitions = []
-    for p, host in sorted(node.hosts.items()):
-        r = host.replica
+    for p, partition in sorted(node.partitions.items()):
+        r = partition.replica
         lag: dict[str, int] = {}
         if r.term is not None:
             lag = {n: r.log.last_index - r.term.progress[n].match for n in r.term.others()}
@@ -177,11 +177,11 @@ def node_status(node: Node) -> dict[str, Any]:
                 "last_epoch": r.log.last_position()[0],
                 "last_index": r.log.last_index,
                 "commit_index": r.commit_index,
-                "applied_index": host.applied,
-                "version": host.machine.last_version,
-                "records": sum(held[0] for held in host.machine.usage.values()),
-                "bytes": sum(held[1] for held in host.machine.usage.values()),
-                "operations": round(host.rate, 1),
+                "applied_index": partition.applied,
+                "version": partition.machine.last_version,
+                "records": sum(held[0] for held in partition.machine.usage.values()),
+                "bytes": sum(held[1] for held in partition.machine.usage.values()),
+                "operations": round(partition.rate, 1),
                 "lag": lag,
                 "damaged": node.rebuild.why.get(p),
                 "health": "ok" if healthy else "no leader" if r.term is None else "no quorum",

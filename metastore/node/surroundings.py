@@ -47,7 +47,7 @@ class NodeSurroundings:
             return Moved(f"this node serves nothing: {node.identity.why}", partition=p)
         if not node.core_started:
             return Unavailable("this node is starting", retry_after_s=0.2, partition=p)
-        if node.store.forks(p):
+        if node.store.pending_splits(p):
             return Unavailable(f"partition {p} is being opened here", retry_after_s=0.05, partition=p)
         placement = node.topology.partitions.get(p)
         where = {"leader": placement.leader, "epoch": placement.epoch} if placement is not None else {}
@@ -58,8 +58,8 @@ class NodeSurroundings:
         return self._node.store.space.text()
 
     def log_of(self, p: int) -> PartitionLog | None:
-        host = self._node.hosts.get(p)
-        return None if host is None else host.log
+        partition = self._node.partitions.get(p)
+        return None if partition is None else partition.log
 
     def rotten(self, p: int, error: CorruptState) -> None:
         self._node.rebuild.found(p, error)

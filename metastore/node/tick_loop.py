@@ -2,7 +2,7 @@
 
 One tick: let partitions propose if the log is free, carry out the effects, write once per connection, let the log sync, and
 then apply what is committed. While the log syncs the next tick gathers. Effects are also carried out right after each event
-that made them (``settle``).
+that made them (``drain_effects``).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STATELESS: Final = frozenset({fx.Send, fx.PersistEntries, fx.Committed})
 
 
 class TickLoop:
-    """See the module. Everything runs on one event loop. ``hosts``: the partitions here, kept by the node."""
+    """See the module. Everything runs on one event loop. ``partitions``: the partitions here, kept by the node."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class TickLoop:
         identity: Identity,
         around: NodeSurroundings,
         halt: Halt,
-        hosts: dict[int, Partition],
+        partitions: dict[int, Partition],
     ) -> None:
         self.core, self.store, self.links = core, store, links
         self.admission, self.identity, self.around, self.halt = admission, identity, around, halt
-        self.hosts = hosts
+        self.partitions = partitions
         #: the core's door (partition.ports.Agenda)
         self.handle = core.handle
         self.memory: Memory = admission
@@ -86,7 +86,7 @@ class TickLoop:
         self._quorum_asked = False
         #: what waits to leave until the log is durable up to a number: (number, node, message)
         self._held: deque[tuple[int, str, Any]] = deque()
-        #: messages to this very process
+        #: messages to this process itself
         self._inbox: deque[tuple[Process, Any]] = deque()
         #: entries that are committed and not applied yet
         self._committed: list[fx.Committed] = []
@@ -143,14 +143,14 @@ class TickLoop:
 
     # --- a tick ---------------------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def run_effects(self) -> None:
         """Carry out what the core asked for. Called right after every event given to it: nobody
         may meet a replica that is ahead of its state, such as a new leader whose adopted entries
         are committed and not yet applied (R8). Sending and syncing are left to the tick, but for what
         others wait for while this node is busy applying."""
         if self.halt.failure is None and not self.identity.refused:
             try:
-                self.run_effects()
+                self.drain_effects()
                 if self._committed:
                     self.store.start_sync()
                     self._answer_committed()
@@ -178,12 +178,12 @@ class TickLoop:
                 proposing, self._proposing = self._proposing, {}
                 now = now_ns()
                 for p in proposing:
-                    self.hosts[p].propose_pending(now)
+                    self.partitions[p].propose_pending(now)
             if self._quorum_asked:
                 self._quorum_asked = False
                 self.core.handle(now_ns(), QUORUM_ASKED)
             if self.core.effects or self._inbox:
-                self.run_effects()
+                self.drain_effects()
             self.links.flush()
             if self.answering or self._committed:
                 self._answer_committed()
@@ -202,7 +202,7 @@ class TickLoop:
         while held and held[0][0] <= seq:
             _, node, message = held.popleft()
             self._route(node, message)
-        # in this very call: the answer to a write should not wait for another pass of the loop
+        # in this same call: the answer to a write should not wait for another pass of the loop
         self._scheduled = True
         self._tick()
 
@@ -210,15 +210,15 @@ class TickLoop:
         """Answers of peers may have confirmed what waits for a quorum."""
         confirming, self.confirming = self.confirming, {}
         for p in confirming:
-            if self.hosts[p].confirm_waiting(now):
+            if self.partitions[p].confirm_waiting(now):
                 self.confirming[p] = None
 
     def _feed(self) -> None:
         feeding, self._feeding = self._feeding, {}
         try:
             for p in feeding:
-                host = self.hosts.get(p)
-                if self.halt.failure is None and host is not None and host.watches.pump():
+                partition = self.partitions.get(p)
+                if self.halt.failure is None and partition is not None and partition.watches.pump():
                     self.feed(p)
         except Exception as e:
             self.halt.fail_stop(e)
@@ -229,11 +229,11 @@ class TickLoop:
             connection.resume()
 
     def _answer_committed(self) -> None:
-        """Answer whoever waits for what is committed, and all other answers there are. That comes before
+        """Answer the operations that wait for what is committed, and all other answers there are. That comes before
         applying: what an answer says is known since the entry was resolved, and nothing that it
         leads to can come in between."""
         for p, upto in self._committed:
-            self.hosts[p].waiters.answer(upto)
+            self.partitions[p].waiters.answer(upto)
         self._flush_answers()
 
     def _flush_answers(self) -> None:
@@ -245,12 +245,12 @@ class TickLoop:
         committed = self._committed[:]
         self._committed.clear()
         for p, upto in committed:
-            self.hosts[p].apply_to(upto)
+            self.partitions[p].apply_to(upto)
 
     # --- effects --------------------------------------------------------------------------------
 
-    def run_effects(self) -> None:
-        """Carry out effects until there are none; messages to this very process come back. What is committed
+    def drain_effects(self) -> None:
+        """Carry out effects until there are none; messages to this process itself come back. What is committed
         is left to ``_apply_committed``, to be called before anybody else has a turn; here it is done first
         when an effect might look at the state."""
         core, inbox, run = self.core, self._inbox, self.runners
@@ -298,7 +298,7 @@ class TickLoop:
         p, blobs, commit, epoch, entries = effect
         self.store.append_entries(p, epoch, commit, blobs)
         if entries is not None:
-            self.hosts[p].applying.stage(blobs, entries)
+            self.partitions[p].applying.stage(blobs, entries)
 
     def hold_back(self, p: int) -> None:
         """R14: what waits to leave and says what the log of a partition has is not true any more."""
@@ -330,9 +330,9 @@ class TickLoop:
         # What the peers sent meanwhile is in the sockets: hear it before deciding that
         # they are silent (R9). Grants are checked against the clock anyway (R8).
         self.core.handle(now, Stalled())
-        for host in self.hosts.values():
+        for partition in self.partitions.values():
             # those who would have touched their records may have been unable to
-            host.deadlines.add_time(duration)
+            partition.deadlines.add_time(duration)
 
     def _pass_time(self, now: int) -> None:
         core = self.core
@@ -341,11 +341,11 @@ class TickLoop:
         self.note_room()
         for step in self.steps:
             step(now)
-        self.settle()
+        self.run_effects()
         if self.confirming:
             self.confirm_waiting(now)
-        for host in self.hosts.values():
-            host.sweep(now)
+        for partition in self.partitions.values():
+            partition.sweep(now)
         self.admission.sweep(now)
 
     def note_room(self) -> None:

@@ -1,4 +1,4 @@
-"""Committed entries become state: in order, each once, and whoever follows the changes is told (R6)."""
+"""Committed entries become state: in order, each once, and the followers of changes are notified (R6)."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ class Applying:
                 applied = index
 
     def save(self, index: int, epoch: int, applied: Applied) -> None:
-        """Entry ``index`` is applied: to the store, with what it splits off (R18), and to whoever follows the changes."""
+        """Entry ``index`` is applied: to the store, with what it splits off (R18), and to the followers of changes."""
         state, half = self.state, None
-        if applied.forked is not None:
-            half = self.split.upper_half(applied.forked)
-        state.store.apply(index, epoch, applied.changes, applied.aux, half)
+        if applied.split_result is not None:
+            half = self.split.upper_half(applied.split_result)
+        state.store.apply(index, epoch, applied.changes, applied.metadata, half)
         if half is not None:
             self.split.forget()
             self.watches.split()

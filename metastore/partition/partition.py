@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from metastore.clock import now_ns
 from metastore.core.dedupe import Window
-from metastore.core.events import ForkTaken
+from metastore.core.events import SplitTaken
 from metastore.core.replica import ACTIVE
 from metastore.core.views import ReplicaView
 from metastore.errors import CorruptState, MetastoreError
@@ -110,11 +110,11 @@ class Partition:
         self.split.narrow()
         return True
 
-    def take_fork(self) -> None:
+    def take_split(self) -> None:
         """R18: the store has made this copy, if it was empty, what its parent's entry split off."""
         if self.replica.is_empty and self.store.applied:
             self.load()
-            taken = ForkTaken(self.p, self.store.applied, self.store.applied_epoch)
+            taken = SplitTaken(self.p, self.store.applied, self.store.applied_epoch)
             self.agenda.handle(now_ns(), taken)
 
     # --- operations -----------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class Partition:
         """Leadership begins or ends here: what was proposed and is not committed is forgotten;
         who waits for it learns that its outcome is not known (R7)."""
         now = now_ns()
-        if role in PROPOSING and was in PROPOSING:  # one reign: what it proposed stands
+        if role in PROPOSING and was in PROPOSING:  # one term: what it proposed stays valid
             if role == ACTIVE:  # what was over while it was about to resign was passed over
                 self.deadlines.start(now, self.machine.timed)
                 self.serve_waiting()

@@ -135,11 +135,11 @@ class Scan(NamedTuple):
 
 class UpperHalf(NamedTuple):
     """R18: what an applied entry splits off. All from the point ``at`` on is ``child``'s, which begins with the rows
-    ``aux``. ``config``: the child's first one, packed; None = this store is no member, and the records above go."""
+    ``metadata``. ``config``: the child's first one, packed; None = this store is no member, and the records above go."""
 
     child: int
     at: bytes
-    aux: list[tuple[bytes, bytes]]
+    metadata: list[tuple[bytes, bytes]]
     config: bytes | None
 
 
@@ -186,11 +186,11 @@ class PartitionSlice(Protocol):
         index: int,
         epoch: int,
         changes: list[tuple[bytes, bytes | None]],
-        aux: set[bytes],
+        metadata: set[bytes],
         split: UpperHalf | None,
         /,
     ) -> None:
-        """Entry ``index`` is applied, with all that follows from it, as one. ``aux``: keys of metadata rows that changed."""
+        """Entry ``index`` is applied, with all that follows from it, as one. ``metadata``: keys of metadata rows that changed."""
 
     def opening(self) -> list[int]:
         """R18: what was split off this partition, and this partition itself if it was, as far as it is not durable yet."""
@@ -210,4 +210,4 @@ class PartitionSlice(Protocol):
         """Entries from ``first`` on, at least one. Raises RottenEntry."""
 
     def has(self, index: int, blob: bytes, /) -> bool:
-        """Whether entry ``index`` of the log is this very object."""
+        """Whether entry ``index`` of the log is this same object."""

@@ -64,7 +64,7 @@ class Reads:
                 return
             self.confirmation.add(connection, client, op, deadline)
         else:
-            self.transition.turn_away(connection, client, op, deadline)
+            self.transition.reject(connection, client, op, deadline)
 
     def local(self, connection: ReplySink, op: Op) -> None:
         """A stale or at-least read, from any replica."""
@@ -158,7 +158,7 @@ class Reads:
             yield
             if state.store.applied != applied:
                 return None
-        for key in machine.aux_keys():
-            total.update(key + (machine.aux(key) or b""))
+        for key in machine.metadata_keys():
+            total.update(key + (machine.metadata(key) or b""))
         version = machine.last_version
         return {"applied": applied, "version": version, "records": records, "digest": total.hexdigest()}

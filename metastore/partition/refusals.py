@@ -121,7 +121,7 @@ class Refusals:
             return self.no_room_at_all()
         if not low or not adds(op):
             return None
-        elif room and self.heir_with_room():
+        elif room and self.target_with_room():
             text = f"the disk of {self.me} is nearly full; partition {self.p} is being handed to a node that has room"
             return Overloaded(text, retry_after_s=0.3)
         else:
@@ -144,7 +144,7 @@ class Refusals:
             )
         return DiskLow(f"{what}; make room on the disks: cellctl doctor", nodes=full, retry_after_s=10)
 
-    def heir_with_room(self) -> bool:
+    def target_with_room(self) -> bool:
         """Whether a replica that can be led from has room (node.leader_balancer hands over to it)."""
         around, ctx, term = self.around, self.replica.ctx, self.replica.term
         if term is None or ctx.moves_paused or not around.can_elect() or term.config.joint:

@@ -3,7 +3,7 @@ from then on.
 
 The leader counts, slice by slice, what lies above the point, so that the entry can say how much each half
 holds; proposes the entry in a moment when nothing waits; and from then on serves nothing above the point.
-Whoever applies the entry parts with the upper half. Who leads that first, and who its replicas are, follows from the
+Each replica that applies the entry parts with the upper half. Its first leader and its replicas follow from the
 entry, so that it serves also when etcd goes away right then; the leader has etcd record it (core.changing).
 """
 
@@ -16,7 +16,7 @@ from metastore.core.configs import pack_config
 from metastore.core.events import PartingProposed, Propose, SplitApplied
 from metastore.core.messages import FULL
 from metastore.core.replica import ACTIVE
-from metastore.core.rows import Forked, SplitOff
+from metastore.core.rows import SplitOff, SplitResult
 from metastore.keys import end_point
 from metastore.layout import ConfigRecord, SplitRecord, first_epoch, term_of
 from metastore.partition.ports import UpperHalf
@@ -131,12 +131,12 @@ class Split:
         state.agenda.handle(now, Propose(state.p, payload))
         assert replica.log.last_index == index
 
-    def upper_half(self, forked: Forked) -> UpperHalf:
+    def upper_half(self, split_result: SplitResult) -> UpperHalf:
         """What the store parts with when it applies the entry, as this node is a member of it or not."""
-        split, me = forked.split, self.state.replica.ctx.me
+        split, me = split_result.split, self.state.replica.ctx.me
         mine = (me.node, me.store) in split.members
         config = pack_config(child_config(self.state.p, split)) if mine else None
-        return UpperHalf(split.child, split.at, forked.aux, config)
+        return UpperHalf(split.child, split.at, split_result.metadata, config)
 
 
 def child_config(parent: int, split: SplitOff) -> ConfigRecord:

@@ -34,7 +34,7 @@ class Transition(WaitingQueue):
             return term is not None and now_ns() - term.started_ns < MAX_WAIT_NS
         return role in HANDING_OVER
 
-    def turn_away(self, connection: ReplySink, client: bytes, op: Op, deadline: int) -> None:
+    def reject(self, connection: ReplySink, client: bytes, op: Op, deadline: int) -> None:
         """An operation for the leader, which this is not. While one hands over (R11), or has just begun, it waits."""
         if self.is_changing_hands() and not self.full:
             self.add(connection, client, op, deadline)

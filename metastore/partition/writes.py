@@ -93,7 +93,7 @@ class Writes:
         """One write that nothing is held against, that came at ``now``."""
         replica = self.state.replica
         if replica.role != ACTIVE:
-            self.transition.turn_away(connection, client, op, deadline)
+            self.transition.reject(connection, client, op, deadline)
         elif (
             len(self.pending) >= self.max_pending
             or len(self.waiters) >= MAX_PROPOSED
@@ -221,7 +221,7 @@ class Writes:
 
     @staticmethod
     def without_late(now: int, batch: list[Waiting]) -> list[Waiting]:
-        """Whoever sent these has given up; they are told that nothing was done."""
+        """The senders of these have given up; they are answered that nothing was done."""
         error = DeadlineExceeded("the deadline passed before the write was proposed; nothing was done")
         for connection, _, op, deadline, _ in batch:
             if now > deadline:

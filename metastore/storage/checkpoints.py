@@ -20,9 +20,9 @@ from metastore.storage.options import StorageOptions
 from metastore.storage.overlay import Changes
 from metastore.storage.retention import Retention
 from metastore.storage.slots import Slots
-from metastore.storage.splits import Fork, Splits
+from metastore.storage.splits import SplitRows, Splits
 from metastore.storage.state import State
-from metastore.storage.transactions import AuxSource, Flush, Transactions, flush_of
+from metastore.storage.transactions import Flush, MetadataSource, Transactions, flush_of
 from metastore.storage.writer import Writer
 
 log = logging.getLogger("metastore.store")
@@ -58,7 +58,7 @@ class Checkpoints:
         self.waiting: Flush | None = None
         #: a flush waits for room
         self.blocked = False
-        self._sources: dict[int, AuxSource] = {}
+        self._sources: dict[int, MetadataSource] = {}
         #: told of a child that has become durable, and its parent (R18)
         self.on_split: Callable[[int, int], None] = lambda child, parent: None
         self.count = 0
@@ -66,7 +66,7 @@ class Checkpoints:
 
     # --- applying ---------------------------------------------------------------------------
 
-    def set_aux_source(self, p: int, source: AuxSource) -> None:
+    def set_metadata_source(self, p: int, source: MetadataSource) -> None:
         """Who gives the present value of a metadata row that changed, when a flush is frozen."""
         self._sources[p] = source
 
@@ -76,11 +76,11 @@ class Checkpoints:
         index: int,
         epoch: int,
         changes: list[tuple[bytes, bytes | None]],
-        aux: set[bytes],
-        fork: Fork | None = None,
+        metadata: set[bytes],
+        split_off: SplitRows | None = None,
     ) -> None:
         """Committed changes of entry ``index``, and what it splits off (R18); visible at once, in the state later.
-        ``aux``: metadata rows that changed."""
+        ``metadata``: metadata rows that changed."""
         slots = self._slots
         meta = slots.partitions[p].meta
         assert index == meta.applied + 1, f"R6: entry {index} applied after {meta.applied}"
@@ -90,12 +90,12 @@ class Checkpoints:
         active = self._changes.active
         if not active.changes:
             self._since_s = self._writer.now_s()
-        active.apply(p, changes, aux)
+        active.apply(p, changes, metadata)
         self._changes.grown()
         slots.changed.add(p)
-        if fork is not None:
-            self._splits.part(p, index, epoch, fork)
-        if fork or active.bytes > self._options.flush_bytes or active.changes > self.flush_changes:
+        if split_off is not None:
+            self._splits.part(p, index, epoch, split_off)
+        if split_off or active.bytes > self._options.flush_bytes or active.changes > self.flush_changes:
             self.freeze()
 
     def forget(self, p: int) -> None:

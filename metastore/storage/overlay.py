@@ -81,11 +81,11 @@ class Overlay:
 
     def __init__(self) -> None:
         self.partitions: dict[int, PartitionOverlay] = {}
-        self.dirty_aux: dict[int, set[bytes]] = {}
+        self.dirty_metadata: dict[int, set[bytes]] = {}
         self.bytes = 0
         self.changes = 0
 
-    def apply(self, p: int, changes: list[tuple[bytes, bytes | None]], aux: set[bytes]) -> None:
+    def apply(self, p: int, changes: list[tuple[bytes, bytes | None]], metadata: set[bytes]) -> None:
         if changes:
             part = self.partitions.get(p)
             if part is None:
@@ -96,11 +96,11 @@ class Overlay:
                 grown += put(lkey, record)
             self.bytes += grown
             self.changes += len(changes)
-        dirty = self.dirty_aux.get(p)
+        dirty = self.dirty_metadata.get(p)
         if dirty is None:
-            self.dirty_aux[p] = set(aux)
+            self.dirty_metadata[p] = set(metadata)
         else:
-            dirty |= aux
+            dirty |= metadata
 
     def split(self, p: int, at: bytes) -> PartitionOverlay | None:
         """Part with the changes of ``p`` at the point ``at`` and above; None when there are none of ``p``."""
@@ -109,7 +109,7 @@ class Overlay:
 
     def drop(self, p: int) -> None:
         self.partitions.pop(p, None)
-        self.dirty_aux.pop(p, None)
+        self.dirty_metadata.pop(p, None)
 
 
 class Changes:

@@ -28,7 +28,7 @@ PAUSE_S: Final = 30.0
 
 
 class RottenRow(NamedTuple):
-    """The value under a key of the state (table ``data``, ``aux``, ``meta`` or ``map``) is not as it was put."""
+    """The value under a key of the state (table ``data``, ``metadata``, ``meta`` or ``map``) is not as it was put."""
 
     table: str
     key: bytes

@@ -14,7 +14,7 @@ from typing import Final
 from metastore.core.logindex import LogIndex
 from metastore.keys import END_OF_RING
 from metastore.storage.partition_log import PartitionLog
-from metastore.storage.state import AUX_TABLE, DATA_TABLE, LONG, SLOT, GarbageRange, Meta
+from metastore.storage.state import DATA_TABLE, LONG, METADATA_TABLE, SLOT, GarbageRange, Meta
 
 #: a slot that is never given out
 NO_SLOT: Final = 0
@@ -160,7 +160,7 @@ class Slots:
         found = []
         for p, info in self.partitions.items():
             meta = info.meta
-            if table == AUX_TABLE:
+            if table == METADATA_TABLE:
                 mine = key[: SLOT.size] == SLOT.pack(meta.slot)
             else:
                 data = SLOT.pack(meta.data_slot)

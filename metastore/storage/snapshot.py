@@ -8,7 +8,7 @@ from typing import Protocol
 from metastore.errors import Unavailable
 from metastore.storage.state import State
 
-DATA, AUX = 1, 2
+DATA, METADATA = 1, 2
 SnapshotRow = tuple[int, bytes, bytes]
 """DATA or AUX, key, value."""
 
@@ -25,20 +25,20 @@ class SnapshotReader:
             self._snapshot.close()
             raise Unavailable(f"partition {p} has nothing applied on disk yet")
         self.index, self.epoch, self._meta = meta.applied, meta.applied_epoch, meta
-        self._aux = self._state.aux_rows_in(meta.slot, self._snapshot)
+        self._metadata = self._state.metadata_rows_in(meta.slot, self._snapshot)
         self._rows = self._all_rows()
 
-    def aux(self, key: bytes) -> bytes | None:
+    def metadata(self, key: bytes) -> bytes | None:
         """One of its aux rows."""
-        return dict(self._aux).get(key)
+        return dict(self._metadata).get(key)
 
     def _all_rows(self) -> Iterator[SnapshotRow]:
         for lkey, record in self._state.scan(
             self._meta.data_slot, self._meta.start, self._meta.end, self._snapshot
         ):
             yield DATA, lkey, record
-        for key, row in self._aux:
-            yield AUX, key, row
+        for key, row in self._metadata:
+            yield METADATA, key, row
 
     def chunk(self, max_bytes: int) -> list[SnapshotRow]:
         """The next rows, about ``max_bytes`` of them; none at the end."""

@@ -15,13 +15,13 @@ from metastore.storage.slots import NO_SLOT, PartitionInfo, Slots
 from metastore.storage.state import GarbageRange, Meta
 
 
-class Fork(NamedTuple):
+class SplitRows(NamedTuple):
     """R18: what an applied entry splits off. All from the point ``at`` on is ``child``'s, which begins with the rows
-    ``aux``. ``config``: the child's first one, packed; None = this store is no member, and what lies above goes."""
+    ``metadata``. ``config``: the child's first one, packed; None = this store is no member, and what lies above goes."""
 
     child: int
     at: bytes
-    aux: list[tuple[bytes, bytes]]
+    metadata: list[tuple[bytes, bytes]]
     config: bytes | None
 
 
@@ -35,35 +35,35 @@ class Splits:
         #: child -> its parent, of the flush that is under way
         self._flushing: dict[int, int] = {}
 
-    def part(self, p: int, index: int, epoch: int, fork: Fork) -> None:
+    def part(self, p: int, index: int, epoch: int, split_off: SplitRows) -> None:
         """Entry ``index`` of ``p`` is applied and parts with what lies above. A child that is here, but still
-        empty, becomes the fork; one that came from elsewhere stays as it is."""
-        slots, child = self._slots, fork.child
+        empty, becomes the split-off half; one that came from elsewhere stays as it is."""
+        slots, child = self._slots, split_off.child
         parent, known = slots.partitions[p].meta, slots.partitions.get(child)
-        end, parent.end = parent.end, fork.at
-        above = self._changes.active.split(p, fork.at)
-        if fork.config is None or (known is not None and not slots.is_empty(child)):
+        end, parent.end = parent.end, split_off.at
+        above = self._changes.active.split(p, split_off.at)
+        if split_off.config is None or (known is not None and not slots.is_empty(child)):
             # the rows of a copy that came otherwise are in a slot of its own
             if known is None or known.meta.dropped or slots.holds(child):
-                garbage = GarbageRange(self._log.last_seq, NO_SLOT, parent.data_slot, fork.at, end)
+                garbage = GarbageRange(self._log.last_seq, NO_SLOT, parent.data_slot, split_off.at, end)
                 slots.parted.append((p, index, garbage))
             return
         if known is None:
             log = self._log.partitions[child] = PartitionLog()
-            known = slots.partitions[child] = PartitionInfo(Meta(0, config=fork.config), log.index)
+            known = slots.partitions[child] = PartitionInfo(Meta(0, config=split_off.config), log.index)
         else:
             slots.discard(known.meta.slot)
         meta = known.meta
         meta.slot, meta.shared = slots.take(), parent.data_slot
-        meta.config = meta.config or fork.config
-        meta.start, meta.end = fork.at, end
+        meta.config = meta.config or split_off.config
+        meta.start, meta.end = split_off.at, end
         meta.applied, meta.applied_epoch, meta.commit = index, epoch, index
         meta.log_from_seq = self._log.last_seq
         self._log.partitions[child].reset(index, epoch)
         known.saved = 0
         if above is not None:
             self._changes.active.partitions[child] = above
-        self._pending[child] = p, fork.aux
+        self._pending[child] = p, split_off.metadata
         slots.changed.add(child)
 
     def is_pending(self, p: int) -> bool:
@@ -84,7 +84,7 @@ class Splits:
         """The next flush has what waits: the metadata rows of each child."""
         pending, self._pending = self._pending, {}
         self._flushing = {child: parent for child, (parent, _) in pending.items()}
-        return {child: aux for child, (_, aux) in pending.items()}
+        return {child: metadata for child, (_, metadata) in pending.items()}
 
     def flushed(self) -> dict[int, int]:
         """What was split off is durable: child -> its parent."""

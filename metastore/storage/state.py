@@ -1,6 +1,6 @@
 """The applied state: records, aux rows and the position each partition stands at, in the tables of an engine.
 
-Tables: ``data`` (slot + lkey -> record), ``aux`` (slot + key -> row), ``meta``, ``map`` (rows that the node keeps beside its
+Tables: ``data`` (slot + lkey -> record), ``metadata`` (slot + key -> row), ``meta``, ``map`` (rows that the node keeps beside its
 facts: ``kept``). A partition's
 current *slot* is in its meta row, so that a snapshot is staged in a fresh slot and switched in
 by changing that row (R17). A partition that was split off another has its aux rows in a slot of its
@@ -52,9 +52,9 @@ _LEN: Final = struct.Struct("<H")
 NODE_ROW: Final = b"n"
 BORDER_ROW: Final = b"b"
 DATA_TABLE: Final = "data"
-AUX_TABLE: Final = "aux"
+METADATA_TABLE: Final = "aux"
 META_TABLE: Final = "meta"
-TABLES: Final = (DATA_TABLE, AUX_TABLE, META_TABLE)
+TABLES: Final = (DATA_TABLE, METADATA_TABLE, META_TABLE)
 #: made where it is missing, by a build from before it; that nothing of it is lost is told by the node's row
 MAP_TABLE: Final = "map"
 READ_CACHE_BYTES: Final = 32 << 20
@@ -145,9 +145,9 @@ def record_writes(slot: int, records: Mapping[bytes, bytes | None]) -> list[Row]
     ]
 
 
-def aux_write(slot: int, key: bytes, row: bytes | None) -> tuple[str, bytes, bytes | None]:
+def metadata_write(slot: int, key: bytes, row: bytes | None) -> tuple[str, bytes, bytes | None]:
     """A change of one metadata row of a slot (None: deleted), for a Job."""
-    return AUX_TABLE, SLOT.pack(slot) + key, row
+    return METADATA_TABLE, SLOT.pack(slot) + key, row
 
 
 def _unframe(key: bytes, value: bytes) -> tuple[bytes, bytes]:
@@ -321,14 +321,14 @@ class State:
         row = snapshot.table(META_TABLE).get(meta_key(p))
         return None if row is None else Meta.unpack(unseal(meta_key(p), row))
 
-    def aux_rows(self, slot: int) -> list[tuple[bytes, bytes]]:
+    def metadata_rows(self, slot: int) -> list[tuple[bytes, bytes]]:
         with self.engine.snapshot() as snapshot:
-            return self.aux_rows_in(slot, snapshot)
+            return self.metadata_rows_in(slot, snapshot)
 
-    def aux_rows_in(self, slot: int, snapshot: Snapshot) -> list[tuple[bytes, bytes]]:
+    def metadata_rows_in(self, slot: int, snapshot: Snapshot) -> list[tuple[bytes, bytes]]:
         prefix = SLOT.pack(slot)
         rows = []
-        for key, row in rows_from(snapshot.table(AUX_TABLE), prefix):
+        for key, row in rows_from(snapshot.table(METADATA_TABLE), prefix):
             if key[:4] != prefix:
                 check_key(key, row)
                 break
@@ -362,7 +362,7 @@ class State:
         """Every slot that holds rows. Raises CorruptTree."""
         found: set[int] = set()
         with self.engine.snapshot() as snapshot:
-            for name in (DATA_TABLE, AUX_TABLE):
+            for name in (DATA_TABLE, METADATA_TABLE):
                 table = snapshot.table(name)
                 row = first_from(table, b"")
                 while row is not None:
@@ -390,7 +390,7 @@ class State:
         with self.engine.snapshot() as snapshot:
             for name, slot, start, end in (
                 (DATA_TABLE, garbage.data_slot, garbage.start, garbage.end),
-                (AUX_TABLE, garbage.slot, b"", None),
+                (METADATA_TABLE, garbage.slot, b"", None),
             ):
                 keys[name] = _keys_within(snapshot.table(name), SLOT.pack(slot), start, end, left)
                 left -= len(keys[name])

@@ -126,10 +126,10 @@ class Store:
         )
         self.keep_fact, self.keep_rows = journal.keep_fact, journal.keep_rows
         self.raise_generation, self.note_asked = journal.raise_generation, journal.note_asked
-        self.apply, self.set_aux_source = checkpoints.apply, checkpoints.set_aux_source
+        self.apply, self.set_metadata_source = checkpoints.apply, checkpoints.set_metadata_source
         self.save, self.run_flush = checkpoints.save, checkpoints.run
         self.hold_log, self.release_log = self.retention.hold, self.retention.release
-        self.holds, self.forks, self.is_forking = (
+        self.holds, self.pending_splits, self.is_splitting = (
             self.slots.holds,
             self.splits.pending_of,
             self.splits.is_pending,
@@ -201,17 +201,19 @@ class Store:
 
     def drop_partition(self, p: int) -> None:
         """Delete a removed replica's data; its sealed epoch stays for ever (R10). Raises StorageError while what
-        was split off it, or the split that made it, is not durable (``forks``, R18)."""
-        if self.forks(p):
-            raise StorageError(f"R18: partition {p} cannot be dropped while {self.forks(p)} are not durable")
+        was split off it, or the split that made it, is not durable (``pending_splits``, R18)."""
+        if self.pending_splits(p):
+            raise StorageError(
+                f"R18: partition {p} cannot be dropped while {self.pending_splits(p)} are not durable"
+            )
         self.slots.drop(p, self.append(DropEntry(p)))
         self.checkpoints.forget(p)
         self.retention.forget(p)
         self.log.partitions[p].reset(0, 0)
 
-    def load_aux(self, p: int) -> list[tuple[bytes, bytes]]:
+    def load_metadata(self, p: int) -> list[tuple[bytes, bytes]]:
         """The metadata rows of the state. Raises CorruptState."""
-        return self.state.aux_rows(self.partitions[p].meta.slot)
+        return self.state.metadata_rows(self.partitions[p].meta.slot)
 
     def open_snapshot(self, p: int) -> SnapshotReader:
         return SnapshotReader(self.state, p)

@@ -26,7 +26,7 @@ import msgpack
 from metastore.storage.overlay import Overlay
 from metastore.storage.segments import BEGINNING, Border
 from metastore.storage.slots import PartitionInfo
-from metastore.storage.snapshot import AUX, DATA, SnapshotRow
+from metastore.storage.snapshot import DATA, METADATA, SnapshotRow
 from metastore.storage.state import (
     BORDER_ROW,
     MAP_TABLE,
@@ -37,12 +37,12 @@ from metastore.storage.state import (
     Meta,
     Row,
     State,
-    aux_write,
     meta_key,
+    metadata_write,
     record_writes,
 )
 
-AuxSource = Callable[[bytes], bytes | None]
+MetadataSource = Callable[[bytes], bytes | None]
 """The present value of one of a partition's metadata rows."""
 
 
@@ -67,7 +67,7 @@ def flush_of(
     generation: Overlay,
     children: Mapping[int, list[tuple[bytes, bytes]]],
     changed: set[int],
-    sources: Mapping[int, AuxSource],
+    sources: Mapping[int, MetadataSource],
     topology: tuple[Mapping[bytes, bytes | None], int],
     seq: int,
 ) -> Flush:
@@ -75,13 +75,13 @@ def flush_of(
     in the state is not what it has to be; ``topology``: rows that changed, and how many there are; ``seq``: the last record of
     the log. Pure, but that it asks ``sources``."""
     rows: Job = []
-    for p, keys in generation.dirty_aux.items():
+    for p, keys in generation.dirty_metadata.items():
         source, slot = sources.get(p), partitions[p].meta.slot
         if source is not None:
-            rows += [aux_write(slot, key, source(key)) for key in sorted(keys)]
-    for child, aux in children.items():
+            rows += [metadata_write(slot, key, source(key)) for key in sorted(keys)]
+    for child, metadata in children.items():
         slot = partitions[child].meta.slot
-        rows += [aux_write(slot, key, row) for key, row in aux]
+        rows += [metadata_write(slot, key, row) for key, row in metadata]
     rows += [(META_TABLE, meta_key(p), partitions[p].meta.pack()) for p in changed]
     rows += [(MAP_TABLE, key, row) for key, row in topology[0].items()]
     slots = {p: partitions[p].meta.data_slot for p in generation.partitions}
@@ -122,9 +122,9 @@ class Transactions:
         self._state.write([(META_TABLE, BORDER_ROW, msgpack.packb(border))])
 
     def stage(self, slot: int, rows: list[SnapshotRow]) -> None:
-        aux = [aux_write(slot, key, value) for kind, key, value in rows if kind == AUX]
+        metadata = [metadata_write(slot, key, value) for kind, key, value in rows if kind == METADATA]
         records = record_writes(slot, {key: value for kind, key, value in rows if kind == DATA})
-        self._state.write(aux, records)
+        self._state.write(metadata, records)
 
     def delete_some(self, garbage: GarbageRange) -> bool:
         """Whether rows are left."""

@@ -34,8 +34,8 @@ from metastore.storage.state import (
     TABLES,
     Meta,
     State,
-    aux_write,
     meta_key,
+    metadata_write,
     record_writes,
 )
 from metastore.topology import TopologyTable
@@ -234,19 +234,19 @@ def _aux_of(machine: Machine) -> Any:
             client: (s.guard, s.floor, s.last_index, s.ordinal, dict(s.outcomes))
             for client, s in machine.sessions.items()
         },
-        "rows": {key: machine.aux(key) for key in machine.aux_keys()},
+        "rows": {key: machine.metadata(key) for key in machine.metadata_keys()},
     }
 
 
 def _load_aux(state: State) -> Any:
     machine = Machine(lambda _: None)
-    machine.load(state.aux_rows(5))
+    machine.load(state.metadata_rows(5))
     return _aux_of(machine)
 
 
 def _state() -> dict[str, Example]:
     machine = _machine()
-    aux = [(key, machine.aux(key)) for key in machine.aux_keys()]
+    aux = [(key, machine.metadata(key)) for key in machine.metadata_keys()]
     packed = pack_record(17, 12, b"value")
     return {
         "record": _row(
@@ -261,7 +261,7 @@ def _state() -> dict[str, Example]:
         ),
         "aux": _row(
             _aux_of(machine),
-            lambda state, v: state.write([aux_write(5, key, row) for key, row in aux]),
+            lambda state, v: state.write([metadata_write(5, key, row) for key, row in aux]),
             _load_aux,
         ),
         "meta": _row((_NODE, Border(2, 5), _METAS), _put_metas, lambda state: state.saved()),

@@ -16,7 +16,7 @@ from metastore.core.messages import KINDS
 from metastore.core.rows import NOTHING
 from metastore.layout import ConfigRecord
 from metastore.records import pack_record
-from metastore.storage.snapshot import AUX, DATA
+from metastore.storage.snapshot import DATA, METADATA
 from metastore.wire.peer_messages import MAX_COUNT, MAX_GRANT_NS, encode
 
 EPOCHS = frozenset({"epoch", "prev_epoch", "hint_epoch", "last_epoch", "at_epoch", "sealed", "resigned"})
@@ -113,17 +113,17 @@ class Nonsense:
         f, rng = self.facts, self.rng
         good = [
             [DATA, f.lkey, pack_record(1, 1, b"v")],
-            [AUX, b"m", msgpack.packb([1, 0])],
-            [AUX, b"s" + b"c" * 16, msgpack.packb([0, 1, 1, 0, [[1, [0, 1, 1]]]])],
+            [METADATA, b"m", msgpack.packb([1, 0])],
+            [METADATA, b"s" + b"c" * 16, msgpack.packb([0, 1, 1, 0, [[1, [0, 1, 1]]]])],
         ]
         bad = [
             [DATA, b"", b""],
             [DATA, f.lkey, b"too short"],
             [DATA, f.lkey[:13] + b"\xff\xfe", pack_record(1, 1, b"v")],
             [DATA, bytes(8) + b"x" * 3000, pack_record(1, 1, b"v")],
-            [AUX, b"s" + b"c" * 16, b"\xc1"],
-            [AUX, b"x" * 600, b"\x90"],
-            [AUX, b"m", msgpack.packb(["a", 1])],
+            [METADATA, b"s" + b"c" * 16, b"\xc1"],
+            [METADATA, b"x" * 600, b"\x90"],
+            [METADATA, b"m", msgpack.packb(["a", 1])],
             [9, b"k", b"v"],
         ]
         return [rng.choice(good if rng.random() < 0.7 else bad) for _ in range(rng.choice([0, 0, 1, 2]))]

@@ -31,7 +31,7 @@ from metastore.keys import storage_key
 from metastore.layout import ConfigRecord, Layout, NodeRecord, to_json
 from metastore.node.peers import MAX_IDLE_PINGS, PING_S
 from metastore.records import pack_record
-from metastore.storage.snapshot import AUX, DATA
+from metastore.storage.snapshot import DATA, METADATA
 from metastore.wire import frames
 from tests.hostile.attack import (
     HELLO,
@@ -318,7 +318,10 @@ def test_a_leader_that_makes_no_sense_is_disconnected(with_stranger: Cluster, ho
             "holds rows that are not valid",
         ),
         "a broken record": ([begin, chunk(DATA, facts.lkey, b"\0" * 30)], "holds rows that are not valid"),
-        "a broken session": ([begin, chunk(AUX, b"s" + b"c" * 16, b"\xc1")], "holds rows that are not valid"),
+        "a broken session": (
+            [begin, chunk(METADATA, b"s" + b"c" * 16, b"\xc1")],
+            "holds rows that are not valid",
+        ),
     }
     generation = cluster.status(name)["identity"]["generation"]
     hello = peer_hello(leader, process(cluster, "c1n3")[:2], generation)

@@ -228,7 +228,7 @@ class Control:
         self._open_set_aside()
         self._remember_due |= any(found.parts[0] in REMEMBERED for found in seen)
         self.wake()
-        node.ticks.settle()
+        node.ticks.run_effects()
 
     def _forget_nodes(self, number: int) -> None:
         """Nodes that went from the table since that change of it."""
@@ -273,8 +273,8 @@ class Control:
     def _recorded(self, cell: str, p: int, is_well: bool) -> None:
         """Whether etcd has a record of the partition that makes sense: where it has none, nobody can be elected by
         it, and its members claim (R16) as if etcd were away."""
-        host = self.node.hosts.get(p)
-        if host is not None and cell == self._home(p):
+        partition = self.node.partitions.get(p)
+        if partition is not None and cell == self._home(p):
             self._happens(ev.RecordSeen(p, is_well))
 
     def _open_set_aside(self) -> None:
@@ -286,31 +286,31 @@ class Control:
                     self._config_changed(cell, config, mod_revision)
 
     def _leader_changed(self, p: int, new: KV | None) -> None:
-        host = self.node.hosts.get(p)
+        partition = self.node.partitions.get(p)
         self._leaders[p] = new
-        if host is not None:
+        if partition is not None:
             self._happens(ev.LeaderSeen(p, new.value if new else None))
 
     def _config_changed(self, cell: str, config: ConfigRecord, mod_revision: int) -> None:
         node, p = self.node, config.partition
-        host = node.hosts.get(p)
+        partition = node.partitions.get(p)
         mine = (node.me.node, node.me.store)
         move = self._moves.get(p)
         self._set_aside.pop(p, None)
         aside = p in node.topology.aside
-        place = view.place_of(config, move[0] if move else None, mine, host is not None, aside)
+        place = view.place_of(config, move[0] if move else None, mine, partition is not None, aside)
         if place is view.Place.ELSEWHERE:
             self._elsewhere[p] = cell, config, mod_revision
             self._unopened.pop(p, None)
-            if host is not None:
-                self._left(host, config, mod_revision)
+            if partition is not None:
+                self._left(partition, config, mod_revision)
             return
         self._elsewhere.pop(p, None)
         since = self._unopened.pop(p)[3] if p in self._unopened else now_ns()
         if place is view.Place.ASIDE:
             self._set_aside[p] = cell, config, mod_revision
             return
-        if host is None and config.parent is not None:
+        if partition is None and config.parent is not None:
             self._entry_committed(config.parent)
             if self._waits_for_parent(config, since):
                 self._unopened[p] = cell, config, mod_revision, since
@@ -318,45 +318,45 @@ class Control:
         if self._homes.get(p) != cell:
             self._homes[p] = cell
             self._leaders.pop(p, None)
-        if host is None:
-            host = node.open_partition(config)
+        if partition is None:
+            partition = node.open_partition(config)
         self._relate(config.members())
-        host.split.wanted = self._splits.get(p)
+        partition.split.wanted = self._splits.get(p)
         self._happens(ev.HomeSeen(p, cell))
         self._happens(ev.MoveWanted(p, move[0] if move else None))
         if mod_revision:
             self._configs[p] = mod_revision
             self._terms[p] = term_of(config.epoch)
         self._happens(ev.ConfigSeen(config.partition, config, mod_revision))
-        host.split.narrow()
+        partition.split.narrow()
 
     def _waits_for_parent(self, config: ConfigRecord, since: int) -> bool:
         """R18: whether it was split off what is here, and will be here as soon as the entry that did it is applied and
         durable. That may never be: then it is opened empty, and gets what it has to hold from other replicas."""
         child, store = config.partition, self.node.store
-        if store.is_forking(child):
+        if store.is_splitting(child):
             return True
         if config.parent is None or (child in store.partitions and not store.partitions[child].dropped):
             return False
-        parent = self.node.hosts.get(config.parent[0])
+        parent = self.node.partitions.get(config.parent[0])
         if parent is None or any(split.child == child for split in parent.machine.splits):
             return False
         return parent.replica.is_member() and now_ns() - since < PARENT_PATIENCE_NS
 
     def _entry_committed(self, parent: tuple[int, int, int]) -> None:
         """R18: who knows what an entry split off knows that the entry is committed. It is applied when the node settles."""
-        host = self.node.hosts.get(parent[0])
-        if host is not None:
+        partition = self.node.partitions.get(parent[0])
+        if partition is not None:
             self._happens(ev.EntryCommitted(*parent))
 
     def sought(self, effect: fx.Sought) -> None:
         """R18: a member of what was split off a partition of this node's has begun to lead it, and etcd may not know
         yet."""
         node, p, config = self.node, effect.p, effect.config
-        parent = node.hosts.get(config.parent[0]) if config.parent else None
+        parent = node.partitions.get(config.parent[0]) if config.parent else None
         mine = (node.me.node, node.me.store) in config.members()
         info = node.store.partitions.get(p)
-        is_here = p in node.hosts or p in self._unopened or node.store.is_forking(p)
+        is_here = p in node.partitions or p in self._unopened or node.store.is_splitting(p)
         has_left = p in self._elsewhere or (info is not None and info.dropped)
         if parent is None or not mine or is_here or has_left:
             return
@@ -380,11 +380,11 @@ class Control:
         begins with follows from the entry that made it."""
         node, split = self.node, next(s for s in parent.machine.splits if s.child == child)
         config = child_config(parent.p, split)
-        host, home = node.hosts.get(child), self._home(parent.p)
+        partition, home = node.partitions.get(child), self._home(parent.p)
         node.topology.learn(placement_of(home, config))
         self._remember_due = True
-        if host is not None:
-            host.take_fork()
+        if partition is not None:
+            partition.take_split()
         elif child in self._unopened:
             self._open_waiting()
         elif child in self._elsewhere:  # etcd's record names this store no more
@@ -392,7 +392,7 @@ class Control:
         else:
             self._homes[child] = home
             self._relate(config.members())
-            host = node.open_partition(config)
+            partition = node.open_partition(config)
             self._happens(ev.HomeSeen(child, home))
             self._happens(ev.SplitOff(child, parent.p))
 
@@ -409,14 +409,14 @@ class Control:
             self._splits.pop(p, None)
         else:
             self._splits[p] = split
-        host = self.node.hosts.get(p)
-        if host is not None:
-            host.split.wanted = split
+        partition = self.node.partitions.get(p)
+        if partition is not None:
+            partition.split.wanted = split
 
-    def _left(self, host: Partition, config: ConfigRecord, mod_revision: int) -> None:
+    def _left(self, partition: Partition, config: ConfigRecord, mod_revision: int) -> None:
         """R10: the record names this store no more, and stands in etcd: that is the confirmation."""
         self._happens(ev.ConfigSeen(config.partition, config, mod_revision))
-        self.node.ticks.settle()
+        self.node.ticks.run_effects()
         self._drop_what_left()
 
     def _drop_what_left(self) -> None:
@@ -424,9 +424,11 @@ class Control:
         somebody to join."""
         node = self.node
         mine = (node.me.node, node.me.store)
-        for p, host in [(p, host) for p, host in node.hosts.items() if p in self._elsewhere]:
+        for p, partition in [
+            (p, partition) for p, partition in node.partitions.items() if p in self._elsewhere
+        ]:
             _, config, mod_revision = self._elsewhere[p]
-            replica = host.replica
+            replica = partition.replica
             copy = view.Copy(replica.sealed_epoch, replica.config_mod_revision, replica.installing)
             if view.may_be_dropped(config, mod_revision, mine, copy) and not self._is_needed(p):
                 node.drop_partition(p)
@@ -435,7 +437,7 @@ class Control:
 
     def _is_needed(self, p: int) -> bool:
         """R18: whether what was split off ``p`` has here only the rows and the log of ``p`` as yet."""
-        if self.node.store.forks(p):
+        if self.node.store.pending_splits(p):
             return True
         children = [q.id for q in self.node.topology.partitions.values() if q.parent and q.parent[0] == p]
         return any(self.misses(child) for child in children)
@@ -447,14 +449,14 @@ class Control:
             self._moves.pop(p, None)
         else:
             self._moves[p] = move
-        host = node.hosts.get(p)
-        if host is not None:
+        partition = node.partitions.get(p)
+        if partition is not None:
             self._happens(ev.MoveWanted(p, move[0] if move else None))
             if move is not None:
                 self._relate(move[0].target)
-            config = host.replica.config
+            config = partition.replica.config
             if config is not None and view.is_withdrawn(config, move[0] if move else None, mine):
-                self._elsewhere[p] = self._home(p), config, host.replica.config_mod_revision
+                self._elsewhere[p] = self._home(p), config, partition.replica.config_mod_revision
                 self._drop_what_left()
         elif move is not None and p in self._elsewhere:
             self._config_changed(*self._elsewhere[p])
@@ -504,8 +506,8 @@ class Control:
 
     def leader_keys_read(self) -> None:
         """The first content of the watch has been delivered: an absent leader key is absent."""
-        for p, host in self.node.hosts.items():
-            told = host.replica.leader_value_known and host.replica.leader_value is None
+        for p, partition in self.node.partitions.items():
+            told = partition.replica.leader_value_known and partition.replica.leader_value is None
             if p not in self._leaders and not told:
                 self._happens(ev.LeaderSeen(p, None))
 
@@ -527,8 +529,8 @@ class Control:
             raise
         except Exception:
             log.exception("the campaign for partition %d failed", p)
-        host = node.hosts.get(p)
-        if host is None:
+        partition = node.partitions.get(p)
+        if partition is None:
             return
         if won:
             self.elections_won += 1
@@ -537,7 +539,7 @@ class Control:
             self._happens(ev.CampaignEnded(p, *won))
         else:
             self._happens(ev.CampaignEnded(p, None, 0))
-        node.ticks.settle()
+        node.ticks.run_effects()
 
     async def _elect(self, effect: fx.Campaign) -> tuple[ConfigRecord, int] | None:
         """The election transaction; who commits it owns the term (R2)."""
@@ -567,8 +569,8 @@ class Control:
 
     def _catch_up(self, p: int, config: KV | None, leader: KV | None) -> None:
         """What the transaction found instead: the watch may be behind, or cut off from news."""
-        host = self.node.hosts.get(p)
-        if host is None:
+        partition = self.node.partitions.get(p)
+        if partition is None:
             return
         record = self._config_in(config)
         if config is not None and record is not None:
@@ -599,8 +601,8 @@ class Control:
             done = await self._swap(effect)
         except CoordinationError as e:
             log.debug("change of partition %d: %s", p, e)
-        host = node.hosts.get(p)
-        if host is None:
+        partition = node.partitions.get(p)
+        if partition is None:
             return
         fields = {"node": node.config.node, "partition": p, "epoch": effect.new.epoch}
         if done:
@@ -608,7 +610,7 @@ class Control:
             self._configs[p] = max(done, self._configs.get(p, 0))
         new = effect.new if done else None
         self._happens(ev.ChangeEnded(p, new, done, effect.reason))
-        node.ticks.settle()
+        node.ticks.run_effects()
 
     async def _swap(self, effect: fx.ChangeConfig) -> int:
         """The compare-and-swap of ``config(p)``; the revision that it was made at, 0 = it was not."""
@@ -635,8 +637,8 @@ class Control:
 
     def _led_at(self, child: ConfigRecord | None) -> int | None:
         """The epoch at which a child is led here already."""
-        host = self.node.hosts.get(child.partition) if child is not None else None
-        return host.replica.sealed_epoch if host is not None and host.role == ACTIVE else None
+        partition = self.node.partitions.get(child.partition) if child is not None else None
+        return partition.replica.sealed_epoch if partition is not None and partition.role == ACTIVE else None
 
     def move_ended(self, effect: fx.MoveEnded) -> None:
         self._spawn(self._end_move(effect))
@@ -692,9 +694,9 @@ class Control:
             return
         await self._publish(usage, session)
         if self.ready.is_set():
-            for p, host in list(self.node.hosts.items()):
-                await self._compare_terms(p, host)
-                replica = host.replica
+            for p, partition in list(self.node.partitions.items()):
+                await self._compare_terms(p, partition)
+                replica = partition.replica
                 config = replica.config
                 if (
                     replica.role == "active"
@@ -706,10 +708,10 @@ class Control:
                     await self._put_back(p, replica.sealed_epoch)
             await self.replacement.look()
 
-    async def _compare_terms(self, p: int, host: Partition) -> None:
+    async def _compare_terms(self, p: int, partition: Partition) -> None:
         """R13: a term sealed here was etcd's before. The watch may be behind it, a fresh reading
         cannot; one that is says that etcd was restored from a backup."""
-        sealed = term_of(host.replica.sealed_epoch)
+        sealed = term_of(partition.replica.sealed_epoch)
         if self._terms.get(p, sealed) >= sealed:
             return
         found = await self.coordinator.get(self.layout.config(self._home(p), p))
@@ -736,7 +738,7 @@ class Control:
         me, seen = self._author(), self._leaders.get(p)
         if me is None or not transactions.is_to_be_put_back(me, epoch, seen):
             return
-        cell, replica = self._home(p), self.node.hosts[p].replica
+        cell, replica = self._home(p), self.node.partitions[p].replica
         term, config = replica.term, replica.config
         began = None
         if epoch != first_epoch(term_of(epoch)) and term is not None and config is not None:
@@ -765,7 +767,7 @@ class Control:
         return self.ready.is_set() and self.can_elect()
 
     def can_elect(self) -> bool:
-        """Whether an election could be run from here now; not before etcd has this very process registered (R13), and
+        """Whether an election could be run from here now; not before etcd has this process registered (R13), and
         not while it is full.
         A watch that heard nothing for as long as a lease lives counts as etcd away (R9, R16): by the lease, nobody
         else may take over, and without the watch this node knows of nothing to take over."""

@@ -45,7 +45,7 @@ def event(layout: Layout, config: ConfigRecord, cell: str, kind: str, cause: str
 
 
 def election(layout: Layout, cell: str, me: Author, effect: fx.Campaign, at_ms: int) -> Transaction:
-    """Whoever commits it owns the term (R2)."""
+    """The candidate that commits it owns the term (R2)."""
     config_key, leader_key = layout.config(cell, effect.p), layout.leader(cell, effect.p)
     leader_is = (
         Compare.absent(leader_key) if effect.replace is None else Compare.value_is(leader_key, effect.replace)

@@ -313,12 +313,12 @@ class Node:
     def install(self) -> None:
         if self.installing is None:
             return
-        index, epoch, state, aux = self.installing
+        index, epoch, state, metadata = self.installing
         self.installing = None
         disk = self.disk
         seals = [r for r in disk.records if isinstance(r, fx.PersistSeal | fx.PersistConfig)]
         # one transaction: durable when it returns; earlier entries are void
-        disk.records, disk.base = seals, (index, epoch, dict(state), list(aux))
+        disk.records, disk.base = seals, (index, epoch, dict(state), list(metadata))
         disk.durable = len(seals)
         for s in seals:
             if isinstance(s, fx.PersistSeal):
@@ -330,7 +330,7 @@ class Node:
         self.blobs = {}
         self.state = dict(state)
         self.machine.reset()
-        self.machine.load(list(aux))
+        self.machine.load(list(metadata))
         self.applied = index
         self.do(ev.SnapshotInstalled(P, index, epoch))
         self.run()
@@ -349,7 +349,7 @@ class Node:
             return
         # the saved state stands at ``applied``; the log is kept from there on only
         upto = self.applied
-        rows = [(META_KEY, self.machine.aux(META_KEY) or b"")]
+        rows = [(META_KEY, self.machine.metadata(META_KEY) or b"")]
         rows += [(SESSION_PREFIX + c, s.pack()) for c, s in self.machine.sessions.items()]
         disk.base = (upto, log.epoch_at(upto), dict(self.state), rows)
         self.do(ev.Compacted(P, upto))

@@ -265,7 +265,7 @@ class Rules(Changes):
             self.fail(step, "R4 active before the grants of a quorum have passed")
 
     def check_resignation(self, step: Step) -> None:
-        """R11: everything is committed, and the heir has all of it."""
+        """R11: everything is committed, and the target has all of it."""
         reign, last = self.reign, step.after.last
         if reign is None or step.after.commit != last:
             self.fail(step, "R11 resigns with entries that are not committed")
@@ -274,7 +274,7 @@ class Rules(Changes):
             if not isinstance(effect, fx.Send) or not isinstance(effect.message, m.HandOff | m.Appoint):
                 continue
             if reign.match.get(effect.node, 0) < last:
-                self.fail(step, "R11 resigns before its heir has its whole log")
+                self.fail(step, "R11 resigns before its target has its whole log")
 
     # --- the log ------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ NAMES: Final = {
     ev.SnapshotStaged: STAGED,
     ev.SnapshotInstalled: INSTALLED,
     ev.StateRebuilt: REBUILT,
-    ev.ForkTaken: FORKED,
+    ev.SplitTaken: FORKED,
     ev.EntryCommitted: LEARNED,
 }
 

@@ -221,7 +221,7 @@ PLANTED: dict[str, list[Step]] = {
         Step(SECOND, "tick", None, ACTS, ACTS, [fx.Send("b", m.Heartbeat(7, 0, []))]),
         heard(B, m.HeartbeatAck(7, 0, SECOND, []), ACTS, ACTS._replace(read_until=2 * SECOND)),
     ],
-    "R11 resigns before its heir": [
+    "R11 resigns before its target": [
         *SERVES,
         Step(0, "propose", None, ACTS, TWO, []),
         appended(A, 2, TWO, TWO),

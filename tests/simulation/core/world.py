@@ -152,7 +152,7 @@ class World:
         if index < node.replica.log.base_index:
             raise Violation("R17: the state is behind the log's base")
         epoch = node.replica.log.epoch_at(index)
-        rows = [(META_KEY, node.machine.aux(META_KEY) or b"")]
+        rows = [(META_KEY, node.machine.metadata(META_KEY) or b"")]
         rows += [(SESSION_PREFIX + c, s.pack()) for c, s in node.machine.sessions.items()]
         src, generation = node.me, target.generation
         if (node.name, effect.node) in self.cuts or not target.up:

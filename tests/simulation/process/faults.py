@@ -12,7 +12,7 @@ from metastore.layout import Layout, MoveRecord, SplitRecord
 from metastore.namespaces import Policy
 from metastore.storage.records import ENTRY_HEAD
 from metastore.storage.rows import SUMS_BYTES
-from metastore.storage.state import AUX_TABLE, DATA_TABLE
+from metastore.storage.state import DATA_TABLE, METADATA_TABLE
 from tests.chaos.mixed import NAMESPACE
 from tests.simulation.process.etcd import NAME as ETCD
 from tests.simulation.process.loop import MS
@@ -140,7 +140,7 @@ class Faults:
         name = min(self.world.processes)
         process = self.world.processes[name]
         tables = process.engine.tables
-        rows = [(table, key) for table in (DATA_TABLE, AUX_TABLE) for key in sorted(tables[table].rows)]
+        rows = [(table, key) for table in (DATA_TABLE, METADATA_TABLE) for key in sorted(tables[table].rows)]
         if rows:
             table, key = self.random.choice(rows)
             row = bytearray(tables[table].rows[key])
@@ -415,11 +415,11 @@ class Faults:
             return
 
         def transfer() -> None:
-            for p, host in process.node.hosts.items():
+            for p, host in process.node.partitions.items():
                 if host.replica.role == "active" and host.replica.term is not None:
                     to = self.random.choice(sorted(host.replica.term.others()))
                     process.node.core.handle(process.loop.now_ns(), TransferWanted(p, to))
-            process.node.ticks.settle()
+            process.node.ticks.run_effects()
 
         process.loop.enter(transfer)
         assert not world.healed

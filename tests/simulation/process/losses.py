@@ -101,7 +101,7 @@ class Losses:
             if (
                 twin.up
                 and hasattr(twin, "node")
-                and twin.node.hosts
+                and twin.node.partitions
                 and twin.node.identity.state == "confirmed"
             ):
                 raise Violation(
@@ -181,6 +181,6 @@ class Losses:
             names = dict(config.members())
             if config.joint is not None or len(config.replicas) < min(3, self.world.plan.nodes):
                 return False
-            if mine[0] in names and (mine not in config.members() or p not in process.node.hosts):
+            if mine[0] in names and (mine not in config.members() or p not in process.node.partitions):
                 return False
         return True

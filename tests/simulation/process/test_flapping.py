@@ -31,7 +31,9 @@ def shares(seed: int) -> dict[str, float]:
         if world.events.now > half and not world.healed:
             for process in world.processes.values():
                 if process.runs:
-                    led[process.name] += sum(h.replica.role == "active" for h in process.node.hosts.values())
+                    led[process.name] += sum(
+                        h.replica.role == "active" for h in process.node.partitions.values()
+                    )
         if not world.healed:
             world.events.at(100 * MS, look)
 

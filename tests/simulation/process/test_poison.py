@@ -40,7 +40,7 @@ def test_nonsense_in_etcd_stops_nobody() -> None:
         world.etcd.txn([], [Put(k, v) for k, v in hurt.items()], [])
         everybody = list(world.processes.values())
         world.until(lambda: all(len(knows(p)) == len(NEW) + 1 for p in everybody), 10, "not all were met")
-        assert all(set(p.node.topology.aside) == {77} and 77 not in p.node.hosts for p in everybody)
+        assert all(set(p.node.topology.aside) == {77} and 77 not in p.node.partitions for p in everybody)
         s.put_all(keys, b"w")
         # the leader whose record makes no sense is lost: its followers claim
         lost = s.leader(0)

@@ -64,7 +64,7 @@ def trusts_the_cache(patch: Planter) -> None:
 
 def effects_a_turn_later(patch: Planter) -> None:
     """R8: clients meet a new leader before what it adopted is applied."""
-    patch.setattr(TickLoop, "settle", TickLoop.wake)
+    patch.setattr(TickLoop, "run_effects", TickLoop.wake)
 
 
 def applies_a_turn_later(patch: Planter) -> None:
@@ -183,9 +183,9 @@ def a_child_forgets_requests(patch: Planter) -> None:
     """R18: what was done before the split is done again after it."""
     original = Machine.part_with
 
-    def forgetful(self: Any, index: int, row: Any, aux: Any) -> Any:
-        forked = original(self, index, row, aux)
-        return forked._replace(aux=[(k, v) for k, v in forked.aux if k[:1] != SESSION_PREFIX])
+    def forgetful(self: Any, index: int, row: Any, metadata: Any) -> Any:
+        forked = original(self, index, row, metadata)
+        return forked._replace(metadata=[(k, v) for k, v in forked.metadata if k[:1] != SESSION_PREFIX])
 
     patch.setattr(Machine, "part_with", forgetful)
 

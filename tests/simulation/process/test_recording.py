@@ -164,7 +164,7 @@ def opens_before_it_is_durable(patch: Planter) -> None:
 
 def whatever_it_has_is_committed(patch: Planter) -> None:
     def _entry_committed(self: Any, parent: tuple[int, int, int]) -> None:
-        found = self.node.hosts.get(parent[0])
+        found = self.node.partitions.get(parent[0])
         if found is not None:
             log = found.replica.log
             self._happens(EntryCommitted(parent[0], log.last_position()[0], log.last_index))

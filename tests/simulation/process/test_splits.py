@@ -53,7 +53,7 @@ class Schedule:
         return next(
             q
             for q in self.world.processes.values()
-            if q.runs and p in q.node.hosts and q.node.hosts[p].replica.role == "active"
+            if q.runs and p in q.node.partitions and q.node.partitions[p].replica.role == "active"
         )
 
     def want_split(self, p: int) -> tuple[int, bytes]:
@@ -111,7 +111,7 @@ def test_etcd_goes_away_right_after_the_entry_is_proposed(seed: int) -> None:
     s.put_all(keys)
     child, _ = s.want_split(0)
     processes = s.world.processes.values()
-    s.world.run(5 * SECOND, lambda: any(q.node.hosts[0].replica.parting for q in processes))
+    s.world.run(5 * SECOND, lambda: any(q.node.partitions[0].replica.parting for q in processes))
     s.world.etcd.up = False
     s.world.run(3 * SECOND)
     assert LAYOUT.config("c1", child) not in s.world.etcd.kvs, "(the schedule was not met)"
@@ -163,12 +163,12 @@ class OnlyInTheLog:
     def led_by_one_of_both(self, p: int) -> Process:
         s, leader = self.s, self.s.leader(p)
         if leader.name not in self.both:
-            replica = leader.node.hosts[p].replica
+            replica = leader.node.partitions[p].replica
 
             def hand_over() -> None:
                 if replica.can_transfer(self.both[0]):
                     leader.node.core.handle(leader.loop.now_ns(), TransferWanted(p, self.both[0]))
-                    leader.node.ticks.settle()
+                    leader.node.ticks.run_effects()
 
             leader.loop.enter(hand_over)
             s.world.run(SECOND)
@@ -177,7 +177,7 @@ class OnlyInTheLog:
 
     def acknowledged_by_b(self, p: int) -> int:
         world, a, b, c = self.world, self.a, self.b, self.c
-        host = a.node.hosts[p]
+        host = a.node.partitions[p]
         world.run(5 * SECOND, lambda: bool(host.replica.parting))
         entry = host.replica.log.last_index
         self.cut = [(a.name, c.name), (c.name, a.name), (b.name, c.name), (c.name, b.name)]
@@ -189,7 +189,7 @@ class OnlyInTheLog:
         world.run(SECOND, lambda: b.node.store.durable_seq >= seq)
         world.network.shut_links([(a.name, b.name)])
         world.run(SECOND, lambda: host.applied >= entry)
-        assert b.node.hosts[p].applied < entry <= host.applied, "(the schedule was not met)"
+        assert b.node.partitions[p].applied < entry <= host.applied, "(the schedule was not met)"
         return entry
 
     def reconnect(self) -> None:
@@ -219,7 +219,7 @@ def test_a_snapshot_of_the_parent_takes_no_childs_rows(seed: int) -> None:
     """R17, R18, S1: two of three disks have what was acknowledged above the point. The one that had applied the
     entry is lost as soon as another has installed the parent's snapshot past the entry."""
     s = OnlyInTheLog(seed)
-    world, host = s.world, s.c.node.hosts[0]
+    world, host = s.world, s.c.node.partitions[0]
     s.reconnect()
     world.run(20 * SECOND, lambda: host.applied >= s.entry)
     assert host.applied >= s.entry
@@ -236,7 +236,7 @@ def test_who_hears_of_the_child_knows_that_the_entry_is_committed(seed: int) -> 
     """R18, S2: b has the entry, and is told by etcd of what it split off before the parent's leader tells that it
     is committed; it may never tell."""
     s = OnlyInTheLog(seed, b_lives=True)
-    world, host = s.world, s.b.node.hosts[0]
+    world, host = s.world, s.b.node.partitions[0]
     world.until(lambda: host.applied >= s.entry, 2, "the entry is not applied")
     world.until(lambda: s.b.node.store.holds(s.child), 2, "the child is not there")
     assert world.network.is_shut((s.a.name, s.b.name)), "(the schedule was not met)"
@@ -271,14 +271,14 @@ def read_where_nothing_is(seed: int) -> None:
     b, c = (q for q in world.processes.values() if q is not a)
     child, at = s.want_split(0)
     assert any(storage_key("old", key) >= at for key in reader.old)
-    parent = a.node.hosts[0]
+    parent = a.node.partitions[0]
     world.run(5 * SECOND, lambda: bool(parent.replica.parting))
     cut = [(a.name, c.name), (c.name, a.name), (b.name, c.name), (c.name, b.name)]
     for x, y in cut:
         world.network.reset_between(x, y)
     world.network.shut_links(cut)
-    world.until(lambda: child in c.node.hosts, 5, "the child is not opened")
-    assert c.node.hosts[child].replica.is_empty, "(the schedule was not met)"
+    world.until(lambda: child in c.node.partitions, 5, "the child is not opened")
+    assert c.node.partitions[child].replica.is_empty, "(the schedule was not met)"
 
     async def look() -> None:
         rng = random.Random(seed)
@@ -287,7 +287,7 @@ def read_where_nothing_is(seed: int) -> None:
                 await reader.read_old(rng)
 
     world.await_(s.loop, look, 60)
-    assert c.node.hosts[child].replica.is_empty, "(the schedule was not met)"
+    assert c.node.partitions[child].replica.is_empty, "(the schedule was not met)"
     reader.judge({}, {})
     world.network.open_links(cut)
     world.until(world.all_equal, 10, "replicas differ")

@@ -73,7 +73,9 @@ def a_child_forgets_fences(patch: pytest.MonkeyPatch) -> None:
 
     def forgetful(self: Any, *args: Any) -> Any:
         forked = original(self, *args)
-        return forked._replace(aux=[r for r in forked.aux if r[0][:1] not in (FENCE_PREFIX, FLOOR_PREFIX)])
+        return forked._replace(
+            metadata=[r for r in forked.metadata if r[0][:1] not in (FENCE_PREFIX, FLOOR_PREFIX)]
+        )
 
     patch.setattr(Machine, "part_with", forgetful)
 

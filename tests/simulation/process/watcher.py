@@ -96,7 +96,7 @@ class Watcher:
 
     def has_all(self, process: Process, p: int, epoch: int) -> None:
         """I3: a new leader's log holds whatever was committed before its epoch."""
-        log = process.node.hosts[p].replica.log
+        log = process.node.partitions[p].replica.log
         for index, (committed_epoch, _) in self.applied[p].items():
             if index <= log.base_index or committed_epoch >= epoch:
                 continue  # a leader that woke up late need not know what came after it
@@ -110,7 +110,7 @@ class Watcher:
         for other in self.world.processes.values():
             if other is process or not other.up or not hasattr(other, "node"):
                 continue
-            host = other.node.hosts.get(p)
+            host = other.node.partitions.get(p)
             if host is None or host.replica.sealed_epoch >= epoch:
                 continue
             if host.replica.can_read(other.loop.now_ns()):

@@ -225,13 +225,13 @@ class World:
         )
 
     def leads(self, process: Process) -> bool:
-        return any(h.replica.role == "active" for h in process.node.hosts.values())
+        return any(h.replica.role == "active" for h in process.node.partitions.values())
 
     def hosts(self, p: int) -> list[Any]:
         return [
-            q.node.hosts[p]
+            q.node.partitions[p]
             for q in self.processes.values()
-            if q.up and hasattr(q, "node") and p in q.node.hosts
+            if q.up and hasattr(q, "node") and p in q.node.partitions
         ]
 
     def all_led(self) -> bool:

@@ -89,7 +89,7 @@ def deliver(
 def led(now: int = START, drop: Callable[[str, str, Any], bool] = lambda a, b, x: False) -> dict[str, Node]:
     """Three nodes, of which ``a`` is active in ``TERM1 + 1``; nobody is owed an answer."""
     nodes = followers(process("a", "0"), "a", "b", "c")
-    nodes["a"].replica.claim(now, "test")
+    nodes["a"].replica.elect_without_etcd(now, "test")
     deliver(nodes, now, drop)
     assert nodes["a"].replica.role == "active"
     return nodes

@@ -192,7 +192,7 @@ def test_entries_of_earlier_epochs_commit_with_one_of_its_own() -> None:
     nodes = {
         n: Node(process(n), Restored(log_of(OLD, OLD), NOW, process("a", "0"), CONFIG, 0)) for n in "abc"
     }
-    nodes["a"].replica.claim(START, "test")
+    nodes["a"].replica.elect_without_etcd(START, "test")
     deliver(nodes, START, lambda s, d, x: isinstance(x, m.Append))
     a, epoch = nodes["a"], NOW + 1
     assert a.replica.role == "activating"
@@ -223,7 +223,7 @@ def test_only_members_own_stores_count(src: Process) -> None:
 @pytest.mark.parametrize("src", [Process("b", "another store", "1"), process("x")], ids=str)
 def test_only_members_own_stores_answer_a_seal(src: Process) -> None:
     node = Node(process("a"), Restored(log_of(OLD), NOW, process("a", "0"), CONFIG, 0))
-    node.replica.claim(START, "test")
+    node.replica.elect_without_etcd(START, "test")
     epoch = NOW + 1
     node.core.handle(START, m.Sealed(0, epoch, OLD, 1, 0, 0), node.me)
     node.core.handle(START, m.Sealed(0, epoch, OLD, 1, 0, 0), src)
@@ -292,7 +292,7 @@ def test_the_highest_log_of_a_quorum_is_adopted() -> None:
             if i <= log.last_index
         }
     b = dict(nodes["b"].blobs)
-    nodes["a"].replica.claim(START, "test")
+    nodes["a"].replica.elect_without_etcd(START, "test")
     deliver(nodes, START)
     a = nodes["a"]
     assert a.replica.role == "active"
@@ -303,7 +303,7 @@ def test_the_highest_log_of_a_quorum_is_adopted() -> None:
 def test_a_log_is_pulled_no_further_than_it_was_sealed() -> None:
     """R3: entries of the answer's position, and of no later epoch than it says."""
     node = Node(process("a"), Restored(log_of(1), NOW, process("a", "0"), CONFIG, 0))
-    node.replica.claim(START, "test")
+    node.replica.elect_without_etcd(START, "test")
     epoch = NOW + 1
     for name, last in (("a", (1, 1)), ("b", (5, 3))):
         node.core.handle(START, m.Sealed(0, epoch, *last, 0, 0), process(name))

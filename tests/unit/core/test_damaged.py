@@ -278,7 +278,7 @@ def test_who_adopts_gets_a_snapshot_or_looks_elsewhere(has_it: bool) -> None:
     nodes["a"].up, nodes["c"].up = False, True
     b, c = without(nodes["b"], 2), nodes["c"]
     epoch = b.replica.sealed_epoch + 1
-    c.replica.claim(START, "test")
+    c.replica.elect_without_etcd(START, "test")
     found = list(pump(nodes))
     assert c.replica.role == "adopting"
     assert fx.StartSnapshot(0, "c", epoch) in found

@@ -204,8 +204,8 @@ def test_a_snapshot_replaces_all_that_was_remembered() -> None:
     assert vars(m.fences) == vars(other.machine.fences)
     assert (m.last_version, m.usage, m.splits) == (1, other.machine.usage, [])
     assert not m.proposals.proposed(9)
-    assert sorted(m.aux_keys()) == sorted(other.machine.aux_keys())
-    assert {key: m.aux(key) for key in m.aux_keys()} == other.saved
+    assert sorted(m.metadata_keys()) == sorted(other.machine.metadata_keys())
+    assert {key: m.metadata(key) for key in m.metadata_keys()} == other.saved
 
 
 def test_a_machine_that_is_reset_is_a_new_one() -> None:

@@ -342,7 +342,7 @@ def test_a_claim_is_of_the_newest_term_known() -> None:
     """A term that etcd gave to somebody who died before it sealed anything."""
     newer = replace(CONFIG, epoch=TERM2, leader="c")
     node = replica(config=newer)
-    node.replica.claim(START, "test")
+    node.replica.elect_without_etcd(START, "test")
     assert node.replica.sealed_epoch == TERM2 + 1
     assert node.replica.term is not None
     assert node.replica.term.config == newer
@@ -350,7 +350,7 @@ def test_a_claim_is_of_the_newest_term_known() -> None:
 
 def test_a_term_whose_config_is_not_known_is_not_claimed() -> None:
     node = replica(sealed=TERM2)
-    node.replica.claim(START, "test")
+    node.replica.elect_without_etcd(START, "test")
     assert node.replica.sealed_epoch == TERM2
 
 
@@ -358,13 +358,13 @@ def test_a_restart_count_that_would_overflow_is_refused() -> None:
     """One more, and it would be the next term, which only etcd hands out."""
     last = TERM1 | 0xFFFF
     node = replica(sealed=last)
-    assert not node.replica.can_claim()
-    node.replica.claim(START, "test")
+    assert not node.replica.can_elect_without_etcd()
+    node.replica.elect_without_etcd(START, "test")
     assert node.replica.sealed_epoch == last
     assert node.replica.term is None
     before = replica(sealed=last - 1)
-    assert before.replica.can_claim()
-    before.replica.claim(START, "test")
+    assert before.replica.can_elect_without_etcd()
+    before.replica.elect_without_etcd(START, "test")
     assert before.replica.sealed_epoch == last
 
 
@@ -375,7 +375,7 @@ def test_nor_to_take_a_rivals_follower_along() -> None:
     for node in nodes.values():
         node.replica.sealed_epoch = last - 1
     a.replica.term = None
-    a.replica.claim(START, "test")
+    a.replica.elect_without_etcd(START, "test")
     deliver(nodes, START)
     assert (a.replica.role, a.replica.sealed_epoch) == ("active", last)
     a.core.handle(START, m.Refused(0, last, last), process("b"))
@@ -397,13 +397,13 @@ def test_a_rivals_follower_is_taken_along_once_all_is_settled() -> None:
 
 def test_a_claim_without_a_quorum_appends_nothing() -> None:
     node = followers(process("a", "0"), "a")["a"]
-    node.replica.claim(START, "test")
+    node.replica.elect_without_etcd(START, "test")
     deliver({"a": node}, START)
     assert node.replica.role == "sealing"
     assert node.replica.log.last_index == 0
 
 
-# --- R11: what an heir is given --------------------------------------------------------------------------------------
+# --- R11: what an target is given --------------------------------------------------------------------------------------
 
 
 def test_an_heir_campaigns_at_once_for_what_was_resigned() -> None:

@@ -9,7 +9,7 @@ import pytest
 from metastore.core import fences as fences_module
 from metastore.core.fences import BUCKETS, FENCE_PREFIX, FLOOR_PREFIX, MAX_FENCES, bucket_of, fence_digest
 from metastore.core.machine import Machine
-from metastore.core.payloads import check_aux, read_payload
+from metastore.core.payloads import check_metadata, read_payload
 from metastore.elements import RAISE
 from metastore.errors import ConditionFailed, Fenced, FenceForgotten
 from metastore.history import FencingToken
@@ -29,8 +29,8 @@ def status(r: Replica, name: str, token: int) -> int:
 
 def reloaded(r: Replica) -> Replica:
     """After a restart, or with a snapshot: every row is one that is taken from others."""
-    assert all(check_aux(key, raw) for key, raw in r.saved.items())
-    assert r.saved == {key: r.machine.aux(key) for key in r.machine.aux_keys()}
+    assert all(check_metadata(key, raw) for key, raw in r.saved.items())
+    assert r.saved == {key: r.machine.metadata(key) for key in r.machine.metadata_keys()}
     fresh = Replica()
     fresh.state.update(r.state)
     fresh.index = r.index
@@ -186,10 +186,10 @@ def test_both_halves_of_a_split_remember_fences_and_floors(monkeypatch: pytest.M
     r.machine.proposals.count_slice([], None)
     payload = r.machine.proposals.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
     r.index += 1
-    forked = r.machine.apply(r.index, payload).forked
-    assert forked is not None
+    split_result = r.machine.apply(r.index, payload).split_result
+    assert split_result is not None
     child = Machine(lambda _: None)
-    child.load(forked.aux)
+    child.load(split_result.metadata)
     for machine in (r.machine, child):
         assert [machine.fences.pass_by(fence_digest(b"n", n), FencingToken(19), []) for n in (a, b)] == [
             (FenceForgotten.status, 20),
@@ -225,4 +225,4 @@ def test_a_payload_raises_digests_and_nothing_else() -> None:
     ],
 )
 def test_rows_of_others_are_looked_at(key: bytes, row: bytes, good: bool) -> None:
-    assert check_aux(key, row) is good
+    assert check_metadata(key, row) is good

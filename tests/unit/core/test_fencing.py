@@ -145,7 +145,7 @@ def test_everything_that_promises_waits_for_the_disk() -> None:
 
 def test_an_owner_seals_itself_before_its_first_message() -> None:
     node = followers(process("a", "0"), "a")["a"]
-    node.replica.claim(START, "test")
+    node.replica.elect_without_etcd(START, "test")
     effects = node.take()
     assert isinstance(effects[0], fx.PersistSeal)
     assert effects[0].owner == node.me
@@ -163,7 +163,7 @@ def test_a_sealed_epoch_is_never_lowered() -> None:
 
 def test_a_higher_epoch_ends_a_reign() -> None:
     node = followers(process("a", "0"), "a")["a"]
-    node.replica.claim(START, "test")
+    node.replica.elect_without_etcd(START, "test")
     assert node.replica.term is not None
     second = first_epoch(2)
     node.core.handle(START, seal(second, replace(CONFIG, epoch=second, leader="c")), process("c"))

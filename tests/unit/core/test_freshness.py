@@ -40,7 +40,7 @@ class Cluster:
             n: Node(process(n), Restored(LogIndex(), TERM1, process("a", "0"), config, 0))
             for n, _ in config.members()
         }
-        self["a"].replica.claim(self.now, "test")
+        self["a"].replica.elect_without_etcd(self.now, "test")
         self.run(2000)
         assert self["a"].replica.role == ACTIVE
 

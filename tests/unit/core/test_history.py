@@ -9,7 +9,7 @@ import pytest
 from metastore.core import dedupe
 from metastore.core.configs import pack_config, read_config
 from metastore.core.machine import Machine
-from metastore.core.payloads import check_aux, read_payload
+from metastore.core.payloads import check_metadata, read_payload
 from metastore.core.rows import base_version, changes_of
 from metastore.core.transactions import read_txn
 from metastore.elements import RAISE
@@ -265,7 +265,7 @@ def test_a_damaged_record_is_not_made_good() -> None:
 
 def test_a_history_survives_restart_snapshot_and_split() -> None:
     r = changed(before())
-    assert all(check_aux(key, raw) for key, raw in r.saved.items())
+    assert all(check_metadata(key, raw) for key, raw in r.saved.items())
     again = Replica()
     again.state, again.index = dict(r.state), r.index
     again.machine.load(list(r.saved.items()))
@@ -275,10 +275,10 @@ def test_a_history_survives_restart_snapshot_and_split() -> None:
     r.machine.proposals.count_slice([], None)
     payload = r.machine.proposals.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
     r.index += 1
-    forked = r.machine.apply(r.index, payload).forked
-    assert forked is not None
+    split_result = r.machine.apply(r.index, payload).split_result
+    assert split_result is not None
     child = Machine(lambda _: None)
-    child.load(forked.aux)
+    child.load(split_result.metadata)
     assert (child.last_version, child.first_version) == (r.machine.last_version, G1)
     assert child.dedupe.history == G1
     assert child.is_other_history(4)

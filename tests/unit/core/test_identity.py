@@ -24,7 +24,7 @@ def led(count: int = 5) -> dict[str, Node]:
     """a leads b and c, and all have ``count`` entries and the no-op."""
     nodes = followers(process("a", "old"), "b", "c")
     nodes["a"] = Node(LEADER, Restored(LogIndex(), TERM1, process("a", "old"), CONFIG, 0))
-    nodes["a"].replica.claim(START, "test")
+    nodes["a"].replica.elect_without_etcd(START, "test")
     deliver(nodes, START)
     assert nodes["a"].replica.role == "active"
     for _ in range(count):

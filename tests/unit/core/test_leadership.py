@@ -42,7 +42,7 @@ def test_news_from_before_a_sleep_are_not_fresh() -> None:
 
 def test_heartbeats_echo_the_last_acknowledgement() -> None:
     nodes = followers(process("a", "0"), "a", "b", "c")
-    nodes["a"].replica.claim(START, "test")
+    nodes["a"].replica.elect_without_etcd(START, "test")
     deliver(nodes, START)
     now = START + 200 * MS
     nodes["a"].core.handle(now, Tick(False))
@@ -116,7 +116,7 @@ def test_a_node_whose_disk_hangs_leads_nothing() -> None:
     """Its heartbeats say so, it vetoes nobody, and it does not try to become a leader itself."""
     nodes = followers(process("a", "0"), "a", "b", "c")
     a, b = nodes["a"], nodes["b"]
-    a.replica.claim(START, "test")
+    a.replica.elect_without_etcd(START, "test")
     deliver(nodes, START)
     now = START + 200 * MS
     assert a.replica.role == "active"

@@ -62,8 +62,8 @@ class Replica:
                 self.state.pop(key, None)
             else:
                 self.state[key] = record
-        for key in applied.aux:
-            row = self.machine.aux(key)
+        for key in applied.metadata:
+            row = self.machine.metadata(key)
             if row is None:
                 self.saved.pop(key, None)
             else:
@@ -359,7 +359,7 @@ def test_records_expire_by_version_only() -> None:
     applied = r.machine.apply(2, b"")
     assert [(k, v is None) for k, v in applied.changes] == [(lk("x"), True), (lk("x"), False)]
     assert applied.expired == {3}
-    assert changes_of(payload) == applied._replace(aux=set())
+    assert changes_of(payload) == applied._replace(metadata=set())
     assert base_version(payload) == 2
     assert r.machine.timed == {}
 
@@ -372,11 +372,11 @@ def test_what_is_split_off_keeps_its_ttls_and_what_was_done() -> None:
     r.machine.proposals.count_slice(sorted(r.state.items()), None)
     payload = r.machine.proposals.resolve_split(r.index + 1, 1, 1, (1 << 64) - 1, [("n", "s")])
     r.index += 1
-    forked = r.machine.apply(r.index, payload).forked
-    assert forked is not None
+    split_result = r.machine.apply(r.index, payload).split_result
+    assert split_result is not None
     child = Replica()
     child.state, child.index = dict(r.state), r.index
-    child.machine.load(forked.aux)
+    child.machine.load(split_result.metadata)
     assert child.machine.timed == {lk("x"): (1, 5000)}
     assert r.machine.timed == {}
     assert_accounts(child)
@@ -483,7 +483,7 @@ def test_who_resolves_and_who_applies_end_alike(batches: list[list[Any]], data: 
         assert leader.view() == follower.view() == restarted.view()
         assert follower.saved == restarted.saved
         if payloads:
-            assert set(follower.saved) == set(follower.machine.aux_keys())
+            assert set(follower.saved) == set(follower.machine.metadata_keys())
         assert_accounts(follower)
 
 

@@ -99,7 +99,7 @@ def test_a_grant_of_an_earlier_reign_is_none_in_the_next() -> None:
     nodes = led()
     a, now = nodes["a"], START + 1000 * MS
     number = beat(nodes, now).number
-    a.replica.claim(now, "again")
+    a.replica.elect_without_etcd(now, "again")
     deliver(nodes, now)
     assert a.replica.role == "active"
     acknowledge(nodes, now, "b", number)
@@ -123,7 +123,7 @@ def test_only_what_was_sent_after_a_read_came_confirms_it() -> None:
 def test_confirmation_takes_a_quorum() -> None:
     five = replace(CONFIG, replicas=tuple((n, "s" + n) for n in "abcde"))
     nodes = {n: Node(process(n), Restored(LogIndex(), TERM1, process("a", "0"), five, 0)) for n in "abcde"}
-    nodes["a"].replica.claim(START, "test")
+    nodes["a"].replica.elect_without_etcd(START, "test")
     deliver(nodes, START)
     a, now = nodes["a"], START + 1000 * MS
     mark, number = a.core.last_number, beat(nodes, now).number
@@ -159,7 +159,7 @@ def test_a_restarted_replica_seals_nothing_before_its_grants_are_over() -> None:
 def test_nor_its_own_seal() -> None:
     """Its own answer counts in the quorum of R4 like any other."""
     node = restarted("a")
-    node.replica.claim(START, "test")
+    node.replica.elect_without_etcd(START, "test")
     (message,) = (s for s in node.sent(m.Seal)[:1])
     node.core.handle(WAIT - 1, message, node.me)
     assert node.sent(m.Sealed) == []
@@ -213,7 +213,7 @@ def test_activation_waits_for_grants_since_their_answer_came() -> None:
     nodes = followers(process("a", "0"), "a", "b", "c")
     for name in "bc":
         nodes[name].replica.grants[old] = TERM1, START + GRANT
-    nodes["a"].replica.claim(START, "test")
+    nodes["a"].replica.elect_without_etcd(START, "test")
     came = START + 50 * MS
     deliver(nodes, came)
     r = nodes["a"].replica
@@ -230,7 +230,7 @@ def test_activation_waits_for_the_no_op() -> None:
         return isinstance(message, m.Append)
 
     nodes = followers(process("a", "0"), "a", "b", "c")
-    nodes["a"].replica.claim(START, "test")
+    nodes["a"].replica.elect_without_etcd(START, "test")
     deliver(nodes, START, drop)
     nodes["a"].core.handle(START + 10_000 * MS, Tick(False))
     assert nodes["a"].replica.role == "activating"

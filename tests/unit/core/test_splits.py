@@ -63,7 +63,7 @@ def test_an_empty_owner_becomes_the_fork() -> None:
     node = member("a", has_origin=False)
     begin(node)
     answers(node, "b", (0, 0))
-    node.replica.take_fork(START, ENTRY[1], ENTRY[0])
+    node.replica.take_split(START, ENTRY[1], ENTRY[0])
     node.core.handle(START, Tick(False))
     assert node.replica.role == "activating"
     assert node.replica.log.last_position() == (CHILD.epoch, ENTRY[1] + 1), "its no-op follows the entry"
@@ -73,7 +73,7 @@ def test_an_empty_owner_becomes_the_fork() -> None:
 def test_what_holds_something_never_becomes_a_fork() -> None:
     node = Node(process("a"), Restored(log_of(TERM1), config=CHILD))
     with pytest.raises(InvariantBroken, match="R18"):
-        node.replica.take_fork(START, ENTRY[1], ENTRY[0])
+        node.replica.take_split(START, ENTRY[1], ENTRY[0])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from metastore.core import dedupe
 from metastore.core.dedupe import WINDOW_NS, WINDOW_STEP_NS, Sessions, Window
 from metastore.core.machine import Machine
-from metastore.core.payloads import check_aux, read_payload
+from metastore.core.payloads import check_metadata, read_payload
 from metastore.core.rows import changes_of
 from metastore.elements import DEDUPE_WINDOW_S, ONE_REQUEST
 from metastore.errors import RequestIdExpired
@@ -108,12 +108,12 @@ def test_marks_survive_a_restart_and_go_with_a_snapshot() -> None:
     r = Replica()
     for number in range(9):
         r.run(once(number, r.index))
-    assert set(r.saved) == set(r.machine.aux_keys())
-    assert all(check_aux(key, row) for key, row in r.saved.items())
+    assert set(r.saved) == set(r.machine.metadata_keys())
+    assert all(check_metadata(key, row) for key, row in r.saved.items())
     again = Machine(r.state.get)
     again.load(list(r.saved.items()))
     assert list(again.dedupe.spent.items()) == list(r.machine.dedupe.spent.items())
-    assert not check_aux(b"s" + single(1), b"\xff"), "a mark below zero"
+    assert not check_metadata(b"s" + single(1), b"\xff"), "a mark below zero"
 
 
 def test_the_leaders_word_is_in_the_entry_and_followers_go_by_it() -> None:

@@ -86,7 +86,7 @@ class Leading:
         self.host = self.node.open_partition(self.record)
         self.replica = self.host.replica
         self.node.core.handle(now_ns(), ConfigSeen(P, self.record, 1))
-        self.node.ticks.settle()
+        self.node.ticks.run_effects()
 
     async def lead(self) -> None:
         """Until it is active, with grants of ``x`` for an hour."""
@@ -105,7 +105,7 @@ class Leading:
         """``x`` acknowledges a heartbeat that is sent now."""
         core = self.node.core
         core.handle(now_ns(), QuorumAsked())
-        self.node.ticks.settle()
+        self.node.ticks.run_effects()
         self.node.on_peer_messages(X, [m.HeartbeatAck(core.last_number, 0, LONG_NS, [])])
         assert self.replica.can_read(now_ns())
 
@@ -113,7 +113,7 @@ class Leading:
         """Each of ``peers`` says how much room its disk has, and this node has heard it."""
         core = self.node.core
         core.handle(now_ns(), QuorumAsked())
-        self.node.ticks.settle()
+        self.node.ticks.run_effects()
         for peer in peers:
             self.node.on_peer_messages(peer, [m.HeartbeatAck(core.last_number, 0, LONG_NS, [], room)])
         self.node.ticks.note_room()
@@ -154,7 +154,7 @@ class Leading:
 
     def propose(self) -> None:
         self.host.propose_pending(now_ns())
-        self.node.ticks.settle()
+        self.node.ticks.run_effects()
 
     async def written(self, key: str, ttl_ms: int = 0) -> None:
         asker = self.put(key, ttl_ms)

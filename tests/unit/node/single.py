@@ -60,7 +60,7 @@ class Single:
         self.node.topology.apply_kv(("nodes", "f"), to_json(me), 1)
         self.host = self.node.open_partition(record)
         self.node.core.handle(now_ns(), ConfigSeen(0, record, 1))
-        self.node.ticks.settle()
+        self.node.ticks.run_effects()
         while self.host.role != "active":
             await asyncio.sleep(0.005)
         return self

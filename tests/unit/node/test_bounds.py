@@ -191,13 +191,13 @@ async def test_digests_are_made_one_at_a_time_and_shared(
 
         monkeypatch.setattr(http_module, "in_slices", digest)
         for p in range(1, 5):
-            s.node.hosts[p] = s.host
+            s.node.partitions[p] = s.host
         monkeypatch.setattr(http_module, "MAX_DIGESTS", 3)
         digests = Digests(s.node)
         asked = [digests.of(p) for p in (0, 1, 2, 3, 4, 0, 1, 2)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         for p in range(1, 5):
-            del s.node.hosts[p]
+            del s.node.partitions[p]
     assert most == 1
     assert made == 3, "those for one partition share one"
     assert [type(f) is dict for f in found] == [True, True, True, False, False, True, True, True]

@@ -27,7 +27,7 @@ from metastore.node.node import Node
 from metastore.node.registration import Outcome
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord
-from metastore.storage.splits import Fork
+from metastore.storage.splits import SplitRows
 from metastore.storage.store import Store
 from tests.typed import put_in_log
 
@@ -58,7 +58,7 @@ class Fixture:
         self.control.connect(self.coordinator)
         self.control.follow()
         await self.until(lambda: self.control.ready.is_set() and self.control.session.alive)
-        self.host = self.node.hosts[P]
+        self.host = self.node.partitions[P]
 
     async def until(self, what: Callable[[], bool]) -> None:
         async with asyncio.timeout(30):
@@ -225,7 +225,7 @@ async def test_the_last_step_to_another_cell_is_one_transaction(f: Fixture) -> N
 
 async def test_data_goes_once_the_record_names_this_store_no_more(f: Fixture) -> None:
     f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx"))).to_json())
-    await f.until(lambda: P not in f.node.hosts)
+    await f.until(lambda: P not in f.node.partitions)
     assert f.store.partitions[P].dropped
 
 
@@ -237,7 +237,7 @@ async def test_data_stays_where_a_later_term_is_sealed_than_the_records(f: Fixtu
     )
     await f.until(lambda: f.coordinator.revision >= revision and P in f.control._elsewhere)
     f.control._drop_what_left()
-    assert P in f.node.hosts
+    assert P in f.node.partitions
     assert not f.store.partitions[P].dropped
 
 
@@ -376,9 +376,9 @@ async def test_what_was_split_off_waits_for_the_entry_that_did_it(f: Fixture) ->
     f.put(LAYOUT.config("c1", 1), child.to_json())
     f.put(CONFIG_KEY, replace(f.record, hi=1 << 63, epoch=TERM2).to_json())
     await f.until(lambda: 1 in f.control._unopened)
-    assert 1 not in f.node.hosts
+    assert 1 not in f.node.partitions
     f.control.open_now(1)
-    assert 1 in f.node.hosts
+    assert 1 in f.node.partitions
 
 
 async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixture) -> None:
@@ -389,14 +389,14 @@ async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixtu
     await f.until(lambda: store.durable_seq == store.last_seq)
     store.checkpoints.submit = lambda: None  # type: ignore[method-assign]
     store.checkpoints.on_split = lambda child, parent: None
-    fork = Fork(1, (1 << 63).to_bytes(8, "big"), [], pack_config(f.record))
-    store.apply(P, 1, TERM1, [(storage_key("n", "k"), pack_record(1, 1, b"v"))], set(), fork)
+    split_off = SplitRows(1, (1 << 63).to_bytes(8, "big"), [], pack_config(f.record))
+    store.apply(P, 1, TERM1, [(storage_key("n", "k"), pack_record(1, 1, b"v"))], set(), split_off)
     others = replace(f.record, hi=1 << 63, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx")))
     f.put(CONFIG_KEY, others.to_json())
     try:
         await f.until(lambda: P in f.control._elsewhere)
         f.control._drop_what_left()
-        assert P in f.node.hosts
+        assert P in f.node.partitions
         assert f.node.failure is None
     finally:
         store.checkpoints.submit = submit  # type: ignore[method-assign]
@@ -404,7 +404,7 @@ async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixtu
         await store.save(P, 1)
     await f.until(lambda: store.holds(1))
     f.control._drop_what_left()
-    assert P not in f.node.hosts
+    assert P not in f.node.partitions
 
 
 # --- records that make no sense, or that go (the rest of it: test_poison) ---------------------------------------
@@ -447,11 +447,11 @@ async def test_nothing_is_opened_for_a_range_that_is_anothers(f: Fixture) -> Non
     other = ConfigRecord(77, 0, 5, TERM1, "l", (f.mine,))
     f.put(LAYOUT.config("c1", 77), other.to_json())
     await f.until(lambda: 77 in f.node.topology.aside)
-    assert 77 not in f.node.hosts
+    assert 77 not in f.node.partitions
     assert f.control.status()["records"]["aside"] == [77]
     # it fits when the other makes room
     f.put(CONFIG_KEY, replace(f.record, lo=5, epoch=TERM2).to_json())
-    await f.until(lambda: 77 in f.node.hosts)
+    await f.until(lambda: 77 in f.node.partitions)
 
 
 async def test_an_error_of_ones_own_half_way_through_a_record_ends_the_node(f: Fixture) -> None:

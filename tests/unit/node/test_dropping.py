@@ -27,8 +27,8 @@ async def test_a_leader_is_dropped_while_writes_wait_for_a_slow_disk(tmp_path: P
             await asyncio.sleep(0.005)
         record = ConfigRecord(0, 0, 1 << 64, first_epoch(5), "x", (("x", "sx"),))
         s.node.control._config_changed("c1", record, 50)
-        s.node.ticks.settle()
-        assert s.node.hosts == {}
+        s.node.ticks.run_effects()
+        assert s.node.partitions == {}
         go.set()
         proposed, waited = await asyncio.gather(first, second, return_exceptions=True)
         assert s.node.failure is None

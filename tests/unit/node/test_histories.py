@@ -26,7 +26,7 @@ async def next_generation(s: Single, generation: int) -> None:
     record = ConfigRecord(0, 0, 1 << 64, epoch, "f", (("f", s.store.store_id),), generation=generation)
     s.node.topology.apply_kv(("config", "c1", "00000"), record.to_json(), term)
     s.node.core.handle(now_ns(), ConfigSeen(0, record, term))
-    s.node.ticks.settle()
+    s.node.ticks.run_effects()
     while s.host.role != "active" or s.host.replica.sealed_epoch != epoch:
         await asyncio.sleep(0.005)
 

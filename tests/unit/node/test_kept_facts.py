@@ -88,7 +88,7 @@ async def test_a_record_that_a_replica_kept_and_cannot_read_is_told_anew(tmp_pat
     await node.stop(hand_over=False)
     store = Store.open(tmp_path, cluster="metastore", node="f", options=SMALL)
     node = start(store, tmp_path)
-    assert 0 not in node.hosts
+    assert 0 not in node.partitions
     host = node.open_partition(record)
     assert host.replica.config == record
     assert host.replica.sealed_epoch == first_epoch(1)

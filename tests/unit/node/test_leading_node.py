@@ -244,7 +244,7 @@ async def test_a_parked_read_is_confirmed_by_what_was_sent_after_it_came(tmp_pat
         led.node.on_peer_messages(X, [m.HeartbeatAck(before, 0, 0, [])])
         assert not asker.results
         await led.until(lambda: core.last_number > before)
-        led.node.ticks.settle()
+        led.node.ticks.run_effects()
         led.node.on_peer_messages(X, [m.HeartbeatAck(core.last_number, 0, 0, [])])
         await led.until(lambda: asker.results)
         assert asker.statuses() == [NOT_FOUND]
@@ -413,11 +413,11 @@ async def test_deadlines_are_an_active_leaders(tmp_path: Path) -> None:
         await led.written("k", ttl_ms=600_000)
         led.host.deadlines.add_time(-599 * SECOND_NS)
         led.node.core._replicas[P].set_role("resigning", "test")
-        led.node.ticks.settle()
+        led.node.ticks.run_effects()
         expire(led)
         assert not led.host.writes.expired, "about to resign"
         led.node.core._replicas[P].set_role("active", "test")
-        led.node.ticks.settle()
+        led.node.ticks.run_effects()
         led.host.sweep(now_ns() + 599 * SECOND_NS)
         assert not led.host.writes.expired, "anew"
         deposed(led)

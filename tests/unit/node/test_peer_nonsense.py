@@ -59,7 +59,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 
 
 def facts_of(node: Node) -> Facts:
-    replica = node.hosts[0].replica
+    replica = node.partitions[0].replica
     assert replica.config is not None
     last_epoch, last_index = replica.log.last_position()
     return Facts(
@@ -69,7 +69,7 @@ def facts_of(node: Node) -> Facts:
         last_index,
         last_epoch,
         replica.commit_index,
-        node.hosts[0].machine.last_version,
+        node.partitions[0].machine.last_version,
         storage_key("app", "k"),
     )
 
@@ -81,7 +81,7 @@ def lead(node: Node) -> None:
     epoch = (max(replica.sealed_epoch, replica.config.epoch) >> 16) + 1 << 16
     record = dataclasses.replace(replica.config, epoch=epoch, leader="m")
     replica.begin_term(now_ns(), epoch, record, "for the test")
-    node.ticks.settle()
+    node.ticks.run_effects()
     for peer in (LEADER, OTHER):
         last_epoch, last_index = replica.log.last_position()
         if last_epoch < epoch:
@@ -98,7 +98,7 @@ async def test_nonsense_costs_its_sender_the_connection_and_nobody_else_anything
     rng = Random(seed)
     outcomes: Counter[str] = Counter()
     for number in range(MESSAGES):
-        replica = node.hosts[0].replica
+        replica = node.partitions[0].replica
         if leads and replica.term is None and replica.sealed_epoch < 1 << 40:
             lead(node)
         facts = facts_of(node)
@@ -119,7 +119,7 @@ async def test_nonsense_costs_its_sender_the_connection_and_nobody_else_anything
         outcomes[replica.role] += 1
     assert outcomes["taken"] > MESSAGES // 20, outcomes
     assert outcomes["refused"] > MESSAGES // 20, outcomes
-    sealed, commit = node.hosts[0].replica.sealed_epoch, node.hosts[0].replica.commit_index
+    sealed, commit = node.partitions[0].replica.sealed_epoch, node.partitions[0].replica.commit_index
     print(outcomes, hex(sealed), commit)
     await node.stop(hand_over=False)
     again = Store.open(tmp_path, cluster="metastore", node="m", options=OPTIONS)

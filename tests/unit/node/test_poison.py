@@ -195,7 +195,7 @@ class Poisoned:
             dict(control._splits),
             set(control.drained),
             dict(self.node.quotas.others),
-            {q: (host.replica.config, host.replica.leader_node) for q, host in self.node.hosts.items()},
+            {q: (host.replica.config, host.replica.leader_node) for q, host in self.node.partitions.items()},
         )
 
 

@@ -28,11 +28,13 @@ class World:
 
     def __init__(self, namespaces: int) -> None:
         self.table = TopologyTable("c")
-        self.hosts = {
+        self.partitions = {
             p: SimpleNamespace(role="active", applied=0, machine=SimpleNamespace(usage=Usage()))
             for p in (0, 1)
         }
-        node: Any = SimpleNamespace(topology=self.table, hosts=self.hosts, me=SimpleNamespace(node="n1"))
+        node: Any = SimpleNamespace(
+            topology=self.table, partitions=self.partitions, me=SimpleNamespace(node="n1")
+        )
         self.quotas = Quotas(node)
         self.table.begin([], 1)
         for n in range(namespaces):
@@ -42,7 +44,7 @@ class World:
         self.table.apply([(("namespaces", f"ns{n}"), policy)], self.table.revision + 1)
 
     def write(self, p: int, n: int, records: int) -> None:
-        host = self.hosts[p]
+        host = self.partitions[p]
         host.applied += 1
         host.machine.usage[b"ns%d" % n] = [records, records]
 
@@ -54,7 +56,7 @@ class World:
         for name, policy in self.table.namespaces.items():
             held = [
                 host.machine.usage[name.encode()]
-                for host in self.hosts.values()
+                for host in self.partitions.values()
                 if host.role == "active" and policy.has_quota and name.encode() in host.machine.usage
             ]
             if held:
@@ -87,7 +89,7 @@ def test_the_sums_are_those_of_a_count_of_everything(seed: int) -> None:
                 told = {f"ns{random.randrange(8)}": [random.randrange(99), 5] for _ in range(2)}
                 w.quotas.published(random.choice(["n1", "n2"]), random.choice([None, told]))
             case _:
-                w.hosts[1].role = random.choice(["active", "follower"])
+                w.partitions[1].role = random.choice(["active", "follower"])
         if random.randrange(2):
             usage = w.quotas.recount()
             assert (usage, w.quotas.full, set(w.quotas.near)) == w.all_counted()

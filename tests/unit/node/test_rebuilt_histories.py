@@ -46,9 +46,9 @@ class Alone:
 
     async def until_led(self, term: int) -> None:
         async with asyncio.timeout(60):
-            while 0 not in self.node.hosts or (
-                self.node.hosts[0].role != "active"
-                or self.node.hosts[0].replica.sealed_epoch < first_epoch(term)
+            while 0 not in self.node.partitions or (
+                self.node.partitions[0].role != "active"
+                or self.node.partitions[0].replica.sealed_epoch < first_epoch(term)
             ):
                 await asyncio.sleep(0.005)
 

@@ -346,7 +346,7 @@ async def test_without_etcd_it_goes_on_and_etcds_word_counts_when_it_is_back(
     while "provisional" in states(true, old):
         await asyncio.sleep(0.01)
     assert states(old) == ["refused"]
-    assert old.hosts == {}
+    assert old.partitions == {}
     assert states(true) == ["confirmed"]
     assert record(etcd).incarnation == "run3"
     assert could

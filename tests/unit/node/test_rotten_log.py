@@ -17,7 +17,7 @@ from metastore.errors import Compacted, StorageError
 from metastore.history import ResumePoint
 from metastore.records import pack_record
 from metastore.storage import damage as damage_module
-from metastore.storage.snapshot import AUX, DATA
+from metastore.storage.snapshot import DATA, METADATA
 from metastore.storage.store import Store
 from tests.unit.node.leading import Leading, X
 from tests.unit.node.single import Single
@@ -117,7 +117,9 @@ def snapshot(index: int) -> list[Any]:
         applied = machine.apply(2, put_entry(2, EPOCH, b"v")[20:])
         assert applied.changes[0][0] == storage_key("ns", "k")
         rows = [(DATA, key, record) for key, record in applied.changes if record is not None]
-    rows += [(AUX, key, row) for key in machine.aux_keys() if (row := machine.aux(key)) is not None]
+    rows += [
+        (METADATA, key, row) for key in machine.metadata_keys() if (row := machine.metadata(key)) is not None
+    ]
     begin = m.SnapshotBegin(0, EPOCH, 1, index, EPOCH, [])
     return [begin, m.SnapshotChunk(0, EPOCH, 1, 0, rows), m.SnapshotChunk(0, EPOCH, 1, 1, [])]
 

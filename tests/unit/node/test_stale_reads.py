@@ -59,7 +59,7 @@ async def test_a_bound_is_kept(tmp_path: Path) -> None:
         host, replica = s.host, s.node.core._replicas[s.host.p]
         assert host.state.age_ms() == 0
         replica.step_down("test")
-        s.node.ticks.settle()
+        s.node.ticks.run_effects()
         assert host.state.age_ms() is None
         assert ask(host, STALE, None) == {OK}
         assert ask(host, STALE, 1 << 40) == {TooStale.status}, "nobody ever said how old it is"

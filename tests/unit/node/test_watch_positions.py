@@ -112,7 +112,7 @@ class Partition:
             self.changes.append((version, lkey))
             assert record is not None
             self.state[lkey] = record
-        if applied.forked is not None:
+        if applied.split_result is not None:
             self.watches.split()
         self.watches.applied(index, applied)
 

@@ -39,7 +39,7 @@ class Divided:
 
     async def part(self, p: int, at: int) -> int:
         """Apply the entry that splits ``p`` at a point; the child. Etcd does not know yet."""
-        node, host = self.s.node, self.s.node.hosts[p]
+        node, host = self.s.node, self.s.node.partitions[p]
         while host.writes.pending or host.waiters or node.store.syncing:
             await asyncio.sleep(0.005)
         child, point = len(self.ranges), at.to_bytes(8, "big")
@@ -53,8 +53,8 @@ class Divided:
         node.core.handle(now_ns(), PartingProposed(p, at))
         host.split.narrow()
         node.core.handle(now_ns(), Propose(p, payload))
-        node.ticks.settle()
-        while host.applied < index or node.store.forks(child):
+        node.ticks.run_effects()
+        while host.applied < index or node.store.pending_splits(child):
             await asyncio.sleep(0.005)
         lo, hi = self.ranges[p]
         self.ranges[p], self.ranges[child] = (lo, at), (at, hi)
@@ -75,13 +75,13 @@ class Divided:
                 parent=self.origins.get(q),
             )
             node.topology.apply_kv(("config", "c1", f"{q:05d}"), record.to_json(), 10 + self.term)
-            if q not in node.hosts:
+            if q not in node.partitions:
                 node.open_partition(record)
             node.core.handle(now_ns(), ConfigSeen(q, record, 10 + self.term))
-        node.ticks.settle()
-        while {node.hosts[p].role, node.hosts[child].role} != {"active"}:
+        node.ticks.run_effects()
+        while {node.partitions[p].role, node.partitions[child].role} != {"active"}:
             await asyncio.sleep(0.005)
-        return node.hosts[child]
+        return node.partitions[child]
 
 
 def keys(first: int, last: int, count: int, tag: str) -> list[str]:
@@ -199,7 +199,7 @@ async def test_the_way_is_told_before_etcd_knows(tmp_path: Path, monkeypatch: py
 
     async def story(s: Single, divided: Divided, watched: Watched) -> None:
         child = await divided.part(0, HALF)
-        while s.node.hosts[child].role != "active":
+        while s.node.partitions[child].role != "active":
             await asyncio.sleep(0.005)
         await watched.write(keys(0, HALF, 4, "low"))
         await watched.write(keys(HALF, TOP, 4, "up"))

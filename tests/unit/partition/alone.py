@@ -96,7 +96,7 @@ class Slice:
         index: int,
         epoch: int,
         changes: list[tuple[bytes, bytes | None]],
-        aux: set[bytes],
+        metadata: set[bytes],
         split: UpperHalf | None,
         /,
     ) -> None:

@@ -59,7 +59,7 @@ class Partition:
         self.proposed.clear()
 
     def restart(self) -> None:
-        rows = [(key, self.machine.aux(key)) for key in self.machine.aux_keys()]
+        rows = [(key, self.machine.metadata(key)) for key in self.machine.metadata_keys()]
         self.machine = Machine(lambda lkey: self.records.get(lkey))
         self.machine.load([(k, v) for k, v in rows if v is not None])
 

@@ -16,8 +16,8 @@ from metastore.storage.state import (
     TABLES,
     Meta,
     State,
-    aux_write,
     meta_key,
+    metadata_write,
 )
 from metastore.storage.transactions import Transactions, flush_of
 
@@ -44,8 +44,8 @@ def test_parent_child_and_the_entry_that_parted_them_are_one() -> None:
     topology = ({b"nodes/1": b"row", b"nodes/2": None}, 9)
     flush = flush_of(known, generation, children, {1, 2}, sources, topology, seq=40)
     assert set(flush.rows) == {
-        aux_write(4, b"splits", b"as it is now: splits"),
-        aux_write(5, b"usage", b"of the child"),
+        metadata_write(4, b"splits", b"as it is now: splits"),
+        metadata_write(5, b"usage", b"of the child"),
         (META_TABLE, meta_key(1), known[1].meta.pack()),
         (META_TABLE, meta_key(2), known[2].meta.pack()),
         (MAP_TABLE, b"nodes/1", b"row"),
@@ -92,6 +92,6 @@ def test_it_is_one_transaction_of_the_engine() -> None:
     assert engine.written == [{*TABLES, MAP_TABLE}]
     state.renew(flush.changed)
     assert state.get(4, KEY) == b"record"
-    assert state.aux_rows(5) == [(b"usage", b"row")]
+    assert state.metadata_rows(5) == [(b"usage", b"row")]
     with engine.snapshot() as snapshot:
         assert snapshot.table(META_TABLE).get(NODE_ROW) is not None

@@ -33,12 +33,12 @@ from metastore.storage.records import EntryRecord, Fact, SealEntry
 from metastore.storage.rows import SUMS_BYTES
 from metastore.storage.scrub import RottenBlock
 from metastore.storage.segments import BLOCK_HEAD, SEGMENT_HEAD
-from metastore.storage.snapshot import AUX as AUX_ROW
 from metastore.storage.snapshot import DATA
+from metastore.storage.snapshot import METADATA as AUX_ROW
 from metastore.storage.state import (
-    AUX_TABLE,
     DATA_TABLE,
     MAP_TABLE,
+    METADATA_TABLE,
     TABLES,
     GarbageRange,
     State,
@@ -54,7 +54,7 @@ OPTIONS = replace(SMALL, segment_bytes=8 << 10, log_retention_bytes=16 << 10, ca
 KEYS = [bytes([n]) * 8 + b"ns\0key-%d" % n for n in range(1, 6)] + [b"\x03" * 8 + b"ns\0" + b"long" * 130]
 ABSENT = [b"\0" * 8 + b"ns\0a", b"\x03" * 8 + b"ns\0b", b"\xf0" * 8 + b"ns\0c", KEYS[-1] + b"d"]
 FENCE = digest_key(FENCE_PREFIX, b"ns\0lock")
-AUX = {b"m": b"meta of the machine", FENCE: msgpack.packb([b"ns\0lock", 0x7766554433])}
+METADATA = {b"m": b"meta of the machine", FENCE: msgpack.packb([b"ns\0lock", 0x7766554433])}
 #: what a store says that does not trust its disk
 TOLD = (CorruptLog, CorruptState, ConfigError)
 
@@ -64,7 +64,7 @@ def made(path: Path) -> None:
     store = open_store(path, OPTIONS)
     for p in (1, 2):
         store.add_partition(p)
-        store.set_aux_source(p, AUX.get)
+        store.set_metadata_source(p, METADATA.get)
         store.append(SealEntry(p, E1, b"owner", b"config"))
     store.append(Fact("largest_grant_ns", 900))
     store.keep_rows({b"head": b"of the map", b"nodes/n1": b"where it is"}, complete=True)
@@ -72,7 +72,7 @@ def made(path: Path) -> None:
         for p in (1, 2):
             put_in_log(store, EntryRecord(p, index - 1, pack_entry(index, E1, b"payload-%d" % index)))
             value = pack_record(index, 1, b"value-%d-%d" % (p, index))
-            store.apply(p, index, E1, [(key, value)], set(AUX))
+            store.apply(p, index, E1, [(key, value)], set(METADATA))
         store.sync_now()
     put_in_log(store, EntryRecord(2, 6, pack_entry(7, E1, b"not committed")))
     store.run_flush()
@@ -92,7 +92,7 @@ def answers(path: Path) -> list[Any]:
         questions += [
             partial(lambda info: (info.meta, info.log.last_position()), info),
             partial(store.read_entries, p, info.log.base_index + 1, 1 << 20),
-            partial(store.load_aux, p),
+            partial(store.load_metadata, p),
             partial(store.scan, p, *everything, 100, 1 << 20),
             partial(lambda slot: list(store.state.scan(slot, *everything)), slot),
         ]
@@ -355,7 +355,9 @@ def test_a_slot_that_nobody_has_is_not_emptied_of_what_rotted(tmp_path: Path) ->
     made(tmp_path)
     store = open_store(tmp_path, OPTIONS)
     slot = store.partitions[2].meta.slot
-    key, row = next((k, r) for k, r in rows_in(store.state, AUX_TABLE) if k[:4] == slot.to_bytes(4, "big"))
+    key, row = next(
+        (k, r) for k, r in rows_in(store.state, METADATA_TABLE) if k[:4] == slot.to_bytes(4, "big")
+    )
     store.abandon()
     file = tmp_path / "state" / "data.mdb"
     raw = file.read_bytes()
@@ -590,13 +592,13 @@ async def test_the_state_is_replaced_and_the_log_stays(tmp_path: Path, at: int) 
     p = at // 6 + 1
     installer = store.begin_install(p)
     rows = [(DATA, key, pack_record(n, 1, b"value-%d-%d" % (p, n))) for n, key in enumerate(KEYS[:4], 1)]
-    await installer.add([*rows, *((AUX_ROW, key, row) for key, row in AUX.items())])
+    await installer.add([*rows, *((AUX_ROW, key, row) for key, row in METADATA.items())])
     assert await installer.rebuild(4, E1)
     info = store.partitions[p]
     assert (info.applied_index, info.log.last_index) == (4, 6 if p == 1 else 7)
     for n in (5, 6):
         value = pack_record(n, 1, b"value-%d-%d" % (p, n))
-        store.apply(p, n, E1, [(KEYS[n - 1], value)], set(AUX))
+        store.apply(p, n, E1, [(KEYS[n - 1], value)], set(METADATA))
     store.run_flush()
     for garbage in store.slots.garbage:
         while store.state.delete_step(garbage):

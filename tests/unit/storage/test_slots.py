@@ -9,10 +9,10 @@ from metastore.keys import END_OF_RING
 from metastore.storage.partition_log import PartitionLog
 from metastore.storage.slots import NO_SLOT, PartitionInfo, Slots
 from metastore.storage.state import (
-    AUX_TABLE,
     DATA_TABLE,
     MAP_TABLE,
     META_TABLE,
+    METADATA_TABLE,
     GarbageRange,
     Meta,
     meta_key,
@@ -74,9 +74,9 @@ def test_rows_above_a_point_go_once_the_state_has_the_entry_that_parted_with_the
         (DATA_TABLE, physical(3, HIGH + b"x" * 900), [2]),
         (DATA_TABLE, physical(4, HIGH), []),
         (DATA_TABLE, physical(7, HIGH), [3]),
-        (AUX_TABLE, physical(4, b"m"), [2]),
-        (AUX_TABLE, physical(3, b"m"), [1]),
-        (AUX_TABLE, physical(9, b"m"), []),
+        (METADATA_TABLE, physical(4, b"m"), [2]),
+        (METADATA_TABLE, physical(3, b"m"), [1]),
+        (METADATA_TABLE, physical(9, b"m"), []),
         (META_TABLE, meta_key(3), []),
         (MAP_TABLE, physical(7, b""), []),
     ],

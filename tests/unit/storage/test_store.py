@@ -391,7 +391,7 @@ def test_aux_rows_are_those_of_the_applied_index(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
     rows = {b"m": b"0"}
-    store.set_aux_source(P, rows.get)
+    store.set_metadata_source(P, rows.get)
     for i in range(1, 6):
         put_in_log(store, entry(i))
         rows[b"m"] = b"%d" % i
@@ -401,7 +401,7 @@ def test_aux_rows_are_those_of_the_applied_index(tmp_path: Path) -> None:
     store.abandon()
     again = open_store(tmp_path)
     assert again.partitions[P].applied_index == 3
-    assert again.load_aux(P) == [(b"m", b"3")]
+    assert again.load_metadata(P) == [(b"m", b"3")]
     again.abandon()
 
 
@@ -422,7 +422,7 @@ async def _copy(source: Store, target: Store, *, finish: bool = True) -> tuple[i
 async def test_a_snapshot_replaces_log_and_state_together(tmp_path: Path) -> None:
     source, target = open_store(tmp_path / "a"), open_store(tmp_path / "b")
     source.add_partition(P)
-    source.set_aux_source(P, {b"m": b"meta"}.get)
+    source.set_metadata_source(P, {b"m": b"meta"}.get)
     for i in range(1, 301):
         put_in_log(source, entry(i, 2))
         source.apply(P, i, 2, [(lkey(i, b"y" * (500 if i % 50 == 0 else 0)), record(i))], {b"m"})
@@ -449,7 +449,7 @@ async def test_a_snapshot_replaces_log_and_state_together(tmp_path: Path) -> Non
         assert (info.log.base_index, info.log.last_index) == (300, 300), "an old entry came back"
         everything = (P, b"", b"\xff" * 9, 1000, 1 << 30)
         assert target.scan(*everything) == source.scan(*everything)
-        assert target.load_aux(P) == [(b"m", b"meta")]
+        assert target.load_metadata(P) == [(b"m", b"meta")]
         target.abandon()  # a crash right after the switch; the void entries are still in the log
         target = open_store(tmp_path / "b")
     put_in_log(target, entry(301, 4))

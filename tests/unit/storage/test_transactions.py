@@ -17,8 +17,8 @@ from metastore.records import pack_record
 from metastore.storage.folder import Folder
 from metastore.storage.options import StorageOptions
 from metastore.storage.records import ConfigEntry, EntryRecord, SealEntry
-from metastore.storage.snapshot import AUX, DATA
-from metastore.storage.splits import Fork
+from metastore.storage.snapshot import DATA, METADATA
+from metastore.storage.splits import SplitRows
 from metastore.storage.state import State
 from metastore.storage.store import Store
 from tests.typed import put_in_log
@@ -151,10 +151,10 @@ class Life:
         folder = Folder(FOLDER, {"store_id": "s" * 32}, not created)
         self.store = Store(folder, disk, State(engine, not created), OPTIONS)
         for p in self.store.partitions:
-            self.store.set_aux_source(p, self.aux(p))
+            self.store.set_metadata_source(p, self.metadata(p))
         self.map = self.store.kept.found()
 
-    def aux(self, p: int) -> Callable[[bytes], bytes | None]:
+    def metadata(self, p: int) -> Callable[[bytes], bytes | None]:
         return lambda key: b"%d" % self.store.partitions[p].applied_index
 
     # --- what the driver does ------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Life:
 
     def seal(self, p: int, epoch: int = EPOCH) -> None:
         self.store.add_partition(p)
-        self.store.set_aux_source(p, self.aux(p))
+        self.store.set_metadata_source(p, self.metadata(p))
         if self.store.partitions[p].sealed_epoch < epoch:
             self.store.append(SealEntry(p, epoch, b"me", b"0"))
             self.store.sync_now()
@@ -208,9 +208,9 @@ class Life:
             epoch = info.log.epoch_at(index)
             if p in CHILDREN and index == SPLIT:
                 child = CHILDREN[p]
-                fork = Fork(child, AT, [(AUX_KEY, b"%d" % SPLIT)], b"0")
-                self.store.apply(p, index, epoch, [], {AUX_KEY}, fork)
-                self.store.set_aux_source(child, self.aux(child))
+                split_off = SplitRows(child, AT, [(AUX_KEY, b"%d" % SPLIT)], b"0")
+                self.store.apply(p, index, epoch, [], {AUX_KEY}, split_off)
+                self.store.set_metadata_source(child, self.metadata(child))
             else:
                 self.store.apply(p, index, epoch, [change(p, index)], {AUX_KEY})
 
@@ -229,7 +229,7 @@ class Life:
             records = sorted(state_at(p, index).items())
             for at in range(0, len(records), 3):
                 await installer.add([(DATA, key, record) for key, record in records[at : at + 3]])
-            await installer.add([(AUX, AUX_KEY, b"%d" % index)])
+            await installer.add([(METADATA, AUX_KEY, b"%d" % index)])
             if rebuild:
                 assert await installer.rebuild(index, EPOCH)
             else:
@@ -295,7 +295,7 @@ class Life:
         applied = info.applied_index
         assert found == state_at(p, applied), f"partition {p} at {applied}"
         if applied and (LIKE[p] != 2 or applied > SPLIT):
-            assert dict(self.store.load_aux(p)).get(AUX_KEY) == b"%d" % applied
+            assert dict(self.store.load_metadata(p)).get(AUX_KEY) == b"%d" % applied
 
     def finish(self) -> None:
         """What a later life does: apply what the log has, save it, and be whole."""
