@@ -157,7 +157,7 @@ async def fan_out(peer: Any, seconds: float) -> dict[str, float]:
             port = int(where.rpartition(":")[2])
             speaker = Metastore(os.urandom(16), [target("bench", n, table) for n in names], VALUE)
             _, watcher = await loop.create_connection(partial(Watcher, speaker), HOST, port)
-            start = at.lkey[: at.lkey.rindex(b"/") + 1]
+            start = at.storage_key[: at.storage_key.rindex(b"/") + 1]
             body = [1, at.partition, start, start[:-1] + b"0", None, 0, b""]
             watcher.transport.write(frames.pack(frames.WATCH, body))
         watchers.append(watcher)

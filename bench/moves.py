@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.measure import percentile, show
 from metastore import AsyncClient, MetastoreError
 from metastore.client import AsyncNamespace
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.integration.harness import Cluster, cellctl
 
 RECORD = 16 << 10
@@ -87,7 +87,7 @@ async def measure(cluster: Cluster, mib: int) -> None:
         table = client.dispatcher.table
 
         def home(directory: str) -> int:
-            return table.route(storage_key("bench", f"{directory}/x")).id
+            return table.route(storage_key_of("bench", f"{directory}/x")).id
 
         moved = "d0"
         p = home(moved)

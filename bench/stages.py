@@ -21,7 +21,7 @@ from metastore.core import messages as m
 from metastore.core.entry import check_entries, pack_entry
 from metastore.core.machine import Machine
 from metastore.core.payloads import read_payload
-from metastore.keys import storage_key, well_placed
+from metastore.keys import storage_key_of, well_placed
 from metastore.operations import GET, LINEARIZABLE, PUT
 from metastore.storage.lmdb_engine import LmdbEngine
 from metastore.storage.overlay import Overlay, PartitionOverlay
@@ -33,7 +33,7 @@ from metastore.wire.op_checks import check_request, is_simple
 from metastore.wire.peer_messages import decode, encode
 
 CLIENT = bytes(16)
-KEYS = [storage_key("bench", f"directory-{n % 200:04d}/key-{n // 200:05d}") for n in range(4096)]
+KEYS = [storage_key_of("bench", f"directory-{n % 200:04d}/key-{n // 200:05d}") for n in range(4096)]
 EPOCH = 1 << 16
 ROUNDS = 400
 
@@ -60,8 +60,8 @@ class Stages:
         ops = []
         for n in range(self.size):
             self.seq += 1
-            lkey = KEYS[(self.seq * 7919) % len(KEYS)]
-            ops.append([self.seq, PUT, 0, lkey, self.seq, self.seq - n, 0, None, b"x" * 100, "", None])
+            storage_key = KEYS[(self.seq * 7919) % len(KEYS)]
+            ops.append([self.seq, PUT, 0, storage_key, self.seq, self.seq - n, 0, None, b"x" * 100, "", None])
         self.frame = frames.pack(frames.REQUEST, [CLIENT, 5000, ops])
 
     def leader_parses(self) -> None:
@@ -138,8 +138,8 @@ class Stages:
 def state_us(state: State) -> float:
     """One record of 5,000 changed in LMDB, its share of the commit included."""
     part, best = PartitionOverlay(), float("inf")
-    for lkey in KEYS:
-        part.put(lkey, bytes(130))
+    for storage_key in KEYS:
+        part.put(storage_key, bytes(130))
     for _ in range(5):
         began = time.thread_time()
         state.write([], record_writes(1, part.records))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgpack
 
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.operations import GET, LINEARIZABLE, LIST, PUT
 from metastore.wire import frames
 
@@ -42,12 +42,12 @@ class Target:
     """A key of metastore: where it lives, and how it is called there."""
 
     partition: int
-    lkey: bytes
+    storage_key: bytes
 
 
 def target(namespace: str, key: str, table: Any) -> Target:
-    lkey = storage_key(namespace, key)
-    return Target(table.route(lkey).id, lkey)
+    storage_key = storage_key_of(namespace, key)
+    return Target(table.route(storage_key).id, storage_key)
 
 
 class Metastore:
@@ -77,19 +77,19 @@ class Metastore:
         self._partition[number] = at.partition
         floor, stamp = next(iter(opened)), self._stamps.get(at.partition, 0)
         return [
-            number, PUT, at.partition, at.lkey, number, floor, stamp, None, self.value, "", None
+            number, PUT, at.partition, at.storage_key, number, floor, stamp, None, self.value, "", None
         ], number  # fmt: skip
 
     def get(self, n: int) -> tuple[Any, int]:
         self._id += 1
         at = self.targets[n % len(self.targets)]
-        return [self._id, GET, at.partition, at.lkey, LINEARIZABLE, None], self._id
+        return [self._id, GET, at.partition, at.storage_key, LINEARIZABLE, None], self._id
 
     def listing(self, n: int) -> tuple[Any, int]:
-        """All of the directory of the key; its name is the lkey up to the last slash."""
+        """All of the directory of the key; its name is the storage_key up to the last slash."""
         self._id += 1
         at = self.targets[n % len(self.targets)]
-        start = at.lkey[: at.lkey.rindex(b"/") + 1]
+        start = at.storage_key[: at.storage_key.rindex(b"/") + 1]
         end = start[:-1] + b"0"
         return [self._id, LIST, at.partition, start, end, 1000, 0, LINEARIZABLE, None], self._id
 

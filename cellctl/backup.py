@@ -147,8 +147,8 @@ def survey(path: Path) -> dict[str, Any]:
                 found = value
             elif kind == "rows":
                 records += len(value)
-                for lkey, packed in value:
-                    sums = held.setdefault(split_storage_key(lkey)[0], [0, 0])
+                for storage_key, packed in value:
+                    sums = held.setdefault(split_storage_key(storage_key)[0], [0, 0])
                     sums[0] += 1
                     sums[1] += len(packed)
             elif kind == "part":
@@ -300,8 +300,8 @@ async def _restore(where: Where, path: Path, names: set[str], only_absent: bool,
 
     async def worker(client: AsyncClient) -> None:
         nonlocal done, kept
-        for lkey, packed in rows:
-            name, key = split_storage_key(lkey)
+        for storage_key, packed in rows:
+            name, key = split_storage_key(storage_key)
             if name not in names:
                 continue
             try:

@@ -11,7 +11,7 @@ from cellctl.connect import Where, ask_each, cluster_options, topology
 from cellctl.http_client import fetch_json
 from cellctl.output import output_option, print_data, print_table, say
 from metastore.errors import MetastoreError
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.logs import epoch_text
 from metastore.topology import Placement, TopologyTable
 
@@ -207,7 +207,7 @@ def list_(where: Where, output: str) -> None:
 def locate(where: Where, output: str, namespace: str, key: str) -> None:
     """Where a key lives. Example: cellctl partition locate -n files usr/share/doc/bash"""
     table = topology(where)
-    placement = table.route(storage_key(namespace, key))
+    placement = table.route(storage_key_of(namespace, key))
     rows = [row for row in partition_rows(table, node_statuses(table)) if row["id"] == placement.id]
     if output != "table":
         print_data(output, rows[0])

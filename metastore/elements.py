@@ -34,7 +34,7 @@ ONE_REQUEST: Final = 1 << 62
 RAISE: Final = NO_TOKEN
 #: what a request became is remembered at least so long (and at least of the last requests: core.dedupe)
 DEDUPE_WINDOW_S: Final = 600
-MAX_LKEY_BYTES: Final = 8 + 64 + 1 + MAX_KEY_BYTES
+MAX_STORAGE_KEY_BYTES: Final = 8 + 64 + 1 + MAX_KEY_BYTES
 U64_END: Final = 1 << 64
 I64_END: Final = 1 << 63
 #: versions that clients give, request numbers and stamps are below it
@@ -97,24 +97,24 @@ def raw(limit: int, text: str) -> Check:
     return check
 
 
-def is_lkey(lkey: Any) -> bool:
+def has_key_shape(storage_key: Any) -> bool:
     """Whether it is ``point (8), namespace, NUL, key``: neither namespace nor key empty, none too long."""
-    if type(lkey) is not bytes or not 11 <= len(lkey) <= MAX_LKEY_BYTES:
+    if type(storage_key) is not bytes or not 11 <= len(storage_key) <= MAX_STORAGE_KEY_BYTES:
         return False
-    nul = lkey.find(0, 8)
-    return 8 < nul <= 72 and nul < len(lkey) - 1
+    nul = storage_key.find(0, 8)
+    return 8 < nul <= 72 and nul < len(storage_key) - 1
 
 
-def check_lkey(lkey: Any) -> MetastoreError | None:
+def check_storage_key(storage_key: Any) -> MetastoreError | None:
     """Of a key that is looked for: it has the form of a storage key."""
-    return None if is_lkey(lkey) else InvalidRequest("malformed storage key")
+    return None if has_key_shape(storage_key) else InvalidRequest("malformed storage key")
 
 
-def check_stored(lkey: Any) -> MetastoreError | None:
+def check_stored(storage_key: Any) -> MetastoreError | None:
     """Of a key that is written: its namespace and key can be stored."""
-    if not is_lkey(lkey):
+    if not has_key_shape(storage_key):
         return InvalidRequest("malformed storage key")
-    if not is_storage_key(lkey):
+    if not is_storage_key(storage_key):
         return InvalidRequest("the storage key's namespace or key is not one that can be stored")
     return None
 
@@ -173,8 +173,8 @@ def fence(*, raises: bool) -> Check:
     return check
 
 
-KEY: Final = Field("key", check_lkey, keys=lambda lkey: [lkey])
-STORED_KEY: Final = Field("key", check_stored, keys=lambda lkey: [lkey])
+KEY: Final = Field("key", check_storage_key, keys=lambda storage_key: [storage_key])
+STORED_KEY: Final = Field("key", check_stored, keys=lambda storage_key: [storage_key])
 SEQ: Final = Field("seq", check_seq)
 FLOOR: Final = Field("floor", _check_count)
 STAMP: Final = Field("stamp", _check_count)

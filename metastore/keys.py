@@ -2,7 +2,7 @@
 
     key --routing rule--> routing key --hash--> point (64 bit) --> partition (range)
 
-The *storage key* (``lkey``) of a record is ``point (8 bytes, big endian) + namespace + NUL +
+The *storage key* (``storage_key``) of a record is ``point (8 bytes, big endian) + namespace + NUL +
 key``, so that a partition is one contiguous range of storage keys, the records of one routing
 key are neighbours, and byte order of storage keys is key order inside a routing key.
 """
@@ -32,7 +32,7 @@ MAX_PARTITIONS = 8192
 END_OF_RING = b"\xff" * 9
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
-_LKEY = re.compile(rb".{8}[a-z0-9][a-z0-9._-]{0,63}\0(?=.)", re.DOTALL)
+_STORAGE_KEY = re.compile(rb".{8}[a-z0-9][a-z0-9._-]{0,63}\0(?=.)", re.DOTALL)
 
 
 def end_point(hi: int) -> bytes:
@@ -116,30 +116,30 @@ def hash_point(namespace: bytes, routing: bytes) -> bytes:
     return xxhash.xxh3_64_digest(namespace + b"\0" + routing)
 
 
-def storage_key(namespace: str, key: str, rule: int = PARENT) -> bytes:
-    """The lkey of ``key``; raises InvalidRequest or TooLarge."""
+def storage_key_of(namespace: str, key: str, rule: int = PARENT) -> bytes:
+    """The storage_key of ``key``; raises InvalidRequest or TooLarge."""
     ns = check_namespace(namespace).encode()
     raw = encode_key(key)
     return hash_point(ns, routing_key(raw, rule)) + ns + b"\0" + raw
 
 
-def well_placed(lkey: bytes, rule: int) -> bool:
-    """Whether the point of a well-formed lkey is the one that its key has by ``rule``."""
-    nul = lkey.index(0, 9)
-    if rule == PARENT and lkey.find(b"{", nul) < 0:  # what is hashed stands together, but for tags
-        cut = lkey.rfind(b"/", nul)
-        return xxhash.xxh3_64_digest(lkey[8:cut] if cut >= 0 else lkey[8:]) == lkey[:8]
-    return lkey[:8] == hash_point(lkey[8:nul], routing_key(lkey[nul + 1 :], rule))
+def well_placed(storage_key: bytes, rule: int) -> bool:
+    """Whether the point of a well-formed storage_key is the one that its key has by ``rule``."""
+    nul = storage_key.index(0, 9)
+    if rule == PARENT and storage_key.find(b"{", nul) < 0:  # what is hashed stands together, but for tags
+        cut = storage_key.rfind(b"/", nul)
+        return xxhash.xxh3_64_digest(storage_key[8:cut] if cut >= 0 else storage_key[8:]) == storage_key[:8]
+    return storage_key[:8] == hash_point(storage_key[8:nul], routing_key(storage_key[nul + 1 :], rule))
 
 
-def is_storage_key(lkey: bytes) -> bool:
-    """Whether ``lkey`` is made as ``storage_key`` does it, but for the point, which is the routing
+def is_storage_key(storage_key: bytes) -> bool:
+    """Whether ``storage_key`` is made as ``storage_key_of`` does it, but for the point, which is the routing
     rule's affair. What is stored once has to be readable by everybody who lists its namespace."""
-    found = _LKEY.match(lkey)
-    if found is None or len(lkey) - found.end() > MAX_KEY_BYTES:
+    found = _STORAGE_KEY.match(storage_key)
+    if found is None or len(storage_key) - found.end() > MAX_KEY_BYTES:
         return False
     try:
-        lkey[found.end() :].decode()
+        storage_key[found.end() :].decode()
     except UnicodeDecodeError:
         return False
     return True
@@ -150,10 +150,10 @@ def is_content_type(text: str) -> bool:
     return len(text) <= MAX_CONTENT_TYPE_BYTES and text.isascii() and text.isprintable()
 
 
-def split_storage_key(lkey: bytes) -> tuple[str, str]:
-    """``(namespace, key)`` of an lkey."""
-    nul = lkey.index(b"\0", 8)
-    return lkey[8:nul].decode(), lkey[nul + 1 :].decode()
+def split_storage_key(storage_key: bytes) -> tuple[str, str]:
+    """``(namespace, key)`` of an storage_key."""
+    nul = storage_key.index(b"\0", 8)
+    return storage_key[8:nul].decode(), storage_key[nul + 1 :].decode()
 
 
 def next_key(prefix: bytes) -> bytes:
@@ -170,8 +170,8 @@ class PartitionRange:
     lo: int
     hi: int
 
-    def covers(self, lkey: bytes) -> bool:
-        return self.lo <= int.from_bytes(lkey[:8], "big") < self.hi
+    def covers(self, storage_key: bytes) -> bool:
+        return self.lo <= int.from_bytes(storage_key[:8], "big") < self.hi
 
 
 class PartitionMap:
@@ -198,9 +198,9 @@ class PartitionMap:
         width = (1 << 64) // count
         return cls(PartitionRange(i, i * width, (i + 1) * width) for i in range(count))
 
-    def of(self, lkey: bytes) -> int:
-        """The partition id that owns ``lkey`` (or any bytes that begin with a point)."""
-        return self._ids[bisect_right(self._lows, lkey[:8]) - 1]
+    def of(self, storage_key: bytes) -> int:
+        """The partition id that owns ``storage_key`` (or any bytes that begin with a point)."""
+        return self._ids[bisect_right(self._lows, storage_key[:8]) - 1]
 
     def in_order(self) -> list[PartitionRange]:
         return [self.ranges[i] for i in self._ids]

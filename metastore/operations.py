@@ -68,7 +68,7 @@ def _check_compares(compares: Any) -> MetastoreError | None:
 
 
 def _check_compare(compare: Any) -> MetastoreError | None:
-    if type(compare) is not list or len(compare) != 4 or not e.is_lkey(compare[0]):
+    if type(compare) is not list or len(compare) != 4 or not e.has_key_shape(compare[0]):
         return InvalidRequest("a compare is not [storage key, target, relation, operand]")
     _, target, relation, operand = compare
     if type(target) is not int or not 0 <= target <= CREATED:
@@ -106,8 +106,8 @@ def _check_part(part: Any) -> MetastoreError | None:
 
 def _compares_size(compares: list[list[Any]]) -> int:
     return sum(
-        OP_BYTES + len(lkey) + (len(operand) if target == VALUE else 0)
-        for lkey, target, _, operand in compares
+        OP_BYTES + len(storage_key) + (len(operand) if target == VALUE else 0)
+        for storage_key, target, _, operand in compares
     )
 
 
@@ -198,7 +198,7 @@ _CONSISTENCY = (
         "arg", whole(0, e.COUNT_END - 1, "consistency argument {} is not a count below 2**63", or_none=True)
     ),
 )
-_END = raw(e.MAX_LKEY_BYTES + 1, "an end of a list is not bytes, or too long")
+_END = raw(e.MAX_STORAGE_KEY_BYTES + 1, "an end of a list is not bytes, or too long")
 _WRITTEN = (e.VERSION_TOLD, e.INDEX_TOLD)
 _ANY = ("version", "absent", "exists")
 
@@ -269,7 +269,7 @@ _ALL = (
             e.VERSION_TOLD,
         ),
         "List records.",
-        Field("wanted", raw(e.MAX_LKEY_BYTES, "the start of a list is not bytes, or too long")),
+        Field("wanted", raw(e.MAX_STORAGE_KEY_BYTES, "the start of a list is not bytes, or too long")),
         reads=True,
     ),
     Operation(
@@ -431,10 +431,10 @@ def adds(op: Op) -> bool:
 
 def keys_of(op: Op) -> list[bytes]:
     """The storage keys that it names, the one that says where it is routed first; one may be there twice."""
-    lkeys = [op[KEY_AT]]
+    storage_keys = [op[KEY_AT]]
     for at, keys in _KEYS[op[KIND_AT]]:
-        lkeys += keys(op[at])
-    return lkeys
+        storage_keys += keys(op[at])
+    return storage_keys
 
 
 def size_of(op: Op) -> int:
@@ -470,7 +470,11 @@ def check_size(op: Op) -> MetastoreError | None:
     if kind not in COMPOUND:
         at = AT["value"].get(kind)
         return e.too_large(op[at]) if at is not None and len(op[at]) > MAX_VALUE_BYTES else None
-    size = sum(len(lkey) + len(operand) for lkey, target, _, operand in op[COMPARES_AT] if target == VALUE)
+    size = sum(
+        len(storage_key) + len(operand)
+        for storage_key, target, _, operand in op[COMPARES_AT]
+        if target == VALUE
+    )
     for part in parts_of(op):
         size += len(part[PART_KEY_AT])
         if part[0] == PUT:

@@ -181,12 +181,12 @@ class TopologyTable:
             raise Unavailable("the topology is not known yet", retry_after_s=1)
         return self._map
 
-    def route(self, lkey: bytes) -> Placement:
+    def route(self, storage_key: bytes) -> Placement:
         """The partition of a storage key. Raises Unavailable while the table is not complete."""
         if self._map is None:
             self.map()
         assert self._map is not None
-        return self.partitions[self._map.of(lkey)]
+        return self.partitions[self._map.of(storage_key)]
 
     def in_order(self) -> list[Placement]:
         return [self.partitions[r.id] for r in self.map().in_order()]

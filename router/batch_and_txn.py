@@ -19,7 +19,7 @@ from metastore.client.results import (
     Put,
 )
 from metastore.errors import MetastoreError, NotFound, TooLarge
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.records import Record
 from router.bulkheads import CellDispatcher, Reservation
 from router.calls import Call
@@ -139,7 +139,7 @@ class BatchAndTxn:
 
         def cell_of(op: Any) -> str:
             try:
-                return self.dispatcher.cell_of(storage_key(ns.name, op["key"], rule))
+                return self.dispatcher.cell_of(storage_key_of(ns.name, op["key"], rule))
             except (MetastoreError, TypeError):
                 return ""
 

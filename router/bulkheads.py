@@ -255,15 +255,15 @@ class CellDispatcher(Dispatcher):
         self._queues: dict[int, PartitionQueue] = {}
         self._loop = asyncio.get_running_loop()
 
-    def cell_of(self, lkey: bytes) -> str:
+    def cell_of(self, storage_key: bytes) -> str:
         """ "" while the topology is not known."""
-        return self.table.route(lkey).cell if self.table.complete else ""
+        return self.table.route(storage_key).cell if self.table.complete else ""
 
-    async def _in_turn(self, lkey: bytes, size: int, until: float, ask: Ask) -> list[Any]:
+    async def _in_turn(self, storage_key: bytes, size: int, until: float, ask: Ask) -> list[Any]:
         """``ask`` within the quota of its cell and the queue of its partition."""
         if not self.table.complete:
             await self.ready(until)
-        placement = self.table.route(lkey)
+        placement = self.table.route(storage_key)
         quota = self.bulkheads.begin(placement.cell, size)
         try:
             queue = self._queues.get(placement.id)
@@ -288,13 +288,15 @@ class CellDispatcher(Dispatcher):
         """Operations that wait in a partition's queue."""
         return sum(len(queue.waiting) for queue in self._queues.values())
 
-    async def read(self, op: Op, lkey: bytes, until: float) -> list[Any]:
-        ask = partial(super().read, op, lkey, until)
-        return await self._in_turn(lkey, len(lkey), until, ask)
+    async def read(self, op: Op, storage_key: bytes, until: float) -> list[Any]:
+        ask = partial(super().read, op, storage_key, until)
+        return await self._in_turn(storage_key, len(storage_key), until, ask)
 
-    async def write(self, op: Op, lkey: bytes, until: float, ids: RequestIds | None = None) -> list[Any]:
-        ask = partial(super().write, op, lkey, until, ids)
-        return await self._in_turn(lkey, size_of(op), until, ask)
+    async def write(
+        self, op: Op, storage_key: bytes, until: float, ids: RequestIds | None = None
+    ) -> list[Any]:
+        ask = partial(super().write, op, storage_key, until, ids)
+        return await self._in_turn(storage_key, size_of(op), until, ask)
 
     async def relay(self, client_id: bytes, op: Op, until: float) -> list[Any]:
         ask = partial(super().relay, client_id, op, until)

@@ -57,10 +57,10 @@ class Health:
         return response
 
     async def _probe(self, lo: int) -> bool:
-        lkey = lo.to_bytes(8, "big") + PROBE_KEY
+        storage_key = lo.to_bytes(8, "big") + PROBE_KEY
         until = asyncio.get_running_loop().time() + PROBE_S
         try:
-            await self.dispatcher.read([0, GET, 0, lkey, LINEARIZABLE, None], lkey, until)
+            await self.dispatcher.read([0, GET, 0, storage_key, LINEARIZABLE, None], storage_key, until)
         except MetastoreError:
             return False
         return True

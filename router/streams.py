@@ -24,7 +24,7 @@ from metastore.client.results import Event
 from metastore.client.watch.watcher import AsyncWatcher
 from metastore.config import RouterConfig
 from metastore.errors import MetastoreError, ShuttingDown, WrongRouting
-from metastore.keys import encode_key, prefix_routing_key, storage_key
+from metastore.keys import encode_key, prefix_routing_key, storage_key_of
 from metastore.web import Connection
 from router.api.parameters import MAX_TOKEN_CHARS
 from router.bulkheads import CellDispatcher, Reservation
@@ -88,7 +88,7 @@ class Streams:
         raw = encode_key(prefix) if prefix else b""
         if prefix_routing_key(raw, table.rule(name)) is not None:
             # any key that begins so lives where they all do
-            return {self.dispatcher.cell_of(storage_key(name, prefix, table.rule(name)))}
+            return {self.dispatcher.cell_of(storage_key_of(name, prefix, table.rule(name)))}
         return {placement.cell for placement in table.partitions.values()}
 
     async def watch(self, call: Call) -> web.StreamResponse:

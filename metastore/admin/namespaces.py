@@ -52,7 +52,7 @@ from metastore.keys import (
     check_namespace,
     end_point,
     split_storage_key,
-    storage_key,
+    storage_key_of,
     well_placed,
 )
 from metastore.layout import Layout, NodeRecord
@@ -86,8 +86,8 @@ def barrier_keys(dispatcher: Dispatcher) -> dict[int, bytes]:
     table = dispatcher.table
     found: dict[int, bytes] = {}
     for number in range(MAX_BARRIER_TRIES):
-        lkey = storage_key(RESERVED, f"barrier-{number}")
-        found.setdefault(table.route(lkey).id, lkey)
+        storage_key = storage_key_of(RESERVED, f"barrier-{number}")
+        found.setdefault(table.route(storage_key).id, storage_key)
         if len(found) == len(table.partitions):
             break
     return found
@@ -405,13 +405,15 @@ class NamespaceAdmin:
         if missing:
             raise Unavailable(f"no key was found that lies in partition {missing[0]}")
 
-        async def one(lkey: bytes) -> None:
+        async def one(storage_key: bytes) -> None:
             try:
-                await self.dispatcher.write([0, DELETE, 0, lkey, 0, 0, 0, NO_VERSION], lkey, until)
+                await self.dispatcher.write(
+                    [0, DELETE, 0, storage_key, 0, 0, 0, NO_VERSION], storage_key, until
+                )
             except ConditionFailed:
                 pass  # logged and committed, as every failed condition is (R7)
 
-        await asyncio.gather(*(one(lkey) for lkey in keys.values()))
+        await asyncio.gather(*(one(storage_key) for storage_key in keys.values()))
 
     async def _check_placed(self, name: str, rule: int, until: float) -> None:
         """Raises NamespaceNotEmpty if there is a record that ``rule`` would look for elsewhere."""
@@ -423,9 +425,9 @@ class NamespaceAdmin:
             while start is not None:
                 op = [0, LIST, 0, start, end, MAX_LIST_LIMIT, KEYS_ONLY, LINEARIZABLE, None, wanted]
                 result = await self.dispatcher.read(op, start, until)
-                for lkey, _ in result[2]:
-                    if not well_placed(lkey, rule):
-                        key = split_storage_key(lkey)[1]
+                for storage_key, _ in result[2]:
+                    if not well_placed(storage_key, rule):
+                        key = split_storage_key(storage_key)[1]
                         raise NamespaceNotEmpty(
                             f"namespace {name} has records that its new routing rule would not find, {key!r:.200} "
                             "for one: delete them first, or use another namespace",

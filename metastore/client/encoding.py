@@ -115,13 +115,13 @@ def check_txn(compare: Sequence[Compare[T]], then: Sequence[Op[T]], otherwise: S
     return [c.key for c in compare] + [op.key for op in (*then, *otherwise)]
 
 
-def encode_compare(lkey: bytes, compare: Compare[T], codec: Codec[T]) -> list[Any]:
+def encode_compare(storage_key: bytes, compare: Compare[T], codec: Codec[T]) -> list[Any]:
     """A compare on the wire. Raises InvalidRequest, and what the codec raises."""
     target = _choice("what", compare.what, _TARGETS)
     operand: Any = compare.operand
     if target == VALUE:
         operand = codec.encode(operand)
-    return [lkey, target, _choice("relation", compare.relation, _RELATIONS), operand]
+    return [storage_key, target, _choice("relation", compare.relation, _RELATIONS), operand]
 
 
 def _choice(name: str, given: str, known: dict[str, int]) -> int:
@@ -131,19 +131,25 @@ def _choice(name: str, given: str, known: dict[str, int]) -> int:
     return found
 
 
-def encode_part(lkey: bytes, op: Op[T], codec: Codec[T]) -> list[Any]:
+def encode_part(storage_key: bytes, op: Op[T], codec: Codec[T]) -> list[Any]:
     """An operation of a transaction on the wire. Raises InvalidRequest, and what the codec raises."""
     if isinstance(op, Get):
-        return [GET, lkey]
+        return [GET, storage_key]
     if isinstance(op, Add):
-        return [ADD, lkey, op.delta]
+        return [ADD, storage_key, op.delta]
     if op.version is not None:
         raise InvalidRequest(
             f"{op.key!r:.200}: an operation of a transaction takes no condition; add a Compare instead"
         )
     if isinstance(op, Put):
-        return [PUT, lkey, codec.encode(op.value), op.content_type or codec.content_type, ttl_ms_of(op.ttl_s)]
-    return [DELETE, lkey]
+        return [
+            PUT,
+            storage_key,
+            codec.encode(op.value),
+            op.content_type or codec.content_type,
+            ttl_ms_of(op.ttl_s),
+        ]
+    return [DELETE, storage_key]
 
 
 def part_result(op: Op[T], part: list[Any], codec: Codec[T]) -> OpResult[T]:
@@ -160,12 +166,12 @@ def part_result(op: Op[T], part: list[Any], codec: Codec[T]) -> OpResult[T]:
 # --- operations: id, partition and request id are set on the way -----------------------------------
 
 
-def get_op(lkey: bytes, consistency: int, arg: int | None) -> WireOp:
-    return [0, GET, 0, lkey, consistency, arg]
+def get_op(storage_key: bytes, consistency: int, arg: int | None) -> WireOp:
+    return [0, GET, 0, storage_key, consistency, arg]
 
 
-def touch_op(lkey: bytes, condition: int | None) -> WireOp:
-    return [0, TOUCH, 0, lkey, condition]
+def touch_op(storage_key: bytes, condition: int | None) -> WireOp:
+    return [0, TOUCH, 0, storage_key, condition]
 
 
 def list_op(
@@ -175,7 +181,7 @@ def list_op(
     return [*op, wanted] if wanted else op
 
 
-def write_op(kind: int, lkey: bytes, elements: Sequence[Any], fence: tuple[str, int] | None) -> WireOp:
+def write_op(kind: int, storage_key: bytes, elements: Sequence[Any], fence: tuple[str, int] | None) -> WireOp:
     """``elements``: those behind the request id, in the order of the description."""
-    op = [0, kind, 0, lkey, 0, 0, 0, *elements]
+    op = [0, kind, 0, storage_key, 0, 0, 0, *elements]
     return op if fence is None else [*op, list(fence)]

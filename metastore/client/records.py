@@ -57,7 +57,7 @@ from metastore.keys import (
     PARENT,
     check_namespace,
     split_storage_key,
-    storage_key,
+    storage_key_of,
 )
 from metastore.operations import (
     ADD,
@@ -169,8 +169,8 @@ class AsyncRecords(Generic[T]):
         until = self.until(deadline_s)
 
         async def call(rule: int) -> Raw:
-            lkey = storage_key(self.name, key, rule)
-            return await self.dispatcher.read(get_op(lkey, kind, arg), lkey, until)
+            storage_key = storage_key_of(self.name, key, rule)
+            return await self.dispatcher.read(get_op(storage_key, kind, arg), storage_key, until)
 
         _, status, *rest = await self._routed(until, call)
         if status == NOT_FOUND:
@@ -249,8 +249,8 @@ class AsyncRecords(Generic[T]):
         until = self.until(deadline_s)
 
         async def call(rule: int) -> Raw:
-            lkey = storage_key(self.name, key, rule)
-            return await self.dispatcher.read(touch_op(lkey, version), lkey, until)
+            storage_key = storage_key_of(self.name, key, rule)
+            return await self.dispatcher.read(touch_op(storage_key, version), storage_key, until)
 
         _, status, *rest = await self._routed(until, call)
         if status == NOT_FOUND:
@@ -272,8 +272,10 @@ class AsyncRecords(Generic[T]):
         until = self.until(deadline_s)
 
         async def call(rule: int) -> Raw:
-            lkey = storage_key(self.name, key, rule)
-            return await self.dispatcher.write(write_op(kind, lkey, tail, fence), lkey, until, ids)
+            storage_key = storage_key_of(self.name, key, rule)
+            return await self.dispatcher.write(
+                write_op(kind, storage_key, tail, fence), storage_key, until, ids
+            )
 
         try:
             result = await self._routed(until, call)
@@ -305,12 +307,13 @@ class AsyncRecords(Generic[T]):
         until = self.until(deadline_s)
 
         async def call(rule: int) -> Raw:
-            lkeys = {key: storage_key(self.name, key, rule) for key in keys}
-            self._check_together(lkeys, rule)
-            first = lkeys[keys[0]]
-            compares = [encode_compare(lkeys[c.key], c, self.codec) for c in compare]
+            storage_keys = {key: storage_key_of(self.name, key, rule) for key in keys}
+            self._check_together(storage_keys, rule)
+            first = storage_keys[keys[0]]
+            compares = [encode_compare(storage_keys[c.key], c, self.codec) for c in compare]
             branches = [
-                [encode_part(lkeys[op.key], op, self.codec) for op in branch] for branch in (then, otherwise)
+                [encode_part(storage_keys[op.key], op, self.codec) for op in branch]
+                for branch in (then, otherwise)
             ]
             op = write_op(TXN, first, [compares, *branches], fence)
             return await self.dispatcher.write(op, first, until, ids)
@@ -324,12 +327,12 @@ class AsyncRecords(Generic[T]):
                 results.append(e)
         return TxnResult(succeeded, results)
 
-    def _check_together(self, lkeys: dict[str, bytes], rule: int) -> None:
+    def _check_together(self, storage_keys: dict[str, bytes], rule: int) -> None:
         table = self.dispatcher.table
-        first = next(iter(lkeys))
-        home = table.route(lkeys[first]).id
-        for key, lkey in lkeys.items():
-            if table.route(lkey).id != home:
+        first = next(iter(storage_keys))
+        home = table.route(storage_keys[first]).id
+        for key, storage_key in storage_keys.items():
+            if table.route(storage_key).id != home:
                 how = (
                     "give them one {tag}, or put them into one directory"
                     if rule == PARENT
@@ -404,12 +407,12 @@ class AsyncRecords(Generic[T]):
 
         rows, following, resume, age_ms = await self._routed(until, call)
         items: list[tuple[str, Record[T]]] = []
-        for lkey, packed in rows:
+        for storage_key, packed in rows:
             try:
-                key = split_storage_key(lkey)[1]
+                key = split_storage_key(storage_key)[1]
             except ValueError:
                 raise Unavailable(
-                    f"a node listed {lkey!r:.200}, which is not a storage key", retry_after_s=1
+                    f"a node listed {storage_key!r:.200}, which is not a storage key", retry_after_s=1
                 ) from None
             record: Any = Record(packed, first_version(0), b"")
             items.append((key, record if keys_only else decoded(self.codec, key, read_record(key, packed))))

@@ -12,15 +12,15 @@ class Counting:
         self.cursor: bytes | None = at
         self.usage: dict[bytes, list[int]] = {}
 
-    def add(self, lkey: bytes, record: bytes, sign: int) -> None:
-        held = self.usage.setdefault(lkey[8 : lkey.find(0, 8)], [0, 0])
+    def add(self, storage_key: bytes, record: bytes, sign: int) -> None:
+        held = self.usage.setdefault(storage_key[8 : storage_key.find(0, 8)], [0, 0])
         held[0] += sign
-        held[1] += sign * (len(lkey) + len(record))
+        held[1] += sign * (len(storage_key) + len(record))
 
-    def changed(self, lkey: bytes, old: bytes | None, new: bytes | None) -> None:
+    def changed(self, storage_key: bytes, old: bytes | None, new: bytes | None) -> None:
         """A change is proposed: what was counted before the change counts as it is after it."""
-        if lkey >= self.at and (self.cursor is None or lkey < self.cursor):
+        if storage_key >= self.at and (self.cursor is None or storage_key < self.cursor):
             if old is not None:
-                self.add(lkey, old, -1)
+                self.add(storage_key, old, -1)
             if new is not None:
-                self.add(lkey, new, 1)
+                self.add(storage_key, new, 1)

@@ -43,7 +43,7 @@ from metastore.records import (
 
 
 class Machine(Tables):
-    """See the module. ``read``: the committed record of an lkey, packed, or None."""
+    """See the module. ``read``: the committed record of an storage_key, packed, or None."""
 
     def __init__(self, read: Callable[[bytes], bytes | None]) -> None:
         super().__init__()
@@ -109,14 +109,14 @@ class Machine(Tables):
             else:
                 version += 1
                 if kind in (DELETE, EXPIRE):
-                    _, lkey, at, seq = row
-                    changes.append((lkey, None))
+                    _, storage_key, at, seq = row
+                    changes.append((storage_key, None))
                     tail = (0, version, stamp)
                     if kind == EXPIRE:
                         expired.append(version)
                 else:
-                    _, lkey, record, at, seq = row
-                    changes.append((lkey, record))
+                    _, storage_key, record, at, seq = row
+                    changes.append((storage_key, record))
                     if record[4] & TTL:
                         has_ttl = True
                     if kind == ADD:

@@ -32,7 +32,7 @@ from metastore.records import COUNTER, is_sound, record_versions, unpack_record
 _UNREADABLE: Final = (ProtocolError, ValueError, TypeError, RecursionError)
 #: entries up to this size may become as many objects as they can: few enough
 UNCOUNTED_PAYLOAD: Final = 256 << 10
-_MIN_LKEY: Final = 11
+_MIN_STORAGE_KEY: Final = 11
 POINT_BYTES: Final = 8
 #: what a partition's number is below
 MAX_PARTITION_IDS: Final = 1 << 16
@@ -69,10 +69,10 @@ def read_payload(payload: bytes | memoryview) -> list[Any]:
     known = len(sessions)
     for row in rows:
         if type(row) is list and len(row) == 5 and row[0] == PUT:  # nearly all
-            _, lkey, record, at, seq = row
+            _, storage_key, record, at, seq = row
             if (
-                type(lkey) is bytes is type(record)
-                and len(lkey) >= _MIN_LKEY
+                type(storage_key) is bytes is type(record)
+                and len(storage_key) >= _MIN_STORAGE_KEY
                 and type(at) is int is type(seq)
                 and -1 <= at < known
                 and 0 <= seq <= INT64_MAX
@@ -97,7 +97,7 @@ def _is_row(row: list[Any], sessions: int) -> bool:
     if kind in (PUT, ADD) and width == 5:
         good, at, seq = _is_write(kind, row[1], row[2]), row[3], row[4]
     elif kind in (DELETE, EXPIRE) and width == 4:
-        good, at, seq = _is_lkey(row[1]), row[2], row[3]
+        good, at, seq = _is_storage_key(row[1]), row[2], row[3]
     elif kind == NOTHING and width == 5:
         good, at, seq = _is_count(row[3]) and _is_count(row[4]), row[1], row[2]
     elif kind == TXN and width == 5:
@@ -140,18 +140,18 @@ def _is_part(part: Any) -> bool:
     if kind in (PUT, ADD):
         return width == 3 and _is_write(kind, part[1], part[2])
     if kind == DELETE:
-        return width == 2 and _is_lkey(part[1])
+        return width == 2 and _is_storage_key(part[1])
     if kind == GET:
         return width == 2 and (part[1] is None or _is_record(part[1]))
     return bool(kind == NOTHING) and width == 1
 
 
-def _is_lkey(lkey: Any) -> bool:
-    return type(lkey) is bytes and len(lkey) >= _MIN_LKEY
+def _is_storage_key(storage_key: Any) -> bool:
+    return type(storage_key) is bytes and len(storage_key) >= _MIN_STORAGE_KEY
 
 
-def _is_write(kind: int, lkey: Any, record: Any) -> bool:
-    if not _is_lkey(lkey) or not _is_record(record):
+def _is_write(kind: int, storage_key: Any, record: Any) -> bool:
+    if not _is_storage_key(storage_key) or not _is_record(record):
         return False
     return kind == PUT or _is_counter(record)
 
@@ -196,7 +196,7 @@ def check_metadata(key: bytes, raw: bytes) -> bool:
     if kind == TTL_PREFIX:
         return (
             len(row) == 3
-            and _is_lkey(row[0])
+            and _is_storage_key(row[0])
             and all(map(_is_count, row[1:]))
             and key == digest_key(kind, row[0])
         )

@@ -79,7 +79,7 @@ Entry = tuple[int, list[Any], list[Any], list[Any], list[Any]]
 
 
 class Proposals:
-    """What a leader has proposed and is not applied yet. ``read``: the committed record of an lkey, packed, or None."""
+    """What a leader has proposed and is not applied yet. ``read``: the committed record of an storage_key, packed, or None."""
 
     def __init__(self, tables: Tables, read: Callable[[bytes], bytes | None]) -> None:
         self.tables, self.read = tables, read
@@ -129,7 +129,7 @@ class Proposals:
         self, index: int, ops: Iterable[tuple[bytes, Op]], expired: Iterable[tuple[bytes, int]] = ()
     ) -> tuple[bytes | None, list[Resolved]]:
         """Resolve ``(client_id, op)`` pairs (checked before) into the payload of entry ``index``, and
-        before them ``(lkey, version)`` of records whose TTL is over.
+        before them ``(storage_key, version)`` of records whose TTL is over.
 
         Returns the payload, None when no entry is needed, and what became of each op.
         """
@@ -143,11 +143,11 @@ class Proposals:
         if count_of(base) > LAST_COUNT:
             text = "the partition's versions are used up; a new generation has them anew: cellctl partition new-generation"
             return None, [Resolved(0, (QuotaExceeded.status, text, {})) for _ in ops]
-        for lkey, version in expired:
-            old = self.current(lkey)
+        for storage_key, version in expired:
+            old = self.current(storage_key)
             if old is not None and record_versions(old)[1] == version:
-                self._change(index, lkey, old, None, usage)
-                rows.append([EXPIRE, lkey, -1, 0])
+                self._change(index, storage_key, old, None, usage)
+                rows.append([EXPIRE, storage_key, -1, 0])
         for client, op in ops:
             if op[KIND_AT] == TOUCH:
                 results.append(self._touch(op))
@@ -200,20 +200,25 @@ class Proposals:
         tail = self.tables.dedupe.known(client, seq, stamp)
         return None if tail is None else Resolved(0, tail)
 
-    def current(self, lkey: bytes) -> bytes | None:
+    def current(self, storage_key: bytes) -> bytes | None:
         """The record as of the latest proposal."""
-        found = self._records.get(lkey)
-        return self.read(lkey) if found is None else found[1]
+        found = self._records.get(storage_key)
+        return self.read(storage_key) if found is None else found[1]
 
     def _change(
-        self, index: int, lkey: bytes, old: bytes | None, new: bytes | None, usage: dict[bytes, list[int]]
+        self,
+        index: int,
+        storage_key: bytes,
+        old: bytes | None,
+        new: bytes | None,
+        usage: dict[bytes, list[int]],
     ) -> None:
         """One more change of what is proposed."""
         if self.counting is not None:
-            self.counting.changed(lkey, old, new)
+            self.counting.changed(storage_key, old, new)
         self.version += 1
-        self._records[lkey] = (index, new)
-        namespace = lkey[8 : lkey.find(0, 8)]
+        self._records[storage_key] = (index, new)
+        namespace = storage_key[8 : storage_key.find(0, 8)]
         grown = usage.get(namespace)
         if grown is None:
             grown = usage[namespace] = [0, 0]
@@ -221,10 +226,10 @@ class Proposals:
             grown[1] += len(new) - len(old)
         elif new is not None:
             grown[0] += 1
-            grown[1] += len(lkey) + len(new)
+            grown[1] += len(storage_key) + len(new)
         elif old is not None:
             grown[0] -= 1
-            grown[1] -= len(lkey) + len(old)
+            grown[1] -= len(storage_key) + len(old)
 
     def _resolve_one(
         self,
@@ -235,11 +240,11 @@ class Proposals:
         usage: dict[bytes, list[int]],
         fences: list[list[Any]],
     ) -> tuple[list[Any], Tail]:
-        kind, lkey, stamp = op[KIND_AT], op[KEY_AT], self.tables.stamp(index)
+        kind, storage_key, stamp = op[KIND_AT], op[KEY_AT], self.tables.stamp(index)
         digest: bytes | None = None
         if len(op) > FENCE_AT[kind]:
             name, token = op[FENCE_AT[kind]]
-            digest = fence_digest(lkey[8 : lkey.find(0, 8)], name)
+            digest = fence_digest(storage_key[8 : storage_key.find(0, 8)], name)
             if token != RAISE:
                 if token < self.tables.first_version:
                     return self._nothing(at, seq, HistoryChanged.status, token, stamp)
@@ -249,7 +254,7 @@ class Proposals:
         if kind == TXN:
             return self._resolve_txn(index, op, at, seq, usage)
         condition = op[CONDITION_AT]
-        old = self.current(lkey)
+        old = self.current(storage_key)
         flags, version, created = self.tables.shown_versions(old)
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
             if condition > 0 and self.tables.is_other_history(condition):
@@ -262,8 +267,8 @@ class Proposals:
         if kind == DELETE:
             if old is None:
                 return self._nothing(at, seq, 0, 0, stamp)
-            self._change(index, lkey, old, None, usage)
-            return [DELETE, lkey, at, seq], (0, self.version, stamp)
+            self._change(index, storage_key, old, None, usage)
+            return [DELETE, storage_key, at, seq], (0, self.version, stamp)
         new_version = self.version + 1
         if kind == PUT:
             if digest is not None and token == RAISE:
@@ -279,8 +284,8 @@ class Proposals:
                 return self._nothing(at, seq, NotANumber.status, version, stamp)
             record = counter(old, new_version, created, total)
             tail = (0, new_version, stamp, total)
-        self._change(index, lkey, old, record, usage)
-        return [kind, lkey, record, at, seq], tail
+        self._change(index, storage_key, old, record, usage)
+        return [kind, storage_key, record, at, seq], tail
 
     @staticmethod
     def _nothing(
@@ -291,9 +296,9 @@ class Proposals:
     def _touch(self, op: Op) -> Resolved:
         """Nothing is proposed: the leader's clock is all that a TTL runs on (R15). The answer waits
         for the entry that made the record what it is."""
-        lkey, condition = op[KEY_AT], op[TOUCH_CONDITION_AT]
-        found = self._records.get(lkey)
-        at, record = (0, self.read(lkey)) if found is None else found
+        storage_key, condition = op[KEY_AT], op[TOUCH_CONDITION_AT]
+        found = self._records.get(storage_key)
+        at, record = (0, self.read(storage_key)) if found is None else found
         _, version, _ = self.tables.shown_versions(record)
         if record is None and condition is None:
             return Resolved(at, (NOT_FOUND, 0))
@@ -338,13 +343,13 @@ class Proposals:
         start, committed = counting.cursor, dict(rows)
         assert start is not None
         counting.cursor = end
-        for lkey, (_, record) in self._records.items():
-            if lkey >= start and (end is None or lkey < end):
-                committed.pop(lkey, None)
+        for storage_key, (_, record) in self._records.items():
+            if storage_key >= start and (end is None or storage_key < end):
+                committed.pop(storage_key, None)
                 if record is not None:
-                    counting.add(lkey, record, 1)
-        for lkey, record in committed.items():
-            counting.add(lkey, record, 1)
+                    counting.add(storage_key, record, 1)
+        for storage_key, record in committed.items():
+            counting.add(storage_key, record, 1)
 
     def resolve_split(
         self, index: int, epoch: int, child: int, last: int, members: Iterable[tuple[str, str]]
@@ -372,10 +377,10 @@ class Proposals:
         records = self._records
         if records and not self._entries:
             records.clear()  # nothing else is proposed
-        for lkey, _ in changes if records else ():
-            found = records.get(lkey)
+        for storage_key, _ in changes if records else ():
+            found = records.get(storage_key)
             if found is not None and found[0] == index:
-                del records[lkey]
+                del records[storage_key]
         for at, seq, _ in tails:
             pending = self._outcomes.get(floors[at][0])
             if pending is not None:

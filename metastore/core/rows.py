@@ -3,12 +3,12 @@
 A payload is msgpack ``[base_version, sessions, rows, usage, fences]``:
 
     sessions   [[client_id, floor], ...]
-    rows       [PUT, lkey, record, at, seq]     also for ADD (row kind ADD: the answer tells the count)
-               [DELETE, lkey, at, seq]
-               [EXPIRE, lkey, -1, 0]
+    rows       [PUT, storage_key, record, at, seq]     also for ADD (row kind ADD: the answer tells the count)
+               [DELETE, storage_key, at, seq]
+               [EXPIRE, storage_key, -1, 0]
                [NOTHING, at, seq, status, version]    a failed condition, or nothing to delete
-               [TXN, at, seq, succeeded, parts]       parts: [PUT, lkey, record], [ADD, lkey, record],
-                                                      [DELETE, lkey], [NOTHING], [GET, record or None]
+               [TXN, at, seq, succeeded, parts]       parts: [PUT, storage_key, record], [ADD, storage_key, record],
+                                                      [DELETE, storage_key], [NOTHING], [GET, record or None]
                [FORGET, horizon]                      entries up to there are older than the dedupe window
                [SPLIT, child, at, last, epoch, usage, members]
                                                       R18: from the point ``at`` (8 bytes) on to ``last``, which holds
@@ -65,7 +65,7 @@ TTL_PREFIX: Final = b"t"
 SPLITS_KEY: Final = b"x"
 
 Change = tuple[bytes, bytes | None]
-"""``(lkey, record)``, None = deleted."""
+"""``(storage_key, record)``, None = deleted."""
 
 
 class Resolved(NamedTuple):

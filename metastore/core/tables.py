@@ -50,7 +50,7 @@ class Tables:
         self.dedupe = Sessions()
         #: namespace -> [records, bytes]
         self.usage: dict[bytes, list[int]] = {}
-        #: lkey -> (version, ttl_ms) of every record that has a TTL
+        #: storage_key -> (version, ttl_ms) of every record that has a TTL
         self.timed: dict[bytes, tuple[Version, int]] = {}
         self.fences = Fences()
         #: all that was split off, the last one last
@@ -123,8 +123,8 @@ class Tables:
             elif kind == USAGE_PREFIX:
                 self.usage[key[1:]] = unpack_own(raw)
             elif kind == TTL_PREFIX:
-                lkey, version, ttl_ms = unpack_own(raw)
-                self.timed[lkey], self._timed_names[key] = (version, ttl_ms), lkey
+                storage_key, version, ttl_ms = unpack_own(raw)
+                self.timed[storage_key], self._timed_names[key] = (version, ttl_ms), storage_key
             elif kind in (FENCE_PREFIX, FLOOR_PREFIX):
                 fences.append((key, raw))
             elif key == SPLITS_KEY:
@@ -199,15 +199,18 @@ class Tables:
     def note_ttls(self, changes: list[Change], base: int, metadata: set[bytes]) -> None:
         timed = self.timed
         number = base
-        for lkey, record in changes:
+        for storage_key, record in changes:
             number += 1
             if record is not None and record[4] & TTL:
-                key = digest_key(TTL_PREFIX, lkey)
-                timed[lkey], self._timed_names[key] = (Version(number), record_ttl_ms(record)), lkey
+                key = digest_key(TTL_PREFIX, storage_key)
+                timed[storage_key], self._timed_names[key] = (
+                    (Version(number), record_ttl_ms(record)),
+                    storage_key,
+                )
                 metadata.add(key)
-            elif timed and lkey in timed:
-                key = digest_key(TTL_PREFIX, lkey)
-                del timed[lkey], self._timed_names[key]
+            elif timed and storage_key in timed:
+                key = digest_key(TTL_PREFIX, storage_key)
+                del timed[storage_key], self._timed_names[key]
                 metadata.add(key)
 
     def part_with(self, index: int, row: list[Any], metadata: set[bytes]) -> SplitResult:
@@ -224,9 +227,9 @@ class Tables:
             if held == [0, 0]:
                 del self.usage[namespace]
             metadata.add(USAGE_PREFIX + namespace)
-        for key, lkey in list(self._timed_names.items()):
-            if lkey >= at:
-                upper.timed[lkey], upper._timed_names[key] = self.timed.pop(lkey), lkey
+        for key, storage_key in list(self._timed_names.items()):
+            if storage_key >= at:
+                upper.timed[storage_key], upper._timed_names[key] = self.timed.pop(storage_key), storage_key
                 del self._timed_names[key]
                 metadata.add(key)
         split = SplitOff(child, at, last, epoch, index, tuple((node, store) for node, store in members))

@@ -32,7 +32,7 @@ from metastore.records import COUNTER, pack_record, record_ttl_ms, unpack_record
 INT64_MAX: Final = (1 << 63) - 1
 
 Read = Callable[[bytes], bytes | None]
-"""lkey -> the record, packed, or None."""
+"""storage_key -> the record, packed, or None."""
 
 
 class Refused(Exception):
@@ -89,12 +89,12 @@ def read_txn(tables: Tables, read: Read, op: Op) -> tuple[Tail, int]:
 def holds(
     tables: Tables,
     record_of: Read,
-    lkey: bytes,
+    storage_key: bytes,
     target: int,
     relation: int,
     operand: Any,
 ) -> bool:
-    record = record_of(lkey)
+    record = record_of(storage_key)
     if target == VALUE:
         if record is None:
             return relation == NOT_EQUAL
@@ -116,8 +116,8 @@ def stage(tables: Tables, current: Read, version: int, parts: list[list[Any]]) -
     read_bytes = 0
     rows: list[list[Any]] = []
     for part in parts:
-        kind, lkey = part[0], part[PART_KEY_AT]
-        old = staged[lkey] if lkey in staged else current(lkey)
+        kind, storage_key = part[0], part[PART_KEY_AT]
+        old = staged[storage_key] if storage_key in staged else current(storage_key)
         if kind == GET:
             read_bytes += len(old) if old else 0
             if read_bytes > MAX_TXN_READ_BYTES:
@@ -131,17 +131,17 @@ def stage(tables: Tables, current: Read, version: int, parts: list[list[Any]]) -
         flags, _, created = tables.shown_versions(old)
         if kind == DELETE:
             new = None
-            rows.append([DELETE, lkey])
+            rows.append([DELETE, storage_key])
         elif kind == PUT:
             _, _, value, content_type, ttl_ms = part
             new = pack_record(version, created or version, value, content_type.encode(), ttl_ms or 0)
-            rows.append([PUT, lkey, new])
+            rows.append([PUT, storage_key, new])
         else:
             _, _, delta = part
             total = sum_of(old, flags, delta)
             if total is None:
                 raise Refused(NotANumber.status)
             new = counter(old, version, created, total)
-            rows.append([ADD, lkey, new])
-        staged[lkey] = new
+            rows.append([ADD, storage_key, new])
+        staged[storage_key] = new
     return rows

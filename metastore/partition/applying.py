@@ -94,5 +94,5 @@ class Applying:
         deadlines, timed = self.deadlines, state.machine.timed
         if deadlines.running and (timed or deadlines):
             now = now_ns()
-            for lkey, _ in applied.changes:
-                deadlines.changed(now, lkey, timed.get(lkey))
+            for storage_key, _ in applied.changes:
+                deadlines.changed(now, storage_key, timed.get(storage_key))

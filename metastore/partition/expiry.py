@@ -29,7 +29,7 @@ class Deadlines:
         self._began = 0
 
     def start(self, now: int, timed: Mapping[bytes, tuple[int, int]]) -> None:
-        """All anew: ``timed`` is lkey -> (version, ttl_ms), and goes on being changed by its owner."""
+        """All anew: ``timed`` is storage_key -> (version, ttl_ms), and goes on being changed by its owner."""
         self.running, self._extra, self._began = True, 0, now
         self._until, self._heap = {}, []
         self._rest, self._timed = iter(list(timed.items())), timed
@@ -42,23 +42,23 @@ class Deadlines:
         """So much time does not count: the process slept."""
         self._extra += duration
 
-    def changed(self, now: int, lkey: bytes, timed: tuple[int, int] | None) -> None:
+    def changed(self, now: int, storage_key: bytes, timed: tuple[int, int] | None) -> None:
         """A committed change of a record: its ``(version, ttl_ms)``, None = no TTL, or no record."""
         if timed is None:
-            self._until.pop(lkey, None)
+            self._until.pop(storage_key, None)
         else:
-            self._set(lkey, timed[0], now - self._extra + timed[1] * MS)
+            self._set(storage_key, timed[0], now - self._extra + timed[1] * MS)
 
-    def renew(self, now: int, lkey: bytes, timed: tuple[int, int] | None) -> None:
+    def renew(self, now: int, storage_key: bytes, timed: tuple[int, int] | None) -> None:
         """A touch."""
         if timed is not None:
-            self._set(lkey, timed[0], now - self._extra + timed[1] * MS)
+            self._set(storage_key, timed[0], now - self._extra + timed[1] * MS)
 
-    def _set(self, lkey: bytes, version: int, until: int) -> None:
-        self._until[lkey] = version, until
-        heapq.heappush(self._heap, (until, lkey))
+    def _set(self, storage_key: bytes, version: int, until: int) -> None:
+        self._until[storage_key] = version, until
+        heapq.heappush(self._heap, (until, storage_key))
         if len(self._heap) > 1000 + 4 * len(self._until):  # what was renewed over and over
-            self._heap = [(until, lkey) for lkey, (_, until) in self._until.items()]
+            self._heap = [(until, storage_key) for storage_key, (_, until) in self._until.items()]
             heapq.heapify(self._heap)
 
     def _begin(self) -> None:
@@ -70,34 +70,34 @@ class Deadlines:
             if item is None:
                 self._rest = None
                 return
-            lkey, known = item
-            if lkey not in self._until and timed.get(lkey) == known:
-                self._set(lkey, known[0], self._began + known[1] * MS)
+            storage_key, known = item
+            if storage_key not in self._until and timed.get(storage_key) == known:
+                self._set(storage_key, known[0], self._began + known[1] * MS)
 
     def due(self, now: int, limit: int) -> list[tuple[bytes, int]]:
-        """``(lkey, version)`` of records that are over, each told once, at most ``limit`` of them."""
+        """``(storage_key, version)`` of records that are over, each told once, at most ``limit`` of them."""
         if self._rest is not None:
             self._begin()
         now -= self._extra
         found: list[tuple[bytes, int]] = []
         heap = self._heap
         while heap and heap[0][0] <= now and len(found) < limit:
-            until, lkey = heapq.heappop(heap)
-            at = self._until.get(lkey)
+            until, storage_key = heapq.heappop(heap)
+            at = self._until.get(storage_key)
             if at is not None and at[1] == until:
-                found.append((lkey, at[0]))
+                found.append((storage_key, at[0]))
         return found
 
     def put_back(self, found: list[tuple[bytes, int]]) -> None:
         """They were due, and could not go: ``due`` tells them once more."""
-        for lkey, version in found:
-            at = self._until.get(lkey)
+        for storage_key, version in found:
+            at = self._until.get(storage_key)
             if at is not None and at[0] == version:
-                heapq.heappush(self._heap, (at[1], lkey))
+                heapq.heappush(self._heap, (at[1], storage_key))
 
-    def is_over(self, now: int, lkey: bytes, version: int) -> bool:
+    def is_over(self, now: int, storage_key: bytes, version: int) -> bool:
         """Whether it is so still: nothing changed or touched the record since it was due."""
-        at = self._until.get(lkey)
+        at = self._until.get(storage_key)
         return at is not None and at[0] == version and at[1] <= now - self._extra
 
     def __bool__(self) -> bool:

@@ -49,22 +49,22 @@ class Policies:
 
     def refuse(self, machine: Machine, op: Op) -> MetastoreError | None:
         """Why a checked operation is not to be carried out; None = it is. A default TTL is filled in."""
-        kind, lkey = op[KIND_AT], op[KEY_AT]
+        kind, storage_key = op[KIND_AT], op[KEY_AT]
         topology = self.topology
         namespaces = topology.namespaces
         if topology.unreadable and (unread := self._refuse_unread(op)) is not None:
             return unread
         writes = kind in WRITES
-        if not namespaces and kind not in MANY_KEYS and (not writes or well_placed(lkey, PARENT)):
+        if not namespaces and kind not in MANY_KEYS and (not writes or well_placed(storage_key, PARENT)):
             return None
         if kind == LIST:
             return self.refuse_range(op[START_AT], op[END_AT]) if namespaces else None
-        name = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")
+        name = storage_key[8 : storage_key.index(0, 8)].decode("ascii", "replace")
         policy = namespaces.get(name) if namespaces else None
         rule = PARENT if policy is None else self.topology.rule(name)
         if not writes:
-            return None if policy is None or well_placed(lkey, rule) else self._misplaced(name)
-        if not well_placed(lkey, rule):
+            return None if policy is None or well_placed(storage_key, rule) else self._misplaced(name)
+        if not well_placed(storage_key, rule):
             return self._misplaced(name)
         if kind in COMPOUND:
             return self._refuse_parts(machine, op)
@@ -75,7 +75,7 @@ class Policies:
         if kind == PUT and op[TTL_MS_AT] is None:
             op[TTL_MS_AT] = policy.default_ttl_ms
         return self._refuse_write(name, policy, op[CONDITION_AT] is not None) or (
-            self._refuse_growth(machine, name, policy, lkey, len(op[VALUE_AT]) if kind == PUT else 0)
+            self._refuse_growth(machine, name, policy, storage_key, len(op[VALUE_AT]) if kind == PUT else 0)
             if kind in ADDING and name in self.full
             else None
         )
@@ -84,9 +84,9 @@ class Policies:
         """An operation on a namespace that is not known, though it has a record."""
         return next(filter(None, map(self._unread, keys_of(op))), None)
 
-    def _unread(self, lkey: bytes) -> MetastoreError | None:
-        topology, nul = self.topology, lkey.find(0, 8)
-        name = lkey[8:nul].decode("ascii", "replace")
+    def _unread(self, storage_key: bytes) -> MetastoreError | None:
+        topology, nul = self.topology, storage_key.find(0, 8)
+        name = storage_key[8:nul].decode("ascii", "replace")
         key = f"namespaces/{name}"
         if nul < 0 or key not in topology.unreadable or name in topology.namespaces:
             return None
@@ -98,23 +98,23 @@ class Policies:
 
     def _refuse_parts(self, machine: Machine, op: Op) -> MetastoreError | None:
         namespaces = self.topology.namespaces
-        for lkey in keys_of(op):
-            named = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")
-            if not well_placed(lkey, self.topology.rule(named)):
+        for storage_key in keys_of(op):
+            named = storage_key[8 : storage_key.index(0, 8)].decode("ascii", "replace")
+            if not well_placed(storage_key, self.topology.rule(named)):
                 return self._misplaced(named)
         compared = {compare[0] for compare in op[COMPARES_AT]}
         for part in parts_of(op):
-            kind, lkey = part[0], part[PART_KEY_AT]
-            named = lkey[8 : lkey.index(0, 8)].decode("ascii", "replace")
+            kind, storage_key = part[0], part[PART_KEY_AT]
+            named = storage_key[8 : storage_key.index(0, 8)].decode("ascii", "replace")
             found = namespaces.get(named)
             if found is None or kind not in WRITES:
                 continue
             if kind == PUT and part[PART_TTL_MS_AT] is None:
                 part[PART_TTL_MS_AT] = found.default_ttl_ms
-            refused = self._refuse_write(named, found, lkey in compared)
+            refused = self._refuse_write(named, found, storage_key in compared)
             if refused is None and kind in ADDING and named in self.full:
                 size = len(part[PART_VALUE_AT]) if kind == PUT else 0
-                refused = self._refuse_growth(machine, named, found, lkey, size)
+                refused = self._refuse_growth(machine, named, found, storage_key, size)
             if refused is not None:
                 return refused
         return None
@@ -130,10 +130,10 @@ class Policies:
         return None
 
     def _refuse_growth(
-        self, machine: Machine, name: str, policy: Policy, lkey: bytes, size: int
+        self, machine: Machine, name: str, policy: Policy, storage_key: bytes, size: int
     ) -> MetastoreError | None:
         records_full, bytes_full = self.full[name]
-        old = machine.proposals.current(lkey)
+        old = machine.proposals.current(storage_key)
         if old is None and records_full:
             return QuotaExceeded(
                 f"namespace {name} holds its {policy.max_records} records (max_records); delete some, or raise it"

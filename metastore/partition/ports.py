@@ -162,7 +162,7 @@ class PartitionSlice(Protocol):
     def syncing(self) -> bool:
         """Whether an entry that is appended now waits for a later round of the log."""
 
-    def get(self, lkey: bytes, /) -> bytes | None:
+    def get(self, storage_key: bytes, /) -> bytes | None:
         """The committed record, packed. Raises CorruptState."""
 
     def scan(

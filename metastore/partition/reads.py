@@ -151,8 +151,8 @@ class Reads:
                 raise self.refusals.is_rotten(e) from None
             if not rows:
                 break
-            for lkey, record in rows:
-                total.update(len(lkey).to_bytes(4, "big") + lkey + record)
+            for storage_key, record in rows:
+                total.update(len(storage_key).to_bytes(4, "big") + storage_key + record)
             records += len(rows)
             start = rows[-1][0] + b"\0"
             yield

@@ -32,14 +32,14 @@ class PartitionState:
         self.p = replica.p
         self.replica, self.store, self.agenda, self.around = replica, store, agenda, around
         self.machine = Machine(store.get)
-        #: storage keys ``lo <= lkey < hi`` are served: each begins with its point. ``hi`` follows from what ``Split.narrow``
+        #: storage keys ``lo <= storage_key < hi`` are served: each begins with its point. ``hi`` follows from what ``Split.narrow``
         #: finds
         self.lo, self.hi = config.lo.to_bytes(8, "big"), end_point(config.hi)
         #: the state could not even be loaded (R14): nothing is applied to it, all waits in the log
         self.frozen = False
 
-    def covers(self, lkey: bytes) -> bool:
-        return self.lo <= lkey < self.hi
+    def covers(self, storage_key: bytes) -> bool:
+        return self.lo <= storage_key < self.hi
 
     def has_state(self) -> bool:
         """R8: whether what is here was the partition's state at some moment. Nothing applied or installed yet is

@@ -250,7 +250,7 @@ class PartitionWatches:
             for group, watches in list(self._wide.items()):
                 self._tell(index, applied, group, list(watches))
         if self._narrow:
-            for point in {lkey[:8] for lkey, _ in applied.changes}:
+            for point in {storage_key[:8] for storage_key, _ in applied.changes}:
                 for group, watches in list(self._narrow.get(point, {}).items()):
                     self._tell(index, applied, group, list(watches))
 
@@ -404,13 +404,13 @@ def event_frames(applied: Applied, group: Group, after: int = 0) -> list[tuple[R
     frames_: list[tuple[ResumePoint, bytes]] = []
     events: list[bytes] = []
     size = version = 0
-    for version, (lkey, record) in enumerate(applied.changes, applied.base + 1):
-        if not (start <= lkey < end and version > after and lkey.startswith(wanted, 8)):
+    for version, (storage_key, record) in enumerate(applied.changes, applied.base + 1):
+        if not (start <= storage_key < end and version > after and storage_key.startswith(wanted, 8)):
             continue
         if record is not None:
-            event = _pack((PUT, lkey, version, None if flags & WATCH_KEYS else record))
+            event = _pack((PUT, storage_key, version, None if flags & WATCH_KEYS else record))
         else:
-            event = _pack((EXPIRE if version in applied.expired else DELETE, lkey, version, None))
+            event = _pack((EXPIRE if version in applied.expired else DELETE, storage_key, version, None))
         events.append(event)
         size += len(event)
         if len(events) >= MAX_FRAME_EVENTS or size >= MAX_FRAME_EVENT_BYTES:

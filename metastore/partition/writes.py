@@ -84,7 +84,7 @@ class Writes:
         self.pending_bytes = 0
         self.pending_weighed = False
         self.pending_until = FOREVER_NS
-        #: records whose time is over, which wait to be proposed: ``(lkey, version)``
+        #: records whose time is over, which wait to be proposed: ``(storage_key, version)``
         self.expired: list[tuple[bytes, int]] = []
 
     # --- before ---------------------------------------------------------------------------------
@@ -244,8 +244,8 @@ class Writes:
         later one starts all TTLs anew, which is later still."""
         state = self.state
         if tail[0] == OK:
-            lkey = op[KEY_AT]
-            self.deadlines.renew(now, lkey, state.machine.timed.get(lkey))
+            storage_key = op[KEY_AT]
+            self.deadlines.renew(now, storage_key, state.machine.timed.get(storage_key))
             if at <= state.store.applied and not state.replica.can_read(now_ns()):
                 error = Unavailable(
                     f"partition {state.p}: no quorum confirms its leader now", retry_after_s=0.2

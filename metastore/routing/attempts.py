@@ -110,7 +110,6 @@ class Attempts:
         "hops",
         "ids",
         "last_error",
-        "lkey",
         "maybe_done",
         "op",
         "owes",
@@ -120,16 +119,17 @@ class Attempts:
         "reached_around",
         "spread",
         "stamped",
+        "storage_key",
         "told",
         "tried",
         "unreached",
         "until",
     )
 
-    def __init__(self, client: Surroundings, op: Op, lkey: bytes, until: float) -> None:
+    def __init__(self, client: Surroundings, op: Op, storage_key: bytes, until: float) -> None:
         self.client = client
         self.op = op
-        self.lkey = lkey
+        self.storage_key = storage_key
         self.until = until
         self.client_id = client.ids.client_id
         self.ids: RequestIds | None = None
@@ -329,7 +329,7 @@ class Attempts:
         moved = isinstance(error, Moved)
         news, beyond = table.apply_hint(placement.id, leader, epoch), False
         if moved and "family" in error.detail and table.learn_plain(error.detail["family"]):
-            news, leader = True, table.route(self.lkey).leader
+            news, leader = True, table.route(self.storage_key).leader
         if not moved:
             beyond = table.is_beyond(placement.id, epoch)
             if leader is not None and not (news or beyond):

@@ -316,15 +316,15 @@ class Dispatcher:
 
     # --- operations -------------------------------------------------------------------------
 
-    async def read(self, op: Op, lkey: bytes, until: float) -> list[Any]:
-        """A GET, LIST or TOUCH (``op`` without id and partition) of the partition of ``lkey``."""
-        attempts = Attempts(self, op, lkey, until)
+    async def read(self, op: Op, storage_key: bytes, until: float) -> list[Any]:
+        """A GET, LIST or TOUCH (``op`` without id and partition) of the partition of ``storage_key``."""
+        attempts = Attempts(self, op, storage_key, until)
         at = CONSISTENCY_AT.get(op[KIND_AT])
         attempts.spread = at is not None and op[at] != LINEARIZABLE
         return await (self._run(attempts) if self.admission is None else self._admitted(attempts))
 
     async def write(
-        self, op: list[Any], lkey: bytes, until: float, ids: RequestIds | None = None
+        self, op: list[Any], storage_key: bytes, until: float, ids: RequestIds | None = None
     ) -> list[Any]:
         """A write; its request id is made here, or belongs to ``ids``. Raises TooLarge before anything is sent."""
         refused = check_size(op) if op[KIND_AT] in SIZED else None
@@ -337,10 +337,10 @@ class Dispatcher:
         partition = -1
         try:
             await self.ready(until)
-            partition = self.table.route(lkey).id
+            partition = self.table.route(storage_key).id
             seq, stamp = ids.begin(partition)
             op[SEQ_AT], op[STAMP_AT] = seq, stamp
-            attempts = Attempts(self, op, lkey, until)
+            attempts = Attempts(self, op, storage_key, until)
             attempts.ids, attempts.client_id = ids, ids.client_id
             attempts.partition = attempts.stamped = partition
             attempts.changes = True
@@ -375,7 +375,7 @@ class Dispatcher:
                 if self.closed:
                     raise attempts.at_the_end(ClientClosed("the client is closed"))
                 try:
-                    placement = self.table.route(attempts.lkey)
+                    placement = self.table.route(attempts.storage_key)
                 except Unavailable:  # part of the table is not known just now
                     await self._know_all(attempts)
                     continue
@@ -468,7 +468,7 @@ class Dispatcher:
         assert admission is not None
         if not self.table.complete:
             await self.ready(attempts.until)
-        cell = self.table.route(attempts.lkey).cell
+        cell = self.table.route(attempts.storage_key).cell
         if not admission.try_enter(cell):
             await admission.enter(cell, attempts.until)
         try:

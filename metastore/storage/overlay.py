@@ -14,7 +14,7 @@ CHANGE_OVERHEAD = 250
 
 
 class PartitionOverlay:
-    """Changes of one partition: lkey -> record, None = deleted."""
+    """Changes of one partition: storage_key -> record, None = deleted."""
 
     __slots__ = ("_points", "_sorted", "records")
 
@@ -23,31 +23,31 @@ class PartitionOverlay:
         self._points: dict[bytes, list[bytes]] = {}
         self._sorted: list[bytes] | None = None
 
-    def put(self, lkey: bytes, record: bytes | None) -> int:
+    def put(self, storage_key: bytes, record: bytes | None) -> int:
         """Set a change; the bytes by which the overlay grew."""
         records = self.records
         size = len(record) if record else 0
-        if lkey in records:
-            old = records[lkey]
-            records[lkey] = record
+        if storage_key in records:
+            old = records[storage_key]
+            records[storage_key] = record
             return size - (len(old) if old else 0)
-        records[lkey] = record
-        point = lkey[:8]
+        records[storage_key] = record
+        point = storage_key[:8]
         group = self._points.get(point)
         if group is None:
-            self._points[point] = [lkey]
+            self._points[point] = [storage_key]
             if self._sorted is not None:
                 insort(self._sorted, point)
         else:
-            group.append(lkey)
-        return len(lkey) + size + CHANGE_OVERHEAD
+            group.append(storage_key)
+        return len(storage_key) + size + CHANGE_OVERHEAD
 
     def may_hold(self, start: bytes, end: bytes) -> bool:
-        """False only when there is certainly no change with ``start <= lkey < end``."""
+        """False only when there is certainly no change with ``start <= storage_key < end``."""
         return start[:8] != end[:8] or start[:8] in self._points
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-        """Changes with ``start <= lkey < end``, in order. Not to be changed meanwhile."""
+        """Changes with ``start <= storage_key < end``, in order. Not to be changed meanwhile."""
         if start[:8] == end[:8]:
             points: list[bytes] = [start[:8]] if start[:8] in self._points else []
         else:
@@ -61,16 +61,16 @@ class PartitionOverlay:
             group.sort()  # nearly sorted most times: cheap
             at = bisect_left(group, start)
             for i in range(at, len(group)):
-                lkey = group[i]
-                if lkey >= end:
+                storage_key = group[i]
+                if storage_key >= end:
                     return
-                yield lkey, self.records[lkey]
+                yield storage_key, self.records[storage_key]
 
     def split(self, at: bytes) -> PartitionOverlay:
         """Part with the changes at the point ``at`` and above."""
         upper = PartitionOverlay()
-        for lkey in [k for k in self.records if k >= at]:
-            upper.put(lkey, self.records.pop(lkey))
+        for storage_key in [k for k in self.records if k >= at]:
+            upper.put(storage_key, self.records.pop(storage_key))
         self._points = {point: group for point, group in self._points.items() if point < at}
         self._sorted = None
         return upper
@@ -92,8 +92,8 @@ class Overlay:
                 part = self.partitions[p] = PartitionOverlay()
             grown = 0
             put = part.put
-            for lkey, record in changes:
-                grown += put(lkey, record)
+            for storage_key, record in changes:
+                grown += put(storage_key, record)
             self.bytes += grown
             self.changes += len(changes)
         dirty = self.dirty_metadata.get(p)

@@ -22,18 +22,18 @@ class Records:
     def __init__(self, partitions: Mapping[int, PartitionInfo], changes: Changes, state: State) -> None:
         self._partitions, self._changes, self._state = partitions, changes, state
 
-    def get(self, p: int, lkey: bytes) -> bytes | None:
+    def get(self, p: int, storage_key: bytes) -> bytes | None:
         """The committed record, packed, or None. Raises CorruptState."""
         changes = self._changes
         part = changes.active.partitions.get(p)
-        if part is not None and lkey in part.records:
-            return part.records[lkey]
+        if part is not None and storage_key in part.records:
+            return part.records[storage_key]
         if changes.flushing is not None:
             part = changes.flushing.partitions.get(p)
-            if part is not None and lkey in part.records:
-                return part.records[lkey]
+            if part is not None and storage_key in part.records:
+                return part.records[storage_key]
         meta = self._partitions[p].meta
-        return self._state.get(meta.shared or meta.slot, lkey)
+        return self._state.get(meta.shared or meta.slot, storage_key)
 
     def scan(
         self,
@@ -45,7 +45,7 @@ class Records:
         wanted: bytes = b"",
         max_looks: int = 1 << 62,
     ) -> Scanned:
-        """Records with ``start <= lkey < end`` in order, at most ``limit``, of those whose namespace and key begin with
+        """Records with ``start <= storage_key < end`` in order, at most ``limit``, of those whose namespace and key begin with
         ``wanted``. It ends early at ``limit`` records, ``max_bytes`` or ``max_looks`` (records looked at). Raises CorruptState."""
         meta, changes = self._partitions[p].meta, self._changes
         start, end = max(start, meta.start), min(end, meta.end)
@@ -64,14 +64,14 @@ class Records:
         merged = heapq.merge(*sources, stored, key=itemgetter(0)) if sources else stored
         rows: list[tuple[bytes, bytes]] = []
         last: bytes | None = None
-        for lkey, record in merged:
-            if lkey == last:
+        for storage_key, record in merged:
+            if storage_key == last:
                 continue
             if len(rows) >= limit or max_bytes <= 0 or max_looks <= 0:
-                return rows, lkey, max_bytes
-            last = lkey
+                return rows, storage_key, max_bytes
+            last = storage_key
             max_looks -= 1
-            if record is not None and (not wanted or lkey.startswith(wanted, 8)):
-                rows.append((lkey, record))
-                max_bytes -= len(lkey) + len(record)
+            if record is not None and (not wanted or storage_key.startswith(wanted, 8)):
+                rows.append((storage_key, record))
+                max_bytes -= len(storage_key) + len(record)
         return rows, None, max_bytes

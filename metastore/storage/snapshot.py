@@ -33,10 +33,10 @@ class SnapshotReader:
         return dict(self._metadata).get(key)
 
     def _all_rows(self) -> Iterator[SnapshotRow]:
-        for lkey, record in self._state.scan(
+        for storage_key, record in self._state.scan(
             self._meta.data_slot, self._meta.start, self._meta.end, self._snapshot
         ):
-            yield DATA, lkey, record
+            yield DATA, storage_key, record
         for key, row in self._metadata:
             yield METADATA, key, row
 

@@ -1,12 +1,12 @@
 """The applied state: records, aux rows and the position each partition stands at, in the tables of an engine.
 
-Tables: ``data`` (slot + lkey -> record), ``metadata`` (slot + key -> row), ``meta``, ``map`` (rows that the node keeps beside its
+Tables: ``data`` (slot + storage_key -> record), ``metadata`` (slot + key -> row), ``meta``, ``map`` (rows that the node keeps beside its
 facts: ``kept``). A partition's
 current *slot* is in its meta row, so that a snapshot is staged in a fresh slot and switched in
 by changing that row (R17). A partition that was split off another has its aux rows in a slot of its
-own and its records, until a snapshot takes their place, where they always were: in the other's (R18). An engine's keys end at 511 bytes: a longer lkey is cut to LONG bytes plus
-a digest, with the whole lkey kept in front of the record; among lkeys that share those bytes
-a scan sorts by the whole lkey.
+own and its records, until a snapshot takes their place, where they always were: in the other's (R18). An engine's keys end at 511 bytes: a longer storage_key is cut to LONG bytes plus
+a digest, with the whole storage_key kept in front of the record; among storage_keys that share those bytes
+a scan sorts by the whole storage_key.
 
 Every row has its checksums (``rows``), which this module alone puts on and takes off, and every reading
 proves that nothing is missing at its borders: a row whose key has rotted is told, never passed over (R14).
@@ -117,14 +117,14 @@ def meta_key(p: int) -> bytes:
     return b"p" + SLOT.pack(p)
 
 
-def physical(slot: int, lkey: bytes) -> bytes:
-    if len(lkey) <= LONG:
-        return SLOT.pack(slot) + lkey
-    return SLOT.pack(slot) + lkey[:LONG] + hashlib.blake2b(lkey, digest_size=_DIGEST).digest()
+def physical(slot: int, storage_key: bytes) -> bytes:
+    if len(storage_key) <= LONG:
+        return SLOT.pack(slot) + storage_key
+    return SLOT.pack(slot) + storage_key[:LONG] + hashlib.blake2b(storage_key, digest_size=_DIGEST).digest()
 
 
-def _frame(lkey: bytes, record: bytes) -> bytes:
-    return record if len(lkey) <= LONG else _LEN.pack(len(lkey)) + lkey + record
+def _frame(storage_key: bytes, record: bytes) -> bytes:
+    return record if len(storage_key) <= LONG else _LEN.pack(len(storage_key)) + storage_key + record
 
 
 Row = tuple[bytes, bytes | None]
@@ -135,13 +135,13 @@ Job = list[tuple[str, bytes, bytes | None]]
 
 
 def record_writes(slot: int, records: Mapping[bytes, bytes | None]) -> list[Row]:
-    """Changes ``lkey -> record`` of one slot (None: deleted) as keys and values of ``data``."""
+    """Changes ``storage_key -> record`` of one slot (None: deleted) as keys and values of ``data``."""
     prefix = SLOT.pack(slot)
     return [
-        (prefix + lkey, record)
-        if len(lkey) <= LONG
-        else (physical(slot, lkey), None if record is None else _frame(lkey, record))
-        for lkey, record in records.items()
+        (prefix + storage_key, record)
+        if len(storage_key) <= LONG
+        else (physical(slot, storage_key), None if record is None else _frame(storage_key, record))
+        for storage_key, record in records.items()
     ]
 
 
@@ -203,11 +203,11 @@ class State:
         self._begin()
         self.cache.changed(changed)
 
-    def get(self, slot: int, lkey: bytes) -> bytes | None:
+    def get(self, slot: int, storage_key: bytes) -> bytes | None:
         """The record, checked; None when there is none."""
-        if len(lkey) > LONG:
-            return self._get_long(physical(slot, lkey), lkey)
-        key = _slot_prefix(slot) + lkey
+        if len(storage_key) > LONG:
+            return self._get_long(physical(slot, storage_key), storage_key)
+        key = _slot_prefix(slot) + storage_key
         value: bytes | None = self.cache.young.get(key) or self.cache.get(key)
         if value is None:
             row = self._read(key)
@@ -218,18 +218,18 @@ class State:
             self.cache.put(key, value)
         return value
 
-    def _get_long(self, key: bytes, lkey: bytes) -> bytes | None:
+    def _get_long(self, key: bytes, storage_key: bytes) -> bytes | None:
         row = self._read(key)
         if row is None:
             prove_absent(self._data, key)
             return None
         whole, value = _unframe(key, unseal(key, row))
-        return value if whole == lkey else None
+        return value if whole == storage_key else None
 
     def scan(
         self, slot: int, start: bytes, end: bytes, snapshot: Snapshot | None = None
     ) -> Iterator[tuple[bytes, bytes]]:
-        """``(lkey, record)`` with ``start <= lkey < end``, in order, checked."""
+        """``(storage_key, record)`` with ``start <= storage_key < end``, in order, checked."""
         table = self._data if snapshot is None else snapshot.table(DATA_TABLE)
         prefix = SLOT.pack(slot)
         run: list[tuple[bytes, bytes]] = []
@@ -238,24 +238,24 @@ class State:
             if key[:4] != prefix:
                 check_key(key, row)
                 break
-            lkey, record = _unframe(key, unseal(key, row))
+            storage_key, record = _unframe(key, unseal(key, row))
             if len(key) == _LONG_PHYSICAL:
                 if run and key[:-_DIGEST] != run_prefix:
                     yield from sorted(run)
                     run = []
                 run_prefix = key[:-_DIGEST]
-                if start <= lkey < end:
-                    run.append((lkey, record))
-                elif not run and lkey[:LONG] >= end:
+                if start <= storage_key < end:
+                    run.append((storage_key, record))
+                elif not run and storage_key[:LONG] >= end:
                     break
                 continue
             if run:
                 yield from sorted(run)
                 run = []
-            if lkey >= end:
+            if storage_key >= end:
                 return
-            if lkey >= start:
-                yield lkey, record
+            if storage_key >= start:
+                yield storage_key, record
         yield from sorted(run)
 
     def scan_short(
@@ -280,13 +280,13 @@ class State:
             record, (crc, key_crc) = row[:at], sums_of(row, at)
             if crc32(record) != crc or crc32(key, crc) != key_crc:
                 raise rotten(key)
-            lkey = key[4:]
+            storage_key = key[4:]
             if len(rows) >= limit or max_bytes <= 0 or max_looks <= 0:
-                return rows, lkey, max_bytes
+                return rows, storage_key, max_bytes
             max_looks -= 1
-            if not wanted or lkey.startswith(wanted, 8):
-                rows.append((lkey, record))
-                max_bytes -= len(lkey) + len(record)
+            if not wanted or storage_key.startswith(wanted, 8):
+                rows.append((storage_key, record))
+                max_bytes -= len(storage_key) + len(record)
         return rows, None, max_bytes
 
     def saved(self) -> Saved | None:

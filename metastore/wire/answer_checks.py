@@ -232,10 +232,10 @@ def check_changes(watch: list[Any], version: int, events: list[Any]) -> str:
     for event in events:
         if type(event) is not list or len(event) != 4 or type(event[1]) is not bytes:
             return "an event is not [kind, key, version, record]"
-        kind, lkey, at, record = event
+        kind, storage_key, at, record = event
         if type(kind) is not int or kind not in (PUT, DELETE, EXPIRE):
             return f"an event of kind {shown(kind)}"
-        if not start <= lkey < end or not lkey.startswith(wanted, 8):
+        if not start <= storage_key < end or not storage_key.startswith(wanted, 8):
             return "an event of a key that is not watched"
         if type(at) is not int or not last < at <= version:
             return f"an event at version {shown(at)}in a message up to {version}"

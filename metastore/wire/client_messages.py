@@ -8,26 +8,26 @@ detail]`` and a close. ``cluster`` may be "" when the client does not know it ye
 ``REQUEST [client_id (16 bytes), timeout_ms, [op, ...]]``, at most MAX_OPS_PER_FRAME ops; an op, as
 ``metastore.operations`` describes it for programs, is
 
-    [id, GET,    partition, lkey, consistency, arg]
-    [id, PUT,    partition, lkey, seq, floor, stamp, condition, value, content_type, ttl_ms]
-    [id, DELETE, partition, lkey, seq, floor, stamp, condition]
-    [id, ADD,    partition, lkey, seq, floor, stamp, condition, delta]
-    [id, TXN,    partition, lkey, seq, floor, stamp, [compare, ...], [part, ...], [part, ...]]
-    [id, TOUCH,  partition, lkey, condition]
+    [id, GET,    partition, storage_key, consistency, arg]
+    [id, PUT,    partition, storage_key, seq, floor, stamp, condition, value, content_type, ttl_ms]
+    [id, DELETE, partition, storage_key, seq, floor, stamp, condition]
+    [id, ADD,    partition, storage_key, seq, floor, stamp, condition, delta]
+    [id, TXN,    partition, storage_key, seq, floor, stamp, [compare, ...], [part, ...], [part, ...]]
+    [id, TOUCH,  partition, storage_key, condition]
     [id, LIST,   partition, start, end, limit, flags, consistency, arg, wanted]
 
 A LIST may end before ``wanted``, else only records count whose namespace and key begin with it. PUT, DELETE, ADD and TXN take one more element, ``[fence name, token]``: the write is refused once a
 higher token of that name was seen in the partition. A PUT with the token RAISE takes a lock (R20): if it is carried out,
 the fence is raised to the record's new version by the same entry. ``ttl_ms``: None = the namespace's default, 0 = none.
 A TXN does its first list of parts if all compares hold, else its second; all its keys are of one
-partition, that of ``lkey``. A compare is ``[lkey, target, relation, operand]``: VERSION or CREATED
-(0 = absent) with a number, VALUE with bytes. A part is ``[GET, lkey]``, ``[PUT, lkey, value, content_type,
-ttl_ms]``, ``[DELETE, lkey]`` or ``[ADD, lkey, delta]``. TOUCH starts a record's TTL anew.
+partition, that of ``storage_key``. A compare is ``[storage_key, target, relation, operand]``: VERSION or CREATED
+(0 = absent) with a number, VALUE with bytes. A part is ``[GET, storage_key]``, ``[PUT, storage_key, value, content_type,
+ttl_ms]``, ``[DELETE, storage_key]`` or ``[ADD, storage_key, delta]``. TOUCH starts a record's TTL anew.
 
 ``id``: chosen by the client, unique among its outstanding ops on the connection.
 ``consistency``: LINEARIZABLE (arg None), STALE (arg = max staleness in ms, None = any age),
 AT_LEAST (arg = a version). ``condition``: None, or ABSENT, or EXISTS, or the version it must have.
-``start`` (inclusive) and ``end`` (exclusive) are lkeys; a node returns at most ``limit`` rows.
+``start`` (inclusive) and ``end`` (exclusive) are storage_keys; a node returns at most ``limit`` rows.
 
 Request ids (R7): ``(client_id, seq)``, ``seq`` from 1, growing, below ONE_REQUEST; 0 = no dedupe asked for.
 ``floor``: every seq of this client below it *towards this partition* is finished and never sent
@@ -46,16 +46,16 @@ sent the op (0 = none); a retry repeats seq and stamp unchanged.
                                                created], [OK, version], [OK, version, value])
     [id, OK, version, 0, ttl_ms]        TOUCH
     [id, NOT_FOUND, 0]                  TOUCH
-    [id, OK, rows, next, age_ms, version]  LIST (rows: [[lkey, record], ...], or [[lkey, version], ...]
+    [id, OK, rows, next, age_ms, version]  LIST (rows: [[storage_key, record], ...], or [[storage_key, version], ...]
                                                with KEYS_ONLY; next: the start from which to go on, None
                                                at the end; version: the partition's when it was read)
     [id, status, message, detail]       any error (metastore.errors; detail is a map). A failed condition
                                         has ``record``, the present one, unless it is large or a retry.
 
 Watching. ``WATCH [watch_id, partition, start, end, after, flags, wanted]``: every change of keys ``start <=
-lkey < end`` (whose namespace and key begin with ``wanted``) with a version above ``after`` (None = from now on), in order, once. Answered by ``EVENTS [watch_id,
+storage_key < end`` (whose namespace and key begin with ``wanted``) with a version above ``after`` (None = from now on), in order, once. Answered by ``EVENTS [watch_id,
 version, [event, ...]]``: all changes up to ``version`` have now been sent; an event is ``[kind (PUT,
-DELETE or EXPIRE), lkey, version, record (None but for PUT)]``. The first EVENTS comes at once. A watch
+DELETE or EXPIRE), storage_key, version, record (None but for PUT)]``. The first EVENTS comes at once. A watch
 ends with ``WATCH_END [watch_id, status, message, detail]`` or the connection; ``UNWATCH [watch_id]``
 ends it. Flags: WATCH_ANY = from any replica, not only the leader; WATCH_KEYS = without records.
 

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from metastore.elements import (
     COUNT_END,
-    MAX_LKEY_BYTES,
+    MAX_STORAGE_KEY_BYTES,
     MAX_TTL_MS,
     ONE_REQUEST,
     U64_END,
-    is_lkey,
+    has_key_shape,
     shown,
 )
 from metastore.errors import InvalidRequest, MetastoreError, TooLarge
@@ -77,7 +77,7 @@ def is_simple(op: Any) -> bool:
     if type(op) is not list:
         return False
     if len(op) == _SIMPLE_PUT:
-        op_id, kind, partition, lkey, seq, floor, stamp, condition, value, content_type, ttl_ms = op
+        op_id, kind, partition, storage_key, seq, floor, stamp, condition, value, content_type, ttl_ms = op
         if not (
             kind == PUT
             and type(seq) is type(floor) is type(stamp) is int
@@ -93,22 +93,26 @@ def is_simple(op: Any) -> bool:
         ):
             return False
     elif len(op) == _SIMPLE_GET:
-        op_id, kind, partition, lkey, consistency, arg = op
+        op_id, kind, partition, storage_key, consistency, arg = op
         if kind != GET or consistency != LINEARIZABLE or type(consistency) is not int or arg is not None:
             return False
     else:
         return False
-    if not (type(kind) is type(op_id) is type(partition) is int and 0 <= op_id < U64_END and is_lkey(lkey)):
+    if not (
+        type(kind) is type(op_id) is type(partition) is int
+        and 0 <= op_id < U64_END
+        and has_key_shape(storage_key)
+    ):
         return False
     if kind == GET:
         return True
-    nul = lkey.find(0, 8)
-    if len(lkey) - nul - 1 > MAX_KEY_BYTES or not lkey[nul:].isascii():
+    nul = storage_key.find(0, 8)
+    if len(storage_key) - nul - 1 > MAX_KEY_BYTES or not storage_key[nul:].isascii():
         return False
-    namespace = lkey[8:nul]
+    namespace = storage_key[8:nul]
     if namespace in _good_namespaces:
         return True
-    if not is_storage_key(lkey):
+    if not is_storage_key(storage_key):
         return False
     if len(_good_namespaces) < _MAX_GOOD:
         _good_namespaces.add(namespace)
@@ -144,13 +148,16 @@ def check_op(op: Op) -> MetastoreError | None:
             return InvalidRequest("at_least needs a version")
     if kind in COMPOUND:
         return check_size(op)
-    if kind in MANY_KEYS and len({lkey[8 : lkey.index(0, 8)] for lkey in keys_of(op)}) > 1:
+    if (
+        kind in MANY_KEYS
+        and len({storage_key[8 : storage_key.index(0, 8)] for storage_key in keys_of(op)}) > 1
+    ):
         return InvalidRequest(f"the keys of operation {kind} are of several namespaces")
     return None
 
 
 def _is_filter(wanted: Any) -> bool:
-    return type(wanted) is bytes and len(wanted) <= MAX_LKEY_BYTES
+    return type(wanted) is bytes and len(wanted) <= MAX_STORAGE_KEY_BYTES
 
 
 def check_watch(body: Any) -> MetastoreError | None:
@@ -159,7 +166,7 @@ def check_watch(body: Any) -> MetastoreError | None:
         return InvalidRequest("malformed watch")
     if type(body[0]) is not int or not 0 <= body[0] < U64_END:
         return InvalidRequest("watch id is not a count")
-    if any(type(end) is not bytes or len(end) > MAX_LKEY_BYTES + 1 for end in body[2:4]):
+    if any(type(end) is not bytes or len(end) > MAX_STORAGE_KEY_BYTES + 1 for end in body[2:4]):
         return InvalidRequest("an end of a watch is not bytes, or too long")
     if body[4] is not None and (type(body[4]) is not int or not 0 <= body[4] < COUNT_END):
         return InvalidRequest(f"a watch resumes after {shown(body[4], 20)}, which is not a version")

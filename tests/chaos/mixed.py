@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from metastore.client import Add, AsyncClient, AsyncNamespace, Compare, Delete, Fence, Get, Put
 from metastore.errors import ConditionFailed, Fenced, MetastoreError
 from metastore.history import FencingToken
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.checkers.history import ABSENT, Check, Operation, Part
 
 NAMESPACE = "mixed"
@@ -40,7 +40,7 @@ def homes_of(client: AsyncClient, count: int, namespace: str = NAMESPACE) -> lis
     number = 0
     while any(len(homes) < count for homes in found.values()):
         number += 1
-        homes = found[table.route(storage_key(namespace, f"m{number}/a")).id]
+        homes = found[table.route(storage_key_of(namespace, f"m{number}/a")).id]
         if len(homes) < count:
             homes.append(f"m{number}")
     return [home for homes in found.values() for home in homes]

@@ -19,7 +19,7 @@ import orjson
 from cellctl.dev_files import Shape, pick_ports, save_shape
 from metastore.client import AsyncClient
 from metastore.errors import MetastoreError
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.chaos.etcds import Members, wrapper
 from tests.chaos.faults import Faults
 from tests.chaos.lab import Lab
@@ -164,7 +164,7 @@ async def _run(scenario: Scenario, cluster: Cluster, faults: Faults, seed: int, 
         if scenario.faultless and result.errors:
             result.problems.append(f"requests failed: {result.errors}")
         now = first.dispatcher.table
-        by_key = {k: now.route(storage_key(t.namespace, k)).id for t in traffics for k in t.keys}
+        by_key = {k: now.route(storage_key_of(t.namespace, k)).id for t in traffics for k in t.keys}
         try:
             result.problems += check(plain.history)
         except Undecided as e:

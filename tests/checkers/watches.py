@@ -24,9 +24,9 @@ Truth = dict[bytes, list[Change]]
 """Storage key -> all its changes, in order."""
 
 
-def version_at(position: Position, lkey: bytes) -> int:
+def version_at(position: Position, storage_key: bytes) -> int:
     """Up to which version a position has the changes of a key; 0 before the first point."""
-    at = bisect_right(position, lkey[:8], key=lambda part: part[0])
+    at = bisect_right(position, storage_key[:8], key=lambda part: part[0])
     return position[at - 1][1] if at else 0
 
 
@@ -49,14 +49,14 @@ def missing(session: Session, truth: Truth) -> int:
 def check_session(session: Session, truth: Truth) -> str | None:
     """None when all is well, else what is not."""
     seen: dict[bytes, list[Change]] = {}
-    for lkey, change in session.seen:
-        seen.setdefault(lkey, []).append(change)
-    for lkey in sorted({*truth, *seen}):
-        began, ended = version_at(session.start, lkey), version_at(session.end, lkey)
-        due = [c for c in truth.get(lkey, []) if began < c.version <= ended]
-        told = seen.get(lkey, [])
+    for storage_key, change in session.seen:
+        seen.setdefault(storage_key, []).append(change)
+    for storage_key in sorted({*truth, *seen}):
+        began, ended = version_at(session.start, storage_key), version_at(session.end, storage_key)
+        due = [c for c in truth.get(storage_key, []) if began < c.version <= ended]
+        told = seen.get(storage_key, [])
         if told != due:
-            return f"{lkey!r} from version {began} to {ended}: {_how(told, due)}"
+            return f"{storage_key!r} from version {began} to {ended}: {_how(told, due)}"
     return None
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.errors import MetastoreError
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.integration.harness import STEADY, Cluster
 from tests.processes import PATIENCE_S
 
@@ -201,7 +201,7 @@ def large(attacked: Cluster) -> tuple[bytes, int]:
         async with attacked.client() as client:
             ns = client.namespace("large")
             await fill(ns, {f"d/{i}": bytes([i]) * (1 << 20) for i in range(30)})
-            key = storage_key("large", "d/0")
+            key = storage_key_of("large", "d/0")
             partition = client.dispatcher.table.route(key).id
 
     asyncio.run(write())

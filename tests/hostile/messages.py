@@ -35,7 +35,7 @@ class Facts:
     last_epoch: int
     commit: int
     version: int
-    lkey: bytes
+    storage_key: bytes
 
 
 class Nonsense:
@@ -112,14 +112,14 @@ class Nonsense:
     def rows(self) -> list[Any]:
         f, rng = self.facts, self.rng
         good = [
-            [DATA, f.lkey, pack_record(1, 1, b"v")],
+            [DATA, f.storage_key, pack_record(1, 1, b"v")],
             [METADATA, b"m", msgpack.packb([1, 0])],
             [METADATA, b"s" + b"c" * 16, msgpack.packb([0, 1, 1, 0, [[1, [0, 1, 1]]]])],
         ]
         bad = [
             [DATA, b"", b""],
-            [DATA, f.lkey, b"too short"],
-            [DATA, f.lkey[:13] + b"\xff\xfe", pack_record(1, 1, b"v")],
+            [DATA, f.storage_key, b"too short"],
+            [DATA, f.storage_key[:13] + b"\xff\xfe", pack_record(1, 1, b"v")],
             [DATA, bytes(8) + b"x" * 3000, pack_record(1, 1, b"v")],
             [METADATA, b"s" + b"c" * 16, b"\xc1"],
             [METADATA, b"x" * 600, b"\x90"],

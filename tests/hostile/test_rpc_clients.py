@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metastore.errors import Compacted, InvalidRequest, Overloaded, TooLarge
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.operations import ADD, DELETE, GET, LINEARIZABLE, LIST, OK, PUT, STALE, TOUCH, TXN
 from metastore.wire import frames
 from metastore.wire.client_messages import MAX_WATCHES_PER_CONNECTION, WATCH_ANY
@@ -31,7 +31,7 @@ from tests.hostile.attack import (
 from tests.hostile.conftest import HANG_S, NODE_MEMORY_MIB, memory_mib, pids
 from tests.integration.harness import Cluster
 
-LKEY = storage_key("hostile", "k")
+LKEY = storage_key_of("hostile", "k")
 ID = b"i" * 16
 GET_OP = [1, GET, 0, LKEY, LINEARIZABLE, None]
 PUT_OP = [1, PUT, 0, LKEY, 0, 0, 0, None, b"v", "", 0]
@@ -293,7 +293,7 @@ def test_writes_that_wait_have_a_budget(attacked: Cluster, large: tuple[bytes, i
     speakers = [greeted(rpc) for _ in range(6)]
     for number, s in enumerate(speakers):
         for i in range(8):
-            key = storage_key("large", f"d/w{number}.{i}")
+            key = storage_key_of("large", f"d/w{number}.{i}")
             put = [i, PUT, large[1], key, 0, 0, 0, None, bytes(1 << 20), "", 0]
             s.send(request(put, timeout_ms=60_000))
     for s in speakers:

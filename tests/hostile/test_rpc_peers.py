@@ -27,7 +27,7 @@ from metastore.coordination.interface import Put
 from metastore.core import messages as m
 from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord, Layout, NodeRecord, to_json
 from metastore.node.peers import MAX_IDLE_PINGS, PING_S
 from metastore.records import pack_record
@@ -246,7 +246,7 @@ def facts_of(cluster: Cluster, name: str, p: int) -> Facts:
             width = (1 << 64) // 4
             lo = part["id"] * width
             config = ConfigRecord(part["id"], lo, lo + width, part["epoch"], part["leader"], members)
-            lkey = lo.to_bytes(8, "big") + storage_key("hostile", "k")[8:]
+            storage_key = lo.to_bytes(8, "big") + storage_key_of("hostile", "k")[8:]
             _facts[name, part["id"]] = Facts(
                 part["id"],
                 part["epoch"],
@@ -255,7 +255,7 @@ def facts_of(cluster: Cluster, name: str, p: int) -> Facts:
                 part["epoch"],
                 part["commit_index"],
                 part["version"],
-                lkey,
+                storage_key,
             )
     return _facts[name, p]
 
@@ -283,7 +283,7 @@ def test_a_leader_that_makes_no_sense_is_disconnected(with_stranger: Cluster, ho
         return m.Append(p, epoch, at, prev, 0, list(blobs))
 
     begin = m.SnapshotBegin(p, epoch, 1, ahead, epoch, [])
-    elsewhere = bytes([255 - facts.lkey[0]]) + facts.lkey[1:]
+    elsewhere = bytes([255 - facts.storage_key[0]]) + facts.storage_key[1:]
     incredible = dataclasses.replace(facts.config, epoch=far)
 
     def chunk(*row: Any) -> m.SnapshotChunk:
@@ -317,7 +317,10 @@ def test_a_leader_that_makes_no_sense_is_disconnected(with_stranger: Cluster, ho
             [begin, chunk(DATA, elsewhere, pack_record(1, 1, b""))],
             "holds rows that are not valid",
         ),
-        "a broken record": ([begin, chunk(DATA, facts.lkey, b"\0" * 30)], "holds rows that are not valid"),
+        "a broken record": (
+            [begin, chunk(DATA, facts.storage_key, b"\0" * 30)],
+            "holds rows that are not valid",
+        ),
         "a broken session": (
             [begin, chunk(METADATA, b"s" + b"c" * 16, b"\xc1")],
             "holds rows that are not valid",

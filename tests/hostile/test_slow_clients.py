@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.node.admission import MAX_BEFORE_HELLO
 from metastore.operations import GET, LINEARIZABLE, LIST, PUT, STALE
 from metastore.wire import frames
@@ -24,7 +24,7 @@ from tests.integration.harness import Cluster
 #: read by ``attacked``
 HURRIED = True
 
-LKEY = storage_key("hostile", "k")
+LKEY = storage_key_of("hostile", "k")
 GET_OP = [1, GET, 0, LKEY, LINEARIZABLE, None]
 PUT_OP = [1, PUT, 0, LKEY, 0, 0, 0, None, b"v", "", 0]
 

@@ -19,7 +19,7 @@ from cellctl.dev_supervisor import ask_supervisor
 from metastore.client import AsyncClient
 from metastore.errors import ConditionFailed, DeadlineExceeded, MetastoreError, Unavailable
 from metastore.history import Version
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests import preloaded
 from tests.processes import PATIENCE_S
 
@@ -322,7 +322,7 @@ def keys_by_partition(client: AsyncClient, count: int, namespace: str = "load") 
     table = client.dispatcher.table
     found: dict[int, list[str]] = {p: [] for p in table.partitions}
     for key in _numbers():
-        p = table.route(storage_key(namespace, key)).id
+        p = table.route(storage_key_of(namespace, key)).id
         if len(found[p]) < count:
             found[p].append(key)
         elif all(len(keys) >= count for keys in found.values()):

@@ -24,7 +24,7 @@ from metastore.errors import (
     QuotaExceeded,
 )
 from metastore.history import Version, token_of
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import Layout
 from metastore.namespaces import Policy
 from tests.chaos.runner import same_everywhere
@@ -87,7 +87,7 @@ async def test_transfers_across_failovers_keep_the_sum(cell: Cluster) -> None:
                 assert sum(int(r.value) for r in found) == 600
 
         tasks = [asyncio.create_task(teller(n)) for n in range(8)] + [asyncio.create_task(auditor())]
-        partition = client.dispatcher.table.route(storage_key("bank", names[0])).id
+        partition = client.dispatcher.table.route(storage_key_of("bank", names[0])).id
         for _ in range(3):
             await asyncio.sleep(1)
             leader = cell.leaders()[partition][0]
@@ -120,7 +120,7 @@ async def test_records_expire_and_touched_ones_do_not(cell: Cluster) -> None:
                 await asyncio.sleep(0.2)
 
         touching = asyncio.create_task(touch())
-        partition = client.dispatcher.table.route(storage_key("sessions", "held")).id
+        partition = client.dispatcher.table.route(storage_key_of("sessions", "held")).id
         await asyncio.to_thread(cell.verb, "kill", cell.leaders()[partition][0])
         end = loop.time() + 12  # longer than it would live untouched
         await touching
@@ -152,7 +152,7 @@ async def test_a_replaced_holder_is_fenced_off(cell: Cluster) -> None:
         second = await locks.put("job", b"two", absent=True, ttl_s=30)
         assert second.version > first.version
         await data.put("r/report", b"2", fence=Fence("job", token_of(second.version)))
-        partition = client.dispatcher.table.route(storage_key("data", "r/report")).id
+        partition = client.dispatcher.table.route(storage_key_of("data", "r/report")).id
         await asyncio.to_thread(cell.verb, "kill", cell.leaders()[partition][0])
         for write in (
             data.put("r/report", b"late", fence=Fence("job", token_of(first.version))),
@@ -270,7 +270,7 @@ async def test_routing_rules(
         record = await watcher.namespace(name).get(apart[0])
         assert record is not None
         assert record.value == b"1"
-        points = {storage_key(name, k, old.dispatcher.table.rule(name))[:8] for k in apart}
+        points = {storage_key_of(name, k, old.dispatcher.table.rule(name))[:8] for k in apart}
         assert len(points) == len(apart)
         for key in together:
             await ns.put(key, b"")

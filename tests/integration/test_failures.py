@@ -15,7 +15,7 @@ import pytest
 
 from metastore.client import AsyncClient
 from metastore.errors import DeadlineExceeded, MetastoreError, OutcomeUnknown, Unavailable
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.operations import GET, LINEARIZABLE, PUT
 from metastore.routing.connection import NodeConnection
 from tests.integration.harness import Cluster, Load, keys_by_partition, until
@@ -90,10 +90,10 @@ async def test_a_paused_leader_does_no_harm(cell: Cluster) -> None:
         queued = []
         for p in led:
             for key in by_partition[p]:
-                lkey = storage_key("load", key)
+                storage_key = storage_key_of("load", key)
                 far = loop.time() + 120
-                read = connection.submit(b"q" * 16, [0, GET, p, lkey, LINEARIZABLE, None], far)
-                op = [0, PUT, p, lkey, 0, 0, 0, None, b"-1", "", 0]
+                read = connection.submit(b"q" * 16, [0, GET, p, storage_key, LINEARIZABLE, None], far)
+                op = [0, PUT, p, storage_key, 0, 0, 0, None, b"-1", "", 0]
                 queued.append((key, read, connection.submit(b"q" * 16, op, far)))
         await asyncio.sleep(3 * LEASE_TTL_S)
         await until("others lead", lambda: set(led) <= set(_leaders_but(cell, victim)))
@@ -332,7 +332,7 @@ async def test_a_dead_cell_hurts_only_its_keys(two_cells: Cluster) -> None:
         await asyncio.sleep(0.5)
         cluster.verb("kill", *cluster.names("c1"))
         for key in dead[:6]:
-            lkey_cell = client.dispatcher.table.route(storage_key("http", key)).cell
+            lkey_cell = client.dispatcher.table.route(storage_key_of("http", key)).cell
             async with http.put(f"/v1/kv/http/{key}", data=b"y") as response:
                 if lkey_cell == "c1":
                     assert response.status == 503
@@ -371,7 +371,7 @@ async def test_everything_killed_at_once(cell: Cluster) -> None:
         versions: dict[int, set[int]] = {}
         for a in load.history:
             if a.version:
-                p = client.dispatcher.table.route(storage_key("load", a.key)).id
+                p = client.dispatcher.table.route(storage_key_of("load", a.key)).id
                 assert a.version not in versions.setdefault(p, set()), "one version for two writes"
                 versions[p].add(a.version)
 

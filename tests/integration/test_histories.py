@@ -21,7 +21,7 @@ from cellctl.rebalance import operate
 from metastore.client import AsyncClient, AsyncNamespace
 from metastore.errors import HistoryChanged, LockLost
 from metastore.history import first_version, generation_of
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.integration.harness import Cluster, cellctl, keys_by_partition, until
 from tests.integration.http_api import Api
 from tests.integration.test_operator import tool
@@ -44,7 +44,9 @@ class Before:
 def folder_in(client: AsyncClient, partition: int) -> str:
     """A folder of the namespace that lives in ``partition``."""
     table = client.dispatcher.table
-    return next(f"d{n}" for n in itertools.count() if table.route(storage_key(NS, f"d{n}/k")).id == partition)
+    return next(
+        f"d{n}" for n in itertools.count() if table.route(storage_key_of(NS, f"d{n}/k")).id == partition
+    )
 
 
 async def gather_tokens(ns: AsyncNamespace, folder: str) -> Before:

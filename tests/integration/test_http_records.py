@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from metastore.errors import InvalidRequest
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.integration.harness import Cluster, until
 from tests.integration.http_api import Api, api_of, router_beside
 
@@ -391,8 +391,8 @@ async def test_a_transaction_across_partitions_is_told_how_to_come_together(
 ) -> None:
     async with shared_cell.client() as client:
         table = client.dispatcher.table
-        home = table.route(storage_key("cross", "a")).id
-        other = next(k for k in map(str, range(99)) if table.route(storage_key("cross", k)).id != home)
+        home = table.route(storage_key_of("cross", "a")).id
+        other = next(k for k in map(str, range(99)) if table.route(storage_key_of("cross", k)).id != home)
     then = [{"op": "put", "key": key, "value": "1"} for key in ("a", other)]
     refused = await api("POST", "/v1/txn/cross", json={"then": then})
     assert (refused.status, refused.body["code"]) == (400, "cross_partition")

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from metastore.errors import BY_STATUS, ConditionFailed, InvalidRequest
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.operations import ADD, DELETE, GET, LINEARIZABLE, LIST, NOT_FOUND, OK, PUT, TXN
 from metastore.records import unpack_record
 from tests.integration.harness import Cluster, until
@@ -44,18 +44,18 @@ async def results(api: Api, *ops: list[Any], **more: Any) -> dict[int, list[Any]
 
 async def test_rpc(api: Api) -> None:
     """Every kind of operation, of many partitions in one body, each with its own outcome."""
-    keys = [storage_key("rpc", f"k{n}") for n in range(40)]
+    keys = [storage_key_of("rpc", f"k{n}") for n in range(40)]
     puts = [[n, PUT, 999, key, n + 1, 1, 0, None, b"%d" % n, "", 0] for n, key in enumerate(keys)]
     first = await results(api, *puts)
     assert all(r[0] == OK for r in first.values()), "the partition that the client names does not count"
     assert await results(api, *puts) == first, "the same request ids get the first outcomes"
-    a, b = storage_key("rpc", "d/a"), storage_key("rpc", "d/b")
+    a, b = storage_key_of("rpc", "d/a"), storage_key_of("rpc", "d/b")
     found = await results(
         api,
         [7, GET, 0, keys[3], LINEARIZABLE, None],
-        [8, GET, 0, storage_key("rpc", "none"), LINEARIZABLE, None],
+        [8, GET, 0, storage_key_of("rpc", "none"), LINEARIZABLE, None],
         [9, PUT, 0, keys[4], 100, 1, 0, 5_000_000, b"no", "", None],
-        [10, ADD, 0, storage_key("rpc", "n"), 101, 1, 0, None, 5],
+        [10, ADD, 0, storage_key_of("rpc", "n"), 101, 1, 0, None, 5],
         [11, DELETE, 0, keys[5], 102, 1, 0, None],
         [12, TXN, 0, a, 103, 1, 0, [], [[PUT, a, b"1", "", None], [PUT, b, b"2", "", None]], []],
         [13, GET, 0, b"short", LINEARIZABLE, None],
@@ -97,7 +97,7 @@ async def test_rpc_refuses_what_it_does_not_understand(api: Api, body: bytes, st
 
 async def test_rpc_does_not_answer_more_than_it_may(api: Api) -> None:
     """Reads that do not fit are told to come again; a transaction that is done keeps its outcome."""
-    key = storage_key("rpc", "big")
+    key = storage_key_of("rpc", "big")
     await results(api, [1, PUT, 0, key, 1, 1, 0, None, bytes(1 << 20), "", 0], client=b"b" * 16)
     found = await results(api, *([n, GET, 0, key, LINEARIZABLE, None] for n in range(20)))
     statuses = [r[0] for r in found.values()]
@@ -116,7 +116,7 @@ async def test_a_dead_cell_uses_up_its_own_share_only(two_cells: Cluster) -> Non
     async with two_cells.client() as client:
         table = client.dispatcher.table
         await client.dispatcher.ready(asyncio.get_running_loop().time() + 10)
-        cell_of = {f"d{n}/k": table.route(storage_key("bulk", f"d{n}/k")).cell for n in range(64)}
+        cell_of = {f"d{n}/k": table.route(storage_key_of("bulk", f"d{n}/k")).cell for n in range(64)}
     well = [key for key, cell in cell_of.items() if cell == "c1"]
     ill = [key for key, cell in cell_of.items() if cell == "c2"]
     async with router_beside(two_cells, **limits) as (router, api):
@@ -125,8 +125,8 @@ async def test_a_dead_cell_uses_up_its_own_share_only(two_cells: Cluster) -> Non
         two_cells.verb("pause", *two_cells.names("c2"))
         try:
             gets = {"ops": [{"op": "get", "key": key} for key in ill] * 20}
-            lkeys = [storage_key("bulk", key) for key in ill]
-            gets_in_binary = [[n, GET, 0, key, LINEARIZABLE, None] for n, key in enumerate(lkeys * 10)]
+            storage_keys = [storage_key_of("bulk", key) for key in ill]
+            gets_in_binary = [[n, GET, 0, key, LINEARIZABLE, None] for n, key in enumerate(storage_keys * 10)]
             then = [{"op": "put", "key": ill[0], "value": "1"}]
             stuck = [
                 *(api("PUT", f"/v1/kv/bulk/{ill[n % 9]}", bytes(1 << 19)) for n in range(30)),

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.integration.harness import Cluster, until
 from tests.integration.http_api import Api, api_of, router_beside, watching
 
@@ -133,7 +133,7 @@ async def test_streams_go_on_when_a_leader_dies(cell: Cluster) -> None:
                 written.append(reply.body["version"])
 
         await write(20)
-        partition = client.dispatcher.table.route(storage_key("dies", "d/n")).id
+        partition = client.dispatcher.table.route(storage_key_of("dies", "d/n")).id
         leader = cell.leaders()[partition][0]
         os.kill(cell.node(leader)["pid"], 9)
         await write(20)

@@ -20,7 +20,7 @@ from metastore.errors import (
     OutcomeUnknown,
 )
 from metastore.history import token_of
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.integration.harness import Cluster, refusal, until
 from tests.processes import PATIENCE_S, pause, resume
 
@@ -292,7 +292,7 @@ async def test_a_leader_that_dies_is_no_reason_to_lose_a_lock(steady_cell: Clust
         patient = client.namespace(NS).lock("l/patient", ttl_s=24)
         await patient.acquire(PATIENCE_S)
         token = patient.token
-        partition = client.dispatcher.table.route(storage_key(NS, "l/patient")).id
+        partition = client.dispatcher.table.route(storage_key_of(NS, "l/patient")).id
         cell.verb("kill", cell.leaders()[partition][0])
         left = patient.remaining_s
         await until("it is renewed by another leader", lambda: patient.remaining_s > left or None)

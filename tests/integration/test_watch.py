@@ -19,7 +19,7 @@ from metastore.coordination.etcd import EtcdCoordinator
 from metastore.coordination.interface import Put as EtcdPut
 from metastore.errors import ClientClosed, Compacted, InvalidRequest, MetastoreError, WrongRouting
 from metastore.history import ResumePoint
-from metastore.keys import END_OF_RING, storage_key
+from metastore.keys import END_OF_RING, storage_key_of
 from metastore.layout import Layout
 from metastore.namespaces import Policy
 from metastore.routing.connection import NodeConnection
@@ -216,7 +216,7 @@ async def test_a_reader_that_lets_its_socket_fill_is_served_on(shared: Cluster) 
         key = "dir/large"
         for _ in range(40):
             await ns.put(key, bytes(1 << 20))
-        placement = client.dispatcher.table.route(storage_key("backlog", key))
+        placement = client.dispatcher.table.route(storage_key_of("backlog", key))
         host, _, port = str(client.dispatcher.table.address(placement.leader)).rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 16)
         end = END_OF_RING if placement.hi >> 64 else placement.hi.to_bytes(8, "big")
@@ -241,7 +241,7 @@ async def test_a_leader_that_slept_does_not_call_a_newer_position_wrong(cell: Cl
     async with cell.client() as client:
         ns = client.namespace(NS)
         old = await ns.put("dir/k", b"1")
-        placement = client.dispatcher.table.route(storage_key(NS, "dir/k"))
+        placement = client.dispatcher.table.route(storage_key_of(NS, "dir/k"))
         node = cell.node(str(placement.leader))
         host, _, port = node["rpc"].rpartition(":")
         loop = asyncio.get_running_loop()
@@ -250,7 +250,7 @@ async def test_a_leader_that_slept_does_not_call_a_newer_position_wrong(cell: Cl
         pause(node["pid"])
         # into its socket before the word of its successor, with a position that only that one will reach
         ended: asyncio.Future[MetastoreError] = loop.create_future()
-        start = storage_key(NS, "dir/k")
+        start = storage_key_of(NS, "dir/k")
         body = [placement.id, start, start + b"\0", old.version + 10, 0, b""]
         connection.watch(body, lambda version, events: None, ended.set_result)
         newer = old

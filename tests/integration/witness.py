@@ -18,7 +18,7 @@ from functools import partial
 from metastore import AsyncClient, MaybeHappened, MetastoreError
 from metastore.client import AsyncNamespace, AsyncWatcher, Event
 from metastore.client.watch.resume_tokens import decode_resume
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from tests.integration.harness import keys_by_partition, until
 
 Change = tuple[str, str, bytes | None]
@@ -29,7 +29,7 @@ LAG = 500
 
 
 def partition_of(client: AsyncClient, namespace: str, key: str) -> int:
-    return client.dispatcher.table.route(storage_key(namespace, key)).id
+    return client.dispatcher.table.route(storage_key_of(namespace, key)).id
 
 
 @dataclass

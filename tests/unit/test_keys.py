@@ -16,7 +16,7 @@ from metastore.keys import (
     prefix_routing_key,
     routing_key,
     split_storage_key,
-    storage_key,
+    storage_key_of,
 )
 
 
@@ -33,10 +33,10 @@ from metastore.keys import (
 )
 def test_golden_points(namespace: str, key: str, point: str) -> None:
     """Changing any of these strands all data that was ever written."""
-    lkey = storage_key(namespace, key)
-    assert lkey[:8].hex() == point
-    assert lkey[8:] == namespace.encode() + b"\0" + key.encode()
-    assert PartitionMap.even(16).of(lkey) == int(point[0], 16)
+    storage_key = storage_key_of(namespace, key)
+    assert storage_key[:8].hex() == point
+    assert storage_key[8:] == namespace.encode() + b"\0" + key.encode()
+    assert PartitionMap.even(16).of(storage_key) == int(point[0], 16)
 
 
 def test_the_hash_is_xxh3_64_big_endian() -> None:
@@ -88,31 +88,31 @@ def test_a_prefix_that_routes_routes_as_its_keys_do(folder: str, rest: str) -> N
 @given(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True), st.text(min_size=1, max_size=200))
 def test_storage_keys_come_apart_again(namespace: str, key: str) -> None:
     try:
-        lkey = storage_key(namespace, key)
+        storage_key = storage_key_of(namespace, key)
     except InvalidRequest:
         with pytest.raises(UnicodeEncodeError):
             key.encode()
         return
-    assert split_storage_key(lkey) == (namespace, key)
+    assert split_storage_key(storage_key) == (namespace, key)
 
 
 @given(st.lists(st.text(alphabet="abz/é\0", min_size=1, max_size=6), min_size=2, max_size=8))
 def test_byte_order_is_key_order_within_a_routing_key(keys: list[str]) -> None:
-    lkeys = sorted(storage_key("n", "d/" + k.replace("/", "")) for k in keys)
-    assert [split_storage_key(k)[1].encode() for k in lkeys] == sorted(
+    storage_keys = sorted(storage_key_of("n", "d/" + k.replace("/", "")) for k in keys)
+    assert [split_storage_key(k)[1].encode() for k in storage_keys] == sorted(
         ("d/" + k.replace("/", "")).encode() for k in keys
     )
 
 
 def test_bounds() -> None:
-    assert len(storage_key("n", "k" * MAX_KEY_BYTES)) == 8 + 2 + MAX_KEY_BYTES
+    assert len(storage_key_of("n", "k" * MAX_KEY_BYTES)) == 8 + 2 + MAX_KEY_BYTES
     with pytest.raises(TooLarge, match=f"{MAX_KEY_BYTES + 1} bytes is over the limit of {MAX_KEY_BYTES}"):
-        storage_key("n", "k" * (MAX_KEY_BYTES + 1))
+        storage_key_of("n", "k" * (MAX_KEY_BYTES + 1))
     with pytest.raises(TooLarge):
-        storage_key("n", "é" * (MAX_KEY_BYTES // 2 + 1))
+        storage_key_of("n", "é" * (MAX_KEY_BYTES // 2 + 1))
     for key in ("", None, 7, "a\ud800"):
         with pytest.raises(InvalidRequest):
-            storage_key("n", key)  # type: ignore[arg-type]
+            storage_key_of("n", key)  # type: ignore[arg-type]
     assert check_namespace("a" * 64)
     for namespace in ("", "A", "-a", "a b", "a" * 65, "a\n", "é", None):
         with pytest.raises(InvalidRequest, match="namespace"):
@@ -120,11 +120,11 @@ def test_bounds() -> None:
 
 
 @given(st.integers(0, 10), st.binary(min_size=8, max_size=12))
-def test_every_point_has_one_partition(power: int, lkey: bytes) -> None:
+def test_every_point_has_one_partition(power: int, storage_key: bytes) -> None:
     table = PartitionMap.even(1 << power)
-    owner = table.ranges[table.of(lkey)]
-    assert owner.covers(lkey)
-    assert sum(r.covers(lkey) for r in table.in_order()) == 1
+    owner = table.ranges[table.of(storage_key)]
+    assert owner.covers(storage_key)
+    assert sum(r.covers(storage_key) for r in table.in_order()) == 1
 
 
 def test_edges_of_partitions() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from metastore.elements import MAX_FENCE_NAME_BYTES, MAX_TTL_MS, ONE_REQUEST, RAISE
 from metastore.errors import InvalidRequest, TooLarge
 from metastore.history import VERSIONS
-from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, storage_key
+from metastore.keys import MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, storage_key_of
 from metastore.operations import (
     ADD,
     AT_LEAST,
@@ -29,7 +29,7 @@ from metastore.operations import (
 from metastore.wire.client_messages import CLIENT_ID_BYTES, MAX_OPS_PER_FRAME, MAX_TIMEOUT_MS, WATCH_KEYS
 from metastore.wire.op_checks import check_op, check_request, check_watch, is_simple, op_shape
 
-KEY = storage_key("n", "k")
+KEY = storage_key_of("n", "k")
 MAX = (1 << 63) - 1
 
 
@@ -43,7 +43,7 @@ def op(kind: int, **changed: Any) -> list[Any]:
         TOUCH: {"condition": None},
         LIST: {"end": b"", "limit": 1, "flags": 0, "consistency": 0, "arg": None},
     }
-    made = {"id": 1, "kind": kind, "partition": 0, "lkey": KEY, **shapes[kind]}
+    made = {"id": 1, "kind": kind, "partition": 0, "storage_key": KEY, **shapes[kind]}
     assert set(changed) <= set(made)
     return list({**made, **changed}.values())
 
@@ -52,7 +52,7 @@ GOOD = [
     op(GET), op(PUT), op(DELETE), op(ADD), op(LIST),
     op(GET, consistency=1, arg=5), op(GET, consistency=AT_LEAST, arg=0),
     op(PUT, value=bytes(MAX_VALUE_BYTES)), op(PUT, type="x" * MAX_CONTENT_TYPE_BYTES),
-    op(PUT, lkey=storage_key("n" * 64, "k" * MAX_KEY_BYTES)),
+    op(PUT, storage_key=storage_key_of("n" * 64, "k" * MAX_KEY_BYTES)),
     op(PUT, condition=0), op(PUT, condition=-1), op(PUT, condition=MAX - 1), op(PUT, seq=ONE_REQUEST - 1, floor=MAX - 1),
     op(PUT, ttl=None), op(PUT, ttl=MAX_TTL_MS), op(TOUCH), op(TOUCH, condition=3), op(TXN),
     [*op(PUT), ["lock", 1]], [*op(PUT), ["lock", RAISE]], [*op(DELETE), ["x" * MAX_FENCE_NAME_BYTES, VERSIONS - 1]], [*op(ADD), ["l", 1]],
@@ -91,14 +91,14 @@ BAD = [
     (op(ADD, delta=1 << 63), "delta"),
     (op(ADD, delta=-(1 << 63) - 1), "delta"),
     (op(ADD, delta=1.5), "delta"),
-    (op(GET, lkey=b"short"), "malformed storage key"),
-    (op(GET, lkey=b"no nul byte in it"), "malformed storage key"),
-    (op(PUT, lkey=KEY[:-1]), "malformed storage key"),
-    (op(GET, lkey=KEY + bytes(3000)), "malformed storage key"),
-    (op(GET, lkey="text"), "malformed storage key"),
-    (op(GET, lkey=b"........" + b"n" * 65 + b"\0k"), "malformed storage key"),
-    (op(GET, lkey=b"........" + b"\0k"), "malformed storage key"),
-    (op(LIST, lkey=None), "an end of a list"),
+    (op(GET, storage_key=b"short"), "malformed storage key"),
+    (op(GET, storage_key=b"no nul byte in it"), "malformed storage key"),
+    (op(PUT, storage_key=KEY[:-1]), "malformed storage key"),
+    (op(GET, storage_key=KEY + bytes(3000)), "malformed storage key"),
+    (op(GET, storage_key="text"), "malformed storage key"),
+    (op(GET, storage_key=b"........" + b"n" * 65 + b"\0k"), "malformed storage key"),
+    (op(GET, storage_key=b"........" + b"\0k"), "malformed storage key"),
+    (op(LIST, storage_key=None), "an end of a list"),
     (op(TOUCH, condition="1"), "condition"),
     ([*op(PUT), "lock"], "a fence is not"),
     ([*op(PUT), ["", 1]], "a fence's name"),

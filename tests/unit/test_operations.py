@@ -11,7 +11,7 @@ from metastore import elements as e
 from metastore import keys
 from metastore import operations as o
 from metastore.client import encoding
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.operations import ADD, DELETE, GET, LIST, OPERATIONS, PUT, TOUCH, TXN
 from metastore.wire import client_messages
 from metastore.wire.answer_checks import check_answer
@@ -19,7 +19,7 @@ from metastore.wire.op_checks import check_op, is_simple, op_shape
 from metastore.wire.versions import client_versions
 from tests.golden import wire
 
-A, B, C = (storage_key("n", f"d/{name}") for name in "abc")
+A, B, C = (storage_key_of("n", f"d/{name}") for name in "abc")
 WRITE = (1, 0, 0)
 #: [compare, part, part]: a transaction of three keys
 PARTS = [
@@ -39,7 +39,7 @@ def test_the_protocol_in_words_names_the_elements_of_the_description() -> None:
     assert {name.lower() for name in told} == set(o.BY_NAME)
     for name, elements in told.items():
         fields = [f.name for f in OPERATIONS[getattr(o, name)].all_fields if f.name != "fence"]
-        spoken = ["key" if word == "lkey" else word for word in elements]
+        spoken = ["key" if word == "storage_key" else word for word in elements]
         assert len(spoken) == len(fields)
         assert all(word in ("list", f) for word, f in zip(spoken, fields, strict=True)), name
 

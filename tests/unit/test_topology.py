@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from metastore.errors import InvalidRequest, Unavailable
 from metastore.fields import BadRecord
-from metastore.keys import PartitionMap, storage_key
+from metastore.keys import PartitionMap, storage_key_of
 from metastore.layout import ConfigRecord, LeaderRecord, NodeRecord, to_json
 from metastore.namespaces import Policy
 from metastore.topology import Placement, TopologyTable, placement_to_plain
@@ -37,10 +37,10 @@ def test_incomplete_until_every_point_is_covered() -> None:
     made.apply_kv(("config", "c1", "0"), config(0, 2, 0, None).to_json(), 5)
     assert not made.complete
     with pytest.raises(Unavailable):
-        made.route(storage_key("n", "k"))
+        made.route(storage_key_of("n", "k"))
     made.apply_kv(("config", "c1", "1"), config(1, 2, 0, None).to_json(), 6)
     assert made.complete
-    key = storage_key("n", "k")
+    key = storage_key_of("n", "k")
     assert made.route(key).id == PartitionMap.even(2).of(key)
 
 

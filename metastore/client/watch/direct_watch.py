@@ -29,7 +29,7 @@ from metastore.errors import (
     WrongRouting,
 )
 from metastore.history import ResumePoint, Version, resume_after
-from metastore.keys import END_OF_RING, end_point, hash_point, next_key, prefix_routing_key, storage_key
+from metastore.keys import END_OF_RING, end_point, hash_point, next_key, prefix_routing_key, storage_key_of
 from metastore.routing.connection import NodeConnection
 from metastore.routing.failures import Malformed
 from metastore.wire.client_messages import WATCH_ANY
@@ -148,7 +148,7 @@ class DirectWatch:
         namespace = watch_filter.namespace.encode()
         self._rule = rule = table.rule(watch_filter.namespace)
         if watch_filter.exact:
-            start = storage_key(watch_filter.namespace, watch_filter.prefix.decode(), rule)
+            start = storage_key_of(watch_filter.namespace, watch_filter.prefix.decode(), rule)
             self._follow_one(start, start + b"\0")
             return
         routing = prefix_routing_key(watch_filter.prefix, rule)
@@ -374,8 +374,8 @@ class DirectWatch:
     def _take(self, subscription: PartitionSubscription, version: ResumePoint, raw: list[Any]) -> None:
         """What a server told: everything up to ``version``."""
         events = [
-            (kind, lkey[lkey.index(b"\0", 8) + 1 :].decode(), at, packed)
-            for kind, lkey, at, packed in raw
+            (kind, storage_key[storage_key.index(b"\0", 8) + 1 :].decode(), at, packed)
+            for kind, storage_key, at, packed in raw
             if subscription.version is None or at > subscription.version
         ]
         subscription.version = version if subscription.version is None else max(version, subscription.version)

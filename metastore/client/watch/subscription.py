@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from metastore.client.watch.resume_tokens import Position
 from metastore.history import Version
-from metastore.keys import hash_point, prefix_routing_key, storage_key
+from metastore.keys import hash_point, prefix_routing_key, storage_key_of
 from metastore.records import Record
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class SubscriptionFilter:
         routing = prefix_routing_key(self.prefix, rule)
         placements = table.in_order()
         if self.exact:
-            placements = [table.route(storage_key(self.namespace, self.prefix.decode(), rule))]
+            placements = [table.route(storage_key_of(self.namespace, self.prefix.decode(), rule))]
         elif routing is not None:
             placements = [table.route(hash_point(self.namespace.encode(), routing))]
         return any(table.address(p.leader) in unreachable for p in placements)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metastore.client import AsyncClient
 from metastore.client.watch.resume_tokens import decode_resume
 from metastore.errors import Compacted, MetastoreError, Unavailable
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.records import record_versions, unpack_record
 from tests.checkers.history import Operation
 from tests.checkers.staleness import StaleRead, check_read
@@ -216,9 +216,9 @@ class WatchReader:
                 continue
             self.told += 1
             left -= not self.hurry
-            lkey = storage_key(self.namespace, event.key)
+            storage_key = storage_key_of(self.namespace, event.key)
             value = event.record.value if event.kind == "put" else None
-            session.seen.append((lkey, Change(event.version, value)))
+            session.seen.append((storage_key, Change(event.version, value)))
             if self.slow and not self.hurry and rng.random() < 0.2:
                 await asyncio.sleep(0.3 * rng.random())
 
@@ -254,13 +254,13 @@ def truth_of(world: World, namespace: str) -> Truth:
         lasts[p] = {base: version}
         applied = world.watcher.applied[p]
         for index in range(base + 1, max(applied, default=base) + 1):
-            for lkey, record in applied[index][1]:
+            for storage_key, record in applied[index][1]:
                 version += 1
                 if record is not None and record_versions(record)[1] != version:
                     raise Violation(f"I7: entry {index} has version {version}, its record says otherwise", p)
-                if lkey[8 : lkey.index(0, 8)].decode() == namespace:
+                if storage_key[8 : storage_key.index(0, 8)].decode() == namespace:
                     value = None if record is None else unpack_record(record).value
-                    found.setdefault(lkey, []).append(Change(version, value))
+                    found.setdefault(storage_key, []).append(Change(version, value))
             lasts[p][index] = version
         return lasts[p]
 

@@ -14,7 +14,7 @@ from metastore.client import AsyncClient
 from metastore.coordination.interface import Put
 from metastore.core.events import TransferWanted
 from metastore.errors import MetastoreError
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import Layout, SplitRecord
 from metastore.partition.state import PartitionState
 from tests.simulation.planting import Planter, must_be_seen, plant
@@ -72,7 +72,7 @@ class Schedule:
         lo, hi = config.lo.to_bytes(8, "big"), config.hi.to_bytes(9, "big")[1:] or b"\xff" * 9
         hi = b"\xff" * 9 if config.hi >> 64 else hi
         names = (f"k{i}/x" for i in range(10_000))
-        return [k for k in names if lo <= storage_key("n", k) < hi][:count]
+        return [k for k in names if lo <= storage_key_of("n", k) < hi][:count]
 
     def put_all(self, keys: list[str], value: bytes = b"v", patience_s: float = 20) -> None:
         async def put() -> None:
@@ -148,7 +148,7 @@ class OnlyInTheLog:
         self.keys, self.others = s.keys(p, 40), s.keys(q, 60)
         s.put_all(self.keys)
         self.child, at = s.want_split(p)
-        self.lower = [k for k in self.keys if storage_key("n", k) < at]
+        self.lower = [k for k in self.keys if storage_key_of("n", k) < at]
         self.entry = self.acknowledged_by_b(p)
         if not b_lives:
             self.b.die(silently=False)
@@ -270,7 +270,7 @@ def read_where_nothing_is(seed: int) -> None:
     world.await_(s.loop, lambda: reader.begin([f"k{i}/x" for i in range(20)]), 10)
     b, c = (q for q in world.processes.values() if q is not a)
     child, at = s.want_split(0)
-    assert any(storage_key("old", key) >= at for key in reader.old)
+    assert any(storage_key_of("old", key) >= at for key in reader.old)
     parent = a.node.partitions[0]
     world.run(5 * SECOND, lambda: bool(parent.replica.parting))
     cut = [(a.name, c.name), (c.name, a.name), (b.name, c.name), (c.name, b.name)]

@@ -54,7 +54,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def touches_renew_nothing(patch: pytest.MonkeyPatch) -> None:
     """R15: a touch is answered, and the record's time goes on."""
-    patch.setattr(Deadlines, "renew", lambda self, now, lkey, timed: None)
+    patch.setattr(Deadlines, "renew", lambda self, now, storage_key, timed: None)
 
 
 def locks_raise_nothing(patch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from metastore.client import AsyncClient
 from metastore.errors import MetastoreError
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.routing.dispatcher import RequestIds
 from tests.chaos.mixed import LOOKS, Mixed, homes_of
 from tests.chaos.traffic import Traffic
@@ -193,7 +193,7 @@ class Workloads:
         for _, traffic in self.traffics:
             table = traffic.clients[0].dispatcher.table
             for key in traffic.keys:
-                of_key[key] = table.route(storage_key(traffic.namespace, key)).id
+                of_key[key] = table.route(storage_key_of(traffic.namespace, key)).id
         for ops in groups(history):
             problem = check_group(ops)
             if problem:
@@ -256,7 +256,7 @@ class Counter:
 
     @property
     def partition(self) -> int:
-        return self.client.dispatcher.table.route(storage_key("counters", self.key)).id
+        return self.client.dispatcher.table.route(storage_key_of("counters", self.key)).id
 
     async def run(self) -> None:
         ns = self.client.namespace("counters")

@@ -283,10 +283,10 @@ class World:
                 raise Violation(f"states: the replicas hold different ones at entry {hosts[0].applied}", p)
             rows, _, _, usage = states.pop()
             held: dict[bytes, list[int]] = {}
-            for lkey, record in rows:
-                sums = held.setdefault(lkey[8 : lkey.find(0, 8)], [0, 0])
+            for storage_key, record in rows:
+                sums = held.setdefault(storage_key[8 : storage_key.find(0, 8)], [0, 0])
                 sums[0] += 1
-                sums[1] += len(lkey) + len(record)
+                sums[1] += len(storage_key) + len(record)
             if usage != tuple((ns, *sums) for ns, sums in sorted(held.items())):
                 raise Violation(f"usage: it says {usage}, there are {held}", p)
         return True

@@ -20,7 +20,7 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.history import NO_VERSION
-from metastore.keys import PARENT, WHOLE_KEY, PartitionMap, storage_key
+from metastore.keys import PARENT, WHOLE_KEY, PartitionMap, storage_key_of
 from metastore.layout import Layout, LineageRecord, NodeRecord, to_json
 from metastore.namespaces import DEFAULT, policy_from_json
 from metastore.operations import DELETE, LIST
@@ -70,18 +70,18 @@ class FakeDispatcher:
     async def connect(self, address: str) -> FakeNode:
         return self.nodes[address]
 
-    async def write(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
+    async def write(self, op: list[Any], storage_key: bytes, until: float) -> list[Any]:
         assert op[1] == DELETE
         assert op[7] == NO_VERSION
-        self.story.append(f"barrier {self.table.route(lkey).id}")
+        self.story.append(f"barrier {self.table.route(storage_key).id}")
         if self.between is not None:
             self.between()
             self.between = None
         raise ConditionFailed("as meant", version=0)
 
-    async def read(self, op: list[Any], lkey: bytes, until: float) -> list[Any]:
+    async def read(self, op: list[Any], storage_key: bytes, until: float) -> list[Any]:
         assert op[1] == LIST
-        self.story.append(f"list {self.table.route(lkey).id}")
+        self.story.append(f"list {self.table.route(storage_key).id}")
         if self.fails is not None:
             raise self.fails
         rows = sorted(k for k in self.records if op[3] <= k < op[4] and k.startswith(op[9], 8))
@@ -129,7 +129,7 @@ async def test_a_default_route_is_one_step() -> None:
         await w.put({}, "y", exists=True)
     with pytest.raises(RoutingFixed, match="routes by parent, which cannot be changed to key"):
         await w.put({"routing": "key"})
-    w.dispatcher.records.add(storage_key("x", "a/b"))
+    w.dispatcher.records.add(storage_key_of("x", "a/b"))
     with pytest.raises(ConditionFailed):
         await w.delete(revision=1)
     await w.delete()
@@ -182,20 +182,20 @@ async def test_a_node_that_does_not_know_is_named_and_nothing_changes(how: str) 
 
 async def test_records_that_would_be_lost_forbid_it() -> None:
     w = World()
-    w.dispatcher.records.add(storage_key("x", "dir/file"))
+    w.dispatcher.records.add(storage_key_of("x", "dir/file"))
     with pytest.raises(NamespaceNotEmpty, match="'dir/file'"):
         await w.put({"routing": "key"})
     assert w.stored() is None
     assert w.dispatcher.story, "looked at before anything was changed"
     assert not any(s.startswith("barrier") for s in w.dispatcher.story)
-    w.dispatcher.records = {storage_key("y", "dir/file")}  # of another namespace
+    w.dispatcher.records = {storage_key_of("y", "dir/file")}  # of another namespace
     assert (await w.put({"routing": "key"}))[1]
 
 
 async def test_a_record_that_slipped_in_is_found_behind_the_barrier() -> None:
     """Written by a node that had not heard yet, after the first look."""
     w = World()
-    w.dispatcher.between = lambda: w.dispatcher.records.add(storage_key("x", "dir/late"))
+    w.dispatcher.between = lambda: w.dispatcher.records.add(storage_key_of("x", "dir/late"))
     with pytest.raises(NamespaceNotEmpty, match="'dir/late'"):
         await w.put({"routing": "key"})
     assert w.stored() is None, "rolled back: the namespace routes as before"
@@ -203,15 +203,15 @@ async def test_a_record_that_slipped_in_is_found_behind_the_barrier() -> None:
 
 async def test_records_that_stay_where_they_are_do_not_forbid_it() -> None:
     w = World()
-    w.dispatcher.records.add(storage_key("x", "flat"))  # by parent and by whole key at one point
-    assert storage_key("x", "flat", PARENT) == storage_key("x", "flat", WHOLE_KEY)
+    w.dispatcher.records.add(storage_key_of("x", "flat"))  # by parent and by whole key at one point
+    assert storage_key_of("x", "flat", PARENT) == storage_key_of("x", "flat", WHOLE_KEY)
     assert (await w.put({"routing": "key"}))[1]
 
 
 async def test_removing_another_route() -> None:
     w = World()
     made, _ = await w.put({"routing": "key"})
-    record = storage_key("x", "dir/file", WHOLE_KEY)
+    record = storage_key_of("x", "dir/file", WHOLE_KEY)
     w.dispatcher.records.add(record)
     with pytest.raises(NamespaceNotEmpty):
         await w.delete()
@@ -250,7 +250,7 @@ async def test_who_is_interrupted_can_go_on() -> None:
 async def test_an_interrupted_making_over_records_is_undone_by_removing() -> None:
     w = World()
     w.set(LAYOUT.namespace("x"), b'{"routing": "key", "ready": false}')
-    w.dispatcher.records.add(storage_key("x", "dir/file"))
+    w.dispatcher.records.add(storage_key_of("x", "dir/file"))
     with pytest.raises(NamespaceNotEmpty, match="stays closed to writes until"):
         await w.put({"routing": "key"})
     assert w.stored().ready is False
@@ -261,7 +261,7 @@ async def test_an_interrupted_making_over_records_is_undone_by_removing() -> Non
 async def test_an_interrupted_removing_over_records_is_undone_by_putting() -> None:
     w = World()
     w.set(LAYOUT.namespace("x"), b'{"routing": "key", "ready": false}')
-    w.dispatcher.records.add(storage_key("x", "dir/file", WHOLE_KEY))
+    w.dispatcher.records.add(storage_key_of("x", "dir/file", WHOLE_KEY))
     with pytest.raises(NamespaceNotEmpty):
         await w.delete()
     assert w.stored().ready is False
@@ -324,7 +324,7 @@ async def test_names_and_members_are_checked() -> None:
 def test_every_partition_has_a_barrier_key() -> None:
     dispatcher = FakeDispatcher(MemoryEtcd(), 256)
     keys = barrier_keys(dispatcher)  # type: ignore[arg-type]
-    assert {dispatcher.table.route(lkey).id for lkey in keys.values()} == set(range(256))
+    assert {dispatcher.table.route(storage_key).id for storage_key in keys.values()} == set(range(256))
     assert len(keys) < MAX_BARRIER_TRIES
 
 

@@ -17,7 +17,7 @@ from cellctl.main import run
 from cellctl.snapshot_file import HEAD as FRAME
 from cellctl.snapshot_file import MAGIC, check_rows, sent_frames, write_frame
 from metastore.errors import InvalidRequest, Unavailable
-from metastore.keys import is_storage_key, storage_key
+from metastore.keys import is_storage_key, storage_key_of
 from metastore.records import is_sound, pack_record
 from tests.unit.client.nonsense import mutations
 
@@ -36,7 +36,7 @@ def whole() -> list[tuple[Any, ...]]:
     for p in range(2):
         made += [
             ("part", {"partition": p, "epoch": 1, "index": 5}),
-            ("rows", [[storage_key("ns", f"k{p}"), pack_record(1, 1, b"value")]]),
+            ("rows", [[storage_key_of("ns", f"k{p}"), pack_record(1, 1, b"value")]]),
             ("done", {"partition": p, "records": 1}),
         ]
     return [*made, ("end", {"partitions": 2, "records": 2})]
@@ -75,7 +75,7 @@ def test_each_frame(tmp_path: Path, lost: int) -> None:
 
 def test_a_record_has_to_match_its_own_checksum() -> None:
     """Whatever the frame says that it came in: it may have rotted before."""
-    key, record = storage_key("ns", "k"), pack_record(1, 1, b"value")
+    key, record = storage_key_of("ns", "k"), pack_record(1, 1, b"value")
     assert check_rows([[key, record]]) == ""
     for at in range(len(record)):
         rotten = record[:at] + bytes((record[at] ^ 1,)) + record[at + 1 :]
@@ -171,7 +171,7 @@ def test_a_leader_that_sends_anything(sent: bytes) -> None:
 
 def test_every_mutation_of_what_a_leader_sends() -> None:
     moment = {"partition": 0, "epoch": 1, "index": 5, "version": 1}
-    rows = [[storage_key("ns", "k"), pack_record(1, 1, b"value")]]
+    rows = [[storage_key_of("ns", "k"), pack_record(1, 1, b"value")]]
     for number, value in enumerate([moment, rows, {"records": 1}]):
         for _, odd in mutations(value):
             sent = [moment, rows, {"records": 1}]

@@ -10,7 +10,7 @@ from metastore.client.watch.direct_watch import DirectWatch, PartitionSubscripti
 from metastore.client.watch.resume_tokens import Position
 from metastore.client.watch.subscription import Buffer, SubscriptionFilter
 from metastore.history import ResumePoint
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.operations import DELETE
 from metastore.routing.dispatcher import Dispatcher
 from metastore.topology import Placement, TopologyTable
@@ -36,7 +36,7 @@ def wide_watch(buffer: Buffer) -> tuple[DirectWatch, PartitionSubscription]:
 
 
 def events(*versions: int) -> list[Any]:
-    return [[DELETE, storage_key("n", f"k{v}"), v, None] for v in versions]
+    return [[DELETE, storage_key_of("n", f"k{v}"), v, None] for v in versions]
 
 
 def at(position: Position | None) -> list[int]:

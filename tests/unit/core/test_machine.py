@@ -492,9 +492,9 @@ def test_a_transaction_that_reads_too_much_reads_no_more() -> None:
     r = Replica()
     read: list[bytes] = []
 
-    def get(lkey: bytes) -> bytes | None:
-        read.append(lkey)
-        return r.state.get(lkey)
+    def get(storage_key: bytes) -> bytes | None:
+        read.append(storage_key)
+        return r.state.get(storage_key)
 
     for n in range(8):
         r.run((A, put(f"k{n}", b"x" * (1 << 19))))

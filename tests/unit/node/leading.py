@@ -12,7 +12,7 @@ from metastore.config import NodeConfig
 from metastore.core import messages as m
 from metastore.core.events import ConfigSeen, QuorumAsked
 from metastore.core.messages import Process
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.node.node import Node
 from metastore.operations import DELETE, GET, LINEARIZABLE, PUT, TOUCH
@@ -140,17 +140,17 @@ class Leading:
         return asker
 
     def put(self, key: str, ttl_ms: int = 0, seq: int = 0, within_ns: int = LONG_NS) -> Asker:
-        op = [1, PUT, P, storage_key("n", key), seq, seq, 0, None, b"value", "", ttl_ms]
+        op = [1, PUT, P, storage_key_of("n", key), seq, seq, 0, None, b"value", "", ttl_ms]
         return self.ask(op, within_ns=within_ns)
 
     def delete(self, key: str) -> Asker:
-        return self.ask([4, DELETE, P, storage_key("n", key), 0, 0, 0, None])
+        return self.ask([4, DELETE, P, storage_key_of("n", key), 0, 0, 0, None])
 
     def get(self, key: str) -> Asker:
-        return self.ask([2, GET, P, storage_key("n", key), LINEARIZABLE, None])
+        return self.ask([2, GET, P, storage_key_of("n", key), LINEARIZABLE, None])
 
     def touch(self, key: str) -> Asker:
-        return self.ask([3, TOUCH, P, storage_key("n", key), None])
+        return self.ask([3, TOUCH, P, storage_key_of("n", key), None])
 
     def propose(self) -> None:
         self.host.propose_pending(now_ns())

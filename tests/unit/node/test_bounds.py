@@ -12,7 +12,7 @@ import pytest
 
 from metastore.clock import now_ns
 from metastore.errors import Overloaded
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.node import http as http_module
 from metastore.node.admission import Admission
 from metastore.node.clients import MAX_CLIENT_NS, ClientConnection
@@ -21,7 +21,7 @@ from metastore.operations import GET, LINEARIZABLE, OK, PUT
 from metastore.wire import frames
 from tests.unit.node.single import Single
 
-LKEY = storage_key("n", "k")
+LKEY = storage_key_of("n", "k")
 
 
 class Wire:

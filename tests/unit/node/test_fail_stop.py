@@ -16,7 +16,7 @@ from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
 from metastore.core.messages import Process
 from metastore.errors import CorruptState, ProtocolError, StorageError
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.node.clients import ClientConnection
 from metastore.node.node import Node
@@ -144,8 +144,10 @@ async def test_nonsense_from_a_peer_ends_only_its_connection(f: Fixture) -> None
 
 def put_entry(index: int, epoch: int, value: bytes) -> bytes:
     """An entry that puts one record, the first of the partition."""
-    lkey = storage_key("ns", "k")
-    payload = msgpack.packb([0, [], [[PUT, lkey, pack_record(1, 1, value), -1, 0]], [[b"ns", 1, 50]], []])
+    storage_key = storage_key_of("ns", "k")
+    payload = msgpack.packb(
+        [0, [], [[PUT, storage_key, pack_record(1, 1, value), -1, 0]], [[b"ns", 1, 50]], []]
+    )
     return pack_entry(index, epoch, payload)
 
 
@@ -161,7 +163,7 @@ async def test_what_is_applied_is_what_the_log_has(f: Fixture) -> None:
     await f.durable()
     assert f.node.failure is None
     assert f.host.applied == 2
-    record = f.store.get(0, storage_key("ns", "k"))
+    record = f.store.get(0, storage_key_of("ns", "k"))
     assert record is not None
     assert unpack_record(record).value == b"new"
     assert not f.host.applying.staged
@@ -176,7 +178,7 @@ async def test_who_is_far_behind_decodes_again(f: Fixture, monkeypatch: pytest.M
     f.node.on_peer_messages(LEADER, [f.append(3, commit=3)])
     assert f.node.failure is None
     assert f.host.applied == 3
-    assert f.store.get(0, storage_key("ns", "k")) is not None
+    assert f.store.get(0, storage_key_of("ns", "k")) is not None
 
 
 async def test_nothing_is_written_under_another_epoch_than_the_sealed_one(f: Fixture) -> None:

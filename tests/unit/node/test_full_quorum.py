@@ -13,7 +13,7 @@ from metastore.clock import now_ns
 from metastore.core import messages as m
 from metastore.core.messages import Process
 from metastore.errors import DeadlineExceeded, DiskLow, OutcomeUnknown, Overloaded
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import SplitRecord
 from metastore.operations import ADD, DELETE, NOT_FOUND, OK, TXN
 from metastore.partition import writes
@@ -22,7 +22,7 @@ from tests.unit.node.leading import LONG_NS, Leading, P, X
 
 Y = Process("y", "sy", "1")
 MS = 1_000_000
-KEY = storage_key("n", "k")
+KEY = storage_key_of("n", "k")
 DELETES = [5, TXN, P, KEY, 0, 0, 0, [], [[DELETE, KEY]], []]
 COUNTS = [6, ADD, P, KEY, 0, 0, 0, None, 1]
 

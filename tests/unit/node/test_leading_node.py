@@ -18,7 +18,7 @@ from metastore.core.events import PartingProposed, QuorumAsked
 from metastore.core.messages import Process
 from metastore.core.replica import InvariantBroken
 from metastore.errors import Moved, NotLeader, OutcomeUnknown, StorageError, Unavailable
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import first_epoch
 from metastore.node.node import FACT_LARGEST_GRANT, Node
 from metastore.operations import NOT_FOUND, OK
@@ -29,8 +29,8 @@ from tests.unit.node.leading import EPOCH, LONG_NS, Leading, P, X
 SECOND_NS = 1_000_000_000
 
 
-def lkey(key: str) -> bytes:
-    return storage_key("n", key)
+def storage_key(key: str) -> bytes:
+    return storage_key_of("n", key)
 
 
 def deposed(led: Leading) -> None:
@@ -123,7 +123,7 @@ async def test_a_write_is_answered_when_a_quorum_has_it(tmp_path: Path) -> None:
         led.node.on_peer_messages(X, [m.Appended(P, EPOCH, led.replica.log.last_index)])
         await led.until(lambda: asker.results)
         assert asker.results == [[1, OK, 1, 2, True]]
-        assert led.store.get(P, lkey("k")) is not None
+        assert led.store.get(P, storage_key("k")) is not None
 
 
 async def test_a_quorum_of_others_does_not_answer_what_is_not_on_this_disk_nor_committed(
@@ -177,9 +177,9 @@ async def test_a_reign_that_ended_leaves_nothing_proposed(tmp_path: Path) -> Non
         await led.lead()
         led.put("a", seq=1)
         led.propose()
-        assert led.host.machine.proposals.current(lkey("a")) is not None
+        assert led.host.machine.proposals.current(storage_key("a")) is not None
         deposed(led)
-        assert led.host.machine.proposals.current(lkey("a")) is None
+        assert led.host.machine.proposals.current(storage_key("a")) is None
         assert not led.host.machine.proposals.proposed(led.replica.log.last_index)
 
 
@@ -277,7 +277,7 @@ async def test_a_parked_read_of_a_leader_that_was_deposed_goes_elsewhere(tmp_pat
 
 def due(led: Leading, key: str) -> bool:
     """Whether the record's time is up on this leader's clock an hour from now."""
-    return bool([k for k, _ in led.host.deadlines.due(now_ns() + LONG_NS, 100) if k == lkey(key)])
+    return bool([k for k, _ in led.host.deadlines.due(now_ns() + LONG_NS, 100) if k == storage_key(key)])
 
 
 async def test_a_touch_is_answered_while_grants_are_held_and_renews(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ async def test_a_touch_is_answered_while_grants_are_held_and_renews(tmp_path: Pa
         asker = led.touch("k")
         led.propose()
         assert asker.results == [[3, OK, 1, 0, 600_000]]
-        assert not led.host.deadlines.is_over(now_ns() + 599 * SECOND_NS, lkey("k"), 1)
+        assert not led.host.deadlines.is_over(now_ns() + 599 * SECOND_NS, storage_key("k"), 1)
 
 
 async def test_a_touch_whose_grants_end_before_its_answer_is_not_answered_with_success(
@@ -337,11 +337,11 @@ async def test_what_is_over_goes_by_an_entry_that_names_its_version(tmp_path: Pa
         await led.lead()
         await led.written("k", ttl_ms=600_000)
         expire(led)
-        assert led.host.writes.expired == [(lkey("k"), 1)]
-        assert led.store.get(P, lkey("k")) is not None, "nothing goes by a clock alone"
+        assert led.host.writes.expired == [(storage_key("k"), 1)]
+        assert led.store.get(P, storage_key("k")) is not None, "nothing goes by a clock alone"
         led.propose()
         await led.acknowledged()
-        await led.until(lambda: led.store.get(P, lkey("k")) is None)
+        await led.until(lambda: led.store.get(P, storage_key("k")) is None)
 
 
 async def test_a_touch_between_due_and_proposed_counts(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ async def test_a_touch_between_due_and_proposed_counts(tmp_path: Path) -> None:
         await led.written("k", ttl_ms=600_000)
         expire(led)
         last = led.replica.log.last_index
-        led.host.writes.touched(now_ns(), [3, 0, P, lkey("k"), None], 0, (OK, 1, 0, 600_000))
+        led.host.writes.touched(now_ns(), [3, 0, P, storage_key("k"), None], 0, (OK, 1, 0, 600_000))
         led.propose()
         assert not led.host.writes.expired
         assert led.replica.log.last_index == last, "it is not over any more"
@@ -363,7 +363,7 @@ async def test_what_a_split_took_away_does_not_expire_here(tmp_path: Path) -> No
         await led.written("k", ttl_ms=600_000)
         expire(led)
         last = led.replica.log.last_index
-        led.node.core.handle(now_ns(), PartingProposed(P, int.from_bytes(lkey("k")[:8], "big")))
+        led.node.core.handle(now_ns(), PartingProposed(P, int.from_bytes(storage_key("k")[:8], "big")))
         led.host.split.narrow()
         led.propose()
         assert led.replica.log.last_index == last
@@ -373,10 +373,10 @@ async def test_a_partition_ends_where_etcds_record_says(tmp_path: Path) -> None:
     """R18: the state may not know it: it was opened by an older record, say."""
     async with Leading(tmp_path) as led:
         await led.lead()
-        point = int.from_bytes(lkey("k")[:8], "big")
-        assert led.host.state.covers(lkey("k"))
+        point = int.from_bytes(storage_key("k")[:8], "big")
+        assert led.host.state.covers(storage_key("k"))
         led.node.control._config_changed("c1", replace(led.record, hi=point), 5)
-        assert led.host.state.hi == lkey("k")[:8]
+        assert led.host.state.hi == storage_key("k")[:8]
         assert led.put("k").statuses() == [Moved.status]
 
 
@@ -384,14 +384,14 @@ async def test_a_split_that_is_proposed_closes_what_is_above_whoever_asks(tmp_pa
     """R18: where the range ends follows from who knows, also when etcd's record comes once more meanwhile."""
     async with Leading(tmp_path) as led:
         await led.lead()
-        point = lkey("k")[:8]
+        point = storage_key("k")[:8]
         led.node.core.handle(now_ns(), PartingProposed(P, int.from_bytes(point, "big")))
         led.host.split.narrow()
         led.host.split.narrow()
         assert led.host.state.hi == point
-        assert not led.host.state.covers(lkey("k"))
+        assert not led.host.state.covers(storage_key("k"))
         deposed(led)
-        assert led.host.state.covers(lkey("k")), "it is forgotten"
+        assert led.host.state.covers(storage_key("k")), "it is forgotten"
 
 
 async def test_what_is_applied_is_the_stores_word(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from metastore.config import NodeConfig
 from metastore.core import messages as m
 from metastore.core.messages import Process
 from metastore.errors import ProtocolError
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord
 from metastore.node.node import Node
 from metastore.storage.options import StorageOptions
@@ -70,7 +70,7 @@ def facts_of(node: Node) -> Facts:
         last_epoch,
         replica.commit_index,
         node.partitions[0].machine.last_version,
-        storage_key("app", "k"),
+        storage_key_of("app", "k"),
     )
 
 

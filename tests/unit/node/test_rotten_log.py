@@ -108,14 +108,14 @@ async def lose(f: Fixture) -> None:
 def snapshot(index: int) -> list[Any]:
     """What a leader sends of its state at that entry."""
     from metastore.core.machine import Machine
-    from metastore.keys import storage_key
+    from metastore.keys import storage_key_of
 
     state: dict[bytes, bytes] = {}
     machine = Machine(state.get)
     rows: list[tuple[int, bytes, bytes]] = []
     if index >= 2:
         applied = machine.apply(2, put_entry(2, EPOCH, b"v")[20:])
-        assert applied.changes[0][0] == storage_key("ns", "k")
+        assert applied.changes[0][0] == storage_key_of("ns", "k")
         rows = [(DATA, key, record) for key, record in applied.changes if record is not None]
     rows += [
         (METADATA, key, row) for key in machine.metadata_keys() if (row := machine.metadata(key)) is not None

@@ -10,14 +10,14 @@ import pytest
 from metastore.clock import now_ns
 from metastore.core.settings import MS
 from metastore.errors import Moved, TooStale, Unavailable
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.operations import AT_LEAST, GET, LIST, NOT_FOUND, OK, STALE
 from metastore.wire.client_messages import WATCH_ANY
 from tests.typed import there
 from tests.unit.node.single import Single
 
-LKEY = storage_key("n", "d/k")
+LKEY = storage_key_of("n", "d/k")
 
 
 class Asker:

@@ -47,7 +47,7 @@ def test_a_beginning_is_spread_over_many_calls(monkeypatch: object) -> None:
         timed[b"31"] = (99, 500)
         d.changed(1, b"31", timed[b"31"])
         assert d
-        told = [lkey for now in range(4) for lkey, _ in d.due((200 + now) * MS, 100)]
+        told = [storage_key for now in range(4) for storage_key, _ in d.due((200 + now) * MS, 100)]
         assert sorted(told, key=int) == [b"%d" % i for i in range(35) if i not in (30, 31)]
         assert d.due(502 * MS, 9) == [(b"31", 99)]
     finally:

@@ -12,7 +12,7 @@ from metastore.client import AsyncNamespace, Compare, Put
 from metastore.coordination.interface import KV, Change
 from metastore.errors import ConditionRequired, DeadlineExceeded, MetastoreError, Unavailable
 from metastore.following import Following
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import Layout
 from metastore.namespaces import Policy
 from metastore.topology import TopologyTable
@@ -49,7 +49,7 @@ async def test_what_is_not_known_is_neither_read_nor_written(tmp_path: Path) -> 
                 await call(ns)
             assert isinstance(found.value, Unavailable | DeadlineExceeded), name
             assert KEY in found.value.message
-        start = storage_key("bad", "d/")
+        start = storage_key_of("bad", "d/")
         refused = single.node.policies.refuse_range(start, start + b"\xff")  # a watch of it
         assert refused is not None
         assert KEY in refused.message

@@ -40,7 +40,7 @@ class Reader:
             assert number not in self.ended
             assert version >= self.told.get(number, 0)
             self.told[number] = version
-            self.events.setdefault(number, []).extend((at, lkey) for _, lkey, at, _ in events)
+            self.events.setdefault(number, []).extend((at, storage_key) for _, storage_key, at, _ in events)
             assert all(at <= version for _, _, at, _ in events), "with a version it has all up to that"
 
     def watch_ended(self, number: int, error: MetastoreError) -> None:
@@ -87,9 +87,9 @@ class Partition:
         assert first > self.base
         return self.entries[first - 1 : first + 1]  # two at most: feeding goes by slices
 
-    def write(self, *lkeys: bytes) -> None:
+    def write(self, *storage_keys: bytes) -> None:
         """One entry with these changes; without any, a new leader's."""
-        ops = [(b"", [0, PUT, 0, k, 0, 0, 0, None, b"v", "", None]) for k in lkeys]
+        ops = [(b"", [0, PUT, 0, k, 0, 0, 0, None, b"v", "", None]) for k in storage_keys]
         payload = self.machine.proposals.resolve(self.applied + 1, ops)[0] if ops else b""
         assert payload is not None
         self._apply(payload)
@@ -108,10 +108,10 @@ class Partition:
         applied: Applied = self.machine.apply(index, payload)
         self.entries.append(pack_entry(index, EPOCH, payload))
         self.applied = index
-        for version, (lkey, record) in enumerate(applied.changes, applied.base + 1):
-            self.changes.append((version, lkey))
+        for version, (storage_key, record) in enumerate(applied.changes, applied.base + 1):
+            self.changes.append((version, storage_key))
             assert record is not None
-            self.state[lkey] = record
+            self.state[storage_key] = record
         if applied.split_result is not None:
             self.watches.split()
         self.watches.applied(index, applied)
@@ -206,8 +206,8 @@ def test_across_splits_however_far_behind() -> None:
                 host.watches._progress_ns = -(10**18)
                 host.watches.sweep(0)
             else:
-                lkeys = [k for k in (key(rng) for _ in range(rng.randrange(4))) if k < host.hi]
-                host.write(*lkeys)
+                storage_keys = [k for k in (key(rng) for _ in range(rng.randrange(4))) if k < host.hi]
+                host.write(*storage_keys)
             behind += len(host.watches._behind)
         for reader in readers:
             reader.full = False

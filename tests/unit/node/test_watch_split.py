@@ -13,7 +13,7 @@ from metastore.clock import now_ns
 from metastore.core.events import ConfigSeen, PartingProposed, Propose
 from metastore.core.rows import SplitOff
 from metastore.history import Version
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.partition import watches as watches_module
 from metastore.partition.partition import Partition
@@ -90,7 +90,7 @@ def keys(first: int, last: int, count: int, tag: str) -> list[str]:
     number = 0
     while len(found) < count:
         key = f"{tag}{number}/x"
-        if first <= int.from_bytes(storage_key("n", key)[:8], "big") < last:
+        if first <= int.from_bytes(storage_key_of("n", key)[:8], "big") < last:
             found.append(key)
         number += 1
     return found

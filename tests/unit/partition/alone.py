@@ -17,7 +17,7 @@ from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
 from metastore.core.settings import CoreSettings
 from metastore.errors import CorruptState, MetastoreError, Moved, RottenEntry
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord, first_epoch
 from metastore.operations import GET, LINEARIZABLE, LIST, PUT
 from metastore.partition.partition import Partition
@@ -66,10 +66,10 @@ class Slice:
         self.rotten = False
         self.parted: list[UpperHalf] = []
 
-    def get(self, lkey: bytes, /) -> bytes | None:
+    def get(self, storage_key: bytes, /) -> bytes | None:
         if self.rotten:
             raise CorruptState("it is rotten")
-        return self.records.get(lkey)
+        return self.records.get(storage_key)
 
     def scan(
         self,
@@ -102,11 +102,11 @@ class Slice:
     ) -> None:
         assert index == self.applied + 1
         self.applied, self.applied_epoch = index, epoch
-        for lkey, record in changes:
+        for storage_key, record in changes:
             if record is None:
-                self.records.pop(lkey, None)
+                self.records.pop(storage_key, None)
             else:
-                self.records[lkey] = record
+                self.records[storage_key] = record
         if split is not None:
             self.parted.append(split)
             self.records = {k: r for k, r in self.records.items() if k < split.at}
@@ -243,10 +243,10 @@ class Alone:
         return asker
 
     def put(self, key: str) -> Asker:
-        return self.ask([1, PUT, P, storage_key("n", key), 0, 0, 0, None, b"value", "", 0])
+        return self.ask([1, PUT, P, storage_key_of("n", key), 0, 0, 0, None, b"value", "", 0])
 
     def get(self, key: str, asker: Asker | None = None) -> Asker:
-        return self.ask([2, GET, P, storage_key("n", key), LINEARIZABLE, None], asker)
+        return self.ask([2, GET, P, storage_key_of("n", key), LINEARIZABLE, None], asker)
 
     def list_all(self, limit: int = 10) -> Asker:
         return self.ask([3, LIST, P, bytes(8), b"\xff" * 9, limit, 0, LINEARIZABLE, None])

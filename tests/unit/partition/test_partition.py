@@ -9,7 +9,7 @@ import pytest
 
 from metastore.clock import now_ns
 from metastore.errors import Moved, Overloaded, Unavailable
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.operations import NOT_FOUND, OK
 from metastore.partition import reads
 from tests.unit.partition.alone import Alone, Asker
@@ -61,7 +61,7 @@ def test_only_so_many_writes_wait_and_the_others_hear_why() -> None:
 
 def test_a_key_of_another_range_is_elsewhere() -> None:
     alone = Alone()
-    alone.partition.state.hi = storage_key("n", "k")[:8]
+    alone.partition.state.hi = storage_key_of("n", "k")[:8]
     assert alone.put("k").statuses() == [Moved.status]
 
 

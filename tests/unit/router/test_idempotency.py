@@ -21,14 +21,14 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.history import LastSeenIndex
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.operations import ADD
 from metastore.routing.dispatcher import RequestIds
 from metastore.routing.request_ids import AGE_MARGIN_S
 from metastore.wire.op_checks import check_op, op_shape
 from router.idempotency import AGE_HEADER, KEY_HEADER, OneRequest, aged, note_batch, refused, was_sent_before
 
-KEY = storage_key("app", "n")
+KEY = storage_key_of("app", "n")
 
 
 class Partition:
@@ -36,7 +36,7 @@ class Partition:
 
     def __init__(self) -> None:
         self.records: dict[bytes, bytes | None] = {}
-        self.machine = Machine(lambda lkey: self.records.get(lkey))
+        self.machine = Machine(lambda storage_key: self.records.get(storage_key))
         self.index = 0
         self.proposed: list[tuple[int, bytes]] = []
 
@@ -54,13 +54,13 @@ class Partition:
 
     def commit(self) -> None:
         for index, payload in self.proposed:
-            for lkey, record in self.machine.apply(index, payload).changes:
-                self.records[lkey] = record
+            for storage_key, record in self.machine.apply(index, payload).changes:
+                self.records[storage_key] = record
         self.proposed.clear()
 
     def restart(self) -> None:
         rows = [(key, self.machine.metadata(key)) for key in self.machine.metadata_keys()]
-        self.machine = Machine(lambda lkey: self.records.get(lkey))
+        self.machine = Machine(lambda storage_key: self.records.get(storage_key))
         self.machine.load([(k, v) for k, v in rows if v is not None])
 
 

@@ -19,14 +19,14 @@ from metastore.errors import (
     Unavailable,
 )
 from metastore.history import LastSeenIndex
-from metastore.keys import storage_key
+from metastore.keys import storage_key_of
 from metastore.layout import NodeRecord
 from metastore.operations import GET, LINEARIZABLE, OK, PUT
 from metastore.routing.dispatcher import Dispatcher, RequestIds
 from metastore.routing.failures import AttemptTimeout, ConnectionLost
 from metastore.topology import Placement, TopologyTable
 
-LKEY = storage_key("n", "k")
+LKEY = storage_key_of("n", "k")
 NODES = ("n1", "n2", "n3")
 DONE = [0, OK, 9, 12, True]
 READ = [0, OK, b"record", 0]

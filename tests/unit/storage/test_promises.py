@@ -15,7 +15,7 @@ from metastore.storage.records import ConfigEntry, EntryRecord, Fact, SealEntry,
 from metastore.storage.segments import block_bytes, parse_block
 from metastore.storage.store import Store
 from tests.typed import put_in_log
-from tests.unit.storage.test_store import P, blobs, entry, lkey, open_store, record, segments
+from tests.unit.storage.test_store import P, blobs, entry, open_store, record, segments, storage_key
 
 EPOCH = 1 << 16
 EVERYTHING = (b"", b"\xff" * 9, 1000, 1 << 30)
@@ -28,7 +28,7 @@ def filled(path: Path, count: int = 5) -> Store:
     store.append(SealEntry(P, EPOCH, b"owner", b"config"))
     for i in range(1, count + 1):
         put_in_log(store, entry(i))
-        store.apply(P, i, 1, [(lkey(i), record(i))], set())
+        store.apply(P, i, 1, [(storage_key(i), record(i))], set())
     store.sync_now()
     return store
 
@@ -120,7 +120,7 @@ async def test_the_state_is_never_ahead_of_the_log(tmp_path: Path) -> None:
     store.log.writer = group_commits.append
     store.start(loop, lambda seq: None, lambda error: None)
     put_in_log(store, entry(6))
-    store.apply(P, 6, 1, [(lkey(6), record(6))], set())
+    store.apply(P, 6, 1, [(storage_key(6), record(6))], set())
     store.start_sync()
     store.checkpoints.freeze()
     await store.writer.run(lambda: None)
@@ -352,7 +352,7 @@ def test_what_comes_after_a_drop_is_the_new_replicas(tmp_path: Path, flush: bool
     store.append(SealEntry(P, EPOCH + 1, b"next", b"config 2"))
     for i in (1, 2):
         put_in_log(store, EntryRecord(P, 0, pack_entry(i, EPOCH + 1, b"new")))
-    store.apply(P, 1, EPOCH + 1, [(lkey(9), record(9))], set())
+    store.apply(P, 1, EPOCH + 1, [(storage_key(9), record(9))], set())
     store.sync_now()
     if flush:
         store.run_flush()
@@ -362,7 +362,7 @@ def test_what_comes_after_a_drop_is_the_new_replicas(tmp_path: Path, flush: bool
     assert blobs(again)[-2:] == [pack_entry(i, EPOCH + 1, b"new") for i in (1, 2)][-len(blobs(again)) :]
     assert info.log.last_position() == (EPOCH + 1, 2)
     assert info.applied_index == (1 if flush else 0)
-    assert again.scan(P, *EVERYTHING)[0] == ([(lkey(9), record(9))] if flush else [])
+    assert again.scan(P, *EVERYTHING)[0] == ([(storage_key(9), record(9))] if flush else [])
     again.abandon()
 
 
@@ -370,7 +370,7 @@ def test_changes_that_are_not_in_the_state_go_with_a_drop(tmp_path: Path) -> Non
     store = filled(tmp_path)
     store.drop_partition(P)
     store.add_partition(P)
-    assert store.get(P, lkey(1)) is None
+    assert store.get(P, storage_key(1)) is None
     store.run_flush()
     assert store.scan(P, *EVERYTHING)[0] == []
     store.abandon()
@@ -387,15 +387,15 @@ async def test_a_snapshot_replaces_what_is_not_in_the_state_yet_too(tmp_path: Pa
         if flushed:
             store.run_flush()
             put_in_log(store, entry(6))
-            store.apply(P, 6, 1, [(lkey(6), record(6)), (lkey(77), record(1))], set())
+            store.apply(P, 6, 1, [(storage_key(6), record(6)), (storage_key(77), record(1))], set())
             store.sync_now()
         installer = store.begin_install(P)
-        await installer.add([(1, lkey(77), record(77))])
+        await installer.add([(1, storage_key(77), record(77))])
         await installer.finish(300, 2)
         for _ in range(2):
-            assert store.scan(P, *EVERYTHING)[0] == [(lkey(77), record(77))]
-            assert store.get(P, lkey(77)) == record(77)
-            assert store.get(P, lkey(1)) is None
+            assert store.scan(P, *EVERYTHING)[0] == [(storage_key(77), record(77))]
+            assert store.get(P, storage_key(77)) == record(77)
+            assert store.get(P, storage_key(1)) is None
             info = store.partitions[P]
             assert (info.applied_index, info.applied_epoch, info.sealed_epoch) == (300, 2, EPOCH)
             assert info.log.last_position() == (2, 300)
@@ -411,12 +411,12 @@ async def test_no_flush_is_frozen_while_a_snapshot_is_switched_in(tmp_path: Path
     store.add_partition(5)
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     installer = store.begin_install(P)
-    await installer.add([(1, lkey(77), record(77))])
+    await installer.add([(1, storage_key(77), record(77))])
     write, frozen = store.writer.run, list[bool]()
 
     async def meanwhile(work: Any, *args: Any) -> Any:
         put_in_log(store, EntryRecord(5, 0, pack_entry(1, 1, b"x")))
-        store.apply(5, 1, 1, [(lkey(1), record(1))], set())
+        store.apply(5, 1, 1, [(storage_key(1), record(1))], set())
         store.checkpoints.freeze()
         frozen.append(store.changes.flushing is not None)
         return await write(work, *args)
@@ -437,7 +437,7 @@ async def test_a_snapshot_is_switched_in_once_the_log_is_durable_up_to_what_it_m
     store = filled(tmp_path)
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     installer = store.begin_install(P)
-    await installer.add([(1, lkey(77), record(77))])
+    await installer.add([(1, storage_key(77), record(77))])
     write, durable = store.writer.run, list[int]()
 
     async def noted(work: Any, *args: Any) -> Any:
@@ -472,11 +472,11 @@ async def test_a_snapshot_is_switched_in_once_the_log_is_durable_up_to_what_it_m
 async def test_a_snapshot_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     store = filled(tmp_path)
     installer = store.begin_install(P)
-    await installer.add([(1, lkey(77), record(77)), (2, b"m", b"row")])
+    await installer.add([(1, storage_key(77), record(77)), (2, b"m", b"row")])
     await installer.abort()
-    assert store.get(P, lkey(77)) is None
+    assert store.get(P, storage_key(77)) is None
     store = reopened(store, tmp_path)
-    assert store.get(P, lkey(77)) is None
+    assert store.get(P, storage_key(77)) is None
     store.abandon()
 
 
@@ -486,11 +486,11 @@ def test_a_snapshot_that_is_read_does_not_move_on(tmp_path: Path) -> None:
     store.run_flush()
     reader = store.open_snapshot(P)
     put_in_log(store, entry(6))
-    store.apply(P, 6, 1, [(lkey(6), record(6)), (lkey(1), None)], set())
+    store.apply(P, 6, 1, [(storage_key(6), record(6)), (storage_key(1), None)], set())
     store.run_flush()
     rows = reader.chunk(1 << 20)
     assert (reader.index, reader.epoch) == (5, 1)
-    assert sorted(rows) == sorted((1, lkey(i), record(i)) for i in range(1, 6))
+    assert sorted(rows) == sorted((1, storage_key(i), record(i)) for i in range(1, 6))
     reader.close()
     store.abandon()
 

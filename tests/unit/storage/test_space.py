@@ -224,10 +224,10 @@ def opened(folder: Path, disk: Disk, **options: Any) -> tuple[Store, list[Storag
 
 def change(store: Store, index: int, value: bytes | None, key: int | None = None) -> None:
     """Entry ``index``, committed and applied."""
-    lkey = b"%08d" % ((index if key is None else key) % 10**8) + b"n\0k"
+    storage_key = b"%08d" % ((index if key is None else key) % 10**8) + b"n\0k"
     put_in_log(store, EntryRecord(0, index, pack_entry(index, 1, b"entry")))
     record = None if value is None else pack_record(index, index, value, b"", 0)
-    store.apply(0, index, 1, [(lkey, record)], set())
+    store.apply(0, index, 1, [(storage_key, record)], set())
     store.start_sync()
 
 

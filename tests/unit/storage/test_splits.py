@@ -24,7 +24,7 @@ SPLIT_OFF = SplitRows(2, AT, [(b"m", b"\x92\x02\x00")], b"the first config")
 
 
 def records(store: Store, p: int) -> list[bytes]:
-    return [lkey for lkey, _ in store.scan(p, b"", b"\xff" * 9, 100, 1 << 20)[0]]
+    return [storage_key for storage_key, _ in store.scan(p, b"", b"\xff" * 9, 100, 1 << 20)[0]]
 
 
 def before_split(path: Path) -> Store:
@@ -160,7 +160,10 @@ def test_what_is_not_needed_goes(tmp_path: Path, why: str) -> None:
     store.run_flush()
     delete_garbage(store)
     assert records(store, 1) == [LOW]
-    kept = [lkey for lkey, _ in store.state.scan(store.partitions[1].meta.data_slot, b"", b"\xff" * 9)]
+    kept = [
+        storage_key
+        for storage_key, _ in store.state.scan(store.partitions[1].meta.data_slot, b"", b"\xff" * 9)
+    ]
     assert kept == [LOW]
     if why == "came from elsewhere":
         assert records(store, 2) == [HIGH]

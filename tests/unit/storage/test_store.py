@@ -63,7 +63,7 @@ def record(number: int) -> bytes:
     return pack_record(number, number, b"value-%d" % number)
 
 
-def lkey(number: int, tail: bytes = b"") -> bytes:
+def storage_key(number: int, tail: bytes = b"") -> bytes:
     return (number * 7919 % 97).to_bytes(8, "big") + b"ns\0k%d" % number + tail
 
 
@@ -197,7 +197,7 @@ def test_damage_that_only_the_state_vouches_for(tmp_path: Path) -> None:
     for i in (1, 2):
         put_in_log(store, entry(i))
         store.sync_now()
-        store.apply(P, i, 1, [(lkey(i), record(i))], set())
+        store.apply(P, i, 1, [(storage_key(i), record(i))], set())
     store.run_flush()
     end = store.log.files.segments[-1].end
     store.abandon()
@@ -257,7 +257,7 @@ def test_like_a_model(
             durable = entries[:]
             if rng.random() < 0.5 and applied < len(entries):
                 applied += 1
-                changes = [(lkey(applied), record(applied))]
+                changes = [(storage_key(applied), record(applied))]
                 store.apply(P, applied, entry_position(entries[applied - 1])[1], list(changes), set())
             if rng.random() < 0.3:
                 store.run_flush()
@@ -271,11 +271,11 @@ def test_like_a_model(
             for i in range(again + 1, applied + 1):  # the driver applies again what is committed
                 blob = store.read_entries(P, i, 1)[0]
                 assert blob == entries[i - 1]
-                store.apply(P, i, entry_position(blob)[1], [(lkey(i), record(i))], set())
+                store.apply(P, i, entry_position(blob)[1], [(storage_key(i), record(i))], set())
         base = store.partitions[P].log.base_index
         assert blobs(store) == entries[base:]
         for i in range(1, applied + 1):
-            assert store.get(P, lkey(i)) == record(i)
+            assert store.get(P, storage_key(i)) == record(i)
     store.abandon()
 
 
@@ -288,7 +288,7 @@ def test_segments_go_once_applied_and_beyond_retention(tmp_path: Path) -> None:
         put_in_log(store, entry(i, payload=os.urandom(4000)))
         store.sync_now()
         if i <= 60:
-            store.apply(P, i, 1, [(lkey(i), record(i))], set())
+            store.apply(P, i, 1, [(storage_key(i), record(i))], set())
         if i % 20 == 0:
             store.run_flush()
     first = store.partitions[P].log.base_index
@@ -321,7 +321,7 @@ def test_an_entry_taken_back_opens_the_log(tmp_path: Path) -> None:
         put_in_log(store, entry(i, 3, os.urandom(9000 if i > 8 else 10)))
         store.sync_now()
     for i in range(1, 8):
-        store.apply(P, i, 2 if i < 7 else 3, [(lkey(i), record(i))], set())
+        store.apply(P, i, 2 if i < 7 else 3, [(storage_key(i), record(i))], set())
     store.run_flush()
     assert store.log.files.segments[0].number == 2
     expect = blobs(store)
@@ -379,11 +379,11 @@ def test_a_damaged_record_is_told(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
     put_in_log(store, entry(1))
-    store.apply(P, 1, 1, [(lkey(1), record(1))], set())
+    store.apply(P, 1, 1, [(storage_key(1), record(1))], set())
     store.run_flush()
     rot(store.state, DATA_TABLE, 0, lambda key, row: (key, b"?" + row[1:]))
     with pytest.raises(CorruptState, match="checksum"):
-        store.get(P, lkey(1))
+        store.get(P, storage_key(1))
     store.abandon()
 
 
@@ -425,21 +425,21 @@ async def test_a_snapshot_replaces_log_and_state_together(tmp_path: Path) -> Non
     source.set_metadata_source(P, {b"m": b"meta"}.get)
     for i in range(1, 301):
         put_in_log(source, entry(i, 2))
-        source.apply(P, i, 2, [(lkey(i, b"y" * (500 if i % 50 == 0 else 0)), record(i))], {b"m"})
+        source.apply(P, i, 2, [(storage_key(i, b"y" * (500 if i % 50 == 0 else 0)), record(i))], {b"m"})
     source.run_flush()
     target.add_partition(P)
     target.append(SealEntry(P, 3 << 16, b"o", b"c"))
     for i in range(1, 8):  # an old, conflicting log and state
         put_in_log(target, entry(i, 1, b"old"))
         if i <= 2:
-            target.apply(P, i, 1, [(lkey(i), record(1000 + i))], set())
+            target.apply(P, i, 1, [(storage_key(i), record(1000 + i))], set())
     target.run_flush()
     # staged only: a crash leaves the old state whole
     await _copy(source, target, finish=False)
     target.abandon()
     target = open_store(tmp_path / "b")
     assert target.partitions[P].applied_index == 2
-    assert target.get(P, lkey(1)) == record(1001)
+    assert target.get(P, storage_key(1)) == record(1001)
     assert len(target.scan(P, b"", b"\xff" * 9, 1000, 1 << 30)[0]) == 2
     index, epoch = await _copy(source, target)
     for _ in range(2):
@@ -470,13 +470,13 @@ async def test_a_switch_amid_flushes(tmp_path: Path) -> None:
     store.start(asyncio.get_running_loop(), lambda seq: None, lambda error: None)
     for i in range(1, 4):
         put_in_log(store, entry(i))
-        store.apply(P, i, 1, [(lkey(i), record(i))], set())
+        store.apply(P, i, 1, [(storage_key(i), record(i))], set())
     put_in_log(store, entry(1)._replace(p=5))
-    store.apply(5, 1, 1, [(lkey(1), record(1))], set())
+    store.apply(5, 1, 1, [(storage_key(1), record(1))], set())
     for i in range(4, 9):
         put_in_log(store, entry(i))  # not durable yet: their numbers may not be given out again
     installer = store.begin_install(P)
-    await installer.add([(1, lkey(77), record(77))])
+    await installer.add([(1, storage_key(77), record(77))])
     write, began = store.writer.run, []
 
     async def slow(work: object, *args: object) -> None:
@@ -499,8 +499,8 @@ async def test_a_switch_amid_flushes(tmp_path: Path) -> None:
     info = again.partitions[P]
     assert (info.applied_index, info.sealed_epoch) == (300, 1 << 16)
     assert info.log.last_position() == (2, 301)
-    assert [k for k, _ in again.scan(P, b"", b"\xff" * 9, 9, 1 << 20)[0]] == [lkey(77)]
-    assert again.get(5, lkey(1)) == record(1)
+    assert [k for k, _ in again.scan(P, b"", b"\xff" * 9, 9, 1 << 20)[0]] == [storage_key(77)]
+    assert again.get(5, storage_key(1)) == record(1)
     again.abandon()
 
 
@@ -566,14 +566,14 @@ async def main():
     loop = asyncio.get_running_loop()
     index = store.partitions[P].log.last_index
     for i in range(store.partitions[P].applied_index + 1, index + 1):
-        store.apply(P, i, 1, [(lkey(i), record(i))], set())
+        store.apply(P, i, 1, [(storage_key(i), record(i))], set())
     start, first = index, store.last_seq
     store.start(loop, lambda seq: print(start + seq - first, flush=True), lambda e: sys.exit(str(e)))
     while True:
         for _ in range(3):
             index += 1
             store.append(entry(index, payload=b"z" * (index % 700 + 1)))
-            store.apply(P, index, 1, [(lkey(index), record(index))], set())
+            store.apply(P, index, 1, [(storage_key(index), record(index))], set())
         store.start_sync()
         while store.last_seq - store.durable_seq > 30:
             await asyncio.sleep(0)
@@ -606,7 +606,7 @@ def test_kill_9_at_any_instant(tmp_path: Path) -> None:
             i = first + offset
             assert blob == pack_entry(i, 1, b"z" * (i % 700 + 1))
         for i in range(1, info.applied_index + 1, 17):
-            assert store.get(P, lkey(i)) == record(i)
+            assert store.get(P, storage_key(i)) == record(i)
         store.abandon()
     assert acknowledged > 0
 
@@ -651,14 +651,14 @@ def test_a_short_scan_is_a_scan(tmp_path: Path) -> None:
 
 
 def size_of(rows: list[tuple[bytes, bytes]]) -> int:
-    return sum(len(lkey) + len(packed) for lkey, packed in rows)
+    return sum(len(storage_key) + len(packed) for storage_key, packed in rows)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"abc", b"long enough for two checksums"])
 def test_a_short_scan_finds_damage(tmp_path: Path, damaged: bytes) -> None:
     store = open_store(tmp_path)
     store.add_partition(P)
-    store.state.write([], record_writes(store.partitions[P].meta.data_slot, {lkey(1): record(1)}))
+    store.state.write([], record_writes(store.partitions[P].meta.data_slot, {storage_key(1): record(1)}))
     rot(store.state, DATA_TABLE, 0, lambda key, row: (key, damaged))
     with pytest.raises(CorruptState):
         store.scan(P, b"", b"\xff" * 9, 9, 1 << 20)
