@@ -51,7 +51,7 @@ class Adoption:
         return replica.role == ADOPTING and src.node == term.pull_from and not replica.installing
 
     def on_pulled(self, now: int, term: Term, src: Process, msg: m.Pulled) -> None:
-        """Raises ProtocolError when the entries make no sense."""
+        """Raises ProtocolError when the entries are not valid."""
         replica, log = self._replica, self._replica.log
         if not self._is_under_way(term, src):
             return
