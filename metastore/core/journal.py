@@ -88,7 +88,8 @@ class Journal:
 
 
 def weight(records: list[Any], first: int) -> int:
-    """About how many bytes of memory the records from ``first`` on keep. One function: this is done for every event."""
+    """About how many bytes of memory the records from ``first`` on keep, once what has been decoded of entries is let go: it is
+    many small objects, and follows from their bytes. One function: this is done for every event."""
     size = RECORD_BYTES * (len(records) - first)
     for at in range(first, len(records)):
         record = records[at]
@@ -109,7 +110,11 @@ def weight(records: list[Any], first: int) -> int:
                 size += len(blob)
         else:
             size += EFFECT_BYTES * len(record)
-            for effect in record:
-                if type(effect) is fx.Send and type(effect.message) is m.Heartbeat:
-                    size += BEAT_BYTES * len(effect.message.beats)
+            for place, effect in enumerate(record):
+                kind = type(effect)
+                if kind is fx.Send:
+                    if type(effect.message) is m.Heartbeat:
+                        size += BEAT_BYTES * len(effect.message.beats)
+                elif kind is fx.PersistEntries and effect.entries is not None:
+                    record[place] = fx.PersistEntries(effect.p, effect.blobs, effect.commit, effect.epoch)
     return size

@@ -149,7 +149,7 @@ class NodeCore:
         taken = self.effects[:]
         if taken:
             self.effects.clear()
-            self.journal.note(taken)
+            self.journal.note(taken[:])  # its own: what is decoded goes from there
         return taken
 
     def _note_read(self, p: int, first: int, max_bytes: int) -> list[bytes]:

@@ -12,6 +12,7 @@ from metastore import replay
 from metastore.core import effects as fx
 from metastore.core import events as ev
 from metastore.core import journal as journal_module
+from metastore.core import messages as m
 from metastore.core.journal import MAX_BYTES, Journal
 from metastore.core.leading import LeadingReplica
 from metastore.core.messages import KINDS as MESSAGES
@@ -21,7 +22,7 @@ from metastore.core.settings import MS
 from metastore.errors import CorruptLog, InvalidRequest, RottenEntry
 from metastore.layout import ConfigRecord
 from tests.simulation.core.world import world_of
-from tests.unit.core.nodes import START, Node, deliver, led
+from tests.unit.core.nodes import START, Node, blob, deliver, led, process
 
 
 def leader() -> Node:
@@ -213,6 +214,22 @@ def test_the_journal_is_bounded_by_its_bytes_and_its_number(monkeypatch: pytest.
     kept = [r for half in core.journal.halves([]) for r in half.records if type(r) is tuple]
     proposals = sum(type(r[1]) is ev.Propose for r in kept)
     assert 5 < proposals < 2 * (MAX_BYTES >> 20)
+
+
+def test_what_was_decoded_of_entries_is_let_go() -> None:
+    """It would be many times their bytes."""
+    follower = led()["b"]
+    begin(follower)
+    core = follower.core
+    core._ctx.read_payload = lambda payload: [bytes(payload)]
+    epoch, last = follower.replica.sealed_epoch, follower.replica.log.last_index
+    one = blob(last + 1, epoch, b"one")
+    core.handle(START, m.Append(0, epoch, epoch, last, last, [one]), process("a"))
+    [stored] = [effect for effect in core.take() if isinstance(effect, fx.PersistEntries)]
+    core.handle(START, ev.Tick(False))
+    assert stored.entries == [[b"one"]], "the driver has it"
+    kept = [e for half in core.journal.halves([]) for r in half.records if type(r) is list for e in r]
+    assert [e.entries for e in kept if isinstance(e, fx.PersistEntries)] == [None]
 
 
 def keep(node: Node) -> None:
