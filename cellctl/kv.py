@@ -13,6 +13,7 @@ from cellctl.connect import Where, cluster_options, make_client
 from cellctl.output import note, output_option, print_data, print_value, say, visible
 from metastore.client import AsyncNamespace
 from metastore.errors import InvalidRequest
+from metastore.history import Version
 
 namespace_option = click.option("--namespace", "-n", default="default", show_default=True, help="Namespace.")
 
@@ -100,6 +101,21 @@ def delete(where: Where, namespace: str, if_version: int | None, key: str) -> No
         note(f"{namespace}/{key}: there was no such record")
         sys.exit(1)
     say(f"version {version}")
+
+
+@kv.command()
+@cluster_options
+@namespace_option
+@click.option("--if-version", type=int, default=None, help="Only if the record is at this version.")
+@click.option("--replace", is_flag=True, help="Replace a record that is under the new key.")
+@click.argument("key")
+@click.argument("to")
+def rename(where: Where, namespace: str, if_version: int | None, replace: bool, key: str, to: str) -> None:
+    """Give a record another key, in one step. Example: cellctl kv rename -n hello drafts/1 drafts/2"""
+    version = None if if_version is None else Version(if_version)
+    say(
+        f"version {asyncio.run(_with(where, namespace, lambda ns: ns.rename(key, to, version=version, replace=replace)))}"
+    )
 
 
 @kv.command("list")

@@ -28,6 +28,7 @@ ADD: Final = 4
 LIST: Final = 5
 TXN: Final = 6
 TOUCH: Final = 7
+RENAME: Final = 9
 #: no operation of a client: the leader's delete of a record whose TTL has passed
 EXPIRE: Final = 8
 
@@ -131,6 +132,14 @@ def _keys_in_parts(parts: list[list[Any]]) -> list[bytes]:
 
 def _told_parts_size(parts: list[list[Any]]) -> int:
     return sum(len(part[1]) for part in parts if len(part) > 1 and type(part[1]) is bytes)
+
+
+def _is_renamed(parts: Any) -> bool:
+    """What a transaction of a delete and a put is answered: ``[[OK, version], [OK, version, created]]``."""
+    if type(parts) is not list or [len(part) if type(part) is list else 0 for part in parts] != [2, 3]:
+        return False
+    (deleted, gone), (put, version, created) = parts
+    return deleted == put == OK and e.is_count(gone) and e.is_count(version) and type(created) is bool
 
 
 def rows_size(rows: list[list[Any]]) -> int:
@@ -287,6 +296,27 @@ _ALL = (
         writes=True,
     ),
     Operation(
+        RENAME,
+        "rename",
+        (
+            *_REQUEST,
+            e.CONDITION,
+            Field("to", e.check_stored, keys=lambda storage_key: [storage_key]),
+            Field(
+                "to_condition",
+                whole(ABSENT, ABSENT, "the condition on the new key is {}, not absence", or_none=True),
+            ),
+        ),
+        (Told("succeeded", e.is_flag), e.INDEX_TOLD, Told("parts", _is_renamed)),
+        "Give a record another key.",
+        e.FENCE,
+        writes=True,
+        adds=True,
+        copies=True,
+        conditions=("version", "exists"),
+        since=2,
+    ),
+    Operation(
         TOUCH,
         "touch",
         (e.KEY, e.CONDITION),
@@ -340,6 +370,8 @@ VALUE_AT: Final = AT["value"][PUT]
 CONTENT_TYPE_AT: Final = AT["content_type"][PUT]
 TTL_MS_AT: Final = AT["ttl_ms"][PUT]
 DELTA_AT: Final = AT["delta"][ADD]
+TO_AT: Final = AT["to"][RENAME]
+TO_CONDITION_AT: Final = AT["to_condition"][RENAME]
 COMPARES_AT: Final = AT["compares"][TXN]
 THEN_AT: Final = AT["then"][TXN]
 OTHERWISE_AT: Final = AT["otherwise"][TXN]

@@ -123,6 +123,7 @@ class Records:
             "putRecord": self.put,
             "deleteRecord": self.delete,
             "addToRecord": self.add,
+            "renameRecord": self.rename,
             "touchRecord": self.touch,
             "listRecords": self.list,
         }
@@ -252,6 +253,21 @@ class Records:
         except MetastoreError as e:
             raise await self.explained(call, ns, e) from None
         return json_response(result_json(key, result), ETag=etag(result.version))
+
+    async def rename(self, call: Call) -> web.Response:
+        ns, key, to, replace = self.namespace(call), call["key"], call["to"], call["replace"]
+        match, token = call["if_match"], fence(call)
+        version = None if match is None else etag_version(match)
+        ids = self.ids(call, version, token, to, replace)
+        try:
+            written = await ns.rename(key, to, version=version, replace=replace, fence=token, ids=ids)
+        except ConditionFailed as e:
+            if match is None and not e.detail.get("version"):
+                raise NotFound(
+                    f"there is no record {key!r:.200} in namespace {ns.name}; nothing was changed"
+                ) from None
+            raise
+        return json_response(result_json(to, written), ETag=etag(written))
 
     async def touch(self, call: Call) -> web.Response:
         ns, key = self.namespace(call), call["key"]

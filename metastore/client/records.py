@@ -60,12 +60,15 @@ from metastore.keys import (
     storage_key_of,
 )
 from metastore.operations import (
+    ABSENT,
     ADD,
     DELETE,
+    EXISTS,
     KEYS_ONLY,
     MAX_LIST_LIMIT,
     NOT_FOUND,
     PUT,
+    RENAME,
     RESULT_HEAD,
     TXN,
 )
@@ -240,6 +243,38 @@ class AsyncRecords(Generic[T]):
         version, _, count = await self.write(ADD, key, tail, fence, deadline_s, ids)
         return AddResult(count, version)
 
+    async def rename(
+        self,
+        key: str,
+        to: str,
+        *,
+        version: Version | None = None,
+        replace: bool = False,
+        fence: Fence | None = None,
+        deadline_s: float | None = None,
+        ids: RequestIds | None = None,
+    ) -> Version:
+        """Give the record at ``key`` the key ``to``, in one step; its new version. It keeps its value, content type and
+        ``created``; its TTL begins anew. ``replace``: a record that is at ``to`` is replaced.
+
+        Raises ConditionFailed when there is no record, it is not at ``version``, or (without ``replace``) there is one at
+        ``to``; CrossPartition when the keys do not live together; NoCommonVersion when the nodes are of a build that does
+        not have it; and as ``put``."""
+        if key == to:
+            raise InvalidRequest(f"{key!r:.200} would be renamed to itself; give another key")
+        until = self.until(deadline_s)
+
+        async def call(rule: int) -> Raw:
+            storage_keys = {name: storage_key_of(self.name, name, rule) for name in (key, to)}
+            self._check_together(storage_keys, rule)
+            tail = [EXISTS if version is None else version, storage_keys[to], None if replace else ABSENT]
+            return await self.dispatcher.write(
+                write_op(RENAME, storage_keys[key], tail, fence), storage_keys[key], until, ids
+            )
+
+        *_, (_, (_, at, _)) = await self._routed(until, call)
+        return Version(at)
+
     async def touch(
         self, key: str, *, version: Version | None = None, deadline_s: float | None = None
     ) -> TouchResult | None:
@@ -339,7 +374,7 @@ class AsyncRecords(Generic[T]):
                     else f"namespace {self.name} routes by {table.policy(self.name).routing}; use one that routes by parent"
                 )
                 raise CrossPartition(
-                    f"the keys of a transaction must be in one partition, but {first!r:.200} and {key!r:.200} are in two; "
+                    f"keys of one operation must be in one partition, but {first!r:.200} and {key!r:.200} are in two; "
                     f"to keep keys together, {how}",
                     keys=[first, key],
                 )

@@ -39,6 +39,7 @@ from metastore.history import (
     count_of,
 )
 from metastore.operations import (
+    ABSENT,
     ADD,
     COMPARES_AT,
     CONDITION_AT,
@@ -56,9 +57,12 @@ from metastore.operations import (
     OK,
     OTHERWISE_AT,
     PUT,
+    RENAME,
     SEQ_AT,
     STAMP_AT,
     THEN_AT,
+    TO_AT,
+    TO_CONDITION_AT,
     TOUCH,
     TOUCH_CONDITION_AT,
     TTL_MS_AT,
@@ -67,9 +71,11 @@ from metastore.operations import (
     Op,
 )
 from metastore.records import (
+    COUNTER,
     pack_record,
     record_ttl_ms,
     record_versions,
+    unpack_record,
 )
 
 MAX_CURRENT_BYTES: Final = 64 << 10
@@ -264,6 +270,8 @@ class Proposals:
                 # for who waits now; what dedupe remembers, and a retry gets, is without it
                 tail = (*tail[:2], {**tail[2], "record": self.tables.shown(old)})
             return row, tail
+        if kind == RENAME:
+            return self._resolve_rename(index, op, at, seq, usage)
         if kind == DELETE:
             if old is None:
                 return self._nothing(at, seq, 0, 0, stamp)
@@ -286,6 +294,34 @@ class Proposals:
             tail = (0, new_version, stamp, total)
         self._change(index, storage_key, old, record, usage)
         return [kind, storage_key, record, at, seq], tail
+
+    def _resolve_rename(
+        self, index: int, op: Op, at: int, seq: int, usage: dict[bytes, list[int]]
+    ) -> tuple[list[Any], Tail]:
+        """A delete and a put in one row, as of a transaction. The record keeps what it is but for its version: when it was
+        created too; its TTL begins anew."""
+        storage_key, to, stamp = op[KEY_AT], op[TO_AT], self.tables.stamp(index)
+        old, there = self.current(storage_key), self.current(to)
+        if old is None:
+            return self._nothing(at, seq, ConditionFailed.status, 0, stamp)
+        if there is not None and op[TO_CONDITION_AT] == ABSENT:
+            version = self.tables.shown_versions(there)[1]
+            row, (status, _, detail) = self._nothing(at, seq, ConditionFailed.status, version, stamp)
+            text = f"condition failed: there is a record under the new key, at version {version}"
+            return row, (status, text, detail)
+        record, base = unpack_record(old), self.version
+        new = pack_record(
+            base + 2,
+            self.tables.shown_versions(old)[2],
+            record.value,
+            record.content_type.encode(),
+            record.ttl_ms,
+            COUNTER if record.counter else 0,
+        )
+        self._change(index, storage_key, old, None, usage)
+        self._change(index, to, self.current(to), new, usage)
+        parts = [[DELETE, storage_key], [PUT, to, new]]
+        return [TXN, at, seq, True, parts], (OK, True, stamp, txn_results(base, parts))
 
     @staticmethod
     def _nothing(

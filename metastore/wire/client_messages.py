@@ -13,16 +13,19 @@ detail]`` and a close. ``cluster`` may be "" when the client does not know it ye
     [id, DELETE, partition, storage_key, seq, floor, stamp, condition]
     [id, ADD,    partition, storage_key, seq, floor, stamp, condition, delta]
     [id, TXN,    partition, storage_key, seq, floor, stamp, [compare, ...], [part, ...], [part, ...]]
+    [id, RENAME, partition, storage_key, seq, floor, stamp, condition, to, to_condition]
     [id, TOUCH,  partition, storage_key, condition]
     [id, LIST,   partition, start, end, limit, flags, consistency, arg, wanted]
 
-A LIST may end before ``wanted``, else only records count whose namespace and key begin with it. PUT, DELETE, ADD and TXN take one more element, ``[fence name, token]``: the write is refused once a
+A LIST may end before ``wanted``, else only records count whose namespace and key begin with it. PUT, DELETE, ADD, RENAME and TXN take one more element, ``[fence name, token]``: the write is refused once a
 higher token of that name was seen in the partition. A PUT with the token RAISE takes a lock (R20): if it is carried out,
 the fence is raised to the record's new version by the same entry. ``ttl_ms``: None = the namespace's default, 0 = none.
 A TXN does its first list of parts if all compares hold, else its second; all its keys are of one
 partition, that of ``storage_key``. A compare is ``[storage_key, target, relation, operand]``: VERSION or CREATED
 (0 = absent) with a number, VALUE with bytes. A part is ``[GET, storage_key]``, ``[PUT, storage_key, value, content_type,
 ttl_ms]``, ``[DELETE, storage_key]`` or ``[ADD, storage_key, delta]``. TOUCH starts a record's TTL anew.
+RENAME deletes the record at ``storage_key`` and puts it at ``to``, a key of the same namespace and partition, if there is one that
+meets ``condition``; ``to_condition``: None, or ABSENT: there is none at ``to``. It came with version 2 of the protocol.
 
 ``id``: chosen by the client, unique among its outstanding ops on the connection.
 ``consistency``: LINEARIZABLE (arg None), STALE (arg = max staleness in ms, None = any age),
@@ -44,6 +47,7 @@ sent the op (0 = none); a retry repeats seq and stamp unchanged.
     [id, OK, version, index, value]     ADD   (value: the new count)
     [id, OK, succeeded, index, parts]   TXN   (a part: [OK, record] or [NOT_FOUND] of a GET, [OK, version,
                                                created], [OK, version], [OK, version, value])
+    [id, OK, True, index, parts]        RENAME (parts: [OK, version] of the delete, [OK, version, created] of the put)
     [id, OK, version, 0, ttl_ms]        TOUCH
     [id, NOT_FOUND, 0]                  TOUCH
     [id, OK, rows, next, age_ms, version]  LIST (rows: [[storage_key, record], ...], or [[storage_key, version], ...]

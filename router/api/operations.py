@@ -17,7 +17,7 @@ from router.api import bodies as b
 from router.api import parameters as p
 from router.api.operation import Answer, Body, MiB, Operation
 from router.api.service import SERVICE
-from router.api.shapes import Param
+from router.api.shapes import Flag, Object, Param
 
 MAX_JSON_BYTES = 8 * MiB
 MAX_RPC_BYTES = 8 * MiB
@@ -49,6 +49,7 @@ _RECORD_HEADERS = {
     "Metastore-Age-Ms": "How old what was read may be; `unknown` if the replica does not know. Missing for a "
     "linearizable read.",
 }
+_RENAMED = Object(b.DELETED.members, "Renamed", "The new key, and the version that its record is at.")
 _CONSISTENCY = (p.CONSISTENCY, p.MAX_STALENESS_MS, p.AT_LEAST, p.TIMEOUT_MS)
 
 RECORDS = (
@@ -136,6 +137,30 @@ RECORDS = (
         answers=(Answer(200, "Added.", b.ADDED, headers=_ETAG),),
         problems=_WRITE,
         example="curl -X POST 'URL/v1/add/app/visits?delta=1'",
+    ),
+    Operation(
+        "renameRecord",
+        "POST",
+        "/v1/rename/{namespace}/{key}",
+        "Records",
+        "Give a record another key",
+        "In one step: no reader sees both or none. The record keeps value, content type and `created`, its TTL begins anew. 404 "
+        "when there is no record, 412 when it is not at If-Match, or there is one under the new key already; nothing is changed "
+        "then. Both keys have to be in one directory or have one `{tag}`, else 400 `cross_partition`.",
+        (
+            p.NAMESPACE,
+            p.KEY,
+            Param("to", "query", p.KEY.shape, "The new key.", required=True),
+            Param("replace", "query", Flag(), "Replace a record that is under the new key.", default=False),
+            p.IF_MATCH,
+            *p.FENCE_QUERY,
+            p.IDEMPOTENCY_KEY,
+            p.IDEMPOTENCY_AGE,
+            p.TIMEOUT_MS,
+        ),
+        answers=(Answer(200, "Renamed.", _RENAMED, headers=_ETAG),),
+        problems=(404, *_WRITE),
+        example="curl -X POST 'URL/v1/rename/app/drafts%2F1?to=drafts/2'",
     ),
     Operation(
         "touchRecord",

@@ -165,6 +165,8 @@ OPS: Final[dict[str, list[Any]]] = {
     ],
     "txn-fenced": [6, c.TXN, 3, LKEY, 12, 8, 0, [], [[c.GET, LKEY]], [], ["lock", 5]],
     "touch": [7, c.TOUCH, 3, LKEY, None],
+    "rename": [9, c.RENAME, 3, LKEY, 13, 8, 0, c.EXISTS, LKEY + b"r", c.ABSENT],
+    "rename-fenced": [9, c.RENAME, 3, LKEY, 13, 8, 0, 17, LKEY + b"r", None, ["lock", 5]],
 }
 
 #: name of the operation, and what follows the result's id
@@ -180,6 +182,7 @@ ANSWERS: Final[dict[str, tuple[str, list[Any]]]] = {
     "txn": ("txn", [c.OK, True, 99, [[c.OK, _RECORD], [c.OK, 18, False], [c.OK, 19, 1]]]),
     "txn-else": ("txn", [c.OK, False, 99, [[c.OK, 18]]]),
     "touch": ("touch", [c.OK, 17, 0, 60_000]),
+    "rename": ("rename", [c.OK, True, 99, [[c.OK, 18], [c.OK, 19, False]]]),
     "touch-nothing": ("touch", [c.NOT_FOUND, 0]),
     "not-leader": (
         "get",

@@ -12,7 +12,7 @@ from metastore import keys
 from metastore import operations as o
 from metastore.client import encoding
 from metastore.keys import storage_key_of
-from metastore.operations import ADD, DELETE, GET, LIST, OPERATIONS, PUT, TOUCH, TXN
+from metastore.operations import ADD, DELETE, GET, LIST, OPERATIONS, PUT, RENAME, TOUCH, TXN
 from metastore.wire import client_messages
 from metastore.wire.answer_checks import check_answer
 from metastore.wire.op_checks import check_op, is_simple, op_shape
@@ -46,17 +46,19 @@ def test_the_protocol_in_words_names_the_elements_of_the_description() -> None:
 
 def test_kinds_and_positions_are_what_they_always_were() -> None:
     """They are on the wire and in the log: a description that moves one is another protocol."""
-    kinds = {"get": 1, "put": 2, "delete": 3, "add": 4, "list": 5, "txn": 6, "touch": 7}
+    kinds = {"get": 1, "put": 2, "delete": 3, "add": 4, "list": 5, "txn": 6, "touch": 7, "rename": 9}
     assert {op.name: op.kind for op in OPERATIONS.values()} == kinds
     assert {op.name: op.lengths for op in OPERATIONS.values()} == {
         "get": (6, 6), "put": (11, 12), "delete": (8, 9), "add": (9, 10), "list": (9, 10), "txn": (10, 11), "touch": (5, 5),
+        "rename": (10, 11),
     }  # fmt: skip
     assert (o.SEQ_AT, o.FLOOR_AT, o.STAMP_AT, o.CONDITION_AT, o.TOUCH_CONDITION_AT) == (4, 5, 6, 7, 4)
     assert (o.VALUE_AT, o.CONTENT_TYPE_AT, o.TTL_MS_AT, o.DELTA_AT) == (8, 9, 10, 8)
     assert (o.COMPARES_AT, o.THEN_AT, o.OTHERWISE_AT) == (7, 8, 9)
     assert (o.START_AT, o.END_AT, o.FLAGS_AT, o.WANTED_AT) == (3, 4, 6, 9)
     assert o.CONSISTENCY_AT == {GET: 4, LIST: 7}
-    assert o.FENCE_AT == {PUT: 11, DELETE: 8, ADD: 9, TXN: 10}
+    assert o.FENCE_AT == {PUT: 11, DELETE: 8, ADD: 9, TXN: 10, RENAME: 10}
+    assert (o.TO_AT, o.TO_CONDITION_AT) == (8, 9)
     assert (o.STATUS_AT, o.INDEX_AT) == (1, 3)
     assert (o.PART_KEY_AT, o.PART_VALUE_AT, o.PART_TTL_MS_AT) == (1, 2, 4)
     assert {kind: 1 + len(fields) for kind, fields in o.PARTS.items()} == {GET: 2, PUT: 5, DELETE: 2, ADD: 3}
@@ -98,7 +100,9 @@ def test_the_keys_of_an_operation_are_all_that_it_names() -> None:
     assert o.keys_of([1, GET, 0, A, 0, None]) == [A]
     assert o.keys_of([1, LIST, 0, A, B, 9, 0, 0, None]) == [A]
     assert o.keys_of(BIG_TXN) == [A, A, C, B, A, C, A]
-    assert {TXN} == o.MANY_KEYS == o.COMPOUND
+    assert o.keys_of([1, RENAME, 0, A, *WRITE, None, B, None]) == [A, B]
+    assert {TXN} == o.COMPOUND
+    assert {TXN, RENAME} == o.MANY_KEYS == o.WEIGHED
 
 
 def test_what_is_a_read_needs_no_entry() -> None:
@@ -135,6 +139,7 @@ def test_sizes_count_keys_and_values() -> None:
     assert o.size_of([1, PUT, 0, A, *WRITE, None, b"12345", "", None]) == n + len(A) + 5
     assert o.size_of(BIG_TXN) == 7 * n + 7 * len(A) + 5 + 3
     assert o.work_of([1, PUT, 0, A, *WRITE, None, b"", "", None]) == (1, 0)
+    assert o.work_of([1, RENAME, 0, A, *WRITE, None, B, None]) == (2, keys.MAX_VALUE_BYTES)
     assert o.work_of(BIG_TXN) == (5, o.MAX_TXN_READ_BYTES)
     assert o.work_of([1, TXN, 0, A, *WRITE, [], [[DELETE, A]], []]) == (2, 0)
 
@@ -164,6 +169,7 @@ def test_what_clients_make_is_of_the_description() -> None:
         encoding.write_op(DELETE, A, [3], None),
         encoding.write_op(ADD, A, [None, 2], ("lock", 9)),
         encoding.write_op(TXN, A, PARTS, ("lock", 9)),
+        encoding.write_op(RENAME, A, [3, B, o.ABSENT], None),
     ]
     assert {op[o.KIND_AT] for op in made} == set(OPERATIONS)
     for op in made:

@@ -189,6 +189,30 @@ class Records(RecordsBase[T]):
             )
         )
 
+    def rename(
+        self,
+        key: str,
+        to: str,
+        *,
+        version: Version | None = None,
+        replace: bool = False,
+        fence: Fence | None = None,
+        deadline_s: float | None = None,
+        ids: RequestIds | None = None,
+    ) -> Version:
+        """Give the record at ``key`` the key ``to``, in one step; its new version. It keeps its value, content
+        type and ``created``; its TTL begins anew. ``replace``: a record that is at ``to`` is replaced.
+
+        Raises ConditionFailed when there is no record, it is not at ``version``, or (without ``replace``)
+        there is one at ``to``; CrossPartition when the keys do not live together; NoCommonVersion when the
+        nodes are of a build that does not have it; and as ``put``."""
+        inner = self._inner
+        return self._call(
+            lambda: inner.rename(
+                key, to, version=version, replace=replace, fence=fence, deadline_s=deadline_s, ids=ids
+            )
+        )
+
     def touch(
         self, key: str, *, version: Version | None = None, deadline_s: float | None = None
     ) -> TouchResult | None:
