@@ -13,18 +13,38 @@ What a stranger can make a node keep, and the bound of each:
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from metastore.core.settings import MS
 from metastore.logs import Ration
-
-if TYPE_CHECKING:
-    from metastore.node.clients import ClientConnection
 
 log = logging.getLogger("metastore.clients")
 
 MAX_BEFORE_HELLO: Final = 1024
 SWEEP_NS: Final = 250 * MS
+
+
+class Held(Protocol):
+    """A connection, as far as admission goes: three methods, and what is counted of it."""
+
+    #: nothing of it counts any more
+    gone: bool
+    #: bytes of a frame that has not ended, and of answers that are not read
+    unfinished: int
+    unread: int
+
+    @property
+    def since_ns(self) -> int:
+        """When it connected."""
+
+    def measure(self, now: int, /) -> int:
+        """How many bytes of answers wait to be read by the other side, now."""
+
+    def held_since_ns(self) -> int:
+        """Since when it has got no further."""
+
+    def close(self) -> None:
+        """Disconnect it."""
 
 
 class Admission:
@@ -35,9 +55,9 @@ class Admission:
         self.patience_ns = patience_ns
         self.memory_bytes = memory_bytes
         #: said hello
-        self.clients: set[ClientConnection] = set()
+        self.clients: set[Held] = set()
         #: connected, and no hello yet; the oldest first
-        self.before_hello: dict[ClientConnection, None] = {}
+        self.before_hello: dict[Held, None] = {}
         #: bytes of unfinished frames, of waiting writes and of answers not taken
         self.unfinished = 0
         self.waiting = 0
@@ -46,17 +66,17 @@ class Admission:
         self.refused = 0
         self.ration = Ration(log, "%d more clients disconnected")
         #: who holds unfinished frames, or unread answers
-        self.holding: dict[ClientConnection, None] = {}
+        self.holding: dict[Held, None] = {}
         self._swept_ns = 0
 
     # --- connections ------------------------------------------------------------------------
 
-    def arrived(self, connection: ClientConnection) -> None:
+    def arrived(self, connection: Held) -> None:
         if len(self.before_hello) >= MAX_BEFORE_HELLO:
             self.evict(next(iter(self.before_hello)), "others wait to say hello")
         self.before_hello[connection] = None
 
-    def greeted(self, connection: ClientConnection) -> bool:
+    def greeted(self, connection: Held) -> bool:
         """A client's hello; whether there is room for it."""
         self.before_hello.pop(connection, None)
         if len(self.clients) >= self.max_connections:
@@ -65,7 +85,7 @@ class Admission:
         self.clients.add(connection)
         return True
 
-    def left(self, connection: ClientConnection) -> None:
+    def left(self, connection: Held) -> None:
         """Closed, or no client but a peer: nothing of it counts any more."""
         connection.gone = True
         self.before_hello.pop(connection, None)
@@ -75,7 +95,7 @@ class Admission:
         self.unread -= connection.unread
         connection.unfinished = connection.unread = 0
 
-    def evict(self, connection: ClientConnection, why: str) -> None:
+    def evict(self, connection: Held, why: str) -> None:
         self.evicted += 1
         self.ration.line(logging.INFO, "client disconnected: %s", why)
         connection.close()
@@ -87,13 +107,13 @@ class Admission:
     def writes_full(self) -> bool:
         return self.waiting > self.memory_bytes
 
-    def holds(self, connection: ClientConnection, unfinished: int, unread: int, now: int) -> None:
+    def holds(self, connection: Held, unfinished: int, unread: int, now: int) -> None:
         """What ``connection`` makes this node keep has changed. May disconnect others, and it."""
         self._note(connection, unfinished, unread)
         if self.unfinished + self.unread > self.memory_bytes:
             self.make_room(now)
 
-    def _note(self, connection: ClientConnection, unfinished: int, unread: int) -> None:
+    def _note(self, connection: Held, unfinished: int, unread: int) -> None:
         if connection.gone:
             return
         self.unfinished += unfinished - connection.unfinished
@@ -104,7 +124,7 @@ class Admission:
         else:
             self.holding.pop(connection, None)
 
-    def _measure(self, connection: ClientConnection, now: int) -> None:
+    def _measure(self, connection: Held, now: int) -> None:
         self._note(connection, connection.unfinished, connection.measure(now))
 
     def make_room(self, now: int) -> None:

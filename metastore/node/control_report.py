@@ -4,13 +4,14 @@ from when etcd has lost them (R13; ``cellctl control rebuild``)."""
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
+from metastore.coordination.interface import Coordinator
 from metastore.core.configs import unpack_config
 from metastore.core.replica import ACTIVE
-
-if TYPE_CHECKING:
-    from metastore.node.node import Node
+from metastore.layout import NodeRecord
+from metastore.node.features import Features
+from metastore.node.ports import HasConfig, HasIdentity, HasPartitions, HasStore, HasTopology
 
 #: records that only etcd and its followers have: the others are the stores' own, or on a lease
 ONLY_IN_ETCD: Final = frozenset(
@@ -28,7 +29,33 @@ ONLY_IN_ETCD: Final = frozenset(
 )
 
 
-def control_view(node: Node) -> dict[str, Any]:
+class Registered(Protocol):
+    def record(self) -> NodeRecord:
+        """This node's, as it is to be registered."""
+
+
+class ControlPlane(Protocol):
+    """What this needs of the control plane."""
+
+    @property
+    def coordinator(self) -> Coordinator: ...
+    @property
+    def registration(self) -> Registered: ...
+
+    def records_seen(self) -> tuple[int, list[tuple[str, str]]] | None:
+        """Records that only etcd has, and etcd's revision; None = none has been seen."""
+
+
+class Here(HasConfig, HasPartitions, HasIdentity, HasStore, HasTopology, Protocol):
+    """What this needs of the node."""
+
+    @property
+    def control(self) -> ControlPlane: ...
+    @property
+    def features(self) -> Features: ...
+
+
+def control_view(node: Here) -> dict[str, Any]:
     """For ``/v1/control``. Cluster ids of etcd are hexadecimal text: JSON has no such numbers."""
     control = node.control
     return {
@@ -43,7 +70,7 @@ def control_view(node: Node) -> dict[str, Any]:
     }
 
 
-def etcd_view(node: Node) -> dict[str, Any]:
+def etcd_view(node: Here) -> dict[str, Any]:
     """Which etcd it follows, or would not."""
     coordinator = node.control.coordinator
     known = coordinator.known
@@ -57,7 +84,7 @@ def etcd_view(node: Node) -> dict[str, Any]:
     }
 
 
-def _held(node: Node, p: int) -> dict[str, Any]:
+def _held(node: Here, p: int) -> dict[str, Any]:
     """What the store promised of a partition (R1), and the newest record of it that it knows; also of one that it has
     dropped."""
     info, partition = node.store.partitions[p], node.partitions.get(p)
@@ -77,7 +104,7 @@ def _held(node: Node, p: int) -> dict[str, Any]:
     }
 
 
-def mirror(node: Node) -> dict[str, Any] | None:
+def mirror(node: Here) -> dict[str, Any] | None:
     """The records that only etcd has, as this node saw them last; None = it has not seen any since it started."""
     seen = node.control.records_seen()
     if seen is None:

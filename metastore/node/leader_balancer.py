@@ -10,14 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable, Mapping
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from metastore.clock import now_ns
 from metastore.core.events import TransferWanted
 from metastore.core.replica import ACTIVE
-
-if TYPE_CHECKING:
-    from metastore.node.node import Node
+from metastore.node.ports import HasConfig, HasCore, HasLinks, HasPartitions, HasTopology, Stops
 
 
 class Led(NamedTuple):
@@ -50,10 +48,28 @@ def next_hand_over(
     return HandOver(p, to)
 
 
+class Elections(Protocol):
+    """What this needs of the control plane."""
+
+    @property
+    def drained(self) -> set[str]:
+        """Nodes that are to hold nothing."""
+
+    def can_elect(self) -> bool:
+        """Whether etcd answers and this node's lease is alive, as far as is known."""
+
+
+class Here(HasConfig, HasCore, HasPartitions, HasLinks, HasTopology, Stops, Protocol):
+    """What this needs of the node."""
+
+    @property
+    def control(self) -> Elections: ...
+
+
 class LeaderBalancer:
     """See the module. Called at every tick."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Here) -> None:
         self.node = node
         self._random = Random(random.random())
         self._again_ns = now_ns() + self._pause_ns()

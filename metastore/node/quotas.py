@@ -9,23 +9,24 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from metastore.namespaces import NEARLY_FULL, Policy
+from metastore.node.ports import HasPartitions, HasProcess, HasTopology
 from metastore.schema import Usage
-
-if TYPE_CHECKING:
-    from metastore.node.node import Node
-
 
 #: so many namespaces that are near to their quota are named in status
 MAX_TOLD: Final = 20
 
 
+class Here(HasPartitions, HasProcess, HasTopology, Protocol):
+    """What this needs of the node."""
+
+
 class Quotas:
     """See the module."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Here) -> None:
         self.node = node
         #: node -> what it has published
         self.others: dict[str, Usage] = {}

@@ -12,27 +12,29 @@ the new slot is in its place, or the damage is found again.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from metastore.clock import now_ns
 from metastore.core.events import EntryLost, RebuildDue, StateLost, TransferWanted
 from metastore.core.replica import ACTIVE
 from metastore.errors import CorruptState, CorruptTree, RottenEntry
 from metastore.logs import log_event
-
-if TYPE_CHECKING:
-    from metastore.node.node import Node
-    from metastore.partition.partition import Partition
+from metastore.node.ports import HasConfig, HasCore, HasHalt, HasLinks, HasPartitions, HasStore, HasTicks
+from metastore.partition.partition import Partition
 
 log = logging.getLogger("metastore.rebuilding")
 
 HAND_OVER_NS: Final = 1_000_000_000
 
 
+class Here(HasConfig, HasCore, HasHalt, HasPartitions, HasLinks, HasStore, HasTicks, Protocol):
+    """What this needs of the node."""
+
+
 class Rebuild:
     """See the module. ``why``: partitions here whose state is damaged, and how that is known."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Here) -> None:
         self.node = node
         self.why: dict[int, str] = {}
         self.rebuilt = 0

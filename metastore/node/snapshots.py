@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from metastore.clock import now_ns
 from metastore.core.events import (
@@ -25,13 +25,21 @@ from metastore.errors import CorruptState, MetastoreError, NoRoom, ProtocolError
 from metastore.keys import END_OF_RING, end_point, is_storage_key
 from metastore.logs import log_event
 from metastore.node.pins import Pin
+from metastore.node.ports import (
+    HasConfig,
+    HasCore,
+    HasHalt,
+    HasLinks,
+    HasPartitions,
+    HasPins,
+    HasStore,
+    HasTicks,
+    HasTopology,
+)
+from metastore.node.rebuild import Rebuild
+from metastore.partition.partition import Partition
 from metastore.records import unpack_record
-from metastore.storage.snapshot import DATA, METADATA
-
-if TYPE_CHECKING:
-    from metastore.node.node import Node
-    from metastore.partition.partition import Partition
-    from metastore.storage.snapshot import SnapshotInstaller
+from metastore.storage.snapshot import DATA, METADATA, SnapshotInstaller
 
 log = logging.getLogger("metastore.snapshots")
 
@@ -69,10 +77,31 @@ class _Incoming:
         self.task: asyncio.Task[None] | None = None
 
 
+class Children(Protocol):
+    """What this needs of the control plane (R18)."""
+
+    def misses(self, p: int, /) -> bool:
+        """Whether this store may be a member of ``p`` and has no durable copy of it."""
+
+    def open_now(self, child: int, /) -> None:
+        """The entry that split it off will not come here any more."""
+
+
+class Here(
+    HasConfig, HasCore, HasHalt, HasPartitions, HasLinks, HasPins, HasStore, HasTicks, HasTopology, Protocol
+):
+    """What this needs of the node."""
+
+    @property
+    def control(self) -> Children: ...
+    @property
+    def rebuild(self) -> Rebuild: ...
+
+
 class Snapshots:
     """All snapshots that this node sends and receives."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Here) -> None:
         self.node = node
         self._out: dict[tuple[int, str], _Outgoing] = {}
         self._in: dict[int, _Incoming] = {}

@@ -5,19 +5,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from metastore.clock import now_ns
 from metastore.core.settings import MS
 from metastore.core.views import ReplicaView
 from metastore.errors import ProtocolError
+from metastore.node import control_report
+from metastore.node.admission import Admission
+from metastore.node.collector import Collector
 from metastore.node.control_report import control_view
+from metastore.node.ports import HasCore, HasLinks, HasPartitions, HasPins, HasProcess, HasTopology
+from metastore.node.quotas import Quotas
+from metastore.node.rebuild import Rebuild
+from metastore.node.snapshots import Snapshots
+from metastore.node.stored_topology import StoredTopology
+from metastore.node.tick_loop import TickLoop
 from metastore.topology import TopologyTable
 from metastore.wire import frames
 from metastore.wire.versions import build
-
-if TYPE_CHECKING:
-    from metastore.node.node import Node
 
 T = TypeVar("T")
 #: what the nodes of a cell should agree on
@@ -33,6 +39,43 @@ SHARED_SETTINGS: Final = (
 VIEW_AGE_NS: Final = 50 * MS
 #: so many rows of the topology that have changed are told within VIEW_AGE_NS; who asks for more gets the whole frame that is there
 MAX_ROWS_TOLD: Final = 2048
+
+
+class ControlPlane(control_report.ControlPlane, Protocol):
+    """What is told of the control plane."""
+
+    @property
+    def read_at(self) -> int:
+        """The revision at which all of etcd's records were read last."""
+
+    def status(self) -> dict[str, Any]: ...
+
+
+class Here(control_report.Here, HasCore, HasPartitions, HasLinks, HasPins, HasProcess, HasTopology, Protocol):
+    """What is told of the node: all of it."""
+
+    @property
+    def admission(self) -> Admission: ...
+    @property
+    def collector(self) -> Collector: ...
+    @property
+    def control(self) -> ControlPlane: ...
+    @property
+    def failure(self) -> BaseException | None: ...
+    @property
+    def quotas(self) -> Quotas: ...
+    @property
+    def rebuild(self) -> Rebuild: ...
+    @property
+    def snapshots(self) -> Snapshots: ...
+    @property
+    def status_pages(self) -> StatusPages: ...
+    @property
+    def stored_topology(self) -> StoredTopology: ...
+    @property
+    def ticks(self) -> TickLoop: ...
+
+    def watch_count(self) -> int: ...
 
 
 class View(Generic[T]):
@@ -53,7 +96,7 @@ class View(Generic[T]):
 class StatusPages:
     """See the module."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Here) -> None:
         self.status: View[dict[str, Any]] = View(lambda: node_status(node))
         self.status_frame = View(lambda: frames.pack(frames.STATUS, [self.status()]))
         self.control: View[dict[str, Any]] = View(lambda: control_view(node))
@@ -64,7 +107,7 @@ class TopologyView:
     """The node's table as it is told, its own replicas' knowledge of leaders in it: all of it, made anew only when there
     was a change, or what has changed since a revision."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Here) -> None:
         self._node = node
         self._looked_ns = 0
         #: number of the newest change in it, revision, and the frame
@@ -131,7 +174,7 @@ class TopologyView:
         return frame
 
 
-def learners(node: Node, r: ReplicaView) -> dict[str, dict[str, int]]:
+def learners(node: Here, r: ReplicaView) -> dict[str, dict[str, int]]:
     """How far newcomers are (R10): entries they lack, and bytes of a snapshot sent and in all."""
     if r.term is None:
         return {}
@@ -141,7 +184,7 @@ def learners(node: Node, r: ReplicaView) -> dict[str, dict[str, int]]:
     }
 
 
-def disk(node: Node) -> dict[str, int]:
+def disk(node: Here) -> dict[str, int]:
     """Room on the data folder's file system and in the state's map (map_size_gib), in bytes."""
     space = node.store.space
     return {
@@ -158,7 +201,7 @@ def disk(node: Node) -> dict[str, int]:
     }
 
 
-def node_status(node: Node) -> dict[str, Any]:
+def node_status(node: Here) -> dict[str, Any]:
     """The node's own view, for tools (cellctl status, doctor)."""
     now = now_ns()
     partitions = []

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from metastore.errors import CorruptState, MetastoreError, Moved, RottenEntry, Unavailable
+from metastore.node.ports import HasIdentity, HasLinks, HasPartitions, HasStore, HasTopology, Stops
+from metastore.partition.log import PartitionLog
 from metastore.topology import Placement
 
-if TYPE_CHECKING:
-    from metastore.node.node import Node
-    from metastore.partition.log import PartitionLog
+
+class Elections(Protocol):
+    def can_elect(self) -> bool:
+        """Whether etcd answers and this node's lease is alive, as far as is known."""
+
+
+class Rot(Protocol):
+    """R14: told of what is not as it was written."""
+
+    def found(self, p: int, error: CorruptState, /) -> None:
+        """In the state of a partition."""
+
+    def lost(self, error: RottenEntry, /) -> None:
+        """In the log."""
+
+
+class Here(HasPartitions, HasIdentity, HasLinks, HasStore, HasTopology, Stops, Protocol):
+    """What this needs of the node."""
+
+    @property
+    def control(self) -> Elections: ...
+    @property
+    def rebuild(self) -> Rot: ...
+    @property
+    def core_started(self) -> bool:
+        """Whether the replicas are loaded, and ticks come."""
 
 
 class NodeSurroundings:
     """See the module."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Here) -> None:
         self._node = node
         self.tight = False
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import msgpack
 
@@ -31,15 +31,22 @@ from metastore.partition.ports import Memory
 from metastore.storage.records import ConfigEntry, SealEntry
 from metastore.storage.store import Store
 
-if TYPE_CHECKING:
-    from metastore.node.clients import ClientConnection
-
 log = logging.getLogger("metastore.node")
 
 STALL_NS: Final = 500 * MS
 QUORUM_ASKED: Final = QuorumAsked()
 #: effects that have nothing to do with the state: what is committed before them may be applied after them
 STATELESS: Final = frozenset({fx.Send, fx.PersistEntries, fx.Committed})
+
+
+class Client(Protocol):
+    """A client's connection, as far as a tick goes."""
+
+    def resume(self) -> None:
+        """Go on with frames that an earlier tick had no time for."""
+
+    def flush(self) -> None:
+        """Write the answers that wait."""
 
 
 class TickLoop:
@@ -68,8 +75,8 @@ class TickLoop:
         self.client_ns = 0
         self.listing_ns = 0
         #: clients with frames that no tick had time for yet, and those with answers to be written
-        self.deferred: list[ClientConnection] = []
-        self.answering: list[ClientConnection] = []
+        self.deferred: list[Client] = []
+        self.answering: list[Client] = []
         #: what is done between the core's own tick and its effects, in this order
         self.steps: list[Callable[[int], None]] = []
         #: is told up to where the log is durable

@@ -34,17 +34,19 @@ PATCHES: Final[dict[str, list[tuple[str, str]]]] = {
     "node/peers.py": [
         ("        body: list[list[Any]] = []\n", '        body: list[list[Any]] = [[200, "later"]]\n'),
     ],
-    "layout.py": [
+    "layout/records.py": [
         (
             "return orjson.dumps(asdict(record))",
             'return orjson.dumps(asdict(record) | {"later": {"x": [1]}})',
         ),
     ],
-    "topology.py": [
+    "topology/plain.py": [
         (
-            'wire: dict[str, Any] = {"cluster": self.cluster, "revision": self.revision}',
-            'wire: dict[str, Any] = {"cluster": self.cluster, "revision": self.revision, "later": [1]}',
+            'plain: dict[str, Any] = {"cluster": cluster, "revision": revision}',
+            'plain: dict[str, Any] = {"cluster": cluster, "revision": revision, "later": [1]}',
         ),
+    ],
+    "topology/placements.py": [
         (
             '        "stores": list(p.stores),\n',
             '        "stores": list(p.stores),\n        "later": {"x": 1},\n',

@@ -180,7 +180,7 @@ async def _start(client: AsyncClient) -> None:
 async def test_closing_ends_what_is_under_way(shared: Cluster) -> None:
     async with Between([n["rpc"] for n in shared.json()["nodes"]]) as between:
         client = AsyncClient(between.addresses)
-        client.dispatcher.table = between.table()
+        client.dispatcher.table = client.dispatcher.directory.table = between.table()
         await client.start()
         ns = client.namespace("closing")
         await ns.put("a/k", b"1")
@@ -210,12 +210,12 @@ async def test_only_a_router(shared: Cluster) -> None:
             assert router.posts == posts + 1, "one turn, one request"
         await between.set(REFUSE)
         async with AsyncClient(router=router.url) as client:
-            client.dispatcher.table = between.table()
+            client.dispatcher.table = client.dispatcher.directory.table = between.table()
             await check_all_works(client, "refused")
             assert client.stats().unreachable > 0
         await between.set(SWALLOW_ALL)
         async with AsyncClient(router=router.url) as client:
-            client.dispatcher.table = between.table()
+            client.dispatcher.table = client.dispatcher.directory.table = between.table()
             await check_all_works(client, "swallowed")
             posts = router.posts
             await asyncio.gather(*(client.namespace("swallowed").get(f"k{n}") for n in range(100)))
@@ -255,7 +255,7 @@ async def test_a_change_of_path_applies_nothing_twice(shared: Cluster) -> None:
     async with FakeRouter(nodes) as router, Between(nodes) as between:
         client = AsyncClient(between.addresses, router=router.url)
         async with client:
-            client.dispatcher.table = between.table()
+            client.dispatcher.table = client.dispatcher.directory.table = between.table()
             await client.start()
             ns = client.namespace("paths")
             assert (await ns.add("n")).value == 1
@@ -315,7 +315,7 @@ async def test_a_watch_changes_its_path_and_loses_nothing(cell: Cluster) -> None
     async with FakeRouter(nodes) as router, Between(nodes) as between, cell.client() as writing:
         client = AsyncClient(between.addresses, router=router.url)
         async with client:
-            client.dispatcher.table = between.table()
+            client.dispatcher.table = client.dispatcher.directory.table = between.table()
             await client.start()
             witness = Witness(writing, "paths.seen", 3)
             await witness.watch("plain", client)

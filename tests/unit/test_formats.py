@@ -29,7 +29,7 @@ NAMED_SO: Final = re.compile(
 #: bounds, numbers of frames and parameters of the HTTP API that are called like versions
 NO_VERSIONS: Final = {
     ("metastore/history.py", "NO_VERSION"),
-    ("metastore/layout.py", "MAX_LEVEL"),
+    ("metastore/layout/records.py", "MAX_LEVEL"),
     ("metastore/node/features.py", "FACT_LEVEL"),
     ("metastore/wire/frames.py", "LEVEL"),
     ("metastore/wire/versions.py", "MAX_VERSION"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import metastore
 from metastore import layout, schema
 from metastore.core.messages import KINDS
 from metastore.operations import OPERATIONS
@@ -49,7 +50,7 @@ def test_all_that_leaves_a_process_has_an_example() -> None:
     kinds_of_frames = {v for k, v in vars(frames).items() if k.isupper() and type(v) is int and v < 64}
     assert sent >= kinds_of_frames
     facts = set()
-    for module in Path(layout.__file__).parent.rglob("*.py"):
+    for module in Path(metastore.__file__).parent.rglob("*.py"):
         for line in module.read_text().splitlines():
             if line.startswith("FACT_") and "=" in line:
                 facts.add(line.split("=")[1].strip().strip('"'))

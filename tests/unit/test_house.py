@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +77,64 @@ def test_one_place_says_what_is_one_transaction(written: str, by: str) -> None:
         if written in writers(path.read_text())
     }
     assert found == {by}
+
+
+#: a fact -> where it may be set; everybody else reads it there (ARCHITECTURE.md, "Who owns which fact")
+OWNERS = {
+    "role": {"metastore/core"},
+    "commit_index": {"metastore/core"},
+    "sealed_epoch": {"metastore/core"},
+    "config_mod_revision": {"metastore/core"},
+    "applied": {"metastore/storage"},
+    "applied_epoch": {"metastore/storage"},
+    "applied_index": set[str](),
+    "saved": {"metastore/storage"},
+    "hi": {"metastore/partition/split.py", "metastore/partition/state.py"},
+    "home": {"metastore/core"},
+    "registered": {"metastore/node/control/agent.py", "metastore/node/control/link.py"},
+}
+
+
+def assigned(source: str) -> Iterator[str]:
+    """Names of attributes that are set."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+@pytest.mark.parametrize("fact", OWNERS)
+def test_a_fact_has_one_owner(fact: str) -> None:
+    owners = OWNERS[fact]
+    setting = {
+        str(path.relative_to(ROOT))
+        for part in ("core", "partition", "storage", "node")
+        for path in (ROOT / "metastore" / part).rglob("*.py")
+        if fact in assigned(path.read_text())
+    }
+    found = {path if path in owners else path.rsplit("/", path.count("/") - 1)[0] for path in setting}
+    assert found == owners, setting
+
+
+MODULES = [
+    path.relative_to(ROOT)
+    for program in PRODUCT
+    for path in sorted((ROOT / program).rglob("*.py"))
+    if path.name != "__init__.py"
+]
+MAX_LINES = 500
+
+
+def test_no_product_file_is_long() -> None:
+    long = {str(path) for path in MODULES if len((ROOT / path).read_text().splitlines()) > MAX_LINES}
+    assert not long, f"more than {MAX_LINES} lines: {sorted(long)}"
+
+
+def test_each_module_has_a_test_of_its_name_or_a_line_that_says_what_holds_it() -> None:
+    page = (ROOT / "tests/README.md").read_text().split("## Which layer holds which module")[1]
+    told = re.findall(r"`((?:metastore|router|cellctl)/[\w/]+\.py)`", page.split("\n## ")[0])
+    of_their_name = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    modules = {str(path) for path in MODULES}
+    without = {str(path) for path in MODULES if path.stem not in of_their_name} - set(told)
+    assert not without, f"name them in tests/README.md, with what holds them: {sorted(without)}"
+    assert set(told) <= modules, f"there are no such modules: {sorted(set(told) - modules)}"
+    assert len(told) == len(set(told)), "each of them once"

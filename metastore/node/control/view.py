@@ -1,11 +1,16 @@
-"""What the control plane's records ask of one node: which partitions it is to have, which of them may go. Pure."""
+"""What the control plane's records ask of one node: which partitions it is to have and when, which of them may go, which leader keys
+are its own. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from metastore.layout import ConfigRecord, Member, MoveRecord, term_of
+
+#: so long a child waits for its parent's entry before it is opened empty (R18)
+PARENT_PATIENCE_NS: Final = 2_000_000_000
 
 
 class Place(Enum):
@@ -27,6 +32,14 @@ class Copy(NamedTuple):
     config_mod_revision: int
     #: whether a snapshot is being installed
     installing: bool
+
+
+class Parent(NamedTuple):
+    """The copy here of the partition that another was split off."""
+
+    is_member: bool
+    #: it has applied the entry that split off the other
+    has_parted: bool
 
 
 def is_to_join(config: ConfigRecord, move: MoveRecord | None, mine: Member) -> bool:
@@ -59,3 +72,29 @@ def differs(usage: dict[str, list[int]], published: dict[str, list[int]]) -> boo
     return usage.keys() != published.keys() or any(
         abs(new - old) * 100 > old for ns in usage for new, old in zip(usage[ns], published[ns], strict=True)
     )
+
+
+def waits_for_parent(pending: bool, held: bool, parent: Parent | None, waited_ns: int) -> bool:
+    """R18: whether a child will be here as soon as the entry that split it off is applied and durable: it is ``pending``
+    (applied, not durable) or may be soon. That may never be: then it is opened empty, and gets what it has to hold from other
+    replicas. ``held``: the store has a copy of it; ``parent``: None = no copy is here."""
+    if pending:
+        return True
+    if held or parent is None or parent.has_parted:
+        return False
+    return parent.is_member and waited_ns < PARENT_PATIENCE_NS
+
+
+def is_missing(node: str, replicas: Collection[str] | None, gone: bool, durable: bool) -> bool:
+    """R18: whether this store may be a member of a partition, and has no durable copy of it. ``replicas``: its nodes as the topology
+    has them, None = it has them not; ``gone``: a record names this store no more, or the copy was dropped."""
+    if gone or durable:
+        return False
+    return replicas is None or node in replicas
+
+
+def leads_as_recorded(config: ConfigRecord | None, sealed_epoch: int, active: bool, node: str) -> bool:
+    """R12: whether a leader here is the one that its record names: then the leader key is to be this node's."""
+    if not active or config is None or config.leader != node:
+        return False
+    return term_of(config.epoch) == term_of(sealed_epoch)

@@ -11,7 +11,7 @@ import pytest
 from metastore.core.electing import PartitionReplica
 from metastore.core.messages import Lineage
 from metastore.node import node as node_module
-from metastore.node import registration
+from metastore.node.control import registration
 from metastore.node.identity import Verdict
 from tests.simulation.process.plans import LOSSES
 from tests.simulation.process.world import World

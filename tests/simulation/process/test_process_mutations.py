@@ -16,7 +16,7 @@ from metastore.core.rows import SESSION_PREFIX
 from metastore.core.term import Term
 from metastore.history import LastSeenIndex
 from metastore.layout import ConfigRecord
-from metastore.node.control.agent import Control
+from metastore.node.control.assignment import Assignment
 from metastore.node.node import Node
 from metastore.node.tick_loop import TickLoop
 from metastore.partition.reads import Reads
@@ -170,7 +170,7 @@ def removed_forgets_its_promise(patch: Planter) -> None:
 
 def an_empty_child_counts(patch: Planter) -> None:
     """R18: a child is begun by replicas none of which has come to the split."""
-    patch.setattr(Control, "_waits_for_parent", lambda self, config, since: False)
+    patch.setattr(Assignment, "_waits_for_parent", lambda self, config, since: False)
     patch.setattr(Term, "has_origin", lambda self: True)
 
 

@@ -19,7 +19,7 @@ from metastore.core.messages import Process
 from metastore.core.rows import SplitOff
 from metastore.core.settings import CoreSettings
 from metastore.layout import ConfigRecord, LeaderRecord, first_epoch
-from metastore.node.control.agent import Control
+from metastore.node.control.assignment import Assignment
 from metastore.partition import split
 from metastore.partition.split import Split
 from metastore.storage.checkpoints import Checkpoints
@@ -110,7 +110,7 @@ def drops_before_it_has_looked(patch: Planter) -> None:
     def _left(self: Any, host: Any, config: ConfigRecord, mod_revision: int) -> None:
         self.node.drop_partition(host.p)
 
-    patch.setattr(Control, "_left", _left)
+    patch.setattr(Assignment, "_left", _left)
 
 
 def filtered(patch: Planter, kind: type[Any], part: str) -> None:
@@ -169,7 +169,7 @@ def whatever_it_has_is_committed(patch: Planter) -> None:
             log = found.replica.log
             self._happens(EntryCommitted(parent[0], log.last_position()[0], log.last_index))
 
-    patch.setattr(Control, "_entry_committed", _entry_committed)
+    patch.setattr(Assignment, "_entry_committed", _entry_committed)
 
 
 def names_another_first_leader(patch: Planter) -> None:

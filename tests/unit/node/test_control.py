@@ -23,8 +23,8 @@ from metastore.core.messages import Process
 from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
 from metastore.node.control.agent import FACT_CLUSTER_ID, FACT_REVISION, known_etcd, usage_pause_s
+from metastore.node.control.registration import Outcome
 from metastore.node.node import Node
-from metastore.node.registration import Outcome
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord
 from metastore.storage.splits import SplitRows
@@ -111,7 +111,7 @@ async def f(tmp_path: Path) -> AsyncIterator[Fixture]:
 
 
 async def test_an_election_names_the_owner_and_its_lease_at_once(f: Fixture) -> None:
-    won = await f.control._elect(f.campaign())
+    won = await f.control.record_changes.elect(f.campaign())
     assert won is not None
     assert won[0] == f.config() == replace(f.record, epoch=TERM2, leader="f")
     assert won[1] == f.revision() == f.revision(LEADER_KEY), "one transaction"
@@ -124,14 +124,14 @@ async def test_an_election_compares_the_record_that_was_read(f: Fixture) -> None
     campaign = f.campaign()
     moved = replace(f.record, epoch=TERM2, leader="l")
     f.put(CONFIG_KEY, moved.to_json())
-    assert await f.control._elect(campaign) is None
+    assert await f.control.record_changes.elect(campaign) is None
     assert f.config() == moved
 
 
 @pytest.mark.parametrize("allowed", [b"another value", None])
 async def test_an_election_replaces_the_very_leader_that_was_lost(f: Fixture, allowed: bytes | None) -> None:
     """R9 says which value may be replaced, or that there is none."""
-    assert await f.control._elect(f.campaign(replace=allowed)) is None
+    assert await f.control.record_changes.elect(f.campaign(replace=allowed)) is None
     assert f.config() == f.record
     assert f.etcd.kvs[LEADER_KEY].value == f.leader_value("l")
 
@@ -140,19 +140,19 @@ async def test_who_loses_learns_what_there_is_instead(f: Fixture) -> None:
     campaign = f.campaign()
     taken = replace(f.record, epoch=TERM2, leader="x")
     f.put(CONFIG_KEY, taken.to_json())
-    await f.control._elect(campaign)
+    await f.control.record_changes.elect(campaign)
     assert f.host.replica.config == taken
 
 
 async def test_without_a_lease_nobody_is_elected(f: Fixture) -> None:
     f.control.session.lease_id = 0  # type: ignore[misc]
-    assert await f.control._elect(f.campaign()) is None
+    assert await f.control.record_changes.elect(f.campaign()) is None
     assert f.config() == f.record
 
 
 async def test_an_election_whose_answer_is_lost_is_decided_by_what_is_there(f: Fixture) -> None:
     f.etcd.lose_next_answer = True
-    won = await f.control._elect(f.campaign())
+    won = await f.control.record_changes.elect(f.campaign())
     assert won == (f.config(), f.revision())
     assert f.config().leader == "f"
 
@@ -163,7 +163,7 @@ async def test_a_lost_answer_is_no_victory(f: Fixture) -> None:
     f.put(CONFIG_KEY, taken.to_json())
     f.put(LEADER_KEY, f.leader_value("x", TERM2))
     f.etcd.lose_next_answer = True
-    assert await f.control._elect(campaign) is None
+    assert await f.control.record_changes.elect(campaign) is None
     assert f.config() == taken
 
 
@@ -173,7 +173,7 @@ async def test_nor_a_lost_answer_after_which_the_leader_is_another(f: Fixture) -
     f.put(CONFIG_KEY, replace(f.record, epoch=TERM3, leader="f").to_json())
     f.put(LEADER_KEY, f.leader_value("f", TERM3))
     f.etcd.lose_next_answer = True
-    assert await f.control._elect(campaign) is None
+    assert await f.control.record_changes.elect(campaign) is None
 
 
 # --- R10 ----------------------------------------------------------------------------------------------------
@@ -183,23 +183,23 @@ async def test_a_change_compares_the_record_of_its_leaders_own_term(f: Fixture) 
     change = f.change()
     later = replace(f.record, epoch=TERM2, leader="x")
     revision = f.put(CONFIG_KEY, later.to_json())
-    assert await f.control._swap(change) == 0
+    assert await f.control.record_changes.swap(change) == 0
     assert f.config() == later
-    await f.until(lambda: f.control._configs.get(P) == revision)
-    assert await f.control._swap(change) == 0, "whatever record is known by now"
+    await f.until(lambda: f.control.assignment.revisions.get(P) == revision)
+    assert await f.control.record_changes.swap(change) == 0, "whatever record is known by now"
     assert f.config() == later
 
 
 async def test_a_change_is_told_with_its_revision(f: Fixture) -> None:
     change = f.change()
-    assert await f.control._swap(change) == f.revision()
+    assert await f.control.record_changes.swap(change) == f.revision()
     assert f.config() == change.new
     assert f.etcd.kvs[LEADER_KEY].value == f.leader_value("f", TERM2)
 
 
 async def test_a_change_to_another_leader_takes_the_leader_key_away(f: Fixture) -> None:
     """R10: whom the record names puts it back itself."""
-    assert await f.control._swap(f.change(new=replace(f.record, epoch=TERM2, leader="x")))
+    assert await f.control.record_changes.swap(f.change(new=replace(f.record, epoch=TERM2, leader="x")))
     assert LEADER_KEY not in f.etcd.kvs
 
 
@@ -209,17 +209,17 @@ async def test_a_change_whose_answer_is_lost_is_decided_by_what_is_there(f: Fixt
     if not made:
         f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, leader="x").to_json())
     f.etcd.lose_next_answer = True
-    assert await f.control._swap(change) == (f.revision() if made else 0)
+    assert await f.control.record_changes.swap(change) == (f.revision() if made else 0)
 
 
 async def test_the_last_step_to_another_cell_is_one_transaction(f: Fixture) -> None:
     new = replace(f.record, epoch=TERM2, leader="x")
     elsewhere = LAYOUT.config("c2", P)
     f.put(elsewhere, b"something")
-    assert await f.control._swap(f.change(new=new, cell="c2")) == 0
+    assert await f.control.record_changes.swap(f.change(new=new, cell="c2")) == 0
     assert f.config() == f.record
     del f.etcd.kvs[elsewhere]
-    assert await f.control._swap(f.change(new=new, cell="c2")) == f.revision(elsewhere)
+    assert await f.control.record_changes.swap(f.change(new=new, cell="c2")) == f.revision(elsewhere)
     assert CONFIG_KEY not in f.etcd.kvs
 
 
@@ -235,8 +235,8 @@ async def test_data_stays_where_a_later_term_is_sealed_than_the_records(f: Fixtu
     revision = f.put(
         CONFIG_KEY, replace(f.record, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx"))).to_json()
     )
-    await f.until(lambda: f.coordinator.revision >= revision and P in f.control._elsewhere)
-    f.control._drop_what_left()
+    await f.until(lambda: f.coordinator.revision >= revision and P in f.control.assignment.elsewhere)
+    f.control.assignment.drop_what_left()
     assert P in f.node.partitions
     assert not f.store.partitions[P].dropped
 
@@ -256,7 +256,7 @@ async def test_what_is_dropped_remembers_what_it_has_promised(f: Fixture) -> Non
 
 
 async def put_back(f: Fixture) -> bytes | None:
-    await f.control._put_back(P, f.host.replica.sealed_epoch)
+    await f.control.record_changes.put_back(P, f.host.replica.sealed_epoch)
     found = f.etcd.kvs.get(LEADER_KEY)
     return None if found is None else found.value
 
@@ -265,7 +265,11 @@ async def leads(f: Fixture) -> None:
     """etcd's record names ``f``, which leads, and its key is gone with an earlier lease."""
     revision = f.put(CONFIG_KEY, replace(f.record, epoch=TERM2, leader="f").to_json())
     f.etcd._delete(LEADER_KEY)
-    await f.until(lambda: f.control._configs.get(P) == revision and f.control._leaders.get(P) is None)
+    await f.until(
+        lambda: (
+            f.control.assignment.revisions.get(P) == revision and f.control.assignment.leaders.get(P) is None
+        )
+    )
     f.node.core._replicas[P].role = "active"
 
 
@@ -280,7 +284,7 @@ async def test_a_key_on_a_lease_of_before_is_put_on_the_present_one(f: Fixture) 
     await leads(f)
     before = f.etcd.grant(600, now_ns() / 1e9)
     f.etcd.txn([], [Put(LEADER_KEY, f.leader_value("f", TERM2), before)], [])
-    f.control._leaders[P] = f.etcd.kvs[LEADER_KEY]
+    f.control.assignment.leaders[P] = f.etcd.kvs[LEADER_KEY]
     assert await put_back(f) == f.leader_value("f", TERM2)
     assert f.etcd.kvs[LEADER_KEY].lease == f.control.session.lease_id != before
 
@@ -288,14 +292,14 @@ async def test_a_key_on_a_lease_of_before_is_put_on_the_present_one(f: Fixture) 
 async def test_not_when_the_record_has_changed_since(f: Fixture) -> None:
     """Somebody else may own the next term, and its key have gone too."""
     await leads(f)
-    known = f.control._configs[P]
+    known = f.control.assignment.revisions[P]
     f.etcd.up = False  # the watch does not hear of it
     f.put(CONFIG_KEY, replace(f.record, epoch=TERM3, leader="x").to_json())
     f.etcd._delete(LEADER_KEY)
     f.etcd.up = True
-    f.control._configs[P] = known
-    f.control._leaders[P] = None
-    await f.control._put_back(P, TERM2)
+    f.control.assignment.revisions[P] = known
+    f.control.assignment.leaders[P] = None
+    await f.control.record_changes.put_back(P, TERM2)
     found = f.etcd.kvs.get(LEADER_KEY)
     assert found is None or found.value != f.leader_value("f", TERM2)
 
@@ -303,9 +307,9 @@ async def test_not_when_the_record_has_changed_since(f: Fixture) -> None:
 async def test_nor_over_the_key_of_another(f: Fixture) -> None:
     await leads(f)
     f.put(LEADER_KEY, f.leader_value("x", TERM2))
-    f.control._leaders[P] = f.etcd.kvs[LEADER_KEY]
+    f.control.assignment.leaders[P] = f.etcd.kvs[LEADER_KEY]
     assert await put_back(f) == f.leader_value("x", TERM2)
-    f.control._leaders[P] = None
+    f.control.assignment.leaders[P] = None
     assert await put_back(f) == f.leader_value("x", TERM2), "it was not seen"
 
 
@@ -315,7 +319,7 @@ async def test_nor_over_the_key_of_another(f: Fixture) -> None:
 async def test_etcd_that_has_forgotten_a_sealed_term_is_not_trusted(f: Fixture) -> None:
     """It was restored from a backup: its terms were handed out before."""
     f.seal(TERM3)
-    await f.control._compare_terms(P, f.host)
+    await f.control.record_changes.compare_terms(P, f.host)
     assert "term 1, and it was at 3" in f.coordinator.untrusted
     assert not f.control.can_elect()
 
@@ -324,14 +328,14 @@ async def test_a_watch_that_is_behind_is_no_reason_for_distrust(f: Fixture) -> N
     f.seal(TERM3)
     newer = replace(f.record, epoch=TERM3, leader="l").to_json()
     f.etcd.kvs[CONFIG_KEY] = replace(f.etcd.kvs[CONFIG_KEY], value=newer)
-    assert f.control._terms[P] == 1
-    await f.control._compare_terms(P, f.host)
+    assert f.control.assignment.terms[P] == 1
+    await f.control.record_changes.compare_terms(P, f.host)
     assert not f.coordinator.untrusted
 
 
 async def test_the_same_terms_are_not_even_asked_about(f: Fixture) -> None:
     f.coordinator.cut = True
-    await f.control._compare_terms(P, f.host)
+    await f.control.record_changes.compare_terms(P, f.host)
     assert not f.coordinator.untrusted
 
 
@@ -347,7 +351,7 @@ async def test_which_rebuilding_is_followed_is_durable(f: Fixture) -> None:
 
 async def test_who_is_not_registered_elects_nobody(f: Fixture) -> None:
     for registered in (True, False):
-        f.control._registered = registered
+        f.control.link.registered = registered
         assert f.control.can_elect() == registered
 
 
@@ -361,7 +365,7 @@ async def test_who_is_not_registered_changes_nothing(f: Fixture, outcome: Outcom
 
     f.control.registration.register = register  # type: ignore[method-assign]
     f.control.registration.tell_mark = tell_mark  # type: ignore[method-assign]
-    f.control._registered = False
+    f.control.link.registered = False
     await leads(f)
     await f.control._reconcile()
     assert (LEADER_KEY in f.etcd.kvs) == (outcome == "done")
@@ -375,7 +379,7 @@ async def test_what_was_split_off_waits_for_the_entry_that_did_it(f: Fixture) ->
     child = ConfigRecord(1, 1 << 63, 1 << 64, TERM2, "l", f.record.replicas, parent=(P, TERM1, 7))
     f.put(LAYOUT.config("c1", 1), child.to_json())
     f.put(CONFIG_KEY, replace(f.record, hi=1 << 63, epoch=TERM2).to_json())
-    await f.until(lambda: 1 in f.control._unopened)
+    await f.until(lambda: 1 in f.control.assignment.unopened)
     assert 1 not in f.node.partitions
     f.control.open_now(1)
     assert 1 in f.node.partitions
@@ -394,8 +398,8 @@ async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixtu
     others = replace(f.record, hi=1 << 63, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx")))
     f.put(CONFIG_KEY, others.to_json())
     try:
-        await f.until(lambda: P in f.control._elsewhere)
-        f.control._drop_what_left()
+        await f.until(lambda: P in f.control.assignment.elsewhere)
+        f.control.assignment.drop_what_left()
         assert P in f.node.partitions
         assert f.node.failure is None
     finally:
@@ -403,7 +407,7 @@ async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixtu
     async with asyncio.timeout(10):
         await store.save(P, 1)
     await f.until(lambda: store.holds(1))
-    f.control._drop_what_left()
+    f.control.assignment.drop_what_left()
     assert P not in f.node.partitions
 
 
@@ -421,7 +425,7 @@ async def test_a_bad_record_lets_the_partition_be_claimed_until_it_is_mended(f: 
         await f.until(lambda: f.host.replica.unrecorded)
         assert f.host.replica.config == f.record
         if not gone:
-            assert await f.control._elect(f.campaign(expect_mod_revision=7)) is None
+            assert await f.control.record_changes.elect(f.campaign(expect_mod_revision=7)) is None
             assert f.host.replica.config == f.record, "what it found instead"
         f.put(CONFIG_KEY, f.record.to_json())
         await f.until(lambda: not f.host.replica.unrecorded)

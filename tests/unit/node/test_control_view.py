@@ -8,13 +8,18 @@ import pytest
 
 from metastore.layout import ConfigRecord, MoveRecord, first_epoch
 from metastore.node.control.view import (
+    PARENT_PATIENCE_NS,
     Copy,
+    Parent,
     Place,
     differs,
+    is_missing,
     is_to_join,
     is_withdrawn,
+    leads_as_recorded,
     may_be_dropped,
     place_of,
+    waits_for_parent,
 )
 
 MINE = ("f", "sf")
@@ -85,6 +90,67 @@ def test_who_joins_and_who_does_not_any_more(
 def test_which_copy_may_go(config: ConfigRecord, revision: int, copy: Copy, may: bool) -> None:
     """R10: not one that has sealed a later term, nor by a record older than what it goes by."""
     assert may_be_dropped(config, revision, MINE, copy) is may
+
+
+MEMBER, LEARNER = Parent(True, False), Parent(False, False)
+SOON, LATE = PARENT_PATIENCE_NS - 1, PARENT_PATIENCE_NS
+
+
+@pytest.mark.parametrize(
+    ("pending", "held", "parent", "waited_ns", "waits"),
+    [
+        (True, False, None, LATE, True),
+        (True, True, Parent(True, True), LATE, True),
+        (False, False, MEMBER, 0, True),
+        (False, False, MEMBER, SOON, True),
+        (False, False, MEMBER, LATE, False),
+        (False, False, LEARNER, 0, False),
+        (False, False, Parent(True, True), 0, False),
+        (False, True, MEMBER, 0, False),
+        (False, False, None, 0, False),
+    ],
+)
+def test_which_child_waits_for_its_parent(
+    pending: bool, held: bool, parent: Parent | None, waited_ns: int, waits: bool
+) -> None:
+    """R18: what was split off and is not durable is never opened; what may still come by the parent's log is waited for."""
+    assert waits_for_parent(pending, held, parent, waited_ns) is waits
+
+
+@pytest.mark.parametrize(
+    ("replicas", "gone", "durable", "missing"),
+    [
+        (("f", "x"), False, False, True),
+        (None, False, False, True),
+        (("x", "y"), False, False, False),
+        (("f", "x"), True, False, False),
+        (("f", "x"), False, True, False),
+        (None, False, True, False),
+    ],
+)
+def test_which_partition_is_missing(
+    replicas: tuple[str, ...] | None, gone: bool, durable: bool, missing: bool
+) -> None:
+    assert is_missing("f", replicas, gone, durable) is missing
+
+
+@pytest.mark.parametrize(
+    ("config", "sealed", "active", "leads"),
+    [
+        (replace(OURS, leader="f"), TERM2, True, True),
+        (replace(OURS, leader="f"), TERM2 + 3, True, True),
+        (replace(OURS, leader="f"), TERM2, False, False),
+        (replace(OURS, leader="f"), first_epoch(3), True, False),
+        (replace(OURS, leader="f"), TERM1, True, False),
+        (OURS, TERM2, True, False),
+        (None, TERM2, True, False),
+    ],
+)
+def test_whose_leader_key_is_put_back(
+    config: ConfigRecord | None, sealed: int, active: bool, leads: bool
+) -> None:
+    """R12: that of the leader whom the record names, in the record's term, at whatever restart."""
+    assert leads_as_recorded(config, sealed, active, "f") is leads
 
 
 @pytest.mark.parametrize(

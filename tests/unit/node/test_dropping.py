@@ -26,7 +26,7 @@ async def test_a_leader_is_dropped_while_writes_wait_for_a_slow_disk(tmp_path: P
         while not s.host.writes.pending:
             await asyncio.sleep(0.005)
         record = ConfigRecord(0, 0, 1 << 64, first_epoch(5), "x", (("x", "sx"),))
-        s.node.control._config_changed("c1", record, 50)
+        s.node.control.assignment.config_changed("c1", record, 50)
         s.node.ticks.run_effects()
         assert s.node.partitions == {}
         go.set()

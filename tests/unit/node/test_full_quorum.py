@@ -136,7 +136,7 @@ async def test_nothing_expires_and_nothing_is_split_while_no_quorum_can_take_it(
         await led.lead()
         await led.written("k", ttl_ms=600_000)
         wanted = SplitRecord(P, 1, 1 << 63)
-        led.node.control.can_elect = lambda: True  # type: ignore[method-assign]
+        led.node.control.can_elect = lambda: True
         led.node.links.connected = lambda: ["x", "y"]  # type: ignore[method-assign]
         term = led.replica.term
         assert term is not None

@@ -10,6 +10,7 @@ import pytest
 from metastore.core.entry import pack_entry
 from metastore.core.messages import ASKED, CONFIRMED, MAX_RUNS, Lineage, Process, Run, Seen
 from metastore.layout import MarkRecord, NodeRecord
+from metastore.node.control.replacement import renewed
 from metastore.node.identity import (
     MAX_REMEMBERED,
     Identity,
@@ -18,7 +19,6 @@ from metastore.node.identity import (
     judge_living,
     judge_peer,
 )
-from metastore.node.replacement import renewed
 from metastore.storage.records import SealEntry
 from metastore.storage.store import Store
 

@@ -38,9 +38,9 @@ def a_second(node: Node) -> Callable[[], None]:
 
     def once() -> None:
         control = node.control
-        control.leader_keys_read()
-        control._drop_what_left()
-        control._open_waiting()
+        control.assignment.leader_keys_read()
+        control.assignment.drop_what_left()
+        control.assignment.open_waiting()
         control._remember()
         node.quotas.recount()
         node.leader_balancer.tick(node.leader_balancer._again_ns + 1)
@@ -60,7 +60,7 @@ async def idle_calls(second: Callable[[], None], bound: float) -> int:
 async def changes(case: Case, make: Callable[[Case], Op]) -> int:
     """Calls that a change of one record takes the node, until it is in the log."""
     control = case.node.control
-    watch: Any = control._watch
+    watch: Any = control.link.watch
     await until(lambda: watch.revision >= case.etcd.revision)
     case.number += 1
     op: Any = make(case)

@@ -375,7 +375,7 @@ async def test_a_partition_ends_where_etcds_record_says(tmp_path: Path) -> None:
         await led.lead()
         point = int.from_bytes(storage_key("k")[:8], "big")
         assert led.host.state.covers(storage_key("k"))
-        led.node.control._config_changed("c1", replace(led.record, hi=point), 5)
+        led.node.control.assignment.config_changed("c1", replace(led.record, hi=point), 5)
         assert led.host.state.hi == storage_key("k")[:8]
         assert led.put("k").statuses() == [Moved.status]
 

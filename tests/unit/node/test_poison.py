@@ -191,8 +191,8 @@ class Poisoned:
         table.pop("unreadable", None)
         return (
             table,
-            {p: (move, control._homes.get(p)) for p, (move, _) in control._moves.items()},
-            dict(control._splits),
+            {p: (move, control.assignment.homes.get(p)) for p, (move, _) in control.assignment.moves.items()},
+            dict(control.assignment.splits),
             set(control.drained),
             dict(self.node.quotas.others),
             {q: (host.replica.config, host.replica.leader_node) for q, host in self.node.partitions.items()},

@@ -20,10 +20,10 @@ from metastore.core.messages import MAX_RUNS, Lineage, Process, Run, Seen
 from metastore.fields import BadRecord
 from metastore.layout import Layout, MarkRecord, NodeRecord, node_record_from_json, to_json
 from metastore.node.clients import ClientConnection
+from metastore.node.control.registration import Outcome
 from metastore.node.identity import State, judge
 from metastore.node.main import serve
 from metastore.node.node import Node
-from metastore.node.registration import Outcome
 from metastore.node.startup import take_part
 from metastore.storage.records import SealEntry
 from metastore.storage.store import Store
@@ -46,7 +46,7 @@ def etcd() -> MemoryEtcd:
 async def start(etcd: MemoryEtcd, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     """Starts a process on a folder, which may take part or not."""
     monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 20.0)
-    monkeypatch.setattr("metastore.node.registration.PROBE_S", 20.0)
+    monkeypatch.setattr("metastore.node.control.registration.PROBE_S", 20.0)
     NODES.clear()
     loop = asyncio.get_running_loop()
 
@@ -189,7 +189,7 @@ async def test_a_copy_of_the_running_folder_put_back_before_any_other_start(
     start: Start, etcd: MemoryEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """etcd was told how far the store was durable."""
-    monkeypatch.setattr("metastore.node.registration.MARK_NS", 0)
+    monkeypatch.setattr("metastore.node.control.registration.MARK_NS", 0)
     live, copy, later = tmp_path / "live", tmp_path / "copy", tmp_path / "later"
     first = await start(live, "run1")
     await write(first, 1)
@@ -213,7 +213,7 @@ async def test_a_copy_of_the_running_folder_put_back_before_any_other_start(
 async def test_a_mark_is_of_who_is_registered(
     start: Start, etcd: MemoryEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metastore.node.registration.MARK_NS", 0)
+    monkeypatch.setattr("metastore.node.control.registration.MARK_NS", 0)
     node = await start(tmp_path, "run1")
     await write(node, 1)
     etcd.txn([], [Put(LAYOUT.node("n"), to_json(replace(record(etcd), incarnation="other")))], [])
@@ -541,7 +541,7 @@ async def test_a_mark_that_makes_no_sense_keeps_nobody_out(
     start: Start, etcd: MemoryEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is passed over, and there is a good one again as soon as there is more to tell."""
-    monkeypatch.setattr("metastore.node.registration.MARK_NS", 0)
+    monkeypatch.setattr("metastore.node.control.registration.MARK_NS", 0)
     await end(await start(tmp_path, "run1"), etcd)
     etcd.txn([], [Put(LAYOUT.mark("n"), b'{"mark": "x"}')], [])
     again = await start(tmp_path, "run2")

@@ -104,7 +104,7 @@ class Watched:
         self.reader = reader
         self.watch = watch
         self.wrote: list[str] = []
-        (self.connection,) = reader.dispatcher._connections.values()
+        (self.connection,) = reader.dispatcher.pool._connections.values()
 
     async def write(self, keys: list[str], value: bytes = b"v") -> None:
         for key in keys:

@@ -24,7 +24,7 @@ async def test_a_watch_goes_on_after_its_reader_was_slow(tmp_path: Path) -> None
     async with Single(tmp_path) as s, s.client() as writer, s.client() as reader:
         ns = writer.namespace("n")
         async with reader.namespace("n").watch("d/") as watch:
-            (connection,) = reader.dispatcher._connections.values()
+            (connection,) = reader.dispatcher.pool._connections.values()
             assert connection.transport is not None
             connection.transport.pause_reading()
             count = 0

@@ -51,6 +51,7 @@ class Asking(Dispatcher):
     def __init__(self, nodes: dict[str, FakeNode], seeds: list[str]) -> None:
         super().__init__(seeds, "c")
         self.fakes = nodes
+        self.pool.connect = self.connect  # type: ignore[method-assign]
 
     async def connect(self, address: str, until: float | None = None, patience_s: float = 0.0) -> Any:
         node = self.fakes.get(address)

@@ -24,7 +24,7 @@ from metastore.layout import NodeRecord
 from metastore.operations import GET, LINEARIZABLE, OK, PUT
 from metastore.routing.dispatcher import Dispatcher, RequestIds
 from metastore.routing.failures import AttemptTimeout, ConnectionLost
-from metastore.topology import Placement, TopologyTable
+from metastore.topology import Placement
 
 LKEY = storage_key_of("n", "k")
 NODES = ("n1", "n2", "n3")
@@ -43,15 +43,12 @@ class Scripted(Dispatcher):
 
     def __init__(self, *script: Any) -> None:
         super().__init__([])
-        self.table = TopologyTable("test")
+        self.open_connection = lambda address: self  # type: ignore[assignment,return-value]
         self.table.partitions = {0: Placement(0, 0, 1 << 64, "c", NODES, leader="n1", epoch=1)}
         self.table.nodes = {n: NodeRecord(n, "c", n, f"{n}:1", "") for n in NODES}
         self.script = list(script)
         #: ``(seq, floor, stamp)`` of the writes that were sent
         self.sent: list[tuple[int, int, int]] = []
-
-    def open_connection(self, address: str) -> Any:
-        return self
 
     async def submit(self, client_id: bytes, op: list[Any], until: float, patience: float) -> list[Any]:
         if op[1] == PUT:

@@ -167,6 +167,6 @@ async def test_a_hint_of_the_parents_leader_is_none_of_the_childs() -> None:
     assert dispatcher.watches[1][0][:4] == [1, subscription.start, subscription.end, 17]
     assert dispatcher.table.partitions[0].epoch == 99
     assert (dispatcher.table.partitions[1].leader, dispatcher.table.partitions[1].epoch) == ("n1", 6)
-    dispatcher.closed = True
+    dispatcher.pool.closed = True
     dispatcher.watches[1][2](ClientClosed("over"))
     await subscriptions.close()

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from metastore.layout import NodeRecord
-from metastore.routing import dispatcher as dispatch
+from metastore.routing import directory
 from metastore.routing.dispatcher import Dispatcher
+from metastore.routing.pool import Pool
 from metastore.topology import Placement, TopologyTable
 
 
@@ -26,21 +27,21 @@ async def test_all_is_asked_for_when_what_is_known_is_in_doubt(monkeypatch: pyte
             whole = told.to_wire()
             return {**whole, "since": since, "nodes": [], "partitions": []} if since else whole
 
-    async def connect(self: Dispatcher, address: str) -> Connection:
+    async def connect(self: Pool, address: str) -> Connection:
         return Connection()
 
-    monkeypatch.setattr(Dispatcher, "connect", connect)
-    monkeypatch.setattr(dispatch, "MIN_REFRESH_GAP_S", 0.0)
+    monkeypatch.setattr(Pool, "connect", connect)
+    monkeypatch.setattr(directory, "MIN_REFRESH_GAP_S", 0.0)
     client = Dispatcher(["127.0.0.1:1"], "c")
     assert await client.refresh()
-    client._begin_refresh()
-    assert client._refreshing is not None
-    await client._refreshing
+    client.directory._begin_refresh()
+    assert client.directory._refreshing is not None
+    await client.directory._refreshing
     assert await client.refresh(), "in doubt, and all of it was told a moment ago"
     assert asked == [0, 5, 5]
-    monkeypatch.setattr(dispatch, "REFRESH_S", 0.0)
-    client._begin_refresh()
-    await client._refreshing
-    client._begin_refresh()
-    await client._refreshing
+    monkeypatch.setattr(directory, "REFRESH_S", 0.0)
+    client.directory._begin_refresh()
+    await client.directory._refreshing
+    client.directory._begin_refresh()
+    await client.directory._refreshing
     assert asked == [0, 5, 5, 0, 5], "once, and no more than that"

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from metastore.coordination.interface import Compare, Put
 from metastore.errors import CoordinationUnknown
 from metastore.layout import Member, MoveRecord, NodeRecord
 from metastore.logs import log_event
-
-if TYPE_CHECKING:
-    from metastore.node.control.agent import Control
-    from metastore.partition.partition import Partition
+from metastore.node.control.assignment import Assignment
+from metastore.node.control.link import Link
+from metastore.node.ports import HasConfig, HasCore, HasPartitions, HasTopology
+from metastore.partition.partition import Partition
 
 log = logging.getLogger("metastore.replacing")
 
@@ -30,24 +30,29 @@ def renewed(members: tuple[Member, ...], nodes: dict[str, NodeRecord]) -> tuple[
     return tuple((node, nodes[node].store_id if node in nodes else store) for node, store in members)
 
 
+class Here(HasConfig, HasCore, HasPartitions, HasTopology, Protocol):
+    """What this needs of the node."""
+
+
 class Replacement:
     """See the module."""
 
-    def __init__(self, control: Control) -> None:
-        self.control = control
-        self.node = control.node
+    def __init__(self, node: Here, link: Link, assignment: Assignment) -> None:
+        self.node, self._link, self._assignment = node, link, assignment
 
     async def look(self) -> None:
         """Ask for what is missing of the partitions led here. Raises CoordinationError."""
-        node, control = self.node, self.control
+        node, assignment = self.node, self._assignment
         if node.core.ctx.moves_paused:
             return
         under_way = sum(
-            1 for p in control.moves if p in node.partitions and node.partitions[p].replica.term is not None
+            1
+            for p in assignment.moves
+            if p in node.partitions and node.partitions[p].replica.term is not None
         )
         for p, partition in sorted(node.partitions.items()):
-            known = control.moves.get(p)
-            if self._lacks(partition, known[0] if known else None) and not control.is_splitting(p):
+            known = assignment.moves.get(p)
+            if self._lacks(partition, known[0] if known else None) and not assignment.is_splitting(p):
                 if known is None and under_way >= node.config.max_moves:
                     return  # their turn comes
                 under_way += known is None
@@ -66,7 +71,7 @@ class Replacement:
         return renewed(members, self.node.topology.nodes) != members
 
     async def _ask(self, p: int, partition: Partition, known: tuple[MoveRecord, int] | None) -> None:
-        node, control = self.node, self.control
+        node, link = self.node, self._link
         config, nodes = partition.replica.config, node.topology.nodes
         assert config is not None
         old = known[0].target if known is not None else config.replicas
@@ -76,22 +81,22 @@ class Replacement:
         if known is not None:
             move = replace(known[0], target=target, cause=known[0].cause or cause)
         else:
-            move = MoveRecord(p, partition.replica.home, target, cause=cause)
-        key = control.layout.move(p)
+            move = MoveRecord(p, self._assignment.home(p), target, cause=cause)
+        key = link.layout.move(p)
         same = Compare.absent(key) if known is None else Compare.mod_revision_is(key, known[1])
         compares = [
             same,
             Compare.mod_revision_is(
-                control.layout.config(partition.replica.home, p), partition.replica.config_mod_revision
+                link.layout.config(self._assignment.home(p), p), partition.replica.config_mod_revision
             ),
         ]
         for name in changed:
-            record = control.kv(control.layout.node(name))
+            record = link.kv(link.layout.node(name))
             if record is None:
                 return
             compares.append(Compare.mod_revision_is(record.key, record.mod_revision))
         try:
-            result = await control.coordinator.txn(compares, [Put(key, move.to_json())])
+            result = await link.coordinator.txn(compares, [Put(key, move.to_json())])
         except CoordinationUnknown:
             return  # the watch tells what became of it
         if result.succeeded:

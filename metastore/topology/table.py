@@ -3,127 +3,32 @@
 Right nowhere but in etcd and at the replicas: what is here is a guess that costs one hop when
 wrong. Sources in order of trust: a hint from a replica with a higher epoch, the etcd watch, a
 snapshot. A partition's epoch does not go down here (I7), but where it proved wrong (``served``).
-
-How far a replica's word is believed: epochs come from etcd, which hands out terms one by one, and within a term from
-replicas that a quorum of its config has let go on. What etcd, or a whole table, has told is older than the
-present by what it takes to ask around again (some seconds), in which a partition goes through a few terms: an election is
-one, a move two to four, and elections that repeat are damped (R9). So a hint is believed up to MAX_TERMS_AHEAD terms
-beyond that. One that is further ahead is nobody's epoch, or this table is so old that it has to be asked for anew,
-which is what happens: no answer of a single node takes the table further away from what it can come back from.
-
-A table is of a revision of etcd: it has what etcd had then, all of it, and nothing else. So what another table lacks
-that is of a later revision was removed since (``merge``), unless that one says that it could not read it
-(``unreadable``). Beside it stands what only replicas have told as yet: what was split off (``learned``).
-
-``partitions`` always covers the ring, once it did: records that overlap or leave a gap are put aside (``aside``), and the last
-good map holds. A node's record that was removed is kept for as long as a partition names the node.
-
-A change costs its own size: which rows are other than they were is noted (``changes``), and who has the table as it
-was at a revision is told these alone (``to_wire`` with ``since``), by a table that ``merge`` takes for what it is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
 
 from metastore import fields, schema
 from metastore.changes import MAX_CHANGES, Changes, RowKey
-from metastore.covering import Piece, finest
-from metastore.errors import InvalidRequest, Unavailable
-from metastore.fields import BadRecord, Field, Shape
-from metastore.keys import PARENT, PartitionMap, PartitionRange, check_namespace
-from metastore.layout import (
-    MAX_EPOCH,
-    MAX_MEMBERS,
-    MAX_PARTITION,
-    ConfigRecord,
-    LeaderRecord,
-    NodeRecord,
-    term_of,
-)
-from metastore.namespaces import DEFAULT, POLICY, Policy
+from metastore.errors import Unavailable
+from metastore.fields import BadRecord
+from metastore.keys import PARENT, PartitionMap, PartitionRange
+from metastore.layout import MAX_PARTITION, ConfigRecord, LeaderRecord, NodeRecord
+from metastore.namespaces import DEFAULT, Policy
 from metastore.schema import Parts
-
-#: so many keys that could not be read are told on
-MAX_UNREADABLE: Final = 1000
-#: how many terms beyond what etcd or a table told a hint may be
-MAX_TERMS_AHEAD: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where one partition is. ``replicas``: node names in order of preference."""
-
-    id: int
-    lo: int
-    hi: int
-    cell: str
-    replicas: tuple[str, ...]
-    leader: str | None = None
-    epoch: int = 0
-    #: (partition, entry) that it was split off, None = it has been there from the start
-    parent: tuple[int, int] | None = None
-    #: the store of each replica (R13), in the order of ``replicas``; empty = not known
-    stores: tuple[str, ...] = ()
-
-
-def placement_of(cell: str, config: ConfigRecord) -> Placement:
-    """What a record of etcd says."""
-    replicas = tuple(node for node, _ in config.members())
-    stores = tuple(store for _, store in config.members())
-    parent = config.parent and (config.parent[0], config.parent[2])
-    return Placement(
-        config.partition, config.lo, config.hi, cell, replicas, config.leader, config.epoch, parent, stores
-    )
-
-
-def placement_to_plain(p: Placement) -> dict[str, Any]:
-    """For msgpack and JSON; points as hexadecimal text."""
-    return {
-        "id": p.id,
-        "lo": f"{p.lo:016x}",
-        "hi": f"{p.hi:016x}",
-        "cell": p.cell,
-        "replicas": list(p.replicas),
-        "leader": p.leader,
-        "epoch": p.epoch,
-        "parent": list(p.parent) if p.parent else None,
-        "stores": list(p.stores),
-    }
-
-
-def _placement(**read: Any) -> Placement:
-    placement = Placement(**read)
-    if not placement.lo < placement.hi:
-        raise ValueError(f"the range from {placement.lo:016x} to {placement.hi:016x} is empty")
-    return placement
-
-
-_NUMBER = fields.whole(0, MAX_PARTITION)
-_NAMES = fields.several(fields.name, 0, 2 * MAX_MEMBERS)
-PLACEMENT: Final = Shape(
-    "a placement",
-    _placement,
-    {
-        "id": Field(_NUMBER),
-        "lo": Field(fields.point),
-        "hi": Field(fields.point),
-        "cell": Field(fields.name),
-        "replicas": Field(_NAMES),
-        "leader": Field(fields.maybe(fields.name)),
-        "epoch": Field(fields.whole(0, MAX_EPOCH)),
-        "parent": Field(fields.maybe(fields.row(_NUMBER, fields.whole())), None),
-        "stores": Field(_NAMES, ()),
-    },
+from metastore.topology import ancestry, plain
+from metastore.topology.fitting import fitting
+from metastore.topology.hints import is_beyond
+from metastore.topology.placements import (
+    Placement,
+    placement_from_plain,
+    placement_of,
+    same_range,
 )
-
-
-def placement_from_plain(p: Any) -> Placement:
-    """Raises BadRecord."""
-    return PLACEMENT.read(p)
 
 
 class TopologyTable:
@@ -197,16 +102,7 @@ class TopologyTable:
 
     def split_off(self, ancestor: int, partition: int) -> int | None:
         """The entry of ``ancestor`` at which what is ``partition`` now was split off it; None when it was not."""
-        at: int | None = None
-        for _ in self.partitions:
-            if partition == ancestor:
-                return at
-            placement = self.partitions.get(partition)
-            if placement is None or placement.parent is None:
-                return None
-            partition, index = placement.parent
-            at = index if at is None else min(at, index)
-        return at if partition == ancestor else None
+        return ancestry.split_off(self.partitions, ancestor, partition)
 
     def missing(self, placement: Placement) -> tuple[str, ...]:
         """Replicas whose node is registered with another store than the member's: they are lost (R13)."""
@@ -219,13 +115,7 @@ class TopologyTable:
 
     def lineage(self, placement: Placement) -> list[int]:
         """The partition, and those that it was split off."""
-        found = [placement.id]
-        while placement.parent is not None and placement.parent[0] in self.partitions:
-            placement = self.partitions[placement.parent[0]]
-            if placement.id in found:
-                break  # no record of ours says so
-            found.append(placement.id)
-        return found
+        return ancestry.lineage(self.partitions, placement)
 
     def address(self, node: str | None) -> str | None:
         record = self.nodes.get(node) if node else None
@@ -241,10 +131,10 @@ class TopologyTable:
     # --- learning -------------------------------------------------------------------------
 
     def is_beyond(self, partition: int, epoch: int) -> bool:
-        """Whether an epoch is higher than a replica's word is believed (see the module)."""
+        """Whether an epoch is higher than a replica's word is believed (``hints``)."""
         known = self.partitions.get(partition)
         given = self._given.get(partition, known.epoch if known else 0)
-        return term_of(epoch) > term_of(given) + MAX_TERMS_AHEAD
+        return is_beyond(epoch, given)
 
     def apply_hint(self, partition: int, leader: str | None, epoch: int) -> bool:
         """A replica's word: taken when its epoch is higher, within bounds. Whether it was."""
@@ -417,7 +307,7 @@ class TopologyTable:
                 return
             placement = replace(placement, leader=known.leader, epoch=known.epoch)
         self._records[p] = placement
-        if self._learned.pop(p, None) is None and p not in self.aside and _same_range(known, placement):
+        if self._learned.pop(p, None) is None and p not in self.aside and same_range(known, placement):
             self._place(placement, hint=False)
         else:
             self._unsettled = True
@@ -428,54 +318,21 @@ class TopologyTable:
         """Make ``partitions`` of what is known, where a range is another than before."""
         if self._unsettled:
             self._unsettled = False
-            fitting = self._fitting({**self._learned, **self._records})
-            for p, placement in fitting.items():
+            settled = fitting(
+                {**self._learned, **self._records}, self._learned, self.partitions, self.complete
+            )
+            for p, placement in settled.items():
                 known = self.partitions.get(p)
                 if known is not None and known.epoch > placement.epoch:
-                    fitting[p] = replace(placement, leader=known.leader, epoch=known.epoch)
-            self.aside = {p: q for p, q in self._records.items() if not _same_range(fitting.get(p), q)}
-            for p in self.partitions.keys() | fitting.keys():
-                old, new = self.partitions.get(p), fitting.get(p)
+                    settled[p] = replace(placement, leader=known.leader, epoch=known.epoch)
+            self.aside = {p: q for p, q in self._records.items() if not same_range(settled.get(p), q)}
+            for p in self.partitions.keys() | settled.keys():
+                old, new = self.partitions.get(p), settled.get(p)
                 if old != new:
                     self._count(old, new)
                     self.changes.note(("partitions", p), self.revision, p in self._learned)
-            self.partitions, self._map = fitting, None
+            self.partitions, self._map = settled, None
         self._forget_nodes()
-
-    def _fitting(self, candidates: dict[int, Placement]) -> dict[int, Placement]:
-        """Of what is known, what covers the ring: all of it where that fits; what did so before, as it is now; else
-        what makes most pieces. Where nothing does, what covered it before."""
-        complete = self.complete
-        if not self._learned:
-            if _covers(candidates.values()):
-                return candidates
-            kept = {p: candidates[p] for p in self.partitions if p in candidates} if complete else {}
-            if kept and all(_same_range(kept.get(p), q) for p, q in self.partitions.items()):
-                return kept
-        found = finest(self._pieces(candidates), 1 << 64)
-        if found is not None:
-            return {
-                piece.id: replace(candidates[piece.id], hi=piece.hi)
-                if candidates[piece.id].hi != piece.hi
-                else candidates[piece.id]
-                for piece in found
-            }
-        if not complete:
-            return candidates
-        return {
-            p: replace(candidates[p], lo=q.lo, hi=q.hi) if p in candidates else q
-            for p, q in self.partitions.items()
-        }
-
-    def _pieces(self, candidates: Mapping[int, Placement]) -> list[Piece]:
-        """The ranges that partitions may have. One that was split ends where what was split off it begins, whatever an older
-        word says (R18)."""
-        pieces = [Piece(q.id, q.lo, q.hi) for q in candidates.values()]
-        for child in self._learned.values():
-            parent = candidates.get(child.parent[0]) if child.parent is not None else None
-            if parent is not None and parent.lo < child.lo < parent.hi:
-                pieces.append(Piece(parent.id, parent.lo, child.lo))
-        return pieces
 
     def _forget_nodes(self) -> None:
         """Let go of nodes that were removed, once no partition names them."""
@@ -595,42 +452,16 @@ class TopologyTable:
         told = None if since is None else self.told_since(since)
         if told is not None:
             return told
-        head = self.head()
-        return {
-            "cluster": head.pop("cluster"),
-            "revision": head.pop("revision"),
-            "nodes": [asdict(n) for _, n in sorted(self.nodes.items())],
-            "namespaces": [[name, policy.to_plain()] for name, policy in sorted(self.namespaces.items())],
-            "partitions": [
-                placement_to_plain(p) for p in sorted(self.partitions.values(), key=lambda p: p.id)
-            ],
-            **head,
-        }
+        return plain.whole(self.head(), self.nodes, self.namespaces, self.partitions)
 
     def told_since(self, revision: int, limit: int = MAX_CHANGES) -> dict[str, Any] | None:
         """``to_wire`` with ``since``; None where that is not known, or would be more than ``limit`` rows."""
         rows = self.changes.since(revision, limit) if self.complete else None
-        return None if rows is None else {**self.head(), **self._plain(rows), "since": revision}
-
-    def _plain(self, rows: Iterable[RowKey]) -> dict[str, Any]:
-        """These rows as they are now, and which of them are gone."""
-        found: dict[str, list[Any]] = {"nodes": [], "namespaces": [], "partitions": [], "removed": []}
-        for row in rows:
-            plain = self.row(row)
-            if row[0] in found:
-                found["removed" if plain is None else row[0]].append(list(row) if plain is None else plain)
-        return found
+        return None if rows is None else {**self.head(), **plain.changed(rows, self.row), "since": revision}
 
     def row(self, row: RowKey) -> Any:
         """A row as plain data; None = it is gone."""
-        match row:
-            case ("nodes", str(name)) if name in self.nodes:
-                return asdict(self.nodes[name])
-            case ("namespaces", str(name)) if name in self.namespaces:
-                return [name, self.namespaces[name].to_plain()]
-            case ("partitions", int(p)) if p in self.partitions:
-                return placement_to_plain(self.partitions[p])
-        return None
+        return plain.row(row, self.nodes, self.namespaces, self.partitions)
 
     def rows(self) -> list[RowKey]:
         """All there are."""
@@ -640,100 +471,28 @@ class TopologyTable:
 
     def head(self) -> dict[str, Any]:
         """What is of the table as a whole."""
-        wire: dict[str, Any] = {"cluster": self.cluster, "revision": self.revision}
         learned = sorted(self._learned.keys() & self.partitions.keys())
-        if learned:
-            wire["learned"] = learned
-        if self.unreadable:
-            wire["unreadable"] = [schema.shown(key) for key in sorted(self.unreadable)[:MAX_UNREADABLE]]
-        return wire
+        return plain.head_of(self.cluster, self.revision, learned, self.unreadable)
 
     @classmethod
     def from_wire(cls, raw: Any) -> TopologyTable:
         """A table that somebody else has, or that was kept. A row that is not valid is left out, and is among what is
         ``unreadable``; what is of a later version is passed over. Raises InvalidRequest when ``raw`` is not a table."""
-        try:
-            head = HEAD.read(raw)
-        except (BadRecord, RecursionError) as e:
-            raise InvalidRequest(f"not a topology table: {e}"[:300]) from None
-        table = cls(head["cluster"])
-        table.revision, table.unreadable = head["revision"], set(head["unreadable"])
-        table.since, table.removed = head["since"], list(head["removed"])
-        learned = set(head["learned"])
-
-        def node(plain: Any) -> None:
-            record = NodeRecord.from_plain(plain)
-            table.nodes[record.node] = record
-
-        def namespace(plain: Any) -> None:
-            table._set_policy(*_NAMESPACE(plain))
-
-        def partition(plain: Any) -> None:
-            placement = placement_from_plain(plain)
-            into = table._learned if placement.id in learned else table._records
+        told = plain.read(raw)
+        table = cls(told.cluster)
+        table.revision, table.unreadable, table.left_out = told.revision, told.unreadable, told.left_out
+        table.since, table.removed = told.since, told.removed
+        table.nodes = {record.node: record for record in told.nodes}
+        for name, policy in told.namespaces:
+            table._set_policy(name, policy)
+        for placement in told.partitions:
+            into = table._learned if placement.id in told.learned else table._records
             into[placement.id] = placement
-
-        for kind, take in (("nodes", node), ("namespaces", namespace), ("partitions", partition)):
-            for plain in head[kind]:
-                try:
-                    take(plain)
-                except (ValueError, InvalidRequest, RecursionError):
-                    table.left_out.append(_row_key(kind, plain))
-        table.unreadable.update(table.left_out)
         table._unsettled = True
         table._settle()
         return table
 
 
-def _row_key(kind: str, plain: Any) -> str:
-    """The key of a table's row that is not valid, as far as it can be told."""
-    at: Any = {"nodes": "node", "namespaces": 0, "partitions": "id"}[kind]
-    try:
-        name = plain[at]
-    except (LookupError, TypeError):
-        name = ""
-    if kind == "partitions":
-        return f"config/?/{name:05d}" if type(name) is int and 0 <= name <= MAX_PARTITION else "config/?/?"
-    return schema.shown(f"{kind}/{name!s:.100}")
-
-
-def _row_name(value: Any) -> RowKey:
-    """Of a row that is gone; what is of a later version is no row here."""
-    kind, name = fields.row(fields.text, fields.anything)(value)
-    return kind, _NUMBER(name) if kind == "partitions" else fields.text(name)
-
-
-_ROWS = fields.several(fields.anything, 0, 1 << 20)
-_NAMESPACE = fields.row(check_namespace, POLICY.read)
-HEAD: Final[Shape[dict[str, Any]]] = Shape(
-    "it",
-    dict,
-    {
-        "cluster": Field(fields.text),
-        "revision": Field(fields.whole()),
-        "nodes": Field(_ROWS),
-        "namespaces": Field(_ROWS, ()),
-        "partitions": Field(_ROWS),
-        "learned": Field(fields.several(_NUMBER, 0, MAX_PARTITION + 1), ()),
-        "unreadable": Field(fields.several(fields.text, 0, MAX_UNREADABLE), ()),
-        "since": Field(fields.maybe(fields.whole()), None),
-        "removed": Field(fields.several(_row_name, 0, 1 << 20), ()),
-    },
-)
-
-
 def is_config(parts: Parts) -> bool:
     """Whether a key of etcd is that of a partition's record."""
     return parts[0] == "config" and len(parts) == 3 and parts[2].isascii() and parts[2].isdigit()
-
-
-def _same_range(a: Placement | None, b: Placement | None) -> bool:
-    return a is not None and b is not None and (a.lo, a.hi) == (b.lo, b.hi)
-
-
-def _covers(placements: Iterable[Placement]) -> bool:
-    try:
-        PartitionMap(PartitionRange(q.id, q.lo, q.hi) for q in placements)
-    except ValueError:
-        return False
-    return True

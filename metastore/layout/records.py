@@ -1,29 +1,10 @@
-"""Where things are in etcd, and what is there: every kind of record, its fields, their types and bounds. Pure.
+"""Every kind of record in etcd: its fields, their types and bounds. Pure.
 
-What comes in is read by a shape (metastore.fields), here and in ``namespaces``; ``metastore.schema`` says which kind of record a
-key has.
-
-/metastore/{cluster}/meta                     ClusterMeta      made once
-/metastore/{cluster}/cells/{cell}             CellRecord       absent: weight 1, not draining
-/metastore/{cluster}/lineage                  LineageRecord    which etcd this one replaces (R13)
-/metastore/{cluster}/drained/{node}           {}               the node is to hold nothing
-/metastore/{cluster}/features                 FeaturesRecord   absent: the first level
-/metastore/{cluster}/paused                   {}               no move goes on while it is there
-/metastore/{cluster}/nodes/{node}             NodeRecord       durable registration
-/metastore/{cluster}/presence/{node}          {"incarnation"}  on the node's lease
-/metastore-marks/{cluster}/{node}             MarkRecord       how far its store was durable lately (R13)
-/metastore/{cluster}/config/{cell}/{p:05d}    ConfigRecord     R2, R10
-/metastore/{cluster}/leader/{cell}/{p:05d}    LeaderRecord     on the leader's lease
-/metastore/{cluster}/moves/{p:05d}            MoveRecord       until the move has ended
-/metastore/{cluster}/splits/{p:05d}           SplitRecord      until the split has ended
-/metastore/{cluster}/next_partition           a number         the lowest that no partition has had
-/metastore/{cluster}/namespaces/{namespace}   namespaces.Policy
-/metastore/{cluster}/usage/{node}             {namespace: [records, bytes]} of what it leads, on its lease
+What comes in is read by a shape (metastore.fields), here and in ``namespaces``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -32,32 +13,18 @@ import orjson
 from metastore import fields
 from metastore.fields import Field, Shape
 from metastore.history import MAX_GENERATIONS
+from metastore.layout.epochs import MAX_EPOCH
 
 FORMAT: Final = 1
 #: of features: where there is no record, and the highest that can be
 FIRST_LEVEL: Final = 1
 MAX_LEVEL: Final = 1 << 16
-RESTART_BITS: Final = 16
-#: of each partition's history: terms, and of each the owners that went on in it without etcd
-HISTORY_TERMS: Final = 32
-HISTORY_RESTARTS: Final = 4
 #: what the records below may say at most
 MAX_PARTITION: Final = 99_999
 MAX_MEMBERS: Final = 16
 MAX_WEIGHT: Final = 1000
-MAX_EPOCH: Final = (1 << 62) - 1
 MAX_BASE: Final = (1 << 61) - 1
 MAX_REPLACED: Final = 64
-
-
-def term_of(epoch: int) -> int:
-    """The part of an epoch that only etcd hands out."""
-    return epoch >> RESTART_BITS
-
-
-def first_epoch(term: int) -> int:
-    """The first epoch (restart 0) of ``term``."""
-    return term << RESTART_BITS
 
 
 MEMBER = fields.row(fields.name, fields.name)
@@ -472,80 +439,3 @@ def node_record_from_json(raw: bytes) -> NodeRecord:
 
 def to_json(record: ClusterMeta | NodeRecord) -> bytes:
     return orjson.dumps(asdict(record))
-
-
-class Layout:
-    """Key names of one cluster."""
-
-    def __init__(self, cluster: str) -> None:
-        self.cluster = cluster
-        self.root = f"/metastore/{cluster}/"
-        self.meta = self.root + "meta"
-        #: beside the root, so that nobody who follows the cluster is told of it
-        self.history_root = f"/metastore-history/{cluster}/"
-        self.marks_root = f"/metastore-marks/{cluster}/"
-
-    @property
-    def lineage(self) -> str:
-        """From which etcd the records went on to this one (metastore.coordination.lineage)."""
-        return self.root + "lineage"
-
-    def cell(self, cell: str) -> str:
-        return f"{self.root}cells/{cell}"
-
-    def node(self, node: str) -> str:
-        return f"{self.root}nodes/{node}"
-
-    def presence(self, node: str) -> str:
-        return f"{self.root}presence/{node}"
-
-    def config(self, cell: str, partition: int) -> str:
-        return f"{self.root}config/{cell}/{partition:05d}"
-
-    def leader(self, cell: str, partition: int) -> str:
-        return f"{self.root}leader/{cell}/{partition:05d}"
-
-    @property
-    def features(self) -> str:
-        return self.root + "features"
-
-    @property
-    def paused(self) -> str:
-        return self.root + "paused"
-
-    def drained(self, node: str) -> str:
-        return f"{self.root}drained/{node}"
-
-    def move(self, partition: int) -> str:
-        return f"{self.root}moves/{partition:05d}"
-
-    def split(self, partition: int) -> str:
-        return f"{self.root}splits/{partition:05d}"
-
-    @property
-    def next_partition(self) -> str:
-        """The lowest number that no partition has had, once there was a split."""
-        return self.root + "next_partition"
-
-    def history(self, partition: int, epoch: int) -> str:
-        """A place that later epochs of the partition use again: so many are kept, and no more."""
-        restart = epoch & ((1 << RESTART_BITS) - 1)
-        slot = f"{term_of(epoch) % HISTORY_TERMS:02d}.{restart % HISTORY_RESTARTS}"
-        return f"{self.history_root}{partition:05d}/{slot}"
-
-    def namespace(self, namespace: str) -> str:
-        return f"{self.root}namespaces/{namespace}"
-
-    def mark(self, node: str) -> str:
-        return f"{self.marks_root}{node}"
-
-    def usage(self, node: str) -> str:
-        return f"{self.root}usage/{node}"
-
-    def parse(self, key: str) -> tuple[str, ...]:
-        """``("config", cell, "00001")`` and the like; the parts below the cluster's root."""
-        return tuple(key[len(self.root) :].split("/"))
-
-    def key(self, parts: Iterable[str]) -> str:
-        """The key of ``parse``'s parts."""
-        return self.root + "/".join(parts)

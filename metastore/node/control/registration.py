@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 from metastore import net
 from metastore.clock import now_ns
@@ -15,12 +15,12 @@ from metastore.errors import CoordinationError, ProtocolError
 from metastore.fields import BadRecord
 from metastore.layout import FeaturesRecord, MarkRecord, NodeRecord, node_record_from_json, to_json
 from metastore.logs import log_event
+from metastore.node.control.link import Link
+from metastore.node.features import Features
 from metastore.node.identity import FACT_REGISTERED, Verdict, judge, judge_living
+from metastore.node.ports import HasConfig, HasIdentity, HasProcess, HasStore
 from metastore.schema import Presence
 from metastore.wire import frames
-
-if TYPE_CHECKING:
-    from metastore.node.control.agent import Control
 
 log = logging.getLogger("metastore.registering")
 
@@ -39,12 +39,21 @@ NOTE_S: Final = 1.0
 Outcome = Literal["done", "refused", "wait", "no lease"]
 
 
+class Here(HasConfig, HasIdentity, HasProcess, HasStore, Protocol):
+    """What this needs of the node."""
+
+    @property
+    def features(self) -> Features: ...
+
+    def condemn(self, verdict: Verdict) -> None:
+        """This store is not what its name says: the node takes part in nothing."""
+
+
 class Registration:
     """See the module."""
 
-    def __init__(self, control: Control) -> None:
-        self.control = control
-        self.node = control.node
+    def __init__(self, node: Here, link: Link) -> None:
+        self.node, self._link = node, link
         self._waits = ""
         self._told_mark = self._told_at_ns = 0
 
@@ -58,7 +67,7 @@ class Registration:
         """Have etcd's word whether this process may take part. Returns when it is there (the node is
         confirmed or refused), or when etcd has not answered for ``patience_s`` (R12): provisional."""
         clock = asyncio.get_running_loop().time
-        identity, session = self.node.identity, self.control.session
+        identity, session = self.node.identity, self._link.session
         heard = clock()
         while (left := heard + patience_s - clock()) > 0:
             try:
@@ -82,12 +91,12 @@ class Registration:
 
     async def register(self, session: Session) -> Outcome:
         """One try. Raises CoordinationError; the next try finds out what became of this one."""
-        control, mine = self.control, self.record()
-        key, presence = control.layout.node(mine.node), control.layout.presence(mine.node)
+        link, mine = self._link, self.record()
+        key, presence = link.layout.node(mine.node), link.layout.presence(mine.node)
         for _ in range(SWAPS):
-            layout = control.layout
+            layout = link.layout
             asked = [Get(key), Get(presence), Get(layout.mark(mine.node)), Get(layout.features)]
-            kv, present, told, features = (await control.coordinator.txn([], asked)).kvs
+            kv, present, told, features = (await link.coordinator.txn([], asked)).kvs
             beyond = self._beyond(features)
             if beyond is not None:
                 self.node.condemn(beyond)
@@ -109,7 +118,7 @@ class Registration:
                 return "wait"
             if not await self._note_asked() or not session.alive or not session.lease_id:
                 return "no lease"
-            swapped = await control.coordinator.txn(
+            swapped = await link.coordinator.txn(
                 [_unchanged(key, kv), _unchanged(presence, present), _unchanged(layout.features, features)],
                 [
                     Put(key, to_json(mine)),
@@ -148,9 +157,9 @@ class Registration:
         mark = store.mark
         if mark <= self._told_mark or now - self._told_at_ns < MARK_NS:
             return True
-        layout = self.control.layout
+        layout = self._link.layout
         record = MarkRecord(mine.store_id, mine.generation, mine.incarnation, mark)
-        result = await self.control.coordinator.txn(
+        result = await self._link.coordinator.txn(
             [Compare.value_is(layout.node(mine.node), to_json(mine))],
             [Put(layout.mark(mine.node), record.to_json())],
         )
