@@ -200,7 +200,7 @@ class Operation:
 #: elements before those of an operation's kind: id, kind, partition; of an answer: id, status
 HEAD: Final = 3
 RESULT_HEAD: Final = 2
-_REQUEST = (e.STORED_KEY, e.SEQ, e.FLOOR, e.STAMP)
+_REQUEST = (e.STORED_KEY, e.SEQ, e.LOWEST_OPEN, e.LAST_SEEN)
 _CONSISTENCY = (
     Field("consistency", whole(LINEARIZABLE, AT_LEAST, "unknown consistency {}")),
     Field(
@@ -360,8 +360,8 @@ PARTITION_AT: Final = 2
 #: the storage key that says where an operation is routed; of a LIST, its start
 KEY_AT: Final = HEAD
 SEQ_AT: Final = _shared("seq", WRITES)
-FLOOR_AT: Final = _shared("floor", WRITES)
-STAMP_AT: Final = _shared("stamp", WRITES)
+LOWEST_OPEN_AT: Final = _shared("lowest_open", WRITES)
+LAST_SEEN_AT: Final = _shared("last_seen", WRITES)
 CONDITION_AT: Final = _shared("condition", WRITES - COMPOUND)
 CONSISTENCY_AT: Final = AT["consistency"]
 #: an operation is fenced if it is longer than this

@@ -1,10 +1,10 @@
 """Idempotency-Key: one key is one request id (R7), so that a repeated request gets the first outcome.
 
 The *client* of the request id is made from the key and the record that the request is about, its
-*sequence number* from the request itself, and its *floor* lies above all sequence numbers: this
+*sequence number* from the request itself, and its *lowest open request* lies above all sequence numbers: this
 client will never make another request. So the partition's own table of finished requests, which is
 replicated, holds every router to it: the same request finds its outcome, and any other under the same
-key, which has another number, is below the floor and refused.
+key, which has another number, is below the lowest open request and refused.
 
 The window is that of all request ids (``core.dedupe``): a time and a number of keys. A key whose outcome is
 forgotten leaves a mark for a while, by which a repetition is refused (``request_id_expired``). Longer ago
@@ -40,7 +40,7 @@ def _hash(size: int, *parts: Any) -> bytes:
 
 class OneRequest(SingleRequest):
     """The request id of one request under an Idempotency-Key. ``scope``: what the key belongs to;
-    ``request``: all that makes it this request and no other, as plain data; ``router``: whose stamps
+    ``request``: all that makes it this request and no other, as plain data; ``router``: whose last seen indexes
     to use; ``age_s``: how long ago it was first sent, None = not told."""
 
     def __init__(
@@ -51,10 +51,10 @@ class OneRequest(SingleRequest):
         self._router = router
 
     def begin(self, partition: int) -> tuple[int, LastSeenIndex]:
-        return self.request_seq, self.stamp(partition)
+        return self.request_seq, self.last_seen(partition)
 
-    def stamp(self, partition: int) -> LastSeenIndex:
-        return self._router.stamp(partition) if self.restamps else NOTHING_SEEN
+    def last_seen(self, partition: int) -> LastSeenIndex:
+        return self._router.last_seen(partition) if self.restamps else NOTHING_SEEN
 
     def end(self, partition: int, seq: int) -> None:
         pass

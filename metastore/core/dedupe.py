@@ -1,7 +1,7 @@
 """What a partition remembers of finished requests, so that a retry gets the first outcome (R7). Pure.
 
 A *session* is one client's finished requests in this partition, kept until the client says that it
-will not ask again (``floor``). The MAX_SESSIONS most lately used are kept whatever their age, and
+will not ask again (``lowest_open``). The MAX_SESSIONS most lately used are kept whatever their age, and
 beyond them up to MAX_YOUNG_SESSIONS for as long as they are younger than WINDOW_S; in all
 MAX_ALL_OUTCOMES and MAX_ALL_OUTCOME_BYTES of what they remember. The longest unused goes first, and
 ``expired_below`` remembers the highest log index at which a forgotten session was last used.
@@ -10,8 +10,8 @@ The table is replicated state: all that it does follows from the entries alone. 
 what is older than the window the leader says, by its own (``Window``), in the entry that makes it so.
 
 *Is a request that is not found new, or forgotten?* A client that lives on says so: its requests carry a
-``stamp``, the highest index it had seen when it first sent them; one that was executed, was after its
-``stamp``. So what is not found and has ``stamp >= expired_below`` was never executed, and any other is
+``last_seen``, the highest index it had seen when it first sent them; one that was executed, was after its
+``last_seen``. So what is not found and has ``last_seen >= expired_below`` was never executed, and any other is
 refused. But who sends a *single* request (its floor is at ONE_REQUEST or above), an Idempotency-Key over
 HTTP say, may be a new process each time, with no honest stamp. Of such a session a mark stays when its
 outcome goes: the MAX_SPENT last of them are refused, not executed, when they come again.
@@ -61,11 +61,11 @@ def outcome_bytes(tail: Tail) -> int:
 class Session:
     """One client's outcomes in this partition."""
 
-    __slots__ = ("floor", "guard", "last_index", "ordinal", "outcomes", "size")
+    __slots__ = ("last_index", "lowest_open", "minimum", "ordinal", "outcomes", "size")
 
-    def __init__(self, guard: LastSeenIndex) -> None:
-        self.guard = guard
-        self.floor = 0
+    def __init__(self, minimum: LastSeenIndex) -> None:
+        self.minimum = minimum
+        self.lowest_open = 0
         self.last_index = 0
         self.ordinal = 0
         self.outcomes: dict[int, Tail] = {}
@@ -73,7 +73,7 @@ class Session:
 
     def pack(self) -> bytes:
         raw: bytes = msgpack.packb(
-            [self.guard, self.floor, self.last_index, self.ordinal, list(self.outcomes.items())]
+            [self.minimum, self.lowest_open, self.last_index, self.ordinal, list(self.outcomes.items())]
         )
         return raw
 
@@ -83,9 +83,9 @@ class Session:
         row = unpack_body(raw, MAX_ITEMS, max_array=MAX_ITEMS)
         if type(row) is int:
             return row
-        guard, floor, last_index, ordinal, outcomes = row
-        session = cls(guard)
-        session.floor, session.last_index, session.ordinal = floor, last_index, ordinal
+        minimum, lowest_open, last_index, ordinal, outcomes = row
+        session = cls(minimum)
+        session.lowest_open, session.last_index, session.ordinal = lowest_open, last_index, ordinal
         session.outcomes = {seq: tuple(tail) for seq, tail in outcomes}
         session.size = sum(map(outcome_bytes, session.outcomes.values()))
         return session
@@ -93,20 +93,20 @@ class Session:
     def forget(self, seq: int) -> None:
         self.size -= outcome_bytes(self.outcomes.pop(seq))
 
-    def raise_floor(self, floor: int) -> None:
-        """The client has finished everything below ``floor``."""
-        if floor <= self.floor:
+    def raise_lowest_open(self, lowest_open: int) -> None:
+        """The client has finished everything below ``lowest_open``."""
+        if lowest_open <= self.lowest_open:
             return
-        self.floor = floor
+        self.lowest_open = lowest_open
         outcomes = self.outcomes
         if len(outcomes) == 1:  # one request at a time: the plain case
             for seq, tail in outcomes.items():
-                if seq >= floor:
+                if seq >= lowest_open:
                     return
                 self.size -= outcome_bytes(tail)
             outcomes.clear()
             return
-        for seq in [s for s in outcomes if s < floor]:
+        for seq in [s for s in outcomes if s < lowest_open]:
             tail = outcomes.pop(seq)
             self.size -= OUTCOME_BYTES if len(tail) < 4 else outcome_bytes(tail)
 
@@ -115,7 +115,7 @@ class Session:
         while len(self.outcomes) > MAX_OUTCOMES or self.size > MAX_OUTCOME_BYTES:
             seq = min(self.outcomes)
             self.forget(seq)
-            self.floor = max(self.floor, seq + 1)
+            self.lowest_open = max(self.lowest_open, seq + 1)
 
 
 class Sessions:
@@ -149,29 +149,29 @@ class Sessions:
         self.outcomes = sum(len(session.outcomes) for _, session in sessions)
         self.size = sum(session.size for _, session in sessions)
 
-    def known(self, client: bytes, seq: int, stamp: LastSeenIndex) -> Tail | None:
+    def known(self, client: bytes, seq: int, last_seen: LastSeenIndex) -> Tail | None:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
         session = self.by_client.get(client)
         if session is None:
             if client in self.spent:
-                return self.refusal(seq, stamp, reused=False, spent=True)
-            if stamp >= self.expired_below:
+                return self.refusal(seq, last_seen, reused=False, spent=True)
+            if last_seen >= self.expired_below:
                 return None
         else:
             tail = session.outcomes.get(seq)
             if tail is not None:
                 return tail
-            if seq >= session.floor and stamp >= session.guard:
+            if seq >= session.lowest_open and last_seen >= session.minimum:
                 return None
-        return self.refusal(seq, stamp, session is not None and seq < session.floor)
+        return self.refusal(seq, last_seen, session is not None and seq < session.lowest_open)
 
-    def refusal(self, seq: int, stamp: LastSeenIndex, reused: bool, spent: bool = False) -> Tail:
+    def refusal(self, seq: int, last_seen: LastSeenIndex, reused: bool, spent: bool = False) -> Tail:
         """``reused``: the client itself has said that it would not send this one (again); ``spent``: it has
         sent its only request before, and what became of that is forgotten."""
         detail: dict[str, Any] = {"index": self.expired_below, "reused": reused}
         if spent:
             detail["spent"] = True
-        text = f"request id {seq} with stamp {stamp} is older than the dedupe window"
+        text = f"request id {seq} with last seen index {last_seen} is older than the dedupe window"
         return (RequestIdExpired.status, text, detail)
 
     def has_old(self, horizon: int) -> bool:
@@ -180,15 +180,19 @@ class Sessions:
         return len(by_client) > MAX_SESSIONS and next(iter(by_client.values())).last_index <= horizon
 
     def remember(
-        self, index: int, floors: list[list[Any]], tails: list[tuple[int, int, Tail]], horizon: int = 0
+        self,
+        index: int,
+        lowest_open_of: list[list[Any]],
+        tails: list[tuple[int, int, Tail]],
+        horizon: int = 0,
     ) -> tuple[list[bytes], list[bytes]]:
-        """Outcomes of entry ``index``: ``floors`` = [[client, floor], ...], ``tails`` = [(position
+        """Outcomes of entry ``index``: ``lowest_open_of`` = [[client, floor], ...], ``tails`` = [(position
         in floors, seq, tail), ...]; it says that all up to ``horizon`` is older than the window. The clients
         whose sessions changed, and those forgotten."""
         by_client = self.by_client
         touched: list[Session] = []
         changed: list[bytes] = []
-        for ordinal, (client, floor) in enumerate(floors):
+        for ordinal, (client, lowest_open) in enumerate(lowest_open_of):
             session = by_client.pop(client, None)
             if session is None:
                 session = Session(self.expired_below)
@@ -197,7 +201,7 @@ class Sessions:
             self.outcomes -= len(session.outcomes)
             self.size -= session.size
             session.last_index, session.ordinal = index, ordinal
-            session.raise_floor(floor)
+            session.raise_lowest_open(lowest_open)
             touched.append(session)
             changed.append(client)
         for at, seq, tail in tails:
@@ -226,7 +230,7 @@ class Sessions:
         self.size -= session.size
         self.expired_below = max(self.expired_below, LastSeenIndex(self.history + session.last_index))
         gone.append(client)
-        if session.floor >= ONE_REQUEST:
+        if session.lowest_open >= ONE_REQUEST:
             self.spent[client] = session.last_index << 16 | min(session.ordinal, 0xFFFF)
             if len(self.spent) > MAX_SPENT:
                 longest = next(iter(self.spent))

@@ -65,11 +65,11 @@ class Machine(Tables):
         AssertionError when versions do not join up (I7)."""
         own = self.proposals.take(index)
         if own is not None:
-            base, floors, rows, usage, fences = own
+            base, lowest_open_of, rows, usage, fences = own
         elif entry:
             if type(entry) is bytes:
                 entry = unpack_own(entry)
-            base, floors, rows, usage, fences = entry
+            base, lowest_open_of, rows, usage, fences = entry
         else:
             return Applied([], set(), self.last_version)
         if not rows and base and not count_of(base):
@@ -84,7 +84,7 @@ class Machine(Tables):
         changes: list[Change] = []
         tails: list[tuple[int, int, Tail]] = []
         expired: list[int] = []
-        version, stamp = base, self.stamp(index)
+        version, last_seen = base, self.seen_index(index)
         split: list[Any] | None = None
         horizon = 0
         has_ttl = bool(self.timed)
@@ -98,10 +98,10 @@ class Machine(Tables):
                 continue
             if kind == NOTHING:
                 _, at, seq, status, seen = row
-                tail = nothing_tail(status, seen, stamp)
+                tail = nothing_tail(status, seen, last_seen)
             elif kind == TXN:
                 _, at, seq, succeeded, parts = row
-                tail = (0, succeeded, stamp, txn_results(version, parts))
+                tail = (0, succeeded, last_seen, txn_results(version, parts))
                 changed = txn_changes(parts)
                 changes += changed
                 version += len(changed)
@@ -111,7 +111,7 @@ class Machine(Tables):
                 if kind in (DELETE, EXPIRE):
                     _, storage_key, at, seq = row
                     changes.append((storage_key, None))
-                    tail = (0, version, stamp)
+                    tail = (0, version, last_seen)
                     if kind == EXPIRE:
                         expired.append(version)
                 else:
@@ -120,15 +120,15 @@ class Machine(Tables):
                     if record[4] & TTL:
                         has_ttl = True
                     if kind == ADD:
-                        tail = (0, version, stamp, int(unpack_record(record).value))
+                        tail = (0, version, last_seen, int(unpack_record(record).value))
                     else:
-                        tail = (0, version, stamp, record_versions(record)[2] == version)
+                        tail = (0, version, last_seen, record_versions(record)[2] == version)
             if at >= 0:
                 tails.append((at, seq, tail))
         self.last_version = Version(version)
-        metadata = self.remember(index, floors, tails, usage, fences, horizon)
+        metadata = self.remember(index, lowest_open_of, tails, usage, fences, horizon)
         if has_ttl:
             self.note_ttls(changes, base, metadata)
         split_result = None if split is None else self.part_with(index, split, metadata)
-        self.proposals.applied(index, version, own is not None, changes, floors, tails)
+        self.proposals.applied(index, version, own is not None, changes, lowest_open_of, tails)
         return Applied(changes, metadata, base, frozenset(expired), split_result)

@@ -178,7 +178,13 @@ def check_metadata(key: bytes, raw: bytes) -> bool:
             session = Session.unpack(raw)
             if isinstance(session, int):
                 return _is_count(session)
-            counts = (session.guard, session.floor, session.last_index, session.ordinal, *session.outcomes)
+            counts = (
+                session.minimum,
+                session.lowest_open,
+                session.last_index,
+                session.ordinal,
+                *session.outcomes,
+            )
             return all(map(_is_count, counts)) and all(session.outcomes.values())
         row = unpack_body(raw, MAX_ITEMS, max_array=MAX_ITEMS)
     except _UNREADABLE:

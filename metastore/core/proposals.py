@@ -49,9 +49,10 @@ from metastore.operations import (
     EXISTS,
     EXPIRE,
     FENCE_AT,
-    FLOOR_AT,
     KEY_AT,
     KIND_AT,
+    LAST_SEEN_AT,
+    LOWEST_OPEN_AT,
     MAX_TXN_READ_BYTES,
     NOT_FOUND,
     OK,
@@ -59,7 +60,6 @@ from metastore.operations import (
     PUT,
     RENAME,
     SEQ_AT,
-    STAMP_AT,
     THEN_AT,
     TO_AT,
     TO_CONDITION_AT,
@@ -109,12 +109,12 @@ class Proposals:
         version: int,
         own: bool,
         changes: list[Change],
-        floors: list[list[Any]],
+        lowest_open_of: list[list[Any]],
         tails: list[tuple[int, int, Tail]],
     ) -> None:
         """Entry ``index`` is applied, up to ``version``. ``own``: it was resolved here."""
         if own:
-            self._forget(index, changes, floors, tails)
+            self._forget(index, changes, lowest_open_of, tails)
         elif not self._entries:
             self.version = version
 
@@ -141,7 +141,7 @@ class Proposals:
         """
         rows: list[list[Any]] = []
         sessions: dict[bytes, int] = {}
-        floors: list[list[Any]] = []
+        lowest_open_of: list[list[Any]] = []
         results: list[Resolved] = []
         usage: dict[bytes, list[int]] = {}
         fences: list[list[Any]] = []
@@ -160,16 +160,16 @@ class Proposals:
                 continue
             seq = op[SEQ_AT]
             if seq:
-                known = self._known(client, seq, op[FLOOR_AT], op[STAMP_AT])
+                known = self._known(client, seq, op[LOWEST_OPEN_AT], op[LAST_SEEN_AT])
                 if known is not None:
                     results.append(known)
                     continue
                 at = sessions.get(client)
                 if at is None:
-                    at = sessions[client] = len(floors)
-                    floors.append([client, op[FLOOR_AT]])
-                elif op[FLOOR_AT] > floors[at][1]:
-                    floors[at][1] = op[FLOOR_AT]
+                    at = sessions[client] = len(lowest_open_of)
+                    lowest_open_of.append([client, op[LOWEST_OPEN_AT]])
+                elif op[LOWEST_OPEN_AT] > lowest_open_of[at][1]:
+                    lowest_open_of[at][1] = op[LOWEST_OPEN_AT]
             else:
                 at = -1
             row, tail = self._resolve_one(index, op, at, seq, usage, fences)
@@ -185,25 +185,25 @@ class Proposals:
             return None, results
         if self.horizon and self.tables.dedupe.has_old(self.horizon):
             rows.append([FORGET, self.horizon])
-        entry = (base, floors, rows, [[ns, *grown] for ns, grown in usage.items()], fences)
+        entry = (base, lowest_open_of, rows, [[ns, *grown] for ns, grown in usage.items()], fences)
         self._entries[index] = entry
         payload: bytes = msgpack.packb(entry)
         return payload, results
 
     def knows(self, client: bytes, op: Op) -> bool:
         """Whether the request id of a write has an outcome already."""
-        return self._known(client, op[SEQ_AT], op[FLOOR_AT], op[STAMP_AT]) is not None
+        return self._known(client, op[SEQ_AT], op[LOWEST_OPEN_AT], op[LAST_SEEN_AT]) is not None
 
-    def _known(self, client: bytes, seq: int, floor: int, stamp: LastSeenIndex) -> Resolved | None:
+    def _known(self, client: bytes, seq: int, lowest_open: int, last_seen: LastSeenIndex) -> Resolved | None:
         """The first outcome of a request id, or its refusal; None = it was never executed."""
         pending = self._outcomes.get(client)
         if pending is not None:
             found = pending.get(seq)
             if found is not None:
                 return found
-            if floor > seq:  # a client of one request only, and that is another one
-                return Resolved(0, self.tables.dedupe.refusal(seq, stamp, True))
-        tail = self.tables.dedupe.known(client, seq, stamp)
+            if lowest_open > seq:  # a client of one request only, and that is another one
+                return Resolved(0, self.tables.dedupe.refusal(seq, last_seen, True))
+        tail = self.tables.dedupe.known(client, seq, last_seen)
         return None if tail is None else Resolved(0, tail)
 
     def current(self, storage_key: bytes) -> bytes | None:
@@ -246,17 +246,17 @@ class Proposals:
         usage: dict[bytes, list[int]],
         fences: list[list[Any]],
     ) -> tuple[list[Any], Tail]:
-        kind, storage_key, stamp = op[KIND_AT], op[KEY_AT], self.tables.stamp(index)
+        kind, storage_key, last_seen = op[KIND_AT], op[KEY_AT], self.tables.seen_index(index)
         digest: bytes | None = None
         if len(op) > FENCE_AT[kind]:
             name, token = op[FENCE_AT[kind]]
             digest = fence_digest(storage_key[8 : storage_key.find(0, 8)], name)
             if token != RAISE:
                 if token < self.tables.first_version:
-                    return self._nothing(at, seq, HistoryChanged.status, token, stamp)
+                    return self._nothing(at, seq, HistoryChanged.status, token, last_seen)
                 refused = self.tables.fences.pass_by(digest, token, fences)
                 if refused is not None:
-                    return self._nothing(at, seq, *refused, stamp)
+                    return self._nothing(at, seq, *refused, last_seen)
         if kind == TXN:
             return self._resolve_txn(index, op, at, seq, usage)
         condition = op[CONDITION_AT]
@@ -264,8 +264,8 @@ class Proposals:
         flags, version, created = self.tables.shown_versions(old)
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
             if condition > 0 and self.tables.is_other_history(condition):
-                return self._nothing(at, seq, HistoryChanged.status, condition, stamp)
-            row, tail = self._nothing(at, seq, ConditionFailed.status, version, stamp)
+                return self._nothing(at, seq, HistoryChanged.status, condition, last_seen)
+            row, tail = self._nothing(at, seq, ConditionFailed.status, version, last_seen)
             if old is not None and len(old) <= MAX_CURRENT_BYTES:
                 # for who waits now; what dedupe remembers, and a retry gets, is without it
                 tail = (*tail[:2], {**tail[2], "record": self.tables.shown(old)})
@@ -274,24 +274,24 @@ class Proposals:
             return self._resolve_rename(index, op, at, seq, usage)
         if kind == DELETE:
             if old is None:
-                return self._nothing(at, seq, 0, 0, stamp)
+                return self._nothing(at, seq, 0, 0, last_seen)
             self._change(index, storage_key, old, None, usage)
-            return [DELETE, storage_key, at, seq], (0, self.version, stamp)
+            return [DELETE, storage_key, at, seq], (0, self.version, last_seen)
         new_version = self.version + 1
         if kind == PUT:
             if digest is not None and token == RAISE:
                 refused = self.tables.fences.take(digest, Version(new_version), fences)
                 if refused is not None:
-                    return self._nothing(at, seq, *refused, stamp)
+                    return self._nothing(at, seq, *refused, last_seen)
             content_type, ttl_ms = op[CONTENT_TYPE_AT].encode(), op[TTL_MS_AT] or 0
             record = pack_record(new_version, created or new_version, op[VALUE_AT], content_type, ttl_ms)
-            tail = (0, new_version, stamp, not version)
+            tail = (0, new_version, last_seen, not version)
         else:
             total = sum_of(old, flags, op[DELTA_AT])
             if total is None:
-                return self._nothing(at, seq, NotANumber.status, version, stamp)
+                return self._nothing(at, seq, NotANumber.status, version, last_seen)
             record = counter(old, new_version, created, total)
-            tail = (0, new_version, stamp, total)
+            tail = (0, new_version, last_seen, total)
         self._change(index, storage_key, old, record, usage)
         return [kind, storage_key, record, at, seq], tail
 
@@ -325,9 +325,9 @@ class Proposals:
 
     @staticmethod
     def _nothing(
-        at: int, seq: int, status: int, version: int, stamp: LastSeenIndex
+        at: int, seq: int, status: int, version: int, last_seen: LastSeenIndex
     ) -> tuple[list[Any], Tail]:
-        return [NOTHING, at, seq, status, version], nothing_tail(status, version, stamp)
+        return [NOTHING, at, seq, status, version], nothing_tail(status, version, last_seen)
 
     def _touch(self, op: Op) -> Resolved:
         """Nothing is proposed: the leader's clock is all that a TTL runs on (R15). The answer waits
@@ -340,8 +340,10 @@ class Proposals:
             return Resolved(at, (NOT_FOUND, 0))
         if condition is not None and (version == 0 if condition == EXISTS else version != condition):
             if condition > 0 and self.tables.is_other_history(condition):
-                return Resolved(at, nothing_tail(HistoryChanged.status, condition, self.tables.stamp(at)))
-            return Resolved(at, nothing_tail(ConditionFailed.status, version, self.tables.stamp(at)))
+                return Resolved(
+                    at, nothing_tail(HistoryChanged.status, condition, self.tables.seen_index(at))
+                )
+            return Resolved(at, nothing_tail(ConditionFailed.status, version, self.tables.seen_index(at)))
         if record is None:
             return Resolved(at, (NOT_FOUND, 0))
         return Resolved(at, (OK, version, 0, record_ttl_ms(record)))
@@ -349,16 +351,16 @@ class Proposals:
     def _resolve_txn(
         self, index: int, op: Op, at: int, seq: int, usage: dict[bytes, list[int]]
     ) -> tuple[list[Any], Tail]:
-        compares, stamp = op[COMPARES_AT], self.tables.stamp(index)
+        compares, last_seen = op[COMPARES_AT], self.tables.seen_index(index)
         foreign = foreign_version(self.tables, compares)
         if foreign:
-            return self._nothing(at, seq, HistoryChanged.status, foreign, stamp)
+            return self._nothing(at, seq, HistoryChanged.status, foreign, last_seen)
         succeeded = all(holds(self.tables, self.current, *compare) for compare in compares)
         try:
             parts = stage(self.tables, self.current, self.version, op[THEN_AT if succeeded else OTHERWISE_AT])
         except Refused as refused:
             bound = MAX_TXN_READ_BYTES if refused.status == TooLarge.status else 0
-            return self._nothing(at, seq, refused.status, bound, stamp)
+            return self._nothing(at, seq, refused.status, bound, last_seen)
         for part in parts:
             if part[0] in (PUT, ADD):
                 old = self.current(part[1])
@@ -366,7 +368,7 @@ class Proposals:
             elif part[0] == DELETE:
                 self._change(index, part[1], self.current(part[1]), None, usage)
         row = [TXN, at, seq, succeeded, parts]
-        return row, (0, succeeded, stamp, txn_results(self.version - len(txn_changes(parts)), parts))
+        return row, (0, succeeded, last_seen, txn_results(self.version - len(txn_changes(parts)), parts))
 
     def count_above(self, at: bytes) -> None:
         """Begin to count what lies at the point ``at`` and above, to be fed slice by slice."""
@@ -407,7 +409,7 @@ class Proposals:
         self,
         index: int,
         changes: list[Change],
-        floors: list[list[Any]],
+        lowest_open_of: list[list[Any]],
         tails: list[tuple[int, int, Tail]],
     ) -> None:
         records = self._records
@@ -418,8 +420,8 @@ class Proposals:
             if found is not None and found[0] == index:
                 del records[storage_key]
         for at, seq, _ in tails:
-            pending = self._outcomes.get(floors[at][0])
+            pending = self._outcomes.get(lowest_open_of[at][0])
             if pending is not None:
                 pending.pop(seq, None)
                 if not pending:
-                    del self._outcomes[floors[at][0]]
+                    del self._outcomes[lowest_open_of[at][0]]

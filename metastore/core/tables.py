@@ -155,7 +155,7 @@ class Tables:
         ``leads`` and can be read from."""
         return version < self.first_version or (leads and self.is_other_history(version))
 
-    def stamp(self, index: int) -> LastSeenIndex:
+    def seen_index(self, index: int) -> LastSeenIndex:
         """What is handed out for a log index."""
         return self.first_version + index  # type: ignore[return-value]  # once an operation: a type is not to cost a call
 
@@ -171,14 +171,14 @@ class Tables:
     def remember(
         self,
         index: int,
-        floors: list[list[Any]],
+        lowest_open_of: list[list[Any]],
         tails: list[tuple[int, int, Tail]],
         usage: list[list[Any]],
         fences: list[list[Any]],
         horizon: int,
     ) -> set[bytes]:
         metadata = {META_KEY}
-        changed, gone = self.dedupe.remember(index, floors, tails, horizon)
+        changed, gone = self.dedupe.remember(index, lowest_open_of, tails, horizon)
         for client in changed:
             metadata.add(SESSION_PREFIX + client)
         for client in gone:

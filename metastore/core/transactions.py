@@ -73,7 +73,7 @@ def read_txn(tables: Tables, read: Read, op: Op) -> tuple[Tail, int]:
     compares = op[COMPARES_AT]
     foreign = foreign_version(tables, compares)
     if foreign:
-        return nothing_tail(HistoryChanged.status, foreign, tables.stamp(0)), 0
+        return nothing_tail(HistoryChanged.status, foreign, tables.seen_index(0)), 0
     succeeded = all(holds(tables, read, *compare) for compare in compares)
     rows: list[list[Any]] = []
     size = 0

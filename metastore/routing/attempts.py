@@ -37,11 +37,11 @@ from metastore.errors import (
 )
 from metastore.history import LastSeenIndex, within_history
 from metastore.operations import (
-    FLOOR_AT,
     INDEX_AT,
+    LAST_SEEN_AT,
+    LOWEST_OPEN_AT,
     PARTITION_AT,
     SEQ_AT,
-    STAMP_AT,
     Op,
 )
 from metastore.routing.backoff import BACKOFF_S, RetryBudget, backoff_s
@@ -117,8 +117,8 @@ class Attempts:
         "pauses",
         "probing",
         "reached_around",
+        "seen_in",
         "spread",
-        "stamped",
         "storage_key",
         "told",
         "tried",
@@ -138,7 +138,7 @@ class Attempts:
         #: for which a write was numbered
         self.partition = -1
         #: of which partition's log its stamp is an entry: the halves of one that is split count each for itself
-        self.stamped = -1
+        self.seen_in = -1
         #: any replica will do
         self.spread = False
         self.maybe_done = False
@@ -167,11 +167,11 @@ class Attempts:
         """What is sent to the partition. Raises Moved, OutcomeUnknown."""
         op = self.op.copy()
         op[PARTITION_AT] = placement.id
-        if self.changes and placement.id != self.stamped:
+        if self.changes and placement.id != self.seen_in:
             self.split_off(placement)
-            op[STAMP_AT] = self.op[STAMP_AT]
+            op[LAST_SEEN_AT] = self.op[LAST_SEEN_AT]
         if self.ids is not None:
-            op[FLOOR_AT] = self.ids.floor(*self.client.table.lineage(placement))
+            op[LOWEST_OPEN_AT] = self.ids.lowest_open(*self.client.table.lineage(placement))
         return op
 
     def succeeded(self, address: str, placement: Placement, result: list[Any]) -> None:
@@ -209,16 +209,16 @@ class Attempts:
         """The partition that the stamp is of has been split (R18). What its client saw of the one half after
         that says nothing of the other; where they parted is not known, nothing does. Raises Moved,
         OutcomeUnknown: another client's, which has to know."""
-        at = self.client.table.split_off(self.stamped, placement.id)
-        if at is None and not self.op[STAMP_AT]:
+        at = self.client.table.split_off(self.seen_in, placement.id)
+        if at is None and not self.op[LAST_SEEN_AT]:
             return  # a stamp of 0 is of no partition, whatever its client named
         if self.ids is None:
             if at is None:  # the client that numbered it knows of a split that is not known here
                 self.doubts = True
             raise self.at_the_end(Moved(f"partition {self.partition} was split", partition=self.partition))
-        stamp = self.op[STAMP_AT]
-        self.op[STAMP_AT] = 0 if at is None else min(stamp, within_history(stamp, at))
-        self.stamped = placement.id
+        last_seen = self.op[LAST_SEEN_AT]
+        self.op[LAST_SEEN_AT] = 0 if at is None else min(last_seen, within_history(last_seen, at))
+        self.seen_in = placement.id
 
     # --- where to ---------------------------------------------------------------------------
 
@@ -357,7 +357,7 @@ class Attempts:
         if reused:  # so many later ones were finished that it counts as one
             ids.end(self.partition, self.op[SEQ_AT])
             self.op[SEQ_AT], _ = ids.begin(self.partition)
-        self.op[STAMP_AT] = max(index, self.op[STAMP_AT])
+        self.op[LAST_SEEN_AT] = max(index, self.op[LAST_SEEN_AT])
 
     def pause(self, placement: Placement, now: float) -> None:
         """All replicas were tried, or one asked for time: all may be asked again after a pause. Raises when it is no use."""

@@ -1,7 +1,7 @@
 """From an operation to its answer: connections, topology, and who may go when.
 
 Used by the Python client and by the router. Request ids (R7) are made here: a retry repeats
-``(client id, seq, stamp)``, so it gets the first outcome and never applies twice. What one operation
+``(client id, seq, last_seen)``, so it gets the first outcome and never applies twice. What one operation
 does until it has its answer is ``attempts``.
 """
 
@@ -25,6 +25,7 @@ from metastore.operations import (
     CONSISTENCY_AT,
     KEY_AT,
     KIND_AT,
+    LAST_SEEN_AT,
     LATER,
     LINEARIZABLE,
     NOT_FOUND,
@@ -33,7 +34,6 @@ from metastore.operations import (
     RESULT_HEAD,
     SEQ_AT,
     SIZED,
-    STAMP_AT,
     STATUS_AT,
     WRITES,
     Op,
@@ -172,11 +172,11 @@ class Dispatcher:
         try:
             await self.ready(until)
             partition = self.table.route(storage_key).id
-            seq, stamp = ids.begin(partition)
-            op[SEQ_AT], op[STAMP_AT] = seq, stamp
+            seq, last_seen = ids.begin(partition)
+            op[SEQ_AT], op[LAST_SEEN_AT] = seq, last_seen
             attempts = Attempts(self, op, storage_key, until)
             attempts.ids, attempts.client_id = ids, ids.client_id
-            attempts.partition = attempts.stamped = partition
+            attempts.partition = attempts.seen_in = partition
             attempts.changes = True
             return await (self._run(attempts) if self.admission is None else self._admitted(attempts))
         except MetastoreError as e:
@@ -193,7 +193,7 @@ class Dispatcher:
         attempts = Attempts(self, op, op[KEY_AT], until)
         attempts.client_id = client_id
         attempts.changes = op[KIND_AT] in WRITES
-        attempts.partition = attempts.stamped = op[PARTITION_AT]
+        attempts.partition = attempts.seen_in = op[PARTITION_AT]
         attempts.spread = is_local(op)
         return await self._run(attempts)
 

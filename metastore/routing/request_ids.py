@@ -17,7 +17,7 @@ AGE_MARGIN_S: Final = 30.0
 
 
 class RequestIds:
-    """Request ids of one client (R7): ``floor`` and ``stamp`` are kept per partition.
+    """Request ids of one client (R7): ``lowest_open`` and ``last_seen`` are kept per partition.
 
     A client makes its own. With ``RequestIds.named("order 4711")`` the write that is given it is
     carried out once, however often, and from whichever process, it is sent again with ids of that
@@ -31,7 +31,7 @@ class RequestIds:
         self.client_id = client_id or os.urandom(CLIENT_ID_BYTES)
         self._seq = 0
         self._open: dict[int, dict[int, None]] = {}
-        self._stamps: dict[int, LastSeenIndex] = {}
+        self._last_seen: dict[int, LastSeenIndex] = {}
 
     @staticmethod
     def named(name: str, age_s: float | None = None) -> SingleRequest:
@@ -48,19 +48,19 @@ class RequestIds:
         """Attempts of the next write may go on for ``left_s`` more seconds."""
 
     def begin(self, partition: int) -> tuple[int, LastSeenIndex]:
-        """``(seq, stamp)`` for a new write."""
+        """``(seq, last_seen)`` for a new write."""
         self._seq += 1
         opened = self._open.get(partition)
         if opened is None:
             opened = self._open[partition] = {}
         opened[self._seq] = None
-        return self._seq, self.stamp(partition)
+        return self._seq, self.last_seen(partition)
 
-    def stamp(self, partition: int) -> LastSeenIndex:
+    def last_seen(self, partition: int) -> LastSeenIndex:
         """The highest index seen from a partition so far, 0 = none."""
-        return self._stamps.get(partition, NOTHING_SEEN)
+        return self._last_seen.get(partition, NOTHING_SEEN)
 
-    def floor(self, *partitions: int) -> int:
+    def lowest_open(self, *partitions: int) -> int:
         """No write below it is under way to these (more than one: some were split off others)."""
         opened = [self._open[p] for p in partitions if self._open.get(p)]
         return min((next(iter(seqs)) for seqs in opened), default=self._seq + 1)
@@ -72,8 +72,8 @@ class RequestIds:
             opened.pop(seq, None)
 
     def seen(self, partition: int, index: LastSeenIndex) -> None:
-        if index > self._stamps.get(partition, NOTHING_SEEN):
-            self._stamps[partition] = index
+        if index > self._last_seen.get(partition, NOTHING_SEEN):
+            self._last_seen[partition] = index
 
 
 class SingleRequest(RequestIds):
@@ -97,10 +97,10 @@ class SingleRequest(RequestIds):
         age_s = self._age_s
         self.restamps = age_s is None or age_s + left_s <= DEDUPE_WINDOW_S - AGE_MARGIN_S
 
-    def stamp(self, partition: int) -> LastSeenIndex:
-        return super().stamp(partition) if self.restamps else NOTHING_SEEN
+    def last_seen(self, partition: int) -> LastSeenIndex:
+        return super().last_seen(partition) if self.restamps else NOTHING_SEEN
 
-    def floor(self, *partitions: int) -> int:
+    def lowest_open(self, *partitions: int) -> int:
         return ONE_REQUEST
 
     def about(self, error: MetastoreError) -> MetastoreError:

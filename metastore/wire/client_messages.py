@@ -9,11 +9,11 @@ detail]`` and a close. ``cluster`` may be "" when the client does not know it ye
 ``metastore.operations`` describes it for programs, is
 
     [id, GET,    partition, storage_key, consistency, arg]
-    [id, PUT,    partition, storage_key, seq, floor, stamp, condition, value, content_type, ttl_ms]
-    [id, DELETE, partition, storage_key, seq, floor, stamp, condition]
-    [id, ADD,    partition, storage_key, seq, floor, stamp, condition, delta]
-    [id, TXN,    partition, storage_key, seq, floor, stamp, [compare, ...], [part, ...], [part, ...]]
-    [id, RENAME, partition, storage_key, seq, floor, stamp, condition, to, to_condition]
+    [id, PUT,    partition, storage_key, seq, lowest_open, last_seen, condition, value, content_type, ttl_ms]
+    [id, DELETE, partition, storage_key, seq, lowest_open, last_seen, condition]
+    [id, ADD,    partition, storage_key, seq, lowest_open, last_seen, condition, delta]
+    [id, TXN,    partition, storage_key, seq, lowest_open, last_seen, [compare, ...], [part, ...], [part, ...]]
+    [id, RENAME, partition, storage_key, seq, lowest_open, last_seen, condition, to, to_condition]
     [id, TOUCH,  partition, storage_key, condition]
     [id, LIST,   partition, start, end, limit, flags, consistency, arg, wanted]
 
@@ -33,10 +33,10 @@ AT_LEAST (arg = a version). ``condition``: None, or ABSENT, or EXISTS, or the ve
 ``start`` (inclusive) and ``end`` (exclusive) are storage_keys; a node returns at most ``limit`` rows.
 
 Request ids (R7): ``(client_id, seq)``, ``seq`` from 1, growing, below ONE_REQUEST; 0 = no dedupe asked for.
-``floor``: every seq of this client below it *towards this partition* is finished and never sent
-again; a floor above the op's own seq (ONE_REQUEST or above) says that the client makes this one request and
-no other, and any other is refused. ``stamp``: the highest ``index`` this client had seen from this partition when it first
-sent the op (0 = none); a retry repeats seq and stamp unchanged.
+``lowest_open``: every seq of this client below it *towards this partition* is finished and never sent
+again; a lowest_open above the op's own seq (ONE_REQUEST or above) says that the client makes this one request and
+no other, and any other is refused. ``last_seen``: the highest ``index`` this client had seen from this partition when it first
+sent the op (0 = none); a retry repeats seq and last_seen unchanged.
 
 ``RESPONSE [result, ...]`` in any order; a result is
 

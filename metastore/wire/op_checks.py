@@ -77,13 +77,25 @@ def is_simple(op: Any) -> bool:
     if type(op) is not list:
         return False
     if len(op) == _SIMPLE_PUT:
-        op_id, kind, partition, storage_key, seq, floor, stamp, condition, value, content_type, ttl_ms = op
+        (
+            op_id,
+            kind,
+            partition,
+            storage_key,
+            seq,
+            lowest_open,
+            last_seen,
+            condition,
+            value,
+            content_type,
+            ttl_ms,
+        ) = op
         if not (
             kind == PUT
-            and type(seq) is type(floor) is type(stamp) is int
+            and type(seq) is type(lowest_open) is type(last_seen) is int
             and 0 <= seq < ONE_REQUEST
-            and 0 <= floor < COUNT_END
-            and 0 <= stamp < COUNT_END
+            and 0 <= lowest_open < COUNT_END
+            and 0 <= last_seen < COUNT_END
             and (condition is None or (type(condition) is int and -1 <= condition < COUNT_END))
             and type(value) is bytes
             and len(value) <= MAX_VALUE_BYTES

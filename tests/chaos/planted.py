@@ -20,7 +20,7 @@ def no_dedupe() -> None:
     """R7: a retry is executed again."""
     from metastore.core.proposals import Proposals
 
-    Proposals._known = lambda self, client, seq, floor, stamp: None  # type: ignore[method-assign]
+    Proposals._known = lambda self, client, seq, lowest_open, last_seen: None  # type: ignore[method-assign]
 
 
 def answer_before_commit() -> None:

@@ -231,7 +231,7 @@ def _aux_of(machine: Machine) -> Any:
         "fences": (machine.fences.by_name, machine.fences.floors),
         "spent": machine.dedupe.spent,
         "sessions": {
-            client: (s.guard, s.floor, s.last_index, s.ordinal, dict(s.outcomes))
+            client: (s.minimum, s.lowest_open, s.last_index, s.ordinal, dict(s.outcomes))
             for client, s in machine.sessions.items()
         },
         "rows": {key: machine.metadata(key) for key in machine.metadata_keys()},

@@ -52,7 +52,13 @@ def test_kinds_and_positions_are_what_they_always_were() -> None:
         "get": (6, 6), "put": (11, 12), "delete": (8, 9), "add": (9, 10), "list": (9, 10), "txn": (10, 11), "touch": (5, 5),
         "rename": (10, 11),
     }  # fmt: skip
-    assert (o.SEQ_AT, o.FLOOR_AT, o.STAMP_AT, o.CONDITION_AT, o.TOUCH_CONDITION_AT) == (4, 5, 6, 7, 4)
+    assert (o.SEQ_AT, o.LOWEST_OPEN_AT, o.LAST_SEEN_AT, o.CONDITION_AT, o.TOUCH_CONDITION_AT) == (
+        4,
+        5,
+        6,
+        7,
+        4,
+    )
     assert (o.VALUE_AT, o.CONTENT_TYPE_AT, o.TTL_MS_AT, o.DELTA_AT) == (8, 9, 10, 8)
     assert (o.COMPARES_AT, o.THEN_AT, o.OTHERWISE_AT) == (7, 8, 9)
     assert (o.START_AT, o.END_AT, o.FLAGS_AT, o.WANTED_AT) == (3, 4, 6, 9)

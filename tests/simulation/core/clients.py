@@ -38,7 +38,7 @@ class Client:
         self.world = world
         self.id = b"c%015d" % number
         self.seq = 0
-        self.stamp = 0
+        self.last_seen = 0
         self.reader = number % 2 == 1
         self.stopped = False
         self.idle = False
@@ -53,7 +53,7 @@ class Client:
         if op.kind == "write":
             self.seq += 1
             op.value = b"<%s-%d>" % (self.id[-3:], self.seq)
-            request = [0, PUT, P, key, self.seq, self.seq, self.stamp, None, op.value, "", 0]
+            request = [0, PUT, P, key, self.seq, self.seq, self.last_seen, None, op.value, "", 0]
         else:
             request = [0, GET, P, key, 0, None]
         world.checks.history.append(op)
@@ -84,7 +84,7 @@ class Client:
                 op.version = record_versions(result[1])[1] if result[1] else 0
             elif result[0] == 0:
                 op.version = result[1]
-                self.stamp = max(self.stamp, result[2])
+                self.last_seen = max(self.last_seen, result[2])
             else:
                 raise Violation(f"I5: {op} got {result}")
             op.ended, op.outcome = world.now, "ok"

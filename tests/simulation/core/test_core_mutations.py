@@ -108,15 +108,15 @@ def match_by_index_only(patch: Planter) -> None:
 
 def no_dedupe(patch: Planter) -> None:
     """R7: a retry is executed again."""
-    patch.setattr(Proposals, "_known", lambda self, client, seq, floor, stamp: None)
+    patch.setattr(Proposals, "_known", lambda self, client, seq, floor, last_seen: None)
 
 
 def dedupe_committed_only(patch: Planter) -> None:
     """R7: a retry of what is proposed and not committed is executed again."""
     original = Proposals._known
 
-    def known(self: Any, client: bytes, seq: int, floor: int, stamp: int) -> Any:
-        found = original(self, client, seq, floor, LastSeenIndex(stamp))
+    def known(self: Any, client: bytes, seq: int, floor: int, last_seen: int) -> Any:
+        found = original(self, client, seq, floor, LastSeenIndex(last_seen))
         return None if found is not None and found.at else found
 
     patch.setattr(Proposals, "_known", known)

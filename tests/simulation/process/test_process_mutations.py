@@ -105,7 +105,7 @@ def reads_whatever_it_has(patch: Planter) -> None:
 
 def retries_without_dedupe(patch: Planter) -> None:
     """R7: the leader executes a request that it has executed before."""
-    patch.setattr(Proposals, "_known", lambda self, client, seq, floor, stamp: None)
+    patch.setattr(Proposals, "_known", lambda self, client, seq, floor, last_seen: None)
 
 
 def finishes_ids_early(patch: Planter) -> None:
@@ -120,8 +120,8 @@ def executes_what_is_too_old(patch: Planter) -> None:
     finishes_ids_early(patch)
     original = Proposals._known
 
-    def known(self: Any, client: bytes, seq: int, floor: int, stamp: int) -> Any:
-        found = original(self, client, seq, floor, LastSeenIndex(stamp))
+    def known(self: Any, client: bytes, seq: int, floor: int, last_seen: int) -> Any:
+        found = original(self, client, seq, floor, LastSeenIndex(last_seen))
         return None if found is not None and "dedupe window" in str(found.tail[1]) else found
 
     patch.setattr(Proposals, "_known", known)

@@ -375,4 +375,4 @@ async def test_an_index_that_nobody_has_is_not_taken(tail: list[Any]) -> None:
     async with FakeNode(lambda name, op: [op[0], *tail]) as node, client(node) as ns:
         with pytest.raises(OutcomeUnknown):
             await ns.put("k", b"v")
-        assert ns.dispatcher.ids.stamp(0) == 0
+        assert ns.dispatcher.ids.last_seen(0) == 0

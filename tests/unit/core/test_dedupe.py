@@ -22,9 +22,9 @@ def tail(version: int) -> tuple[Any, ...]:
     return (OK, version, version, True)
 
 
-def remember(sessions: Sessions, index: int, client: bytes, floor: int, *seqs: int) -> list[bytes]:
-    """Entry ``index`` has these requests of the client, which has finished all below ``floor``."""
-    return sessions.remember(index, [[client, floor]], [(0, seq, tail(seq)) for seq in seqs])[1]
+def remember(sessions: Sessions, index: int, client: bytes, lowest_open: int, *seqs: int) -> list[bytes]:
+    """Entry ``index`` has these requests of the client, which has finished all below ``lowest_open``."""
+    return sessions.remember(index, [[client, lowest_open]], [(0, seq, tail(seq)) for seq in seqs])[1]
 
 
 def is_expired(found: Any) -> bool:
@@ -97,11 +97,11 @@ def test_a_session_begun_anew_has_forgotten_what_was_before(two: Sessions) -> No
 
 def test_a_guard_survives_saving() -> None:
     session = Session(LastSeenIndex(7))
-    session.raise_floor(3)
+    session.raise_lowest_open(3)
     session.outcomes[3] = tail(3)
     again = Session.unpack(session.pack())
     assert isinstance(again, Session)
-    assert (again.guard, again.floor, again.outcomes) == (7, 3, {3: tail(3)})
+    assert (again.minimum, again.lowest_open, again.outcomes) == (7, 3, {3: tail(3)})
 
 
 def test_a_first_session_has_nothing_to_guard() -> None:

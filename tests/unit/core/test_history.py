@@ -184,13 +184,13 @@ def test_fencing_tokens(stale: int) -> None:
 
 def test_a_refusal_is_remembered_as_it_was() -> None:
     r = changed(before())
-    stamp = G1 + r.index
-    first = r.run((A, put("x", when=1, seq=7, stamp=stamp)))[0]
+    last_seen = G1 + r.index
+    first = r.run((A, put("x", when=1, seq=7, last_seen=last_seen)))[0]
     refused(first, 1)
-    assert r.run((A, put("x", when=1, seq=7, stamp=stamp)))[0] == first
+    assert r.run((A, put("x", when=1, seq=7, last_seen=last_seen)))[0] == first
     follower = Replica()
     follower.machine.load([(k, v) for k, v in r.saved.items()])
-    assert follower.machine.dedupe.known(A, 7, LastSeenIndex(stamp)) == first
+    assert follower.machine.dedupe.known(A, 7, LastSeenIndex(last_seen)) == first
 
 
 def test_a_stamp_of_before_says_nothing_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,17 +199,20 @@ def test_a_stamp_of_before_says_nothing_of_now(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(dedupe, "MAX_SESSIONS", 1)
     monkeypatch.setattr(dedupe, "MAX_YOUNG_SESSIONS", 1)
     r = changed(before())
-    lost = {"seq": 9, "floor": 9, "stamp": 200}
+    lost = {"seq": 9, "lowest_open": 9, "last_seen": 200}
     status, _, detail = r.run((A, add("n", 1, **lost)))[0]
     assert (status, detail["index"]) == (RequestIdExpired.status, G1 + r.index), (
         "not told apart: stamp it anew"
     )
-    done = r.run((A, add("n", 1, seq=9, floor=9, stamp=detail["index"])))[0]
+    done = r.run((A, add("n", 1, seq=9, lowest_open=9, last_seen=detail["index"])))[0]
     assert done[2] == G1 + r.index
-    r.run((B, put("x", seq=1, floor=1, stamp=done[2])))
+    r.run((B, put("x", seq=1, lowest_open=1, last_seen=done[2])))
     assert A not in r.machine.sessions
-    for stamp in (200, detail["index"]):
-        assert r.run((A, add("n", 1, seq=9, floor=9, stamp=stamp)))[0][0] == RequestIdExpired.status
+    for last_seen in (200, detail["index"]):
+        assert (
+            r.run((A, add("n", 1, seq=9, lowest_open=9, last_seen=last_seen)))[0][0]
+            == RequestIdExpired.status
+        )
     assert unpack_record(r.state[lk("n")]).value == b"6"
 
 
@@ -318,11 +321,11 @@ def test_a_stamp_that_was_cut_at_a_split_says_nothing_of_another_history_of_that
     the client saw of the parent's is cut at the entry that parted them, and is below all of the child's."""
     r = before()
     parted = r.index
-    r.run((A, add("n", 1, seq=5, stamp=parted)))
+    r.run((A, add("n", 1, seq=5, last_seen=parted)))
     r.machine.dedupe.by_client.clear()  # forgotten
     changed(r)
     cut = G1 + parted
-    status, _, detail = r.run((A, add("n", 1, seq=5, stamp=cut)))[0]
+    status, _, detail = r.run((A, add("n", 1, seq=5, last_seen=cut)))[0]
     assert (status, detail["index"]) == (RequestIdExpired.status, r.machine.dedupe.expired_below)
     assert cut < detail["index"] <= G1 + r.index
-    assert r.run((B, put("x", seq=1, floor=1, stamp=detail["index"])))[0][0] == OK
+    assert r.run((B, put("x", seq=1, lowest_open=1, last_seen=detail["index"])))[0][0] == OK

@@ -93,23 +93,38 @@ def put(
     value: bytes = b"v",
     *,
     seq: int = 0,
-    floor: int = 0,
-    stamp: int = 0,
+    lowest_open: int = 0,
+    last_seen: int = 0,
     when: int | None = None,
     ttl: int | None = None,
     fence: list[Any] | None = None,
 ) -> list[Any]:
-    return [0, PUT, 0, lk(key), seq, floor, stamp, when, value, "", ttl, *([fence] if fence else [])]
+    return [
+        0,
+        PUT,
+        0,
+        lk(key),
+        seq,
+        lowest_open,
+        last_seen,
+        when,
+        value,
+        "",
+        ttl,
+        *([fence] if fence else []),
+    ]
 
 
-def delete(key: str, *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None) -> list[Any]:
-    return [0, DELETE, 0, lk(key), seq, floor, stamp, when]
+def delete(
+    key: str, *, seq: int = 0, lowest_open: int = 0, last_seen: int = 0, when: int | None = None
+) -> list[Any]:
+    return [0, DELETE, 0, lk(key), seq, lowest_open, last_seen, when]
 
 
 def add(
-    key: str, delta: int, *, seq: int = 0, floor: int = 0, stamp: int = 0, when: int | None = None
+    key: str, delta: int, *, seq: int = 0, lowest_open: int = 0, last_seen: int = 0, when: int | None = None
 ) -> list[Any]:
-    return [0, ADD, 0, lk(key), seq, floor, stamp, when, delta]
+    return [0, ADD, 0, lk(key), seq, lowest_open, last_seen, when, delta]
 
 
 def txn(
@@ -190,7 +205,7 @@ def test_a_retry_gets_the_first_outcome() -> None:
 def test_finished_ids_are_refused_not_executed() -> None:
     r = Replica()
     r.run((A, put("x", seq=1)))
-    r.run((A, put("x", seq=2, floor=2, stamp=1)))
+    r.run((A, put("x", seq=2, lowest_open=2, last_seen=1)))
     payload, (result,) = r.propose((A, put("x", seq=1)))
     assert payload is None
     assert result.tail[0] == RequestIdExpired.status
@@ -209,7 +224,7 @@ def test_a_forgotten_session_is_refused_not_executed(monkeypatch: pytest.MonkeyP
     assert payload is None
     assert result.tail[0] == RequestIdExpired.status
     assert result.tail[2]["index"] == 1
-    payload, (result,) = r.propose((A, put("x", seq=2, stamp=1)))
+    payload, (result,) = r.propose((A, put("x", seq=2, last_seen=1)))
     assert payload is not None
     assert result.tail[0] == 0
 
@@ -404,11 +419,11 @@ def test_a_counter_keeps_its_ttl() -> None:
 
 
 def operation(
-    kind: int, keys: list[str], client: bytes, seq: int, floor: int, when: int | None, delta: int
+    kind: int, keys: list[str], client: bytes, seq: int, lowest_open: int, when: int | None, delta: int
 ) -> tuple[bytes, list[Any]]:
     """``delta`` decides whatever else there is to decide."""
-    lasts = min(floor, seq) if client in (A, B) else ONE_REQUEST
-    key, number = keys[0], {"seq": seq, "floor": lasts, "stamp": floor, "when": when}
+    lasts = min(lowest_open, seq) if client in (A, B) else ONE_REQUEST
+    key, number = keys[0], {"seq": seq, "lowest_open": lasts, "last_seen": lowest_open, "when": when}
     ttl, fence = 1000 * max(0, delta), ["fgh"[delta % 3], delta + 4] if delta else None
     if kind == PUT:
         if seq % 2:

@@ -30,9 +30,9 @@ def single(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def once(number: int, stamp: int = 0) -> tuple[bytes, list[Any]]:
+def once(number: int, last_seen: int = 0) -> tuple[bytes, list[Any]]:
     """The only request of its client, as an Idempotency-Key makes it."""
-    return single(number), put("x", seq=7, floor=ONE_REQUEST, stamp=stamp)
+    return single(number), put("x", seq=7, lowest_open=ONE_REQUEST, last_seen=last_seen)
 
 
 def status(r: Replica, number: int) -> tuple[int, bool]:
@@ -74,7 +74,7 @@ def test_marks_of_single_requests_are_bounded() -> None:
         r.run(once(number, r.index))
     assert list(r.machine.dedupe.spent) == [single(n) for n in (1, 2, 3)]
     assert status(r, 0) == (0, True), "nothing tells it from a first time"
-    payload, (result,) = r.machine.proposals.resolve(r.index + 1, [once(0, stamp=0)])
+    payload, (result,) = r.machine.proposals.resolve(r.index + 1, [once(0, last_seen=0)])
     assert (payload, result.tail[0]) == (None, RequestIdExpired.status), "who is honest about its age is told"
 
 
@@ -82,12 +82,12 @@ def test_who_comes_back_after_its_mark_has_none() -> None:
     """Its next request was resolved while the last was remembered, and is applied when that is forgotten. All replicas
     are to agree about it, also one that has been restarted since. (Who keeps to its word makes no other request.)"""
     r = Replica()
-    r.run((single(0), put("x", seq=ONE_REQUEST, floor=ONE_REQUEST)))
+    r.run((single(0), put("x", seq=ONE_REQUEST, lowest_open=ONE_REQUEST)))
     first = r.index + 1
     payload, _ = r.propose(*[once(n, r.index) for n in range(1, 7)])
     assert payload is not None
     for number in (7, 8):
-        r.propose((single(0), put("x", seq=ONE_REQUEST + number, floor=ONE_REQUEST)))
+        r.propose((single(0), put("x", seq=ONE_REQUEST + number, lowest_open=ONE_REQUEST)))
     for index in range(first, r.index + 1):
         r.apply(index, b"")
     assert single(0) in r.machine.sessions

@@ -42,8 +42,8 @@ class Partition:
 
     def add(self, ids: RequestIds, delta: int) -> Any:
         """One attempt; what it will be told once all is committed."""
-        seq, stamp = ids.begin(0)
-        op = [0, ADD, 0, KEY, seq, ids.floor(0), stamp, None, delta]
+        seq, last_seen = ids.begin(0)
+        op = [0, ADD, 0, KEY, seq, ids.lowest_open(0), last_seen, None, delta]
         assert op_shape(op) is None
         assert check_op(op) is None
         payload, [result] = self.machine.proposals.resolve(self.index + 1, [(ids.client_id, op)])
@@ -113,7 +113,7 @@ def test_who_tells_its_age_is_refused_beyond_any_memory() -> None:
     old = OneRequest(router, "k", ("app", "n"), 1, DEDUPE_WINDOW_S + 1.0)
     named = RequestIds.named("order", DEDUPE_WINDOW_S + 1.0)
     named.seen(0, LastSeenIndex(99))
-    assert (named.begin(0), named.floor(0), named.restamps) == ((1, 0), ONE_REQUEST, False)
+    assert (named.begin(0), named.lowest_open(0), named.restamps) == ((1, 0), ONE_REQUEST, False)
     assert (young.begin(0)[1], young.restamps) == (99, True)
     assert (old.begin(0)[1], old.restamps) == (0, False)
 
@@ -135,9 +135,9 @@ def test_what_is_said_is_about_the_key() -> None:
 def test_numbers_fit_the_wire() -> None:
     for number in range(1000):
         ids = request("k", number)
-        seq, stamp = ids.begin(3)
-        assert 0 < seq < ONE_REQUEST == ids.floor(3)
-        assert stamp == 0
+        seq, last_seen = ids.begin(3)
+        assert 0 < seq < ONE_REQUEST == ids.lowest_open(3)
+        assert last_seen == 0
     assert request("k", 1).client_id != request("k", 1, ("app", "m")).client_id
     assert request("k", 1).client_id == request("k", 2).client_id
 
@@ -148,7 +148,7 @@ def test_stamps_are_the_routers() -> None:
     ids = OneRequest(router, "k", ("app", "n"), 1)
     assert ids.begin(4)[1] == 77
     ids.seen(4, LastSeenIndex(99))
-    assert router.stamp(4) == 99
+    assert router.last_seen(4) == 99
 
 
 # --- at the end of the window ----------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_an_age_counts_to_the_end_of_the_last_attempt(age_s: float | None, left_
     ids = RequestIds.named("order", age_s)
     ids.seen(0, LastSeenIndex(99))
     ids.lasts(left_s)
-    assert (ids.restamps, ids.stamp(0)) == (may, 99 if may else 0)
+    assert (ids.restamps, ids.last_seen(0)) == (may, 99 if may else 0)
 
 
 def test_what_the_request_waited_at_the_router_is_of_its_age() -> None:

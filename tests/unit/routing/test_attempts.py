@@ -47,7 +47,7 @@ class Scripted(Dispatcher):
         self.table.partitions = {0: Placement(0, 0, 1 << 64, "c", NODES, leader="n1", epoch=1)}
         self.table.nodes = {n: NodeRecord(n, "c", n, f"{n}:1", "") for n in NODES}
         self.script = list(script)
-        #: ``(seq, floor, stamp)`` of the writes that were sent
+        #: ``(seq, lowest_open, last_seen)`` of the writes that were sent
         self.sent: list[tuple[int, int, int]] = []
 
     async def submit(self, client_id: bytes, op: list[Any], until: float, patience: float) -> list[Any]:
@@ -159,7 +159,7 @@ async def test_a_named_request_that_counts_as_finished_is_told() -> None:
 async def test_what_a_success_says_of_the_log_is_the_next_stamp() -> None:
     client = Scripted(DONE)
     await client.put()
-    assert client.ids.stamp(0) == 12
+    assert client.ids.last_seen(0) == 12
 
 
 # --- floors ---------------------------------------------------------------------------------------------------------
@@ -167,25 +167,25 @@ async def test_what_a_success_says_of_the_log_is_the_next_stamp() -> None:
 
 def test_a_floor_is_the_lowest_request_under_way() -> None:
     ids = RequestIds()
-    assert ids.floor(0) == 1
+    assert ids.lowest_open(0) == 1
     first, _ = ids.begin(0)
     second, _ = ids.begin(0)
     other, _ = ids.begin(7)
     assert (first, second, other) == (1, 2, 3)
-    assert ids.floor(0) == 1
+    assert ids.lowest_open(0) == 1
     ids.end(0, second)
-    assert ids.floor(0) == 1, "the first may be sent again"
+    assert ids.lowest_open(0) == 1, "the first may be sent again"
     ids.end(0, first)
-    assert ids.floor(0) == 4, "all are finished"
-    assert ids.floor(0, 7) == 3, "one that was numbered for another may come here"
+    assert ids.lowest_open(0) == 4, "all are finished"
+    assert ids.lowest_open(0, 7) == 3, "one that was numbered for another may come here"
 
 
 def test_a_stamp_only_grows() -> None:
     ids = RequestIds()
-    for index, stamp in ((7, 7), (3, 7), (9, 9)):
+    for index, last_seen in ((7, 7), (3, 7), (9, 9)):
         ids.seen(0, LastSeenIndex(index))
-        assert ids.stamp(0) == stamp
-    assert ids.stamp(1) == 0
+        assert ids.last_seen(0) == last_seen
+    assert ids.last_seen(1) == 0
     assert ids.begin(0) == (1, 9)
 
 
@@ -205,14 +205,14 @@ async def test_a_number_is_finished_when_its_write_has_ended_however() -> None:
     client = Scripted(REFUSED)
     with pytest.raises(InvalidRequest):
         await client.put()
-    assert client.ids.floor(0) == 2
+    assert client.ids.lowest_open(0) == 2
 
 
 async def test_an_age_counts_to_the_end_of_the_attempts() -> None:
     """They may go on for a minute: 530 s is too old by then, and is sent with a stamp that says nothing."""
-    for age_s, stamp in ((500.0, 99), (530.0, 0)):
+    for age_s, last_seen in ((500.0, 99), (530.0, 0)):
         ids = RequestIds.named("order", age_s)
         ids.seen(0, LastSeenIndex(99))
         client = Scripted(DONE)
         await client.put(ids)
-        assert client.sent == [(1, ONE_REQUEST, stamp)]
+        assert client.sent == [(1, ONE_REQUEST, last_seen)]

@@ -73,9 +73,9 @@ def attempts(writes: bool, client: Client | None = None, *, foreign: bool = Fals
     client = client or Client()
     if not writes:
         return Attempts(client, [0, GET, 0, b"", LINEARIZABLE, None], b"", 100.0)
-    seq, stamp = client.ids.begin(0)
-    found = Attempts(client, [0, PUT, 0, b"", seq, 0, stamp, None, b"v", "", 0], b"", 100.0)
-    found.changes, found.partition, found.stamped = True, 0, 0
+    seq, last_seen = client.ids.begin(0)
+    found = Attempts(client, [0, PUT, 0, b"", seq, 0, last_seen, None, b"v", "", 0], b"", 100.0)
+    found.changes, found.partition, found.seen_in = True, 0, 0
     found.ids = None if foreign else client.ids
     return found
 

@@ -41,7 +41,7 @@ SPLIT = table(
 
 
 @pytest.mark.parametrize(
-    ("stamp", "to", "left"),
+    ("last_seen", "to", "left"),
     [
         (39, 1, 39),  # both have that entry
         (41, 1, 40),  # 0's own after they parted
@@ -52,20 +52,20 @@ SPLIT = table(
         (first_version(2) + 60, 3, first_version(2) + 40),
     ],
 )
-async def test_a_stamp_goes_as_far_as_the_logs_are_one(stamp: int, to: int, left: int) -> None:
+async def test_a_stamp_goes_as_far_as_the_logs_are_one(last_seen: int, to: int, left: int) -> None:
     client = Dispatcher([])
     client.table = SPLIT
-    attempts = Attempts(client, [0, 1, 0, b"", 7, 0, stamp], b"", 0.0)
-    attempts.ids, attempts.partition, attempts.stamped = client.ids, 0, 0
+    attempts = Attempts(client, [0, 1, 0, b"", 7, 0, last_seen], b"", 0.0)
+    attempts.ids, attempts.partition, attempts.seen_in = client.ids, 0, 0
     attempts.split_off(SPLIT.partitions[to])
-    assert (attempts.op[6], attempts.stamped, attempts.partition) == (left, to, 0)
+    assert (attempts.op[6], attempts.seen_in, attempts.partition) == (left, to, 0)
 
 
 async def test_a_stamp_of_what_is_not_known_to_be_related_says_nothing() -> None:
     client = Dispatcher([])
     client.table = table(placement(0, 0, TOP // 2), placement(1, TOP // 2, TOP))
     attempts = Attempts(client, [0, 1, 0, b"", 7, 0, 60], b"", 0.0)
-    attempts.ids, attempts.partition, attempts.stamped = client.ids, 0, 0
+    attempts.ids, attempts.partition, attempts.seen_in = client.ids, 0, 0
     attempts.split_off(client.table.partitions[1])
     assert attempts.op[6] == 0
 
@@ -75,15 +75,15 @@ async def test_what_a_partition_said_of_itself_stands() -> None:
     client = Dispatcher([])
     client.table = SPLIT
     attempts = Attempts(client, [0, 1, 0, b"", 7, 0, 60], b"", 0.0)
-    attempts.ids, attempts.partition, attempts.stamped = client.ids, 0, 0
+    attempts.ids, attempts.partition, attempts.seen_in = client.ids, 0, 0
     child = SPLIT.partitions[1]
     attempts.split_off(child)
     assert (
         attempts.judge("n1:1", child, RequestIdExpired("too old", index=77, reused=False), 1.0) is Step.AGAIN
     )
-    assert (attempts.op[6], attempts.stamped) == (77, 1)
-    assert client.ids.stamp(1) == 77
-    assert client.ids.stamp(0) == 0
+    assert (attempts.op[6], attempts.seen_in) == (77, 1)
+    assert client.ids.last_seen(1) == 77
+    assert client.ids.last_seen(0) == 0
 
 
 async def test_another_clients_stamp_is_not_guessed() -> None:
@@ -92,7 +92,7 @@ async def test_another_clients_stamp_is_not_guessed() -> None:
     client.table = SPLIT
     for of, to, news in ((0, 1, False), (3, 0, True)):
         attempts = Attempts(client, [0, 1, 0, b"", 7, 0, 60], b"", 0.0)
-        attempts.partition = attempts.stamped = of
+        attempts.partition = attempts.seen_in = of
         with pytest.raises(Moved):
             attempts.split_off(SPLIT.partitions[to])
         assert attempts.op[6] == 60
@@ -105,7 +105,7 @@ async def test_a_stamp_of_nothing_is_of_no_partition(ours: bool) -> None:
     client = Dispatcher([])
     client.table = SPLIT
     attempts = Attempts(client, [0, 1, 99, b"", 7, 0, 0], b"", 0.0)
-    attempts.partition = attempts.stamped = 99
+    attempts.partition = attempts.seen_in = 99
     attempts.ids = client.ids if ours else None
     attempts.split_off(SPLIT.partitions[1])
     assert (attempts.op[6], attempts.doubts) == (0, False)
@@ -117,10 +117,10 @@ def test_requests_under_way_count_for_all_that_was_split_off() -> None:
     old, _ = ids.begin(0)
     ids.begin(1)
     for p in (0, 1, 2, 3):
-        assert ids.floor(*SPLIT.lineage(SPLIT.partitions[p])) == old
+        assert ids.lowest_open(*SPLIT.lineage(SPLIT.partitions[p])) == old
     ids.end(0, old)
-    assert ids.floor(*SPLIT.lineage(SPLIT.partitions[3])) == 2
-    assert ids.floor(*SPLIT.lineage(SPLIT.partitions[2])) == 3, "1 is no ancestor of 2"
+    assert ids.lowest_open(*SPLIT.lineage(SPLIT.partitions[3])) == 2
+    assert ids.lowest_open(*SPLIT.lineage(SPLIT.partitions[2])) == 3, "1 is no ancestor of 2"
 
 
 class Told(Dispatcher):
