@@ -12,8 +12,8 @@ what is older than the window the leader says, by its own (``Window``), in the e
 *Is a request that is not found new, or forgotten?* A client that lives on says so: its requests carry a
 ``last_seen``, the highest index it had seen when it first sent them; one that was executed, was after its
 ``last_seen``. So what is not found and has ``last_seen >= expired_below`` was never executed, and any other is
-refused. But who sends a *single* request (its floor is at ONE_REQUEST or above), an Idempotency-Key over
-HTTP say, may be a new process each time, with no honest stamp. Of such a session a mark stays when its
+refused. But who sends a *single* request (its lowest open request is at ONE_REQUEST or above), an Idempotency-Key over
+HTTP say, may be a new process each time, with no true last seen index. Of such a session a mark stays when its
 outcome goes: the MAX_SPENT last of them are refused, not executed, when they come again.
 
 Stamps and ``expired_below`` are indexes within a history of the partition (R19, ``metastore.history``): the index stands in
@@ -134,7 +134,7 @@ class Sessions:
         self.size = 0
 
     def begin_history(self, first: Version, index: int) -> None:
-        """R19: entry ``index`` begins a history. A stamp of before says nothing of what was executed since; nor does one
+        """R19: entry ``index`` begins a history. A last seen index of before says nothing of what was executed since; nor does one
         of another history of that number, which was cut where that parted from this (R18): before this entry."""
         self.history = first
         self.expired_below = LastSeenIndex(first + index)
@@ -186,8 +186,8 @@ class Sessions:
         tails: list[tuple[int, int, Tail]],
         horizon: int = 0,
     ) -> tuple[list[bytes], list[bytes]]:
-        """Outcomes of entry ``index``: ``lowest_open_of`` = [[client, floor], ...], ``tails`` = [(position
-        in floors, seq, tail), ...]; it says that all up to ``horizon`` is older than the window. The clients
+        """Outcomes of entry ``index``: ``lowest_open_of`` = [[client, lowest open request], ...], ``tails`` = [(position
+        in it, seq, tail), ...]; it says that all up to ``horizon`` is older than the window. The clients
         whose sessions changed, and those forgotten."""
         by_client = self.by_client
         touched: list[Session] = []

@@ -300,13 +300,13 @@ class Proposals:
     ) -> tuple[list[Any], Tail]:
         """A delete and a put in one row, as of a transaction. The record keeps what it is but for its version: when it was
         created too; its TTL begins anew."""
-        storage_key, to, stamp = op[KEY_AT], op[TO_AT], self.tables.stamp(index)
+        storage_key, to, last_seen = op[KEY_AT], op[TO_AT], self.tables.seen_index(index)
         old, there = self.current(storage_key), self.current(to)
         if old is None:
-            return self._nothing(at, seq, ConditionFailed.status, 0, stamp)
+            return self._nothing(at, seq, ConditionFailed.status, 0, last_seen)
         if there is not None and op[TO_CONDITION_AT] == ABSENT:
             version = self.tables.shown_versions(there)[1]
-            row, (status, _, detail) = self._nothing(at, seq, ConditionFailed.status, version, stamp)
+            row, (status, _, detail) = self._nothing(at, seq, ConditionFailed.status, version, last_seen)
             text = f"condition failed: there is a record under the new key, at version {version}"
             return row, (status, text, detail)
         record, base = unpack_record(old), self.version
@@ -321,7 +321,7 @@ class Proposals:
         self._change(index, storage_key, old, None, usage)
         self._change(index, to, self.current(to), new, usage)
         parts = [[DELETE, storage_key], [PUT, to, new]]
-        return [TXN, at, seq, True, parts], (OK, True, stamp, txn_results(base, parts))
+        return [TXN, at, seq, True, parts], (OK, True, last_seen, txn_results(base, parts))
 
     @staticmethod
     def _nothing(

@@ -2,7 +2,7 @@
 
 A payload is msgpack ``[base_version, sessions, rows, usage, fences]``:
 
-    sessions   [[client_id, floor], ...]
+    sessions   [[client_id, lowest_open], ...]
     rows       [PUT, storage_key, record, at, seq]     also for ADD (row kind ADD: the answer tells the count)
                [DELETE, storage_key, at, seq]
                [EXPIRE, storage_key, -1, 0]

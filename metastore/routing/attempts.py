@@ -137,7 +137,7 @@ class Attempts:
         self.changes = False
         #: for which a write was numbered
         self.partition = -1
-        #: of which partition's log its stamp is an entry: the halves of one that is split count each for itself
+        #: of which partition's log its last seen index is: the halves of one that is split count each for itself
         self.seen_in = -1
         #: any replica will do
         self.spread = False
@@ -206,12 +206,12 @@ class Attempts:
                     table.served(placement, node, self.told.get(node, 0))
 
     def split_off(self, placement: Placement) -> None:
-        """The partition that the stamp is of has been split (R18). What its client saw of the one half after
+        """The partition of the last seen index has been split (R18). What its client saw of the one half after
         that says nothing of the other; where they parted is not known, nothing does. Raises Moved,
         OutcomeUnknown: another client's, which has to know."""
         at = self.client.table.split_off(self.seen_in, placement.id)
         if at is None and not self.op[LAST_SEEN_AT]:
-            return  # a stamp of 0 is of no partition, whatever its client named
+            return  # a last seen index of 0 is of no partition, whatever its client named
         if self.ids is None:
             if at is None:  # the client that numbered it knows of a split that is not known here
                 self.doubts = True
