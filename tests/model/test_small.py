@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 
 from tests.model import freshness, stores, watching
@@ -81,11 +84,17 @@ WATCHING = Suite(
 SUITES = (STORES, FRESHNESS, WATCHING)
 
 
-@pytest.mark.parametrize(("suite", "name"), [(s, name) for s in SUITES for name in s.baselines])
+def _cases(suite: Suite, names: Iterable[str], commit: int) -> list[Any]:
+    """Of the stores' model, which takes longest, the first ``commit`` at every commit and the others nightly."""
+    marks = [pytest.mark.nightly] if suite is STORES else []
+    return [pytest.param(suite, name, marks=marks if n >= commit else []) for n, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(("suite", "name"), [c for s in SUITES for c in _cases(s, s.baselines, 1)])
 def test_every_state_keeps_the_invariants(suite: Suite, name: str) -> None:
     suite.check_baseline(name)
 
 
-@pytest.mark.parametrize(("suite", "rule"), [(s, rule) for s in SUITES for rule in s.mutations])
+@pytest.mark.parametrize(("suite", "rule"), [c for s in SUITES for c in _cases(s, s.mutations, 3)])
 def test_a_broken_rule_breaks_an_invariant(suite: Suite, rule: str) -> None:
     suite.check_mutation(rule)

@@ -16,21 +16,34 @@ from tests.simulation.violation import Violation
 SEEDS = 3
 
 
+def play(plan: str, seed: int) -> World:
+    world = World(seed, CONTROL_LOSSES[plan], name=plan).play()
+    assert sum(len(t.history) for _, t in world.workloads.traffics) > 50, "no work done"
+    for p in world.partitions():
+        leader = next(h for h in world.hosts(p) if h.replica.role == "active")
+        assert term_of(world.config(p).epoch) == term_of(leader.replica.sealed_epoch)
+    return world
+
+
+@pytest.mark.parametrize("plan", CONTROL_LOSSES)
+def test_it_is_rebuilt_and_nothing_is_lost_in_one_run(plan: str) -> None:
+    """What every commit plays of what follows."""
+    assert play(plan, 0).control_losses.rebuilt
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("plan", CONTROL_LOSSES)
 def test_it_is_rebuilt_and_nothing_is_lost(plan: str) -> None:
     seen: Counter[str] = Counter()
     rebuilt = 0
     for seed in range(SEEDS):
-        world = World(seed, CONTROL_LOSSES[plan], name=plan).play()
+        world = play(plan, seed)
         seen.update(world.control_losses.seen)
         rebuilt += world.control_losses.rebuilt
-        assert sum(len(t.history) for _, t in world.workloads.traffics) > 50, "no work done"
-        for p in world.partitions():
-            leader = next(h for h in world.hosts(p) if h.replica.role == "active")
-            assert term_of(world.config(p).epoch) == term_of(leader.replica.sealed_epoch)
     assert rebuilt >= seen.total() > 2, (seen, rebuilt)
 
 
+@pytest.mark.nightly
 def test_terms_below_the_sealed_ones_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: nodes find that such an etcd has forgotten what they sealed, and never trust it for long."""
     monkeypatch.setattr(rebuild, "TERMS_AHEAD", -2)

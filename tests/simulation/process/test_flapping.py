@@ -42,6 +42,7 @@ def shares(seed: int) -> dict[str, float]:
     return {name: led[name] / led.total() for name in sorted(world.processes)}
 
 
+@pytest.mark.nightly
 def test_who_flaps_leads_little_and_who_is_well_is_not_starved() -> None:
     """On the average of some seeds: in one of them it may be the only one that is up to date."""
     found = [shares(seed) for seed in SEEDS]

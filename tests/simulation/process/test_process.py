@@ -39,7 +39,7 @@ def test_seeds_that_found_something() -> None:
 REPLAY = """
 from tests.simulation.process.world import world_of
 for seed in (0, 7, 9):
-    print(world_of(seed).play().digest.hexdigest())
+    print(world_of(seed, 20_000).play().digest.hexdigest())
 """
 
 
