@@ -36,6 +36,8 @@ RAISE: Final = NO_TOKEN
 DEDUPE_WINDOW_S: Final = 600
 MAX_STORAGE_KEY_BYTES: Final = 8 + 64 + 1 + MAX_KEY_BYTES
 U64_END: Final = 1 << 64
+#: bytes that a row of a listing takes beside its key, when it is a version
+VERSION_BYTES: Final = 8
 I64_END: Final = 1 << 63
 #: versions that clients give, request numbers and stamps are below it
 COUNT_END: Final = (1 << 63) - 1
@@ -214,6 +216,24 @@ def is_record(value: Any) -> bool:
 
 def is_list(value: Any) -> bool:
     return type(value) is list
+
+
+def parts_told_size(parts: list[list[Any]]) -> int:
+    """Of the records that a transaction has read."""
+    return sum(len(part[1]) for part in parts if len(part) > 1 and type(part[1]) is bytes)
+
+
+def is_renamed(parts: Any) -> bool:
+    """What a transaction of a delete and a put is answered: ``[[0, version], [0, version, created]]``."""
+    if type(parts) is not list or [len(part) if type(part) is list else 0 for part in parts] != [2, 3]:
+        return False
+    (deleted, gone), (put, version, created) = parts
+    return deleted == put == 0 and is_count(gone) and is_count(version) and type(created) is bool
+
+
+def rows_size(rows: list[list[Any]]) -> int:
+    """Of a listing's rows: keys, and records or versions."""
+    return sum(len(key) + (len(row) if type(row) is bytes else VERSION_BYTES) for key, row in rows)
 
 
 VERSION_TOLD: Final = Told("version", is_count)

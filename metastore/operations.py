@@ -55,8 +55,6 @@ MAX_TXN_READ_BYTES: Final = 1 << 20
 MAX_TXN_BYTES: Final = 2 << 20
 #: about what an operation takes beside its keys and values, and each part and compare of a transaction
 OP_BYTES: Final = 96
-#: bytes that a row of a listing takes beside its key, when it is a version
-VERSION_BYTES: Final = 8
 
 
 # --- transactions: lists within an operation ----------------------------------------------------
@@ -128,22 +126,6 @@ def _keys_in_compares(compares: list[list[Any]]) -> list[bytes]:
 
 def _keys_in_parts(parts: list[list[Any]]) -> list[bytes]:
     return [part[PART_KEY_AT] for part in parts]
-
-
-def _told_parts_size(parts: list[list[Any]]) -> int:
-    return sum(len(part[1]) for part in parts if len(part) > 1 and type(part[1]) is bytes)
-
-
-def _is_renamed(parts: Any) -> bool:
-    """What a transaction of a delete and a put is answered: ``[[OK, version], [OK, version, created]]``."""
-    if type(parts) is not list or [len(part) if type(part) is list else 0 for part in parts] != [2, 3]:
-        return False
-    (deleted, gone), (put, version, created) = parts
-    return deleted == put == OK and e.is_count(gone) and e.is_count(version) and type(created) is bool
-
-
-def rows_size(rows: list[list[Any]]) -> int:
-    return sum(len(key) + (len(row) if type(row) is bytes else VERSION_BYTES) for key, row in rows)
 
 
 # --- the description ------------------------------------------------------------------------------
@@ -272,7 +254,7 @@ _ALL = (
             *_CONSISTENCY,
         ),
         (
-            Told("rows", e.is_list, size=rows_size),
+            Told("rows", e.is_list, size=e.rows_size),
             Told("next", lambda start: start is None or type(start) is bytes),
             e.AGE_TOLD,
             e.VERSION_TOLD,
@@ -290,7 +272,7 @@ _ALL = (
             Field("then", _check_parts, _parts_size, _keys_in_parts, parts=True),
             Field("otherwise", _check_parts, _parts_size, _keys_in_parts, parts=True),
         ),
-        (Told("succeeded", e.is_flag), e.INDEX_TOLD, Told("parts", e.is_list, size=_told_parts_size)),
+        (Told("succeeded", e.is_flag), e.INDEX_TOLD, Told("parts", e.is_list, size=e.parts_told_size)),
         "A transaction.",
         e.FENCE,
         writes=True,
@@ -307,7 +289,7 @@ _ALL = (
                 whole(ABSENT, ABSENT, "the condition on the new key is {}, not absence", or_none=True),
             ),
         ),
-        (Told("succeeded", e.is_flag), e.INDEX_TOLD, Told("parts", _is_renamed)),
+        (Told("succeeded", e.is_flag), e.INDEX_TOLD, Told("parts", e.is_renamed)),
         "Give a record another key.",
         e.FENCE,
         writes=True,

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from metastore.client.encoding import list_op
 from metastore.client.watch.resume_tokens import encode_resume
+from metastore.elements import rows_size
 from metastore.errors import InvalidRequest
 from metastore.keys import encode_key, end_point, hash_point, next_key, prefix_routing_key
-from metastore.operations import RESULT_HEAD, rows_size
+from metastore.operations import RESULT_HEAD
 from metastore.routing.dispatcher import Dispatcher
 
 #: a page ends with the rows that fill it, however many were asked for
