@@ -40,7 +40,6 @@ SCENARIOS = [
         "leader-paused",
         "SIGSTOP for over three grants, then SIGCONT: it wakes up deposed",
         ((2, "pause", "leader"), (6, "resume", "it")),
-        short=True,
     ),
     Scenario("follower-paused", "SIGSTOP for 5 s", ((2, "pause", "follower"), (7, "resume", "it"))),
     Scenario(
@@ -61,7 +60,6 @@ SCENARIOS = [
             (15, "ebb"),
         ),
         16,
-        short=True,
     ),
     Scenario("etcd-killed", "no etcd for 6 s", ((2, "kill", "etcd"), (8, "restart", "etcd")), 12),
     Scenario(
@@ -94,7 +92,6 @@ SCENARIOS = [
         "every process at once",
         ((2, "kill", "nodes", "etcd", "router"), (3, "restart", "etcd"), (3.5, "restart", "nodes", "router")),
         12,
-        short=True,
     ),
     Scenario(
         "power-off",
@@ -139,9 +136,7 @@ SCENARIOS = [
         17,
     ),
     Scenario("slow-disk-follower", "80 ms a sync", ((2, "slow_disk", "follower"), (7, "good_disk", "it"))),
-    Scenario(
-        "slow-disk-leader", "80 ms a sync", ((2, "slow_disk", "leader"), (7, "good_disk", "it")), short=True
-    ),
+    Scenario("slow-disk-leader", "80 ms a sync", ((2, "slow_disk", "leader"), (7, "good_disk", "it"))),
     Scenario(
         "disk-hangs",
         "a leader's sync does not come back for 5 s: it leads nothing meanwhile",
