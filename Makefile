@@ -32,7 +32,7 @@ test: check
 
 nightly: check
 	@$(BIN)/python -m tests.lanes nightly
-	@$(MAKE) versions chaos soak mutants
+	@$(MAKE) versions cover chaos soak mutants
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
