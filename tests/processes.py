@@ -1,8 +1,9 @@
-"""What tests do to processes, so that it is done when they go on."""
+"""What tests do to processes and their folders, so that it is done when they go on."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -32,3 +33,16 @@ def _is_stopped(pid: int) -> bool:
     # the state follows the command's name, which may hold anything: "12 (etcd) T 1 …"
     threads = [path.read_text().rpartition(")")[2] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
     return all(state.split()[0] in ("T", "t") for state in threads)
+
+
+def copy_of_running(folder: Path, copy: Path) -> None:
+    """A copy of a data folder that is written meanwhile, without its lock. Begun anew when a file went before it was copied: what
+    that leaves is a folder that never was."""
+    while True:
+        try:
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+            return
+        except shutil.Error as e:
+            if any(Path(source).exists() for source, *_ in e.args[0]):
+                raise
+            shutil.rmtree(copy)

@@ -20,7 +20,7 @@ from cellctl.dev_files import pick_ports
 from metastore import Put
 from tests.integration.conftest import _cluster
 from tests.integration.harness import Cluster, cellctl, until
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, copy_of_running
 from tests.typed import there
 
 NODE = "c1n2"
@@ -219,7 +219,7 @@ def lag(cluster: Cluster) -> int:
 @pytest.mark.nightly
 async def test_a_clone_beside_the_living_node_is_refused(cell: Cluster, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(folder(cell), copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(folder(cell), copy)
     ports = pick_ports("127.0.0.1", ["rpc", "http"], set())
     changes = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     before = cell.status(NODE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
@@ -30,6 +29,7 @@ from metastore.storage.store import Store
 from metastore.wire import frames
 from metastore.wire.peer_messages import Hello, hello
 from metastore.wire.versions import peer_versions
+from tests.processes import copy_of_running
 
 LAYOUT = Layout("metastore")
 Start = Callable[..., Coroutine[Any, Any, Node]]
@@ -101,7 +101,7 @@ async def test_an_old_copy_is_refused_and_knows_it_for_good(
 ) -> None:
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
-    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(live, copy)
     await end(await start(live, "run2"), etcd, presence_stays=True)
     before = dict(etcd.kvs)
     old = await start(copy, "run3")
@@ -123,7 +123,7 @@ async def test_starting_an_old_copy_often_does_not_make_it_newer(
     """It dies each time before it has heard of etcd."""
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
-    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(live, copy)
     await end(await start(live, "run2"), etcd)
     for number in range(5):
         store = Store.open(copy, cluster="metastore", node="n")
@@ -141,7 +141,7 @@ async def test_however_often_an_old_copy_was_started(
     """What it does not remember it never had, for all that anybody can know."""
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
-    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(live, copy)
     await end(await start(live, "run2"), etcd)
     crash_at_start(copy, starts)
     assert states(await start(copy, "run3")) == ["refused"]
@@ -193,9 +193,9 @@ async def test_a_copy_of_the_running_folder_put_back_before_any_other_start(
     live, copy, later = tmp_path / "live", tmp_path / "copy", tmp_path / "later"
     first = await start(live, "run1")
     await write(first, 1)
-    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(live, copy)
     await write(first, 2)
-    shutil.copytree(live, later, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(live, later)
     while LAYOUT.mark("n") not in etcd.kvs or mark(etcd).mark < first.store.mark:
         first.control.wake()
         await asyncio.sleep(0.01)
@@ -329,7 +329,7 @@ async def test_without_etcd_it_goes_on_and_etcds_word_counts_when_it_is_back(
     monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.3)
     live, copy = tmp_path / "live", tmp_path / "copy"
     await end(await start(live, "run1"), etcd)
-    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(live, copy)
     await end(await start(live, "run2"), etcd)
     etcd.up = False
     true = await start(live, "run3")
@@ -359,7 +359,7 @@ async def test_two_processes_of_one_store(start: Start, etcd: MemoryEtcd, tmp_pa
     first = await start(live, "run1")
     for number, forget in enumerate((False, True)):
         copy = tmp_path / f"copy{number}"
-        shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+        copy_of_running(live, copy)
         if forget:
             del etcd.kvs[LAYOUT.presence("n")]
         clone = await start(copy, f"clone{number}")
@@ -422,7 +422,7 @@ async def test_a_replaced_process_that_lives_stops(start: Start, etcd: MemoryEtc
     """Another process was registered on a copy of its store while it had no lease."""
     live, copy = tmp_path / "live", tmp_path / "copy"
     first = await start(live, "run1")
-    shutil.copytree(live, copy, ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(live, copy)
     mine = record(etcd)
     other = NodeRecord(mine.node, mine.cell, mine.store_id, "127.0.0.1:9", mine.http, "", 2, "run2")
     etcd.txn([], [Put(LAYOUT.node("n"), to_json(other))], [])
@@ -465,7 +465,7 @@ async def test_a_peer_remembers_how_far_a_store_was_durable(
     monkeypatch.setattr("metastore.node.peers.PING_S", 0.02)
     node, peer = await pair(start, tmp_path, etcd, "run1")
     await write(node, 1)
-    shutil.copytree(tmp_path / "n", tmp_path / "copy", ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(tmp_path / "n", tmp_path / "copy")
     await write(node, 2)
     while peer.identity.known("n", None)[0].mark < node.store.mark:
         await asyncio.sleep(0.01)
@@ -487,7 +487,7 @@ async def test_a_run_that_came_and_went_while_etcd_was_away(
     """etcd never heard of it, so what it confirms need not descend from it: the peer that met it knows better."""
     node, peer = await pair(start, tmp_path, etcd, "run1")
     await end(node, etcd)
-    shutil.copytree(tmp_path / "n", tmp_path / "copy", ignore=shutil.ignore_patterns("LOCK", "*.new"))
+    copy_of_running(tmp_path / "n", tmp_path / "copy")
     monkeypatch.setattr("metastore.node.startup.ETCD_PATIENCE_S", 0.2)
     etcd.up = False
     node = await start(tmp_path / "n", "run2", node.config.rpc)

@@ -45,6 +45,7 @@ from metastore.storage.state import (
     record_writes,
 )
 from metastore.storage.store import Store
+from tests.processes import copy_of_running
 from tests.typed import put_in_log
 from tests.unit.storage.engines import FaultyEngine, lmdb_state, rot, rows_in
 from tests.unit.storage.test_store import SMALL, open_store, segments
@@ -684,7 +685,7 @@ async def test_a_segment_that_is_written_still_is_left(tmp_path: Path, by_a_read
     while not failed and first.exists():
         moments += 1
         killed = tmp_path / f"killed-{moments}"
-        shutil.copytree(tmp_path / "store", killed)
+        copy_of_running(tmp_path / "store", killed)
         again = asked(lambda killed=killed: open_store(killed, options))  # type: ignore[misc]
         if again is not TOLD:
             assert {r for _, r in again.scan(1, b"", b"\xff" * 9, 10, 1 << 20)[0]} <= {
