@@ -94,6 +94,16 @@ class SplitResult(NamedTuple):
     metadata: list[tuple[bytes, bytes]]
 
 
+class UpperHalf(NamedTuple):
+    """R18: what an applied entry splits off. All from the point ``at`` on is ``child``'s, which begins with the rows
+    ``metadata``. ``config``: the child's first one, packed; None = this store is no member, and the records above go."""
+
+    child: int
+    at: bytes
+    metadata: list[tuple[bytes, bytes]]
+    config: bytes | None
+
+
 class Applied(NamedTuple):
     """What applying an entry changed: records (the n-th has version ``base`` + n, from 1), the aux
     rows to save with them, which versions are expirations, and what was split off."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from metastore.partition.ports import Scan, UpperHalf
-from metastore.storage.splits import SplitRows
+from metastore.core.rows import UpperHalf
+from metastore.partition.ports import Scan
 from metastore.storage.store import Store
 
 
@@ -57,9 +57,7 @@ class StoreSlice:
         metadata: set[bytes],
         split: UpperHalf | None,
     ) -> None:
-        self._store.apply(
-            self._p, index, epoch, changes, metadata, None if split is None else SplitRows(*split)
-        )
+        self._store.apply(self._p, index, epoch, changes, metadata, split)
 
     def opening(self) -> list[int]:
         return self._store.pending_splits(self._p)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple, Protocol
 
+from metastore.core.rows import UpperHalf
 from metastore.errors import CorruptState, MetastoreError, RottenEntry
 from metastore.topology import Placement
 
@@ -131,16 +132,6 @@ class Scan(NamedTuple):
     rows: list[tuple[bytes, bytes]]
     next: bytes | None
     bytes: int
-
-
-class UpperHalf(NamedTuple):
-    """R18: what an applied entry splits off. All from the point ``at`` on is ``child``'s, which begins with the rows
-    ``metadata``. ``config``: the child's first one, packed; None = this store is no member, and the records above go."""
-
-    child: int
-    at: bytes
-    metadata: list[tuple[bytes, bytes]]
-    config: bytes | None
 
 
 class PartitionSlice(Protocol):

@@ -16,10 +16,9 @@ from metastore.core.configs import pack_config
 from metastore.core.events import PartingProposed, Propose, SplitApplied
 from metastore.core.messages import FULL
 from metastore.core.replica import ACTIVE
-from metastore.core.rows import SplitOff, SplitResult
+from metastore.core.rows import SplitOff, SplitResult, UpperHalf
 from metastore.keys import end_point
 from metastore.layout import ConfigRecord, SplitRecord, first_epoch, term_of
-from metastore.partition.ports import UpperHalf
 from metastore.partition.state import PartitionState
 
 SLICE_RECORDS: Final = 2000

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from metastore.core.rows import UpperHalf
 from metastore.errors import NoRoom
 from metastore.storage.journal import Journal
 from metastore.storage.options import StorageOptions
 from metastore.storage.overlay import Changes
 from metastore.storage.retention import Retention
 from metastore.storage.slots import Slots
-from metastore.storage.splits import SplitRows, Splits
+from metastore.storage.splits import Splits
 from metastore.storage.state import State
 from metastore.storage.transactions import Flush, MetadataSource, Transactions, flush_of
 from metastore.storage.writer import Writer
@@ -77,7 +78,7 @@ class Checkpoints:
         epoch: int,
         changes: list[tuple[bytes, bytes | None]],
         metadata: set[bytes],
-        split_off: SplitRows | None = None,
+        split_off: UpperHalf | None = None,
     ) -> None:
         """Committed changes of entry ``index``, and what it splits off (R18); visible at once, in the state later.
         ``metadata``: metadata rows that changed."""

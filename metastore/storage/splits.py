@@ -6,23 +6,12 @@ state by one ``flush`` (``transactions``).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from metastore.core.rows import UpperHalf
 from metastore.storage.log import NodeLog
 from metastore.storage.overlay import Changes
 from metastore.storage.partition_log import PartitionLog
 from metastore.storage.slots import NO_SLOT, PartitionInfo, Slots
 from metastore.storage.state import GarbageRange, Meta
-
-
-class SplitRows(NamedTuple):
-    """R18: what an applied entry splits off. All from the point ``at`` on is ``child``'s, which begins with the rows
-    ``metadata``. ``config``: the child's first one, packed; None = this store is no member, and what lies above goes."""
-
-    child: int
-    at: bytes
-    metadata: list[tuple[bytes, bytes]]
-    config: bytes | None
 
 
 class Splits:
@@ -35,7 +24,7 @@ class Splits:
         #: child -> its parent, of the flush that is under way
         self._flushing: dict[int, int] = {}
 
-    def part(self, p: int, index: int, epoch: int, split_off: SplitRows) -> None:
+    def part(self, p: int, index: int, epoch: int, split_off: UpperHalf) -> None:
         """Entry ``index`` of ``p`` is applied and parts with what lies above. A child that is here, but still
         empty, becomes the split-off half; one that came from elsewhere stays as it is."""
         slots, child = self._slots, split_off.child

@@ -20,6 +20,7 @@ from metastore.core import messages as m
 from metastore.core.configs import pack_config
 from metastore.core.entry import pack_entry
 from metastore.core.messages import Process
+from metastore.core.rows import UpperHalf
 from metastore.keys import storage_key_of
 from metastore.layout import ConfigRecord, Layout, LeaderRecord, NodeRecord, first_epoch, to_json
 from metastore.node.control.agent import FACT_CLUSTER_ID, FACT_REVISION, known_etcd, usage_pause_s
@@ -27,7 +28,6 @@ from metastore.node.control.registration import Outcome
 from metastore.node.node import Node
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord
-from metastore.storage.splits import SplitRows
 from metastore.storage.store import Store
 from tests.typed import put_in_log
 
@@ -393,7 +393,7 @@ async def test_a_partition_stays_until_what_was_split_off_it_is_durable(f: Fixtu
     await f.until(lambda: store.durable_seq == store.last_seq)
     store.checkpoints.submit = lambda: None  # type: ignore[method-assign]
     store.checkpoints.on_split = lambda child, parent: None
-    split_off = SplitRows(1, (1 << 63).to_bytes(8, "big"), [], pack_config(f.record))
+    split_off = UpperHalf(1, (1 << 63).to_bytes(8, "big"), [], pack_config(f.record))
     store.apply(P, 1, TERM1, [(storage_key_of("n", "k"), pack_record(1, 1, b"v"))], set(), split_off)
     others = replace(f.record, hi=1 << 63, epoch=TERM2, replicas=(("l", "sl"), ("x", "sx")))
     f.put(CONFIG_KEY, others.to_json())

@@ -15,6 +15,7 @@ from metastore.core.logindex import LogIndex
 from metastore.core.messages import Process
 from metastore.core.node import NodeCore
 from metastore.core.payloads import read_payload
+from metastore.core.rows import UpperHalf
 from metastore.core.settings import CoreSettings
 from metastore.errors import CorruptState, MetastoreError, Moved, RottenEntry
 from metastore.keys import storage_key_of
@@ -22,7 +23,7 @@ from metastore.layout import ConfigRecord, first_epoch
 from metastore.operations import GET, LINEARIZABLE, LIST, PUT
 from metastore.partition.partition import Partition
 from metastore.partition.policies import Policies
-from metastore.partition.ports import EntryLog, Memory, Scan, UpperHalf
+from metastore.partition.ports import EntryLog, Memory, Scan
 from metastore.topology import Placement, TopologyTable
 
 P, EPOCH, CLIENT = 5, first_epoch(1), b"c" * 16

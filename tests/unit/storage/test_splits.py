@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from metastore.core.entry import pack_entry
+from metastore.core.rows import UpperHalf
 from metastore.errors import StorageError
 from metastore.records import pack_record
 from metastore.storage.records import EntryRecord, SealEntry
-from metastore.storage.splits import SplitRows
 from metastore.storage.store import Store
 from tests.typed import put_in_log
 from tests.unit.storage.test_store import open_store
@@ -20,7 +20,7 @@ from tests.unit.storage.test_store import open_store
 AT = b"\x80" + bytes(7)
 LOW, HIGH = b"\x11" * 8 + b"ns\0low", b"\x99" * 8 + b"ns\0high"
 EPOCH = 1 << 16
-SPLIT_OFF = SplitRows(2, AT, [(b"m", b"\x92\x02\x00")], b"the first config")
+SPLIT_OFF = UpperHalf(2, AT, [(b"m", b"\x92\x02\x00")], b"the first config")
 
 
 def records(store: Store, p: int) -> list[bytes]:
@@ -37,7 +37,7 @@ def before_split(path: Path) -> Store:
     return store
 
 
-def apply_split(store: Store, split_off: SplitRows = SPLIT_OFF) -> None:
+def apply_split(store: Store, split_off: UpperHalf = SPLIT_OFF) -> None:
     put_in_log(store, EntryRecord(1, 3, pack_entry(3, EPOCH, b"split")))
     store.sync_now()
     store.apply(1, 3, EPOCH, [], set(), split_off)
@@ -177,7 +177,7 @@ def test_a_snapshot_of_before_the_split_reaches_as_far_as_the_partition_did(tmp_
     apply_split(store)
     put_in_log(store, EntryRecord(1, 4, pack_entry(4, EPOCH, b"split")))
     store.sync_now()
-    store.apply(1, 4, EPOCH, [], set(), SplitRows(3, b"\x10" + bytes(7), [], b"config"))
+    store.apply(1, 4, EPOCH, [], set(), UpperHalf(3, b"\x10" + bytes(7), [], b"config"))
     reader = store.open_snapshot(1)
     assert reader.index == 2
     assert [key for kind, key, _ in reader.chunk(1 << 20) if kind == 1] == [LOW, HIGH]

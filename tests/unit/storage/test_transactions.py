@@ -13,12 +13,12 @@ import pytest
 
 from metastore.core.entry import entry_position, pack_entry
 from metastore.core.messages import Seen
+from metastore.core.rows import UpperHalf
 from metastore.records import pack_record
 from metastore.storage.folder import Folder
 from metastore.storage.options import StorageOptions
 from metastore.storage.records import ConfigEntry, EntryRecord, SealEntry
 from metastore.storage.snapshot import DATA, METADATA
-from metastore.storage.splits import SplitRows
 from metastore.storage.state import State
 from metastore.storage.store import Store
 from tests.typed import put_in_log
@@ -208,7 +208,7 @@ class Life:
             epoch = info.log.epoch_at(index)
             if p in CHILDREN and index == SPLIT:
                 child = CHILDREN[p]
-                split_off = SplitRows(child, AT, [(AUX_KEY, b"%d" % SPLIT)], b"0")
+                split_off = UpperHalf(child, AT, [(AUX_KEY, b"%d" % SPLIT)], b"0")
                 self.store.apply(p, index, epoch, [], {AUX_KEY}, split_off)
                 self.store.set_metadata_source(child, self.metadata(child))
             else:
